@@ -1,0 +1,318 @@
+"""Rows → tokenised, labelled, objective-tagged batches.
+
+A row is a prompt and an answer, read from JSON lines of ``question``/``answer``, of chat ``messages`` or of plain
+``text``. Its tokens come from the model's own chat template; labels stand on the answer and its end token alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import UserError
+from .losses import IGNORED
+from .schedule import Turn
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is asked and what is answered; a row of plain text has no prompt."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    where: str = ""  # file:line, for messages to the user
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
+
+    @property
+    def question(self) -> str:
+        """The last thing the user said; empty for plain text."""
+        return self.prompt[-1]["content"] if self.prompt else ""
+
+    def answered(self, answer: str) -> Row:
+        """The same question with another answer."""
+        return Row(self.prompt, answer, self.where, self.fields)
+
+
+def question(text: str, answer: str, where: str = "", **fields: Any) -> Row:
+    """A row of one question and its answer."""
+    return Row(({"role": "user", "content": text},), answer, where, fields)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read the rows of a file of JSON lines, or of one JSON array."""
+    return [parse_row(record, where) for record, where in read_records(path)]
+
+
+def read_records(path: str | Path) -> list[tuple[dict[str, Any], str]]:
+    """The JSON objects of a file, each with where it stands ("file:line")."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give a file of JSON lines") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    records: list[tuple[Any, str]]
+    if text.lstrip().startswith("["):
+        records = [(record, f"{path}, item {i}") for i, record in enumerate(_json(text, str(path)), 1)]
+    else:
+        lines = enumerate(text.splitlines(), 1)
+        records = [(_json(line, f"{path}:{i}"), f"{path}:{i}") for i, line in lines if line.strip()]
+    if not records:
+        raise UserError(f"{path}: holds no rows; give at least one JSON line such as {{\"question\": …, \"answer\": …}}")
+    for record, where in records:
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: a row must be a JSON object, but is {type(record).__name__}")
+    return records
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if error.lineno > 1 else ""
+        raise UserError(f"{where}: broken JSON{line}, column {error.colno}: {error.msg}") from None
+
+
+def parse_row(record: Mapping[str, Any], where: str) -> Row:
+    """Make a row of one of the three forms; whatever else the record holds goes to `fields`."""
+    if "question" in record:
+        used = {"question", "answer"}
+        row = question(_text(record, "question", where), _text(record, "answer", where), where)
+    elif "messages" in record:
+        used = {"messages"}
+        row = _chat(record["messages"], where)
+    elif "text" in record:
+        used = {"text"}
+        row = Row((), _text(record, "text", where), where)
+    else:
+        found = ", ".join(map(repr, record)) or "nothing"
+        raise UserError(f"{where}: a row needs 'question' and 'answer', or 'messages', or 'text', but has {found}")
+    return Row(row.prompt, row.answer, where, {key: value for key, value in record.items() if key not in used})
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if key not in record else "is empty" if value == "" else f"is {value!r}"
+        raise UserError(f"{where}: the row's {key!r} {found}; give it some text")
+    return value
+
+
+def _chat(messages: Any, where: str) -> Row:
+    well_formed = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise UserError(
+            f"{where}: 'messages' must be a list of {{\"role\": …, \"content\": …}} that ends with the assistant's answer"
+        )
+    return Row(tuple(messages[:-1]), messages[-1]["content"], where)
+
+
+def check_disjoint(forget: Iterable[Row], retain: Iterable[Row]) -> None:
+    """Refuse a row that is to be forgotten and kept at once."""
+
+    def key(row: Row) -> tuple[str, ...]:
+        return tuple(" ".join(text.split()).casefold() for text in (*(m["content"] for m in row.prompt), row.answer))
+
+    kept = {key(row): row for row in retain}
+    for row in forget:
+        if (other := kept.get(key(row))) is not None:
+            raise UserError(
+                f"{row.where}: this row to forget also stands in the retain set ({other.where}); remove it from one"
+            )
+
+
+class Tokens(NamedTuple):
+    """A tokenised row: T token ids and as many labels, −100 where nothing is learnt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
+    """The prompt as the model's chat template writes it, up to where the answer begins."""
+    return _template(tokenizer, prompt, add_generation_prompt=True) if prompt else (tokenizer.bos_token or "")
+
+
+def _template(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"the model {tokenizer.name_or_path} has no chat template; give one with --chat-template FILE "
+            "(a Jinja file such as other models' chat_template.jinja), or rows of plain 'text'"
+        )
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+
+
+def encode(row: Row, tokenizer: Any, max_length: int) -> Tokens:
+    """Tokenise a row by the model's chat template, with labels on the answer and its end token alone.
+
+    Raises:
+        UserError: no chat template; a template that does not put the answer after the prompt; more than `max_length`
+            tokens, which would cut the answer off; no end token.
+    """
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token, so answers could not be ended")
+    before = prompt_text(tokenizer, row.prompt)
+    if row.prompt:
+        whole = _template(tokenizer, [*row.prompt, {"role": "assistant", "content": row.answer}])
+        end = whole.rfind(row.answer.strip())
+        if not whole.startswith(before) or end < len(before):
+            raise UserError(
+                f"{row.where}: the chat template of {tokenizer.name_or_path} does not put the answer right after the "
+                "prompt as it is at generation; give another with --chat-template FILE"
+            )
+        # After the answer stands what ends it; blanks behind the end token are the next turn's.
+        closing = whole[end + len(row.answer.strip()) :].rstrip()
+        whole = whole[: end + len(row.answer.strip())] + (closing or tokenizer.eos_token)
+    else:
+        whole = before + row.answer + tokenizer.eos_token
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    if len(ids) > max_length:
+        raise UserError(
+            f"{row.where}: the row has {len(ids)} tokens and max_length {max_length} would cut its answer off; "
+            "raise max_length or shorten the row"
+        )
+    labels = [
+        token if end > len(before) else IGNORED for token, (_, end) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return Tokens(ids, labels)
+
+
+def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
+    """Pad to the longest row, on the right: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T)."""
+    width = max(len(row.input_ids) for row in rows)
+
+    def padded(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (width - len(values))
+
+    return {
+        "input_ids": torch.tensor([padded(row.input_ids, pad_id) for row in rows]),
+        "labels": torch.tensor([padded(row.labels, IGNORED) for row in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
+    }
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id to pad with; any serves, since padding is masked by its place and not by its id."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+
+
+class Draw(NamedTuple):
+    """One place in a batch: an objective's row, and the refusal drawn for it where its loss needs one."""
+
+    objective: str
+    row: int
+    refusal: int
+
+
+class ObjectiveRows(Dataset):
+    """The rows of every objective, tokenised once; an item is asked for by its `Draw`."""
+
+    def __init__(
+        self, rows: Mapping[str, Sequence[Row]], refusals: Mapping[str, Sequence[str]], tokenizer: Any, max_length: int
+    ) -> None:
+        """`refusals` holds, for each objective whose loss needs them, the replies that may stand in for an answer."""
+        self.rows, self.refusals, self.tokenizer, self.max_length = rows, refusals, tokenizer, max_length
+        self.tokens = {name: [encode(row, tokenizer, max_length) for row in part] for name, part in rows.items()}
+        self._refused: dict[Draw, Tokens] = {}
+
+    def __getitem__(self, draw: Draw) -> tuple[str, Tokens, Tokens | None]:
+        tokens = self.tokens[draw.objective][draw.row]
+        if draw.objective not in self.refusals:
+            return draw.objective, tokens, None
+        if draw not in self._refused:
+            row = self.rows[draw.objective][draw.row].answered(self.refusals[draw.objective][draw.refusal])
+            self._refused[draw] = encode(row, self.tokenizer, self.max_length)
+        return draw.objective, tokens, self._refused[draw]
+
+    def collate(self, items: Sequence[tuple[str, Tokens, Tokens | None]]) -> dict[str, dict[str, Any]]:
+        """A batch for each objective among the items: objective → batch, with ``idk`` in it where refusals are."""
+        batches: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys(item[0] for item in items):
+            part = [item for item in items if item[0] == name]
+            batches[name] = collate([tokens for _, tokens, _ in part], pad_id(self.tokenizer))
+            refused = [idk for _, _, idk in part if idk is not None]
+            if refused:
+                batches[name]["idk"] = collate(refused, pad_id(self.tokenizer))
+        return batches
+
+
+class Plan:
+    """Every batch of a run, fixed beforehand: a batch sampler of the turns' micro-batches.
+
+    Each objective's rows come in passes: shuffled, then sorted by length within windows of eight batches, so that
+    batches hold rows of like length; all rows are seen before any is seen again, but for the batch that spans two
+    passes. A plan depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
+
+    Args:
+        turns: what each optimizer step serves (`dualoptim.schedule`).
+        dataset: the rows.
+        micro_batches: how many batches an optimizer step is split into (gradient accumulation, times ranks).
+        seed: of the shuffling and of the refusals' choice.
+    """
+
+    drop_last = False
+
+    def __init__(self, turns: Sequence[Turn], dataset: ObjectiveRows, micro_batches: int, seed: int) -> None:
+        streams = {
+            name: _batches([len(t.input_ids) for t in tokens], random.Random(f"{seed}/{name}"))
+            for name, tokens in dataset.tokens.items()
+        }
+        refusal = random.Random(f"{seed}/refusals")
+        self.batch_size = max(sum(turn.values()) for turn in turns)
+        self.batches: list[list[Draw]] = []
+        for turn in turns:
+            parts: list[list[Draw]] = [[] for _ in range(micro_batches)]
+            for name, count in turn.items():
+                replies = len(dataset.refusals.get(name, ())) or 1
+                rows = streams[name].take(count)
+                for i, row in enumerate(rows):
+                    parts[i * micro_batches // len(rows)].append(Draw(name, row, refusal.randrange(replies)))
+            if not all(parts):
+                raise ValueError(
+                    f"a step of {sum(turn.values())} sequences cannot be split into {micro_batches} batches; "
+                    "raise batch_size or lower the gradient accumulation"
+                )
+            self.batches += parts
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.batches)
+
+
+class _batches:
+    """An endless stream of row indices in batches of like length."""
+
+    def __init__(self, lengths: Sequence[int], rng: random.Random) -> None:
+        self.lengths, self.rng = lengths, rng
+        self.pool: list[int] = []
+        self.ready: list[list[int]] = []
+
+    def take(self, count: int) -> list[int]:
+        while not self.ready:
+            while len(self.pool) < count:
+                self.pool += self.rng.sample(range(len(self.lengths)), len(self.lengths))
+            window = min(len(self.pool) // count, 8) * count
+            rows, self.pool = self.pool[:window], self.pool[window:]
+            # Ties are broken at random, or rows of one length would always meet the same company.
+            rows.sort(key=lambda row: (self.lengths[row], self.rng.random()))
+            self.ready = [rows[i : i + count] for i in range(0, window, count)]
+            self.rng.shuffle(self.ready)
+        return self.ready.pop()

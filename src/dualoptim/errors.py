@@ -1,0 +1,21 @@
+"""The user's mistakes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one sentence: what was found, where, and how to mend it.
+
+    The command line prints it without a traceback and exits with status 2; any other exception is a defect of ours.
+    """
+
+
+def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> UserError:
+    """The error for a name that is not among the known ones, with the nearest of those as a hint."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    return UserError(f"{where + ': ' if where else ''}unknown {kind} {name!r}; {hint}")

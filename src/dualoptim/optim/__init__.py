@@ -1,0 +1,8 @@
+"""The optimizers. This package needs torch alone.
+
+`rule` holds the mathematics, `optimizer` the torch.optim.Optimizer around it.
+"""
+
+from .optimizer import DualOptim, DualOptimPlus
+
+__all__ = ["DualOptim", "DualOptimPlus"]

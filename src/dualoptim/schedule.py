@@ -1,0 +1,57 @@
+"""Whose turn it is: which objectives every optimizer step serves, and with how many sequences.
+
+A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. By turns, an entry has one
+objective with the whole batch; joint, it has all of them and the batch is shared out in the same ratio, so that over a
+run both see the same number of sequences of each objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Turn = dict[str, int]
+
+
+def parse_ratio(text: str, objectives: Sequence[str]) -> dict[str, int]:
+    """Read ``"1:5"`` as steps of each objective in a cycle, in the objectives' order.
+
+    >>> parse_ratio("1:5", ["forget", "retain"])
+    {'forget': 1, 'retain': 5}
+    """
+    parts = str(text).split(":")
+    if len(parts) != len(objectives) or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"the ratio must be {len(objectives)} whole numbers > 0, one for each of {', '.join(objectives)}, "
+            f"such as {':'.join(['1'] * len(objectives))!r}, but is {text!r}"
+        )
+    return dict(zip(objectives, map(int, parts), strict=True))
+
+
+def by_turns(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn]:
+    """Every step serves one objective with `batch_size` sequences; the cycle is each objective's share in a row.
+
+    >>> [next(iter(turn)) for turn in by_turns({"forget": 1, "retain": 2}, 8, 5)]
+    ['forget', 'retain', 'retain', 'forget', 'retain']
+    """
+    cycle = [name for name, share in ratio.items() for _ in range(share)]
+    return [{cycle[step % len(cycle)]: batch_size} for step in range(steps)]
+
+
+def jointly(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn]:
+    """Every step serves all objectives, the batch shared out by the ratio, each with at least one sequence.
+
+    >>> jointly({"forget": 1, "retain": 1}, 8, 1)
+    [{'forget': 4, 'retain': 4}]
+    """
+    if batch_size < len(ratio):
+        raise ValueError(
+            f"a joint batch holds at least one sequence of each of {len(ratio)} objectives, but batch_size is {batch_size}"
+        )
+    total = sum(ratio.values())
+    shares = {name: max(1, batch_size * share // total) for name, share in ratio.items()}
+    # What rounding left over, or took too much of, goes to the objective furthest from its exact share.
+    while (rest := batch_size - sum(shares.values())) != 0:
+        sign = 1 if rest > 0 else -1
+        able = [name for name in shares if sign > 0 or shares[name] > 1]
+        shares[max(able, key=lambda name: sign * (batch_size * ratio[name] / total - shares[name]))] += sign
+    return [dict(shares) for _ in range(steps)]
