@@ -15,7 +15,7 @@ from .rule import Moments, update_
 
 # Elements updated at a time: on a CPU a slice of this many stays in the cache through the rule's twenty-odd passes,
 # which makes the plain step several times faster; elsewhere it only bounds the temporaries (three of 16 MiB).
-CPU_CHUNK = 2**18
+CPU_CHUNK = 2**19
 DEVICE_CHUNK = 2**22
 
 

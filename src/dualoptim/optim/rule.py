@@ -71,12 +71,13 @@ def update_(
         max_update: the bound c on |u|; None for the published rule.
     """
     beta1, beta2 = betas
-    correction1, correction2 = 1 - beta1**delta_step, 1 - beta2**delta_step
-    # The order of operations is the published implementation's: where v nearly cancels, another order of the same sums
-    # would leave other digits.
-    param.mul_(1 - lr * weight_decay)
+    # As 0-dim tensors they let addcdiv_ divide and add in one pass. Where the moments nearly cancel, another order of
+    # the same sums leaves other digits: this one is the published implementation's.
+    correction1, correction2 = grad.new_tensor(1 - beta1**delta_step), grad.new_tensor(1 - beta2**delta_step)
+    if weight_decay:
+        param.mul_(1 - lr * weight_decay)
     if base is None:
-        delta.exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+        delta.exp_avg.lerp_(grad, 1 - beta1)
         delta.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         change = delta.exp_avg / correction1
         denominator = delta.exp_avg_sq / correction2
@@ -86,13 +87,16 @@ def update_(
         # At t = 1 the base is zero, and its correction would be 0 / 0.
         change = base.exp_avg / (1 - base_beta1 ** (step - 1) if step > 1 else 1.0)
         denominator = base.exp_avg_sq / (1 - base_beta2 ** (step - 1) if step > 1 else 1.0)
-        delta.exp_avg.mul_(beta1).add_(grad - change, alpha=1 - beta1)
+        delta.exp_avg.lerp_(grad - change, 1 - beta1)
         delta.exp_avg_sq.mul_(beta2).add_((grad * grad).sub_(denominator), alpha=1 - beta2)
-        change.add_(delta.exp_avg / correction1)
-        denominator.add_(delta.exp_avg_sq / correction2).abs_()
-        base.exp_avg.mul_(base_beta1).add_(grad, alpha=1 - base_beta1)
+        change.addcdiv_(delta.exp_avg, correction1)
+        denominator.addcdiv_(delta.exp_avg_sq, correction2).abs_()
+        base.exp_avg.lerp_(grad, 1 - base_beta1)
         base.exp_avg_sq.mul_(base_beta2).addcmul_(grad, grad, value=1 - base_beta2)
     change.div_(denominator.sqrt_().add_(eps))
     if max_update is not None:
         change.clamp_(-max_update, max_update)
-    param.sub_(change.mul_(lr))
+    if isinstance(lr, Tensor):
+        param.sub_(change.mul_(lr))
+    else:
+        param.sub_(change, alpha=lr)

