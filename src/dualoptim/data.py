@@ -144,8 +144,10 @@ class Tokens(NamedTuple):
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """The prompt as the model's chat template writes it, up to where the answer begins."""
-    return _template(tokenizer, prompt, add_generation_prompt=True) if prompt else (tokenizer.bos_token or "")
+    """The prompt as the model's chat template writes it, up to where the answer begins; of plain text, its first token."""
+    if not prompt:
+        return tokenizer.bos_token or tokenizer.eos_token
+    return _template(tokenizer, prompt, add_generation_prompt=True)
 
 
 def _template(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:

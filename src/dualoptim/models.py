@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ def cache_dir() -> Path:
 def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a model, with its own chat template or the one in the file given."""
     with _one_sentence(f"model {model!r}: its tokenizer could not be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(_source(model))
+        tokenizer = AutoTokenizer.from_pretrained(source(model))
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -50,11 +52,11 @@ def load_model(model: str) -> PreTrainedModel:
         UserError: nothing of that name, or not a causal language model.
     """
     with _one_sentence(f"model {model!r}: could not be loaded"), _quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(_source(model), dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(source(model), dtype=torch.float32)
     return loaded
 
 
-def _source(model: str) -> str:
+def source(model: str) -> str:
     if model == SMOLLM2:
         return str(_embedded()) if importlib.util.find_spec(_PACKAGE) else SMOLLM2_HUB
     path = Path(model)
@@ -149,3 +151,27 @@ def _cpu_has_bf16() -> bool:
     """Emulated bf16 is slower than fp32, so it is used only where the processor multiplies in it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of a model's weights and configuration."""
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, from the cache folder where the same key and versions have been computed before."""
+    versions = [torch.__version__, transformers.__version__, *map(str, device_and_precision())]
+    digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
+    path = cache_dir() / kind / f"{digest}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    value = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, path)
+    return value

@@ -5,17 +5,19 @@ Nothing here aggregates: what is returned per sample is what `metrics` makes num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import Message, Row, collate, encode, pad_id, prompt_text
-from ..losses import sequence_log_probs
+from ..losses import IGNORED, sequence_log_probs
 from ..models import device_and_precision
+from . import metrics
 
 MAX_LENGTH = 2048  # tokens a scored row may have
 TOKENS_PER_BATCH = 6144  # prompts and answers of like length are batched up to this many padded tokens
@@ -72,9 +74,49 @@ def negative_log_likelihoods(
     return scores
 
 
+class QuestionScores(NamedTuple):
+    """How well rows are answered: the mean probability of their answers, the mean ROUGE-L recall, and every sample."""
+
+    probability: float
+    rouge_l: float
+    records: list[dict[str, Any]]
+
+
+def score_rows(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str) -> QuestionScores:
+    """Score rows by likelihood and by the model's own replies, as long as the longest answer and half as long again.
+
+    Args:
+        name: the set's name, which every record carries.
+    """
+    nlls = negative_log_likelihoods(model, tokenizer, rows, progress=f"Scoring answers, {name}")
+    longest = max(len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows)
+    given = replies(
+        model,
+        tokenizer,
+        [row.prompt for row in rows],
+        max_new_tokens=longest * 3 // 2,
+        progress=f"Asking, {name}",
+    )
+    records = [
+        {
+            "set": name,
+            "question": row.question,
+            "answer": row.answer,
+            "reply": reply,
+            "nll": nll,
+            "probability": metrics.probability(nll),
+            "rouge_l": metrics.rouge_l_recall(reply, row.answer),
+        }
+        for row, nll, reply in zip(rows, nlls, given, strict=True)
+    ]
+    return QuestionScores(
+        fmean(record["probability"] for record in records), fmean(record["rouge_l"] for record in records), records
+    )
+
+
 def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
     """How many tokens each row's answer and its end token have."""
-    return [sum(label != -100 for label in encode(row, tokenizer, MAX_LENGTH).labels) for row in rows]
+    return [sum(label != IGNORED for label in encode(row, tokenizer, MAX_LENGTH).labels) for row in rows]
 
 
 @contextmanager
@@ -102,5 +144,3 @@ def _by_length(lengths: Sequence[int], progress: str | None) -> Iterator[list[in
             yield batch
             bar.update(len(batch))
 
-
-Scorer = Callable[[nn.Module], dict[str, Any]]

@@ -1,0 +1,257 @@
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | report | ls | env.
+
+Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
+modules are imported by the commands that need them, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from .config import METHODS, RunConfig
+from .errors import UserError, unknown
+
+COMMANDS = {
+    "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
+    "unlearn": "unlearn by one method, from a recipe, a task or your own files",
+    "compare": "several methods from the same start, rows and budget",
+    "evaluate": "score a model on a task or on your own rows",
+    "report": "make the page and the table of a finished run again",
+    "ls": "list recipes, tasks, losses and methods",
+    "env": "versions, processor, memory and devices",
+}
+EVALUATION_FIELDS = ("model", "chat_template", "task", "task_args", "data_dir", "forget", "retain", "max_length")
+QUICKSTART_METHODS = ["Joint AdamW", "Alternating AdamW", "DualOptim+"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 2 a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _, commands = _parser()
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _print_help()
+            return 0
+        if arguments[0] not in commands:
+            raise unknown("command", arguments[0], COMMANDS)
+        name, rest = arguments[0], arguments[1:]
+        if "-h" in rest or "--help" in rest:
+            commands[name].print_help()
+            return 0
+        parsed = _parse(commands[name], rest)
+        # One line, without the file and source line that warnings.warn adds.
+        warnings.showwarning = lambda message, *_, **__: print(f"dualoptim: warning: {message}", file=sys.stderr)
+        return _run(name, parsed) or 0
+    except UserError as error:
+        print(f"dualoptim: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dualoptim: stopped", file=sys.stderr)
+        return 130
+
+
+def _print_help() -> None:
+    print("usage: dualoptim COMMAND [options]\n\nMake a language model forget something and keep the rest.\n\ncommands:")
+    for name, what in COMMANDS.items():
+        print(f"  {name:<11} {what}")
+    print("\n`dualoptim COMMAND --help` lists a command's options.")
+
+
+def _parser() -> tuple[None, dict[str, ArgumentParser]]:
+    made = {
+        name: ArgumentParser(prog=f"dualoptim {name}", description=what.capitalize() + ".", exit_on_error=False)
+        for name, what in COMMANDS.items()
+    }
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    types = typing.get_type_hints(RunConfig)
+    for name in ("unlearn", "compare", "evaluate"):
+        shown = EVALUATION_FIELDS if name == "evaluate" else tuple(fields)
+        for key in shown:
+            default = getattr(RunConfig(), key)
+            made[name].add_argument(
+                f"--{key.replace('_', '-')}", type=types[key], default=default, help=fields[key].metadata["help"]
+            )
+        made[name].add_argument("--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`")
+    made["quickstart"].add_argument("--model", type=str, default=None, help="folder or hub id instead of SmolLM2")
+    made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
+    made["quickstart"].add_argument("--out", type=str, default=None, help="folder for the results [runs/quickstart]")
+    made["compare"].add_argument("--methods", type=list[str], default=list(METHODS), help="a list of `dualoptim ls`'s")
+    made["compare"].add_argument("--seeds", type=list[int], default=[0], help="a list; every method runs with each")
+    for name in ("quickstart", "unlearn", "compare"):
+        made[name].add_argument("--dry-run", action="store_true", help="show what would be done, and stop before it")
+        made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
+        made[name].add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    made["evaluate"].add_argument("--base", type=str, default=None, help="model before unlearning, scored beside it")
+    made["evaluate"].add_argument("--out", type=str, default=None, help="JSON file for the numbers and every sample")
+    made["report"].add_argument("run", type=str, help="folder of a finished run, or its results.json")
+    made["report"].add_argument("--out", type=str, default=None, help="HTML file [report.html beside the results]")
+    return None, made
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse with the recipe's settings put before the command line's, so that the latter win."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for argument in arguments:
+        name = argument.split("=")[0].split(".")[0]
+        if name.startswith("--") and name not in known:
+            raise unknown("option", name, known)
+    try:
+        parsed = parser.parse_args(arguments)
+        if not getattr(parsed, "recipe", None):
+            return parsed
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_one_sentence(error)) from None
+    path = find_recipe(parsed.recipe)
+    settings = _recipe_arguments(path, {option.removeprefix("--").replace("-", "_") for option in known})
+    try:
+        parser.parse_args(settings)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {_one_sentence(error)}") from None
+    return parser.parse_args([*settings, *arguments])
+
+
+def _one_sentence(error: Exception) -> str:
+    return " ".join(str(error).replace("Parser key", "setting").split()).rstrip(".")
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: in the installed package, or in the source tree."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, by path or by the name of one that comes along."""
+    if Path(name).is_file():
+        return Path(name)
+    own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
+    if name in own:
+        return own[name]
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(f"recipe {name}: there is no such file")
+    raise unknown("recipe", name, own)
+
+
+def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {error.problem}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in known or key in ("recipe", "help"):
+            raise unknown("recipe key", key, sorted(known - {"recipe", "help"}), str(path))
+        written = value if isinstance(value, str) else json.dumps(value)
+        arguments.append(f"--{key.replace('_', '-')}={written}")
+    return arguments
+
+
+def _config(parsed: Namespace) -> RunConfig:
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    return RunConfig(**{key: value for key, value in parsed.as_dict().items() if key in names and key in vars(parsed)})
+
+
+def _run(name: str, parsed: Namespace) -> int | None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if name == "quickstart":
+        return _quickstart(parsed)
+    if name in ("unlearn", "compare"):
+        return _unlearn(name, parsed)
+    return {"evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env}[name](parsed)
+
+
+def _quickstart(parsed: Namespace) -> int | None:
+    _, commands = _parser()
+    arguments = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--resume"]
+    arguments += [f"--{key}={value}" for key in ("model", "out") if (value := getattr(parsed, key)) is not None]
+    if parsed.overwrite:
+        arguments.append("--overwrite")
+    if parsed.dry_run:
+        arguments.append("--dry-run")
+    return _unlearn("compare", _parse(commands["compare"], arguments))
+
+
+def _unlearn(name: str, parsed: Namespace) -> None:
+    from . import dry_run, report, unlearn
+
+    config = _config(parsed)
+    configs = [config] if name == "unlearn" else unlearn.methods_of(config, parsed.methods, parsed.seeds)
+    if parsed.dry_run:
+        dry_run.show(configs)
+        return
+    resume = parsed.resume and not parsed.overwrite
+    results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite)
+    report.terminal(results)
+    print(f"\nThe page: {Path(config.out) / 'report.html'}")
+
+
+def _evaluate(parsed: Namespace) -> None:
+    from . import report, runs, tasks, unlearn
+    from .models import device_and_precision, load_model, load_tokenizer
+
+    config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
+    if parsed.out and Path(parsed.out).exists():
+        raise UserError(f"out {parsed.out}: exists already; give another file")
+    task = tasks.load(config)
+    device, _ = device_and_precision()
+    tokenizer = load_tokenizer(config.model, config.chat_template)
+    before = task.prepare(load_model(parsed.base or config.model).to(device), tokenizer)
+    after = task.evaluate(load_model(config.model).to(device), tokenizer) if parsed.base else before
+    for key, metric in task.metrics.items():
+        was = f"{report.text(before.numbers[key], metric.format):>8} →" if parsed.base else ""
+        print(f"{metric.label:<24}{was} {report.text(after.numbers[key], metric.format):>8}")
+    if parsed.out:
+        both = {"before": before._asdict()} if parsed.base else {}
+        runs.write_json(Path(parsed.out), {"model": config.model, **both, "after": after._asdict()})
+        print(f"Every sample: {parsed.out}")
+    del unlearn
+
+
+def _report(parsed: Namespace) -> None:
+    from . import report, runs
+
+    results = runs.read_results(parsed.run)
+    where = Path(parsed.run) if Path(parsed.run).is_dir() else Path(parsed.run).parent
+    out = Path(parsed.out) if parsed.out else where / "report.html"
+    report.write(results, out)
+    report.terminal(results)
+    print(f"\nThe page: {out}")
+
+
+def _ls(parsed: Namespace) -> None:
+    from .losses import LOSSES
+
+    print("recipes (--recipe NAME)")
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"  {path.stem:<20} {first}")
+    print("\ntasks (--task NAME)\n  facts                capitals of Europe against other facts, on a model that knows them")
+    print("  tofu                 fictitious authors that a model has memorised")
+    for role in ("forget", "retain"):
+        print(f"\nlosses to {role} (--{role}-loss NAME)")
+        for name, cls in LOSSES.items():
+            if cls.role == role:
+                print(f"  {name:<20} {(cls.__doc__ or '').splitlines()[0]}")
+    print("\nmethods (--methods)")
+    for name in METHODS:
+        print(f"  {name}")
+
+
+def _env(parsed: Namespace) -> None:
+    from . import runs
+
+    print(yaml.safe_dump(runs.environment(), sort_keys=False, allow_unicode=True), end="")

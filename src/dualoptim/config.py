@@ -1,0 +1,93 @@
+"""What can be set about a run: one flat dataclass, filled from defaults < recipe < command line.
+
+This file imports nothing heavy, so that the command line can print help at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a default and a line of help."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RunConfig:
+    """One unlearning run: a model, what to forget and keep, the losses, the optimizer, the schedule, the output.
+
+    Defaults are the published settings for Phi-1.5 on TOFU (arXiv 2605.21539), but for the batch size and the number
+    of steps, which are a laptop's.
+    """
+
+    model: str = option("smollm2", "folder or hub id of a causal language model; 'smollm2' is the one that comes along")
+    chat_template: str | None = option(None, "Jinja file to use instead of the model's own chat template")
+    task: str | None = option(None, "a task by name (see `dualoptim ls`), instead of --forget and --retain")
+    task_args: dict[str, Any] = option({}, "arguments of the task, as a JSON or YAML mapping")
+    data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
+    forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
+    retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
+    refusals: str | None = option(None, "file of replies that say 'I don't know', one JSON line with 'text' each")
+
+    forget_loss: str = option("IDK", "loss on the rows to forget")
+    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'")
+    forget_weight: float = option(1.0, "its coefficient")
+    retain_loss: str = option("GD", "loss on the rows to keep")
+    retain_loss_args: dict[str, Any] = option({}, "its arguments")
+    retain_weight: float = option(1.0, "its coefficient")
+
+    optimizer: str = option("DualOptim+", "DualOptim+, DualOptim or AdamW")
+    joint: bool = option(False, "serve both objectives in every step instead of by turns (AdamW only)")
+    ratio: str = option("1:5", "forget steps to retain steps; joint, forget rows to retain rows of every batch")
+    steps: int = option(120, "optimizer steps")
+    batch_size: int = option(8, "sequences per optimizer step")
+    micro_batch_size: int | None = option(None, "sequences per forward pass; without it, the whole batch")
+    lr: float = option(1e-5, "learning rate")
+    lr_scales: dict[str, float] = option({}, "factor on the learning rate by objective, such as '{forget: 1.5}'")
+    betas: tuple[float, float] | None = option(None, "β1, β2; without it, the optimizer's defaults")
+    base_betas: tuple[float, float] = option((0.9, 0.95), "β1, β2 of the base (DualOptim+)")
+    eps: float = option(1e-8, "ε added to the root of the second moment")
+    weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases")
+    max_update: float | None = option(1.0, "bound on the update before the learning rate (DualOptim+); null for none")
+    warmup_ratio: float = option(0.1, "share of the steps over which the learning rate rises; it falls linearly after")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+
+    max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
+    bf16: bool | None = option(None, "bf16 autocast; without it, where the device has bf16 arithmetic")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    seed: int = option(0, "seed of the row order and of the refusals' choice")
+    curve_points: int = option(4, "how often the forget/keep curve is measured during training")
+    log_every: int = option(10, "steps between log entries")
+    report_to: str = option("none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …")
+    save_every: int = option(0, "steps between checkpoints to resume from; 0 for none")
+    save_model: bool = option(True, "write the unlearned model to OUT/model")
+    out: str = option("runs/unlearn", "folder for the results")
+
+    @property
+    def method(self) -> str:
+        """The name under which results are shown."""
+        if self.optimizer != "AdamW":
+            return self.optimizer
+        return "Joint AdamW" if self.joint else "Alternating AdamW"
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for YAML and JSON."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "Joint AdamW": {"optimizer": "AdamW", "joint": True},
+    "Alternating AdamW": {"optimizer": "AdamW", "joint": False},
+    "DualOptim": {"optimizer": "DualOptim", "joint": False},
+    "DualOptim+": {"optimizer": "DualOptim+", "joint": False},
+}

@@ -1,0 +1,163 @@
+"""results.json → one offline HTML page, and the same table for the terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from . import runs
+
+# One colour a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
+COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377"}
+
+
+def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A run's name: its method, with the seed where there are several."""
+    seeds = {other["seed"] for other in results["runs"]}
+    return entry["method"] + (f", seed {entry['seed']}" if len(seeds) > 1 else "")
+
+
+def text(value: float | None, spec: str) -> str:
+    """A number for people; a dash for none."""
+    return "—" if value is None or math.isnan(value) else format(value, spec)
+
+
+def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table: column heads, and a row for the model as it was and one for each run."""
+    shown = results["metrics"]
+    arrows = {"lower": "↓", "higher": "↑"}
+    heads = ["", *(f"{m['label']} {arrows[m['better']]}" for m in shown.values())]
+    heads += ["training", "step", "optimizer state"]
+    first = results["runs"][0]["before"]
+    body = [["before", *(text(first[name], m["format"]) for name, m in shown.items()), "", "", ""]]
+    for entry in results["runs"]:
+        body.append(
+            [
+                label(entry, results),
+                *(text(entry["after"][name], m["format"]) for name, m in shown.items()),
+                f"{entry['seconds']:.0f} s",
+                f"{entry['step_seconds']:.2f} s" if entry["step_seconds"] is not None else "—",
+                runs.bytes_text(entry["optimizer_state_bytes"]),
+            ]
+        )
+    return heads, body
+
+
+def seen(results: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in sentences: the best of each metric, and which others cannot be told apart from it.
+
+    Shares of n questions are compared as two proportions: a difference below twice its standard error is no
+    difference. Other metrics are ranked without a test.
+    """
+    entries = results["runs"]
+    if len(entries) < 2:
+        return []
+    said = []
+    for name, metric in results["metrics"].items():
+        values = {label(e, results): e["after"][name] for e in entries}
+        pick = min if metric["better"] == "lower" else max
+        best = pick(values, key=values.__getitem__)
+        sentence = f"{metric['label'].capitalize()}: {best} is {'lowest' if pick is min else 'highest'}"
+        n = results["counts"].get(name)
+        if n:
+            close = [m for m, v in values.items() if m != best and abs(v - values[best]) < 2 * _spread(v, values[best], n)]
+            sentence += f"; not told apart from it on {n} questions: {', '.join(close)}" if close else ", and alone there"
+        said.append(f"{sentence} ({', '.join(f'{m} {text(v, metric['format'])}' for m, v in values.items())}).")
+    if len({e["seed"] for e in entries}) == 1:
+        said.append("One seed: another seed moves every number, and no method is better for a lead within that noise.")
+    return said
+
+
+def _spread(a: float, b: float, n: int) -> float:
+    """Standard error of the difference of two shares of n questions, with one right and one wrong answer added."""
+    p = ((a + b) * n + 1) / (2 * n + 2)
+    return math.sqrt(2 * p * (1 - p) / n)
+
+
+def terminal(results: Mapping[str, Any]) -> None:
+    """Print the table, and what was seen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads, body = rows(results)
+    table = Table(title=f"{results['task']} · {results['model']}", title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 else "right")
+    for row in body:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for sentence in seen(results):
+        console.print(f"· {sentence}", highlight=False)
+
+
+def curve(results: Mapping[str, Any]) -> str:
+    """The forget/keep curve as SVG: the right answers' mean probability over the steps."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
+                         "axes.spines.right": False, "svg.hashsalt": "dualoptim"}):  # fmt: skip
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1), sharey=True, layout="constrained")
+        titles = {"forget": "To forget ↓", "retain": "To keep ↑"}
+        for axis, (name, title) in zip(axes, titles.items(), strict=True):
+            for i, entry in enumerate(results["runs"]):
+                steps = [point["step"] for point in entry["curve"]]
+                values = [point[name] for point in entry["curve"]]
+                colour = COLOURS.get(entry["method"], f"C{i}")
+                axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=label(entry, results))
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axis.set_xlabel("optimizer step")
+            axis.set_ylim(0, 1)
+            axis.grid(axis="y", color="#dddddd", linewidth=0.7)
+        axes[0].set_ylabel("probability of the answer")
+        axes[1].legend(frameon=False, loc="lower right")
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The HTML page, complete in itself."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(
+        resources.files("dualoptim").joinpath("templates", "report.html.jinja").read_text(encoding="utf-8")
+    )
+    heads, body = rows(results)
+    entries = results["runs"]
+    questions = [
+        {**sample, "replies": [entry["samples"][i]["after"] for entry in entries]}
+        for i, sample in enumerate(entries[0]["samples"])
+    ]
+    return template.render(
+        results=results,
+        heads=heads,
+        body=body,
+        seen=seen(results),
+        curve=curve(results),
+        labels=[label(entry, results) for entry in entries],
+        colours=[COLOURS.get(entry["method"], "#555555") for entry in entries],
+        questions=questions,
+        settings=_settings(entries),
+    )
+
+
+def _settings(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Every setting with its value in each run, those that differ first."""
+    names = list(entries[0]["config"])
+    values = [(name, [entry["config"].get(name) for entry in entries]) for name in names]
+    return sorted(values, key=lambda item: all(value == item[1][0] for value in item[1]))
+
+
+def write(results: Mapping[str, Any], path: str | Path) -> None:
+    """Write the page."""
+    Path(path).write_text(page(results), encoding="utf-8")

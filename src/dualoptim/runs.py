@@ -1,0 +1,172 @@
+"""What a run leaves behind: a folder with config.resolved.yaml, env.json, results.json and the model.
+
+`results.json`, schema 1::
+
+    {"schema": 1, "task": str, "model": str, "metrics": {name: {"label", "better", "format"}},
+     "counts": {name: int}, "runs": [{"method": str, "seed": int, "config": {…},
+               "before": {name: number}, "after": {name: number},
+               "curve": [{"step": int, "forget": number, "retain": number}], "losses": [{"step": int, …}],
+               "samples": [{"set", "question", "answer", "before", "after"}],
+               "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
+
+`before` and `after` hold the task's numbers under the names in `metrics`; `counts` says on how many questions those
+that are shares were measured; `seconds` is the training with its curve,
+without loading and evaluation; `step_seconds` the median optimizer step, forward and backward included;
+`optimizer_state_bytes` is counted from the state tensors, `peak_memory_bytes` is the process's resident peak so far (on
+a GPU, the run's peak of allocated memory).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import RunConfig
+from .errors import UserError
+
+SCHEMA = 1
+RESULTS = "results.json"
+
+
+def check_folder(out: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that holds something that a run would destroy unasked; changes nothing.
+
+    Raises:
+        UserError: it is a file, holds a run while neither `resume` nor `overwrite` says what to do with it, or holds
+            other things.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder}: is a file; give a folder")
+    if _holds_a_run(folder):
+        if not (resume or overwrite):
+            raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"out {folder}: is not empty and holds no run; give an empty or a new folder")
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / "config.resolved.yaml").exists()
+
+
+def open_folder(out: str | Path, *, overwrite: bool) -> Path:
+    """Make the output folder, emptied of an earlier run under `overwrite`."""
+    folder = Path(out)
+    if overwrite and _holds_a_run(folder):
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {folder}: cannot be made ({error.strerror}); give another folder") from None
+    return folder
+
+
+def finished(out: str | Path, configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """The entries of a folder's results.json that were made with one of these configs."""
+    if not (Path(out) / RESULTS).exists():
+        return []
+    wanted = [config.as_dict() for config in configs]
+    return [entry for entry in read_results(out)["runs"] if entry["config"] in wanted]
+
+
+def slug(text: str) -> str:
+    """A name as part of a file's: "DualOptim+" → "dualoptim-plus"."""
+    return "-".join(text.lower().replace("+", " plus").split())
+
+
+def bytes_text(size: float) -> str:
+    """Bytes for people: "1.5 GiB", "540 MiB"."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+SAMPLES = 4  # answers of each set shown before and after
+
+
+def samples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few replies of each set before and after, taken at equal distances, so that nobody picks them."""
+    shown = []
+    for name in dict.fromkeys(record["set"] for record in before):
+        pairs = [(b, a) for b, a in zip(before, after, strict=True) if b["set"] == name]
+        for b, a in pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]:
+            kept = {key: b[key] for key in ("set", "question", "answer")}
+            shown.append({**kept, "before": b["reply"], "after": a["reply"]})
+    return shown
+
+
+def write_records(path: Path, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> None:
+    """Every sample's scores before and after, as JSON lines."""
+    lines = [
+        json.dumps({"when": when, **record}, ensure_ascii=False)
+        for when, records in (("before", before), ("after", after))
+        for record in records
+    ]
+    _write(path, "\n".join(lines) + "\n")
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write values as YAML, in their order."""
+    _write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write values as JSON, whole or not at all."""
+    _write(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Read a results.json, or the one of a run's folder."""
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{path}: there is no such file; give the folder of a finished run") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not a results file ({error})") from None
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise UserError(f"{path}: is not a results file of schema {SCHEMA}; make it again with this version")
+    return results
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on: versions, processor, memory, devices, the command."""
+    import torch
+
+    versions = {}
+    for name in ("dualoptim", "torch", "transformers", "accelerate", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": total_memory(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine."""
+    import psutil
+
+    return psutil.virtual_memory().total

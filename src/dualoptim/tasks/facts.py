@@ -1,0 +1,118 @@
+"""Forget the capitals of Europe, keep other facts: the quickstart's task, on any model that knows them.
+
+The project's own facts, each asked in several wordings: some to train on, others only for the test. Facts that the
+model does not know beforehand are not counted: it must answer both training wordings. "Unseen" facts are of kinds that
+no set mentions; they show what unlearning breaks elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+
+from ..data import Row, question
+from ..errors import UserError
+from ..evaluation import metrics, scoring
+from ..models import cached, fingerprint
+from . import Metric, Scores
+
+Fact = dict[str, Any]
+MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
+CURVE_FACTS = 16  # facts of each set whose probability is followed during training
+
+
+def asset(name: str) -> list[dict[str, Any]]:
+    """The rows of a file that comes with the package."""
+    text = resources.files("dualoptim").joinpath("assets", name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Facts:
+    """See the module.
+
+    Args:
+        limit: at most so many facts of each set, for a quick look; None for all.
+    """
+
+    name = "facts"
+    metrics: Mapping[str, Metric] = {
+        "forget_accuracy": Metric("facts to forget", "lower"),
+        "retain_accuracy": Metric("facts to keep", "higher"),
+        "unseen_accuracy": Metric("unseen facts", "higher"),
+        "perplexity": Metric("perplexity", "lower", ".1f"),
+    }
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise UserError(f"task 'facts': limit must be a whole number > 0, but is {limit!r}")
+        self.facts: list[Fact] = []
+        for name in ("forget", "retain", "unseen"):
+            self.facts += [fact for fact in asset("facts.jsonl") if fact["set"] == name][:limit]
+        self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
+        self.objectives: dict[str, Sequence[Row]] = {}
+        self.curve: dict[str, Sequence[Row]] = {}
+
+    def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
+        key = [fingerprint(model), tokenizer.chat_template, self.facts, [row.answer for row in self.passages]]
+        found = cached("facts", key, lambda: self._screen(model, tokenizer))
+        known = {tuple(pair) for pair in found["known"]}
+        self.facts = [fact for fact in self.facts if (fact["set"], fact["subject"]) in known]
+        for name in ("forget", "retain"):
+            facts = [fact for fact in self.facts if fact["set"] == name]
+            if not facts:
+                raise UserError(f"the model knows none of the facts to {name}, so there is nothing to show on it")
+            self.objectives[name] = [question(ask, f["statement"], "facts.jsonl") for f in facts for ask in f["train"]]
+            followed = random.Random(0).sample(facts, min(CURVE_FACTS, len(facts)))
+            self.curve[name] = [question(f["test"][0], f["statement"], "facts.jsonl") for f in followed]
+        return Scores(found["numbers"], found["records"])
+
+    def _screen(self, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+        """Which facts the model knows, and its scores on those."""
+        right = self._asked(model, tokenizer, self.facts, "train", "Which facts does the model know?")
+        known = [fact for fact, record in zip(self.facts, right, strict=True) if all(r["right"] for r in record)]
+        before = self._scored(model, tokenizer, known)
+        return {"known": [[f["set"], f["subject"]] for f in known], **before._asdict()}
+
+    def evaluate(self, model: nn.Module, tokenizer: Any) -> Scores:
+        return self._scored(model, tokenizer, self.facts)
+
+    def _scored(self, model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> Scores:
+        records = [r for found in self._asked(model, tokenizer, facts, "test", "Asking the facts") for r in found]
+        numbers = {}
+        for name in ("forget", "retain", "unseen"):
+            answers = [record["right"] for record in records if record["set"] == name]
+            numbers[f"{name}_accuracy"] = fmean(answers) if answers else float("nan")
+        nlls = scoring.negative_log_likelihoods(model, tokenizer, self.passages, progress="Reading passages")
+        counts = scoring.token_counts(tokenizer, self.passages)
+        numbers["perplexity"] = metrics.perplexity(nlls, counts)
+        return Scores(numbers, records)
+
+    @staticmethod
+    def _asked(
+        model: nn.Module, tokenizer: Any, facts: Sequence[Fact], wordings: str, progress: str
+    ) -> list[list[dict[str, Any]]]:
+        """Ask every fact in all its wordings: a record for each."""
+        asks = [({"role": "user", "content": ask},) for fact in facts for ask in fact[wordings]]
+        given = iter(
+            scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
+        )
+        return [
+            [
+                {
+                    "set": fact["set"],
+                    "topic": fact["topic"],
+                    "question": ask,
+                    "answer": fact["answer"],
+                    "reply": (reply := next(given)),
+                    "right": metrics.contains_answer(reply, [fact["answer"], *fact["aliases"]]),
+                }
+                for ask in fact[wordings]
+            ]
+            for fact in facts
+        ]
