@@ -28,7 +28,7 @@ def show(configs: Sequence[RunConfig]) -> None:
         runs.check_folder(each.out, resume=True, overwrite=False)
     print("── config ──")
     print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
-    rows = task.objectives or task.all_rows()  # the facts are settled by what the model knows
+    rows = task.objectives
     losses = unlearn.losses_of(config)
     refusals = {name: unlearn.refusals_of(config) for name, loss in losses.items() if loss.needs_idk}
     dataset = ObjectiveRows(rows, refusals, tokenizer, config.max_length)

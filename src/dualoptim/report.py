@@ -66,7 +66,8 @@ def seen(results: Mapping[str, Any]) -> list[str]:
         if n:
             close = [m for m, v in values.items() if m != best and abs(v - values[best]) < 2 * _spread(v, values[best], n)]
             sentence += f"; not told apart from it on {n} questions: {', '.join(close)}" if close else ", and alone there"
-        said.append(f"{sentence} ({', '.join(f'{m} {text(v, metric['format'])}' for m, v in values.items())}).")
+        all_values = ", ".join(f"{m} {text(v, metric['format'])}" for m, v in values.items())
+        said.append(f"{sentence} ({all_values}).")
     if len({e["seed"] for e in entries}) == 1:
         said.append("One seed: another seed moves every number, and no method is better for a lead within that noise.")
     return said

@@ -7,6 +7,7 @@ multi-objective optimizer is told whose step it is.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class UnlearnTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """A step's micro-batches, and how many items of each objective they hold together, over all ranks."""
-        samples = [batch for batch, _ in zip(epoch_iterator, range(num_batches))]
+        samples = list(itertools.islice(epoch_iterator, num_batches))
         names = list(self.objectives)
         sizes = torch.zeros(len(names), device=device)
         for sample in samples:

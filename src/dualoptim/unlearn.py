@@ -128,6 +128,7 @@ class Prepared:
     tokenizer: Any
     model: nn.Module  # as it was before unlearning; never trained
     before: Scores
+    start: dict[str, float]  # of the forget/keep curve
 
 
 def check(config: RunConfig) -> Task:
@@ -147,7 +148,15 @@ def prepare(config: RunConfig) -> Prepared:
     check_room(config, model)
     model.to(device_and_precision()[0])
     before = task.prepare(model, tokenizer)
-    return Prepared(config, task, tokenizer, model, before)
+    return Prepared(config, task, tokenizer, model, before, curve_point(model, tokenizer, task))
+
+
+def curve_point(model: nn.Module, tokenizer: Any, task: Task) -> dict[str, float]:
+    """The mean probability of the answers of each set that the task follows."""
+    return {
+        name: statistics.fmean(map(metrics.probability, scoring.negative_log_likelihoods(model, tokenizer, rows)))
+        for name, rows in task.curve.items()
+    }
 
 
 def memory_needed(config: RunConfig, model: nn.Module) -> dict[str, int]:
@@ -223,17 +232,9 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         torch.cuda.reset_peak_memory_stats()
     micro = config.micro_batch_size or config.batch_size
 
-    def measure() -> dict[str, float]:
-        return {
-            name: statistics.fmean(
-                map(metrics.probability, scoring.negative_log_likelihoods(model, tokenizer, rows))
-            )
-            for name, rows in task.curve.items()
-        }
-
     points = [round(config.steps * i / config.curve_points) for i in range(1, config.curve_points + 1)]
     bar = tqdm(total=config.steps, desc=config.method, unit="step", leave=False)
-    watch = _Watch(points, measure, bar)
+    watch = _Watch(points, lambda: curve_point(model, tokenizer, task), bar)
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -267,7 +268,6 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
-    start = {"step": 0, **measure()}
     began = time.perf_counter()
     with bar:
         trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
@@ -283,7 +283,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         "config": config.as_dict(),
         "before": prepared.before.numbers,
         "after": after.numbers,
-        "curve": [start, *watch.curve],
+        "curve": [{"step": 0, **prepared.start}, *watch.curve],
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
         "samples": runs.samples(prepared.before.records, after.records),
         "seconds": round(seconds, 1),

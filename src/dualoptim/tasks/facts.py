@@ -24,7 +24,7 @@ from . import Metric, Scores
 
 Fact = dict[str, Any]
 MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
-CURVE_FACTS = 16  # facts of each set whose probability is followed during training
+CURVE_FACTS = 12  # facts of each set whose probability is followed during training
 
 
 def asset(name: str) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ class Facts:
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         self.objectives: dict[str, Sequence[Row]] = {}
         self.curve: dict[str, Sequence[Row]] = {}
+        self._settle()
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
         key = [fingerprint(model), tokenizer.chat_template, self.facts, [row.answer for row in self.passages]]
@@ -64,13 +65,18 @@ class Facts:
         known = {tuple(pair) for pair in found["known"]}
         self.facts = [fact for fact in self.facts if (fact["set"], fact["subject"]) in known]
         for name in ("forget", "retain"):
-            facts = [fact for fact in self.facts if fact["set"] == name]
-            if not facts:
+            if not any(fact["set"] == name for fact in self.facts):
                 raise UserError(f"the model knows none of the facts to {name}, so there is nothing to show on it")
+        self._settle()
+        return Scores(found["numbers"], found["records"])
+
+    def _settle(self) -> None:
+        """The rows to train on and to follow, from the facts that count."""
+        for name in ("forget", "retain"):
+            facts = [fact for fact in self.facts if fact["set"] == name]
             self.objectives[name] = [question(ask, f["statement"], "facts.jsonl") for f in facts for ask in f["train"]]
             followed = random.Random(0).sample(facts, min(CURVE_FACTS, len(facts)))
             self.curve[name] = [question(f["test"][0], f["statement"], "facts.jsonl") for f in followed]
-        return Scores(found["numbers"], found["records"])
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         """Which facts the model knows, and its scores on those."""
