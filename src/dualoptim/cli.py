@@ -15,7 +15,6 @@ import typing
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -62,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_help() -> None:
-    print("usage: dualoptim COMMAND [options]\n\nMake a language model forget something and keep the rest.\n\ncommands:")
+    print(
+        "usage: dualoptim COMMAND [options]\n\nMake a language model forget something and keep the rest.\n\ncommands:"
+    )
     for name, what in COMMANDS.items():
         print(f"  {name:<11} {what}")
     print("\n`dualoptim COMMAND --help` lists a command's options.")
@@ -82,7 +83,9 @@ def _parsers() -> dict[str, ArgumentParser]:
             made[name].add_argument(
                 f"--{key.replace('_', '-')}", type=types[key], default=default, help=fields[key].metadata["help"]
             )
-        made[name].add_argument("--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`")
+        made[name].add_argument(
+            "--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`"
+        )
     made["quickstart"].add_argument("--model", type=str, default=None, help="folder or hub id instead of SmolLM2")
     made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
     made["quickstart"].add_argument("--out", type=str, default=None, help="folder for the results [runs/quickstart]")
@@ -256,7 +259,9 @@ def _ls(parsed: Namespace) -> None:
     for path in sorted(recipes_folder().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"  {path.stem:<20} {first}")
-    print("\ntasks (--task NAME)\n  facts                capitals of Europe against other facts, on a model that knows them")
+    print(
+        "\ntasks (--task NAME)\n  facts                capitals of Europe against other facts, on a model that knows them"
+    )
     print("  tofu                 fictitious authors that a model has memorised")
     for role in ("forget", "retain"):
         print(f"\nlosses to {role} (--{role}-loss NAME)")

@@ -71,7 +71,7 @@ def read_records(path: str | Path) -> list[tuple[dict[str, Any], str]]:
         lines = enumerate(text.splitlines(), 1)
         records = [(_json(line, f"{path}:{i}"), f"{path}:{i}") for i, line in lines if line.strip()]
     if not records:
-        raise UserError(f"{path}: holds no rows; give at least one JSON line such as {{\"question\": …, \"answer\": …}}")
+        raise UserError(f'{path}: holds no rows; give at least one JSON line such as {{"question": …, "answer": …}}')
     for record, where in records:
         if not isinstance(record, dict):
             raise UserError(f"{where}: a row must be a JSON object, but is {type(record).__name__}")
@@ -115,9 +115,14 @@ def _chat(messages: Any, where: str) -> Row:
     well_formed = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     )
-    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    if (
+        not well_formed
+        or len(messages) < 2
+        or messages[-1]["role"] != "assistant"
+        or not messages[-1]["content"].strip()
+    ):
         raise UserError(
-            f"{where}: 'messages' must be a list of {{\"role\": …, \"content\": …}} that ends with the assistant's answer"
+            f'{where}: \'messages\' must be a list of {{"role": …, "content": …}} that ends with the assistant\'s answer'
         )
     return Row(tuple(messages[:-1]), messages[-1]["content"], where)
 

@@ -61,7 +61,9 @@ def sequence_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(log π(y|x), |y|) of each sequence of the batch, both (B,)."""
     out = labelled(model, batch)
     zeros = out.logits.new_zeros(len(batch["labels"]))
-    return zeros.index_add(0, out.rows, out.log_probs()), zeros.index_add(0, out.rows, torch.ones_like(out.logits[:, 0]))
+    return zeros.index_add(0, out.rows, out.log_probs()), zeros.index_add(
+        0, out.rows, torch.ones_like(out.logits[:, 0])
+    )
 
 
 def _keeps_logits(model: nn.Module) -> bool:

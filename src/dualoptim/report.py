@@ -30,17 +30,15 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: column heads, and a row for the model as it was and one for each run."""
     shown = results["metrics"]
     arrows = {"lower": "↓", "higher": "↑"}
-    heads = ["", *(f"{m['label']} {arrows[m['better']]}" for m in shown.values())]
-    heads += ["training", "step", "optimizer state"]
+    heads = ["", *(f"{m['label']} {arrows[m['better']]}" for m in shown.values()), "training", "states"]
     first = results["runs"][0]["before"]
-    body = [["before", *(text(first[name], m["format"]) for name, m in shown.items()), "", "", ""]]
+    body = [["before", *(text(first[name], m["format"]) for name, m in shown.items()), "", ""]]
     for entry in results["runs"]:
         body.append(
             [
                 label(entry, results),
                 *(text(entry["after"][name], m["format"]) for name, m in shown.items()),
                 f"{entry['seconds']:.0f} s",
-                f"{entry['step_seconds']:.2f} s" if entry["step_seconds"] is not None else "—",
                 runs.bytes_text(entry["optimizer_state_bytes"]),
             ]
         )
@@ -64,8 +62,12 @@ def seen(results: Mapping[str, Any]) -> list[str]:
         sentence = f"{metric['label'].capitalize()}: {best} is {'lowest' if pick is min else 'highest'}"
         n = results["counts"].get(name)
         if n:
-            close = [m for m, v in values.items() if m != best and abs(v - values[best]) < 2 * _spread(v, values[best], n)]
-            sentence += f"; not told apart from it on {n} questions: {', '.join(close)}" if close else ", and alone there"
+            close = [
+                m for m, v in values.items() if m != best and abs(v - values[best]) < 2 * _spread(v, values[best], n)
+            ]
+            sentence += (
+                f"; not told apart from it on {n} questions: {', '.join(close)}" if close else ", and alone there"
+            )
         all_values = ", ".join(f"{m} {text(v, metric['format'])}" for m, v in values.items())
         said.append(f"{sentence} ({all_values}).")
     if len({e["seed"] for e in entries}) == 1:
@@ -87,7 +89,7 @@ def terminal(results: Mapping[str, Any]) -> None:
     heads, body = rows(results)
     table = Table(title=f"{results['task']} · {results['model']}", title_justify="left")
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right")
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in body:
         table.add_row(*row)
     console = Console()
@@ -97,7 +99,7 @@ def terminal(results: Mapping[str, Any]) -> None:
 
 
 def curve(results: Mapping[str, Any]) -> str:
-    """The forget/keep curve as SVG: the right answers' mean probability over the steps."""
+    """The forget/keep curve as SVG: what the task follows, over the steps."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -117,7 +119,7 @@ def curve(results: Mapping[str, Any]) -> str:
             axis.set_xlabel("optimizer step")
             axis.set_ylim(0, 1)
             axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axes[0].set_ylabel("probability of the answer")
+        axes[0].set_ylabel(results["followed"])
         axes[1].legend(frameon=False, loc="lower right")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})

@@ -2,7 +2,7 @@
 
 `results.json`, schema 1::
 
-    {"schema": 1, "task": str, "model": str, "metrics": {name: {"label", "better", "format"}},
+    {"schema": 1, "task": str, "model": str, "followed": str, "metrics": {name: {"label", "better", "format"}},
      "counts": {name: int}, "runs": [{"method": str, "seed": int, "config": {…},
                "before": {name: number}, "after": {name: number},
                "curve": [{"step": int, "forget": number, "retain": number}], "losses": [{"step": int, …}],
@@ -10,8 +10,8 @@
                "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 `before` and `after` hold the task's numbers under the names in `metrics`; `counts` says on how many questions those
-that are shares were measured; `seconds` is the training with its curve,
-without loading and evaluation; `step_seconds` the median optimizer step, forward and backward included;
+that are shares were measured; `curve` follows what `followed`
+says; `seconds` is the training, without loading, evaluation and curve; `step_seconds` the median optimizer step, forward and backward included;
 `optimizer_state_bytes` is counted from the state tensors, `peak_memory_bytes` is the process's resident peak so far (on
 a GPU, the run's peak of allocated memory).
 """

@@ -26,7 +26,6 @@ from . import report, runs, tasks
 from .config import METHODS, RunConfig
 from .data import encode, read_records
 from .errors import UserError, unknown
-from .evaluation import metrics, scoring
 from .losses import LOSSES
 from .models import device_and_precision, load_model, load_tokenizer
 from .optim import DualOptim, DualOptimPlus
@@ -52,7 +51,9 @@ def losses_of(config: RunConfig) -> dict[str, Any]:
         if name not in LOSSES:
             raise unknown(f"{role}_loss", name, fitting)
         if name not in fitting:
-            raise UserError(f"{role}_loss {name!r} is a loss to {LOSSES[name].role}; those to {role} are {', '.join(fitting)}")
+            raise UserError(
+                f"{role}_loss {name!r} is a loss to {LOSSES[name].role}; those to {role} are {', '.join(fitting)}"
+            )
         try:
             made[role] = LOSSES[name](**arguments)
         except (TypeError, ValueError) as error:
@@ -68,7 +69,9 @@ def turns_of(config: RunConfig) -> list[Turn]:
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, but is {getattr(config, name)}")
     if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
-        raise UserError(f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}")
+        raise UserError(
+            f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
+        )
     try:
         ratio = parse_ratio(config.ratio, OBJECTIVES)
         return (jointly if config.joint else by_turns)(ratio, config.batch_size, config.steps)
@@ -148,15 +151,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_room(config, model)
     model.to(device_and_precision()[0])
     before = task.prepare(model, tokenizer)
-    return Prepared(config, task, tokenizer, model, before, curve_point(model, tokenizer, task))
-
-
-def curve_point(model: nn.Module, tokenizer: Any, task: Task) -> dict[str, float]:
-    """The mean probability of the answers of each set that the task follows."""
-    return {
-        name: statistics.fmean(map(metrics.probability, scoring.negative_log_likelihoods(model, tokenizer, rows)))
-        for name, rows in task.curve.items()
-    }
+    return Prepared(config, task, tokenizer, model, before, task.follow(model, tokenizer))
 
 
 def memory_needed(config: RunConfig, model: nn.Module) -> dict[str, int]:
@@ -191,7 +186,9 @@ def check_room(config: RunConfig, model: nn.Module) -> None:
     where = next(path for path in (Path(config.out), *Path(config.out).absolute().parents) if path.exists())
     room, free_disk = needed["model"] * config.save_model, shutil.disk_usage(where).free
     if config.save_every:
-        room += 2 * (needed["model"] + needed["optimizer state"])  # the Trainer writes the new before it removes the old
+        room += 2 * (
+            needed["model"] + needed["optimizer state"]
+        )  # the Trainer writes the new before it removes the old
     if room > free_disk:
         raise UserError(
             f"not enough disk: {config.out} needs {runs.bytes_text(room)} for the model and its checkpoints, and "
@@ -207,6 +204,7 @@ class _Watch(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.began = 0.0
+        self.measuring_seconds = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.perf_counter()
@@ -215,7 +213,9 @@ class _Watch(TrainerCallback):
         self.step_seconds.append(time.perf_counter() - self.began)
         self.bar.update(state.global_step - self.bar.n)
         if state.global_step in self.points:
+            began = time.perf_counter()
             self.curve.append({"step": state.global_step, **self.measure()})
+            self.measuring_seconds += time.perf_counter() - began
 
 
 def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
 
     points = [round(config.steps * i / config.curve_points) for i in range(1, config.curve_points + 1)]
     bar = tqdm(total=config.steps, desc=config.method, unit="step", leave=False)
-    watch = _Watch(points, lambda: curve_point(model, tokenizer, task), bar)
+    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar)
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -271,7 +271,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     began = time.perf_counter()
     with bar:
         trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began - watch.measuring_seconds
     after = task.evaluate(model, tokenizer)
     if config.save_model:
         model.save_pretrained(folder / "model")
@@ -346,6 +346,7 @@ def run(
         "schema": runs.SCHEMA,
         "task": prepared.task.name,
         "model": configs[0].model,
+        "followed": prepared.task.followed,
         "metrics": {name: metric._asdict() for name, metric in prepared.task.metrics.items()},
         "counts": counts(prepared.before),
         "runs": finished,

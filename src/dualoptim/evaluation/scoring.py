@@ -21,6 +21,7 @@ from . import metrics
 
 MAX_LENGTH = 2048  # tokens a scored row may have
 TOKENS_PER_BATCH = 6144  # prompts and answers of like length are batched up to this many padded tokens
+FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
 
 
 def replies(
@@ -82,20 +83,20 @@ class QuestionScores(NamedTuple):
     records: list[dict[str, Any]]
 
 
-def score_rows(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str) -> QuestionScores:
+def score_rows(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | None) -> QuestionScores:
     """Score rows by likelihood and by the model's own replies, as long as the longest answer and half as long again.
 
     Args:
-        name: the set's name, which every record carries.
+        name: the set's name, which every record and the progress bar carry; no bar without it.
     """
-    nlls = negative_log_likelihoods(model, tokenizer, rows, progress=f"Scoring answers, {name}")
+    nlls = negative_log_likelihoods(model, tokenizer, rows, progress=name and f"Scoring answers, {name}")
     longest = max(len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows)
     given = replies(
         model,
         tokenizer,
         [row.prompt for row in rows],
         max_new_tokens=longest * 3 // 2,
-        progress=f"Asking, {name}",
+        progress=name and f"Asking, {name}",
     )
     records = [
         {
@@ -143,4 +144,3 @@ def _by_length(lengths: Sequence[int], progress: str | None) -> Iterator[list[in
         for batch in batches:
             yield batch
             bar.update(len(batch))
-

@@ -37,7 +37,7 @@ class Task(Protocol):
     name: str
     metrics: Mapping[str, Metric]
     objectives: Mapping[str, Sequence[Row]]  # "forget" and "retain"; known after `prepare`
-    curve: Mapping[str, Sequence[Row]]  # rows whose probability is followed during training
+    followed: str  # what `follow` measures, in words
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
         """Settle the rows, by what the model knows if need be, and score the model as it is."""
@@ -45,6 +45,10 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, tokenizer: Any) -> Scores:
         """Score a model."""
+        ...
+
+    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+        """One cheap number for "forget" and one for "retain", 0 to 1, for the curve over the steps."""
         ...
 
 

@@ -2,7 +2,9 @@
 
 The project's own facts, each asked in several wordings: some to train on, others only for the test. Facts that the
 model does not know beforehand are not counted: it must answer both training wordings. "Unseen" facts are of kinds that
-no set mentions; they show what unlearning breaks elsewhere.
+no set mentions; they show what unlearning breaks elsewhere. The answer's probability, teacher-forced after the question,
+tells a fact that is gone from one that is only refused: a model that has learnt to say "I don't know" may still find the
+answer as probable as before, and then a prompt that steers it past the refusal gets the answer.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from . import Metric, Scores
 
 Fact = dict[str, Any]
 MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
-CURVE_FACTS = 12  # facts of each set whose probability is followed during training
+FOLLOWED_FACTS = 12  # facts of each set that are asked now and then during training
 
 
 def asset(name: str) -> list[dict[str, Any]]:
@@ -42,11 +44,13 @@ class Facts:
 
     name = "facts"
     metrics: Mapping[str, Metric] = {
-        "forget_accuracy": Metric("facts to forget", "lower"),
-        "retain_accuracy": Metric("facts to keep", "higher"),
-        "unseen_accuracy": Metric("unseen facts", "higher"),
+        "forget_accuracy": Metric("to forget", "lower"),
+        "retain_accuracy": Metric("to keep", "higher"),
+        "unseen_accuracy": Metric("unseen", "higher"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
+        "forget_probability": Metric("answer's probability", "lower", ".2f"),
     }
+    followed = "facts answered"
 
     def __init__(self, limit: int | None = None) -> None:
         if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -56,7 +60,6 @@ class Facts:
             self.facts += [fact for fact in asset("facts.jsonl") if fact["set"] == name][:limit]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         self.objectives: dict[str, Sequence[Row]] = {}
-        self.curve: dict[str, Sequence[Row]] = {}
         self._settle()
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
@@ -65,18 +68,20 @@ class Facts:
         known = {tuple(pair) for pair in found["known"]}
         self.facts = [fact for fact in self.facts if (fact["set"], fact["subject"]) in known]
         for name in ("forget", "retain"):
-            if not any(fact["set"] == name for fact in self.facts):
+            if not self._of(name):
                 raise UserError(f"the model knows none of the facts to {name}, so there is nothing to show on it")
         self._settle()
         return Scores(found["numbers"], found["records"])
 
     def _settle(self) -> None:
-        """The rows to train on and to follow, from the facts that count."""
-        for name in ("forget", "retain"):
-            facts = [fact for fact in self.facts if fact["set"] == name]
-            self.objectives[name] = [question(ask, f["statement"], "facts.jsonl") for f in facts for ask in f["train"]]
-            followed = random.Random(0).sample(facts, min(CURVE_FACTS, len(facts)))
-            self.curve[name] = [question(f["test"][0], f["statement"], "facts.jsonl") for f in followed]
+        """The rows to train on, from the facts that count."""
+        self.objectives = {
+            name: [question(ask, f["statement"], "facts.jsonl") for f in self._of(name) for ask in f["train"]]
+            for name in ("forget", "retain")
+        }
+
+    def _of(self, name: str) -> list[Fact]:
+        return [fact for fact in self.facts if fact["set"] == name]
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         """Which facts the model knows, and its scores on those."""
@@ -88,6 +93,14 @@ class Facts:
     def evaluate(self, model: nn.Module, tokenizer: Any) -> Scores:
         return self._scored(model, tokenizer, self.facts)
 
+    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+        shares = {}
+        for name in ("forget", "retain"):
+            facts = random.Random(0).sample(self._of(name), min(FOLLOWED_FACTS, len(self._of(name))))
+            found = self._asked(model, tokenizer, facts, "test", None)
+            shares[name] = fmean(record["right"] for records in found for record in records)
+        return shares
+
     def _scored(self, model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> Scores:
         records = [r for found in self._asked(model, tokenizer, facts, "test", "Asking the facts") for r in found]
         numbers = {}
@@ -97,17 +110,18 @@ class Facts:
         nlls = scoring.negative_log_likelihoods(model, tokenizer, self.passages, progress="Reading passages")
         counts = scoring.token_counts(tokenizer, self.passages)
         numbers["perplexity"] = metrics.perplexity(nlls, counts)
+        stated = [question(f["test"][0], f["statement"], "facts.jsonl") for f in facts if f["set"] == "forget"]
+        nlls = scoring.negative_log_likelihoods(model, tokenizer, stated)
+        numbers["forget_probability"] = fmean(map(metrics.probability, nlls)) if nlls else float("nan")
         return Scores(numbers, records)
 
     @staticmethod
     def _asked(
-        model: nn.Module, tokenizer: Any, facts: Sequence[Fact], wordings: str, progress: str
+        model: nn.Module, tokenizer: Any, facts: Sequence[Fact], wordings: str, progress: str | None
     ) -> list[list[dict[str, Any]]]:
         """Ask every fact in all its wordings: a record for each."""
         asks = [({"role": "user", "content": ask},) for fact in facts for ask in fact[wordings]]
-        given = iter(
-            scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
-        )
+        given = iter(scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress=progress))
         return [
             [
                 {

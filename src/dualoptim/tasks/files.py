@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..data import Row, check_disjoint, question, read_rows
-from ..evaluation.scoring import score_rows
+from ..evaluation.scoring import FOLLOWED_ROWS, score_rows
 from . import Metric, Scores
 from .facts import asset
 
@@ -24,6 +24,7 @@ class Files:
     """
 
     name = "files"
+    followed = "ROUGE-L of the replies"
     metrics: Mapping[str, Metric] = {
         "forget_probability": Metric("probability, to forget", "lower", ".3f"),
         "forget_rouge_l": Metric("ROUGE-L, to forget", "lower", ".3f"),
@@ -45,10 +46,14 @@ class Files:
         check_disjoint(rows["forget"], rows["retain"])
         self.objectives: Mapping[str, Sequence[Row]] = rows
         self.scored = {name: random.Random(0).sample(part, min(SCORED_ROWS, len(part))) for name, part in rows.items()}
-        self.curve = {name: part[:16] for name, part in self.scored.items()}
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
         return self.evaluate(model, tokenizer)
+
+    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+        return {
+            name: score_rows(model, tokenizer, rows[:FOLLOWED_ROWS], None).rouge_l for name, rows in self.scored.items()
+        }
 
     def evaluate(self, model: nn.Module, tokenizer: Any) -> Scores:
         numbers, records = {}, []

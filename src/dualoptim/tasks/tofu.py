@@ -17,7 +17,7 @@ from torch import nn
 from ..data import Row, check_disjoint, parse_row, read_records
 from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
-from ..evaluation.scoring import score_rows
+from ..evaluation.scoring import FOLLOWED_ROWS, score_rows
 from . import Metric, Scores
 
 HUB = "locuslab/TOFU"
@@ -43,6 +43,7 @@ class Tofu:
     """
 
     name = "tofu"
+    followed = "ROUGE-L of the replies"
     metrics: Mapping[str, Metric] = {
         f"{name}_{key}": Metric(f"{label}, {what}", better if name == "retain" else opposite, ".3f")
         for name, what in (("forget", "to forget"), ("retain", "to keep"))
@@ -76,7 +77,9 @@ class Tofu:
         retain_perturbed = read("retain_perturbed")
         for rows, name in ((forget, split), (forget_perturbed, f"{split}_perturbed"), (retain, "the retain set")):
             if not rows:
-                raise UserError(f"TOFU: {name} holds no rows of part {part}; is this the folder with the ten-task split?")
+                raise UserError(
+                    f"TOFU: {name} holds no rows of part {part}; is this the folder with the ten-task split?"
+                )
         # Scored are kept rows that have perturbed answers; they come first among those that are trained on.
         scored = {row.question for row in retain_perturbed}
         retain = random.Random(0).sample(retain, len(retain))
@@ -91,10 +94,15 @@ class Tofu:
         }
         if not self.perturbed["retain"]:
             raise UserError("TOFU: no row of retain_perturbed is among the kept rows; raise retain_rows")
-        self.curve = {name: rows[:16] for name, rows in self.perturbed.items()}
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
         return self.evaluate(model, tokenizer)
+
+    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+        return {
+            name: score_rows(model, tokenizer, rows[:FOLLOWED_ROWS], None).rouge_l
+            for name, rows in self.perturbed.items()
+        }
 
     def evaluate(self, model: nn.Module, tokenizer: Any) -> Scores:
         numbers, records = {}, []
@@ -132,7 +140,9 @@ def _hub(name: str) -> list[Row]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError("reading TOFU from the hub needs the package datasets; install it, or give --data-dir") from None
+        raise UserError(
+            "reading TOFU from the hub needs the package datasets; install it, or give --data-dir"
+        ) from None
     try:
         data = load_dataset(HUB, name, split="train")
     except Exception as error:
