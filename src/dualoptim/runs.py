@@ -10,10 +10,10 @@
                "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 `before` and `after` hold the task's numbers under the names in `metrics`; `counts` says on how many questions those
-that are shares were measured; `curve` follows what `followed`
-says; `seconds` is the training, without loading, evaluation and curve; `step_seconds` the median optimizer step, forward and backward included;
-`optimizer_state_bytes` is counted from the state tensors, `peak_memory_bytes` is the process's resident peak so far (on
-a GPU, the run's peak of allocated memory).
+that are shares were measured; `curve` follows what `followed` says; `seconds` is the training, without loading,
+evaluation and curve; `step_seconds` the median optimizer step, forward and backward included; `optimizer_state_bytes`
+is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak
+of allocated memory).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def environment() -> dict[str, Any]:
     """What a result may depend on: versions, processor, memory, devices, the command."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("dualoptim", "torch", "transformers", "accelerate", "numpy"):
         try:
             versions[name] = importlib.metadata.version(name)

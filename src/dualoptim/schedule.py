@@ -45,7 +45,8 @@ def jointly(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn]
     """
     if batch_size < len(ratio):
         raise ValueError(
-            f"a joint batch holds at least one sequence of each of {len(ratio)} objectives, but batch_size is {batch_size}"
+            f"a joint batch holds at least one sequence of each of {len(ratio)} objectives, "
+            f"but batch_size is {batch_size}"
         )
     total = sum(ratio.values())
     shares = {name: max(1, batch_size * share // total) for name, share in ratio.items()}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from .data import ObjectiveRows, Plan, Row
+from .losses import Loss
 from .optim import DualOptimPlus
 from .schedule import Turn
 
@@ -35,7 +36,7 @@ class Objective:
     """
 
     rows: Sequence[Row]
-    loss: Any
+    loss: Loss
     weight: float = 1.0
     refusals: Sequence[str] = field(default_factory=tuple)
 
@@ -149,14 +150,16 @@ class UnlearnTrainer(Trainer):
         turn = self.turns[self.state.global_step]
         if not set(inputs) <= set(turn):
             raise ValueError(
-                f"step {self.state.global_step} is the turn of {', '.join(turn)}, but its batch carries {', '.join(inputs)}"
+                f"step {self.state.global_step} is the turn of {', '.join(turn)}, "
+                f"but its batch carries {', '.join(inputs)}"
             )
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if isinstance(optimizer, DualOptimPlus):
             if len(turn) > 1:
                 raise ValueError(
-                    f"step {self.state.global_step} serves {', '.join(turn)} jointly, but {type(optimizer).__name__} steps "
-                    "for one objective; train by turns, or use an optimizer with one state"
+                    f"step {self.state.global_step} serves {', '.join(turn)} jointly, but "
+                    f"{type(optimizer).__name__} steps for one objective; train by turns, "
+                    "or use an optimizer with one state"
                 )
             optimizer.objective = next(iter(turn))
 

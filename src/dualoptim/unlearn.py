@@ -1,7 +1,7 @@
 """One unlearning run, and several side by side: config → model, task, trainer → results.
 
-`check` finds what is wrong with a config before anything is loaded, `prepare` loads and scores the model as it is, `train`
-is one method's training and scoring, and `run` writes the folder that `dualoptim.runs` describes.
+`check` finds what is wrong with a config before anything is loaded, `prepare` loads and scores the model as it is,
+`train` is one method's training and scoring, and `run` writes the folder that `dualoptim.runs` describes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import report, runs, tasks
 from .config import METHODS, RunConfig
 from .data import encode, read_records
 from .errors import UserError, unknown
-from .losses import LOSSES
+from .losses import LOSSES, Loss
 from .models import device_and_precision, load_model, load_tokenizer
 from .optim import DualOptim, DualOptimPlus
 from .schedule import Turn, by_turns, jointly, parse_ratio
@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def losses_of(config: RunConfig) -> dict[str, Any]:
+def losses_of(config: RunConfig) -> dict[str, Loss]:
     """The two losses that a config asks for."""
     made = {}
     for role in OBJECTIVES:
@@ -129,7 +129,7 @@ class Prepared:
     config: RunConfig
     task: Task
     tokenizer: Any
-    model: nn.Module  # as it was before unlearning; never trained
+    model: PreTrainedModel  # as it was before unlearning; never trained
     before: Scores
     start: dict[str, float]  # of the forget/keep curve
 

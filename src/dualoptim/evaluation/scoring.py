@@ -98,7 +98,7 @@ def score_rows(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str 
         max_new_tokens=longest * 3 // 2,
         progress=name and f"Asking, {name}",
     )
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "set": name,
             "question": row.question,
@@ -110,9 +110,8 @@ def score_rows(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str 
         }
         for row, nll, reply in zip(rows, nlls, given, strict=True)
     ]
-    return QuestionScores(
-        fmean(record["probability"] for record in records), fmean(record["rouge_l"] for record in records), records
-    )
+    probability, rouge_l = (fmean(float(record[key]) for record in records) for key in ("probability", "rouge_l"))
+    return QuestionScores(probability, rouge_l, records)
 
 
 def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:

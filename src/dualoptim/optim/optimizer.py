@@ -40,10 +40,11 @@ class DualOptimPlus(Optimizer):
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
-        base_bits, delta_bits: bits in which the base's and the deltas' moments are kept. 32.
-        max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of two
-            averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is the
-            published rule.
+        base_bits: bits in which the base's moments are kept: 32.
+        delta_bits: bits in which the deltas' moments are kept: 32.
+        max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of
+            two averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is
+            the published rule.
 
     Raises:
         ValueError: an argument out of its range, an objective that is not known, a step without an objective, a sparse
@@ -301,7 +302,7 @@ def _chunks(tensors: list[Tensor]) -> Iterable[tuple[Tensor, ...]]:
     """Slices of tensors of one shape that lie alike in memory; the tensors whole, where some do not."""
     if all(tensor.is_contiguous() for tensor in tensors):
         size = CPU_CHUNK if tensors[0].device.type == "cpu" else DEVICE_CHUNK
-        return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+        return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
     return [tuple(tensors)]
 
 

@@ -1,8 +1,8 @@
 """TOFU: forget fictitious authors that a model has memorised (arXiv 2401.06121).
 
-The forget set is one of TOFU's splits. Data come from the hub (locuslab/TOFU), or from a folder of TOFU's files with the
-ten tasks of closer-look-LLM-unlearning (arXiv 2410.08109), of which the first is TOFU's own split and the others are of
-the same size.
+The forget set is one of TOFU's splits. Data come from the hub (locuslab/TOFU), or from a folder of TOFU's files with
+the ten tasks of closer-look-LLM-unlearning (arXiv 2410.08109), of which the first is TOFU's own split and the others
+are of the same size.
 """
 
 from __future__ import annotations
