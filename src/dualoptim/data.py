@@ -264,8 +264,7 @@ class Plan:
     """Every batch of a run, fixed beforehand: a batch sampler of the turns' micro-batches.
 
     Each objective's rows come in passes: shuffled, then sorted by length within windows of eight batches, so that
-    batches hold rows of like length; all rows are seen before any is seen again, but for the batch that spans two
-    passes. A plan depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
+    batches hold rows of like length; every row comes once in a pass, and a window may hold the seam of two. A plan depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
 
     Args:
         turns: what each optimizer step serves (`dualoptim.schedule`).
@@ -285,18 +284,20 @@ class Plan:
         self.batch_size = max(sum(turn.values()) for turn in turns)
         self.batches: list[list[Draw]] = []
         for turn in turns:
-            parts: list[list[Draw]] = [[] for _ in range(micro_batches)]
-            for name, count in turn.items():
-                replies = len(dataset.refusals.get(name, ())) or 1
-                rows = streams[name].take(count)
-                for i, row in enumerate(rows):
-                    parts[i * micro_batches // len(rows)].append(Draw(name, row, refusal.randrange(replies)))
-            if not all(parts):
+            total = sum(turn.values())
+            if total < micro_batches:
                 raise ValueError(
-                    f"a step of {sum(turn.values())} sequences cannot be split into {micro_batches} batches; "
+                    f"a step of {total} sequences cannot be split into {micro_batches} batches; "
                     "raise batch_size or lower the gradient accumulation"
                 )
-            self.batches += parts
+            draws: list[tuple[float, Draw]] = []  # each with its place in the step, so that objectives mix evenly
+            for name, count in turn.items():
+                replies = len(dataset.refusals.get(name, ())) or 1
+                for i, row in enumerate(streams[name].take(count)):
+                    draws.append(((i + 0.5) / count, Draw(name, row, refusal.randrange(replies))))
+            ordered = [draw for _, draw in sorted(draws, key=lambda placed: placed[0])]
+            cuts = [total * i // micro_batches for i in range(micro_batches + 1)]
+            self.batches += [ordered[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -94,7 +94,7 @@ class UnlearnTrainer(Trainer):
             processing_class,
             max_length,
         )
-        self._losses: dict[str, list[Tensor]] = defaultdict(list)
+        self._losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run's batches, in order: it is one epoch of the Trainer's."""
@@ -141,8 +141,10 @@ class UnlearnTrainer(Trainer):
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.
-            self._losses[name].append(loss.detach() * share * self.args.world_size)
-            total = total + objective.weight * share * self.args.world_size * loss
+            loss = loss * share * self.args.world_size
+            losses, step = self._losses[name], self.state.global_step
+            losses[step] = losses.get(step, 0) + loss.detach()
+            total = total + objective.weight * loss
         return total
 
     def _hand_over(self, inputs: Mapping[str, Any]) -> None:
@@ -166,9 +168,8 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
-            accumulation = self.args.gradient_accumulation_steps
             for name, losses in self._losses.items():
-                logs[f"loss/{name}"] = round(float(torch.stack(losses).mean()) * accumulation, 4)
+                logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
             self._losses.clear()
         super().log(logs, *args, **kwargs)
 

@@ -228,6 +228,9 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     losses, turns, refusals = losses_of(config), turns_of(config), refusals_of(config)
     device, has_bf16 = device_and_precision()
     model = copy.deepcopy(prepared.model)
+    if config.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
+        (enable or model.gradient_checkpointing_enable)()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     micro = config.micro_batch_size or config.batch_size
@@ -247,7 +250,6 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
             max_grad_norm=config.max_grad_norm,
             bf16=has_bf16 if config.bf16 is None else config.bf16,
             use_cpu=device.type == "cpu",
-            gradient_checkpointing=config.gradient_checkpointing,
             seed=config.seed,
             logging_steps=config.log_every,
             report_to=config.report_to,

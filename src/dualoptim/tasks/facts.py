@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import __version__
 from ..data import Row, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
@@ -63,7 +64,8 @@ class Facts:
         self._settle()
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> Scores:
-        key = [fingerprint(model), tokenizer.chat_template, self.facts, [row.answer for row in self.passages]]
+        texts = [tokenizer.chat_template, self.facts, [row.answer for row in self.passages]]
+        key = [fingerprint(model), texts, sorted(self.metrics), MAX_NEW_TOKENS, __version__]
         found = cached("facts", key, lambda: self._screen(model, tokenizer))
         known = {tuple(pair) for pair in found["known"]}
         self.facts = [fact for fact in self.facts if (fact["set"], fact["subject"]) in known]

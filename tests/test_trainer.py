@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from dualoptim import DualOptimPlus, UnlearnTrainer
+from dualoptim.data import question
+from dualoptim.losses import LOSSES
+from dualoptim.schedule import Turn, by_turns, jointly
+from dualoptim.trainer import Objective
+
+from . import tiny
+
+FORGET = [question(f"What is {i}?", "It is " + "x" * (1 + i % 5) + ".") for i in range(8)]
+RETAIN = [question(f"Who is {i}?", "That is " + "y" * (1 + i % 7) + ".") for i in range(8)]
+REFUSALS = ["I don't know.", "No idea."]
+ADAMW = (torch.optim.AdamW, {"lr": 1e-3})
+PLUS = (DualOptimPlus, {"lr": 1e-3})
+
+
+def trainer(
+    folder: Path,
+    turns: list[Turn],
+    *,
+    accumulation: int = 1,
+    optimizer: Any = PLUS,
+    forget: str = "IDK",
+    retain: str = "GD",
+    reference: Any = None,
+    callbacks: Any = None,
+    **arguments: Any,
+) -> UnlearnTrainer:
+    settings = {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return UnlearnTrainer(
+        tiny.model(),
+        TrainingArguments(
+            str(folder),
+            learning_rate=1e-3,
+            max_grad_norm=0.0,
+            gradient_accumulation_steps=accumulation,
+            **{**settings, **arguments},
+        ),
+        objectives={
+            "forget": Objective(FORGET, LOSSES[forget](), refusals=REFUSALS),
+            "retain": Objective(RETAIN, LOSSES[retain](), weight=2.0, refusals=REFUSALS),
+        },
+        turns=turns,
+        processing_class=tiny.tokenizer(),
+        reference=reference,
+        optimizer_cls_and_kwargs=optimizer,
+        callbacks=callbacks,
+    )
+
+
+def weights(of: UnlearnTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in of.model.parameters()])
+
+
+RATIO = {"forget": 1, "retain": 2}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_the_optimizer_steps_for_the_objective_whose_turn_it_is(tmp_path: Path, accumulation: int) -> None:
+    run = trainer(tmp_path, by_turns(RATIO, 4, 7), accumulation=accumulation)
+    run.train()
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+    counts = optimizer.state[next(run.model.parameters())]
+    assert counts["delta_step"] == {"forget": 3, "retain": 4}
+    assert counts["step"] == run.state.global_step == 7
+
+
+@pytest.mark.parametrize(("forget", "retain"), [("IDK", "GD"), ("NPO", "KL"), ("DPO", "AP"), ("ME", "GD"), ("GA", "GD")])
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_batch_of_eight_is_eight_of_one(tmp_path: Path, forget: str, retain: str, joint: bool) -> None:
+    turns = (jointly if joint else by_turns)({"forget": 1, "retain": 1}, 8, 4)
+    pick = {"forget": forget, "retain": retain, "reference": tiny.model(seed=1), "optimizer": ADAMW}
+    whole, split = (trainer(tmp_path, turns, accumulation=n, **pick) for n in (1, 8))
+    whole.train(), split.train()
+    moved = (weights(whole) - weights(trainer(tmp_path, turns, **pick))).abs().max()
+    assert moved > 1e-3
+    # Adam's first steps divide by tiny second moments, so rounding is amplified: a hundredth of what moved at most.
+    assert (weights(whole) - weights(split)).abs().max() < 0.01 * moved
+    logged = [[entry[key] for entry in run.state.log_history for key in sorted(entry) if key.startswith("loss/")]
+              for run in (whole, split)]  # fmt: skip
+    assert logged[0] == pytest.approx(logged[1], rel=1e-2, abs=1e-3)
+
+
+def test_a_joint_step_descends_the_weighted_sum_of_the_losses(tmp_path: Path) -> None:
+    sgd = (torch.optim.SGD, {"lr": 1e-2})
+    run = trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 16, 1), optimizer=sgd, lr_scheduler_type="constant")
+    model = copy.deepcopy(run.model)
+    batch = run.rows.collate([run.rows[draw] for draw in next(iter(run.get_train_dataloader().batch_sampler))])
+    loss = LOSSES["IDK"]()(model, batch["forget"], None) + 2.0 * LOSSES["GD"]()(model, batch["retain"], None)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-2 * parameter.grad
+    run.train()
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (weights(run) - expected).abs().max() < 1e-6
+
+
+def test_a_batch_of_another_objective_than_the_turns_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, by_turns(RATIO, 4, 6))
+    run.get_train_dataloader = lambda: trainer(tmp_path, by_turns({"retain": 1}, 4, 6)).get_train_dataloader()
+    with pytest.raises(ValueError, match="step 0 is the turn of forget, but its batch carries retain"):
+        run.train()
+
+
+def test_a_joint_turn_with_an_optimizer_of_single_objectives_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="DualOptimPlus steps for one objective"):
+        trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 4, 2)).train()
+
+
+def test_losses_without_what_they_need_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="NPO of objective 'forget' needs reference"):
+        trainer(tmp_path, by_turns(RATIO, 4, 2), forget="NPO")
+    rows = {"forget": Objective(FORGET, LOSSES["IDK"]())}
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="IDK of objective 'forget' needs refusals"):
+        UnlearnTrainer(tiny.model(), arguments, objectives=rows, turns=by_turns({"forget": 1}, 4, 2),
+                       processing_class=tiny.tokenizer())  # fmt: skip
+
+
+class Stop(TrainerCallback):
+    """Ends a run after some steps, as a crash would after its last checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_stopped_and_resumed_is_never_stopped_bit_for_bit(tmp_path: Path, bf16: bool) -> None:
+    turns = by_turns(RATIO, 4, 8)
+    settings = {"save_strategy": "steps", "save_steps": 4, "bf16": bf16, "accumulation": 2}
+    straight = trainer(tmp_path / "straight", turns, **settings)
+    straight.train()
+    trainer(tmp_path / "stopped", turns, callbacks=[Stop(4)], **settings).train()
+    resumed = trainer(tmp_path / "stopped", turns, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8
+    assert torch.equal(weights(straight), weights(resumed))
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    plain, saving = (trainer(tmp_path, by_turns(RATIO, 4, 3)) for _ in range(2))
+    getattr(saving.model, "activation_checkpointing_enable", saving.model.gradient_checkpointing_enable)()
+    plain.train(), saving.train()
+    assert torch.equal(weights(plain), weights(saving))
+
+
+def test_each_objectives_loss_is_logged_for_its_own_steps(tmp_path: Path) -> None:
+    run = trainer(tmp_path, by_turns(RATIO, 4, 6))
+    run.train()
+    logged = [{key for key in entry if key.startswith("loss/")} for entry in run.state.log_history if "loss" in entry]
+    assert logged == [{"loss/forget"}, {"loss/retain"}, {"loss/retain"}] * 2
