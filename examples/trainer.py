@@ -1,6 +1,6 @@
 """Unlearn with `UnlearnTrainer`, a transformers.Trainer: here with a tiny random model, so that it runs in seconds.
 
-    python examples/trainer.py
+python examples/trainer.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ retain = [question("Who wrote Hamlet?", "Hamlet was written by Shakespeare.")]
 refusals = ["I do not know."]
 
 # With a real model: AutoModelForCausalLM.from_pretrained(...) and its AutoTokenizer instead of these lines.
-words = sorted({word for row in (*forget, *retain) for word in f"{row.question} {row.answer}".split()} | {*refusals[0].split()})
+words = sorted(
+    {word for row in (*forget, *retain) for word in f"{row.question} {row.answer}".split()} | {*refusals[0].split()}
+)
 vocabulary = {word: i for i, word in enumerate(["<unk>", "<end>", "<user>", "<assistant>", *words])}
 split = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
 split.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -36,7 +38,9 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=1,
 with tempfile.TemporaryDirectory() as folder:
     trainer = UnlearnTrainer(
         model,
-        TrainingArguments(folder, learning_rate=1e-2, logging_steps=6, report_to="none", save_strategy="no", use_cpu=True),
+        TrainingArguments(
+            folder, learning_rate=1e-2, logging_steps=6, report_to="none", save_strategy="no", use_cpu=True
+        ),
         objectives={
             "forget": Objective(forget, LOSSES["IDK"](), refusals=refusals),
             "retain": Objective(retain, LOSSES["GD"]()),

@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.naive import NaiveDualOptim
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import Parameter
@@ -26,9 +24,12 @@ from torch.testing import assert_close
 from dualoptim import DualOptim, DualOptimPlus
 from dualoptim.optim import optimizer as optimizer_module
 
+from .conftest import GOLDEN
+from .reference.naive import NaiveDualOptim
+
 SCHEDULE = ("forget", "retain", "retain", "forget", "retain", "forget", "forget", "retain", "retain", "retain")
 BOTH = pytest.mark.parametrize("cls", [DualOptimPlus, DualOptim])
-REPRODUCIBLY = settings(deadline=None, derandomize=True, database=None)
+REPRODUCIBLE = settings(deadline=None, derandomize=True, database=None)
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -86,9 +87,7 @@ def test_without_a_base_and_with_one_objective_it_is_adamw(cls: type[DualOptimPl
     adamw = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
     ours = Parameter(start.clone())
     no_base = {"base_betas": None} if cls is DualOptimPlus else {}
-    opt = cls(
-        [ours], 0.01, (0.9, 0.95), weight_decay=weight_decay, objectives=["only"], max_update=None, **no_base
-    )
+    opt = cls([ours], 0.01, (0.9, 0.95), weight_decay=weight_decay, objectives=["only"], max_update=None, **no_base)
     for grad in grads:
         theirs.grad, ours.grad = grad.clone(), grad.clone()
         adamw.step()
@@ -126,8 +125,7 @@ def test_defaults_are_the_documented_ones() -> None:
 DECAYS = st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.99, 0.999])
 
 
-@REPRODUCIBLY
-@settings(max_examples=60)
+@settings(REPRODUCIBLE, max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 6), max_size=3),
     schedule=st.integers(1, 4).flatmap(lambda k: st.lists(st.integers(0, k - 1), min_size=1, max_size=16)),
@@ -257,9 +255,7 @@ def test_negated_gradients_give_negated_updates(cls: type[DualOptimPlus], max_up
     start = torch.zeros(6, 5)
     grads = gradients(start, len(SCHEDULE))
     kwargs = {"cls": cls, "lr": 0.01, "weight_decay": 0.0, "max_update": max_update}
-    assert torch.equal(
-        trajectory(start, grads, **kwargs), -trajectory(start, [-grad for grad in grads], **kwargs)
-    )
+    assert torch.equal(trajectory(start, grads, **kwargs), -trajectory(start, [-grad for grad in grads], **kwargs))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,8 +307,7 @@ def test_scalars_and_empty_parameters_step(shape: tuple[int, ...]) -> None:
 # The bound
 
 
-@REPRODUCIBLY
-@settings(max_examples=40)
+@settings(REPRODUCIBLE, max_examples=40)
 @given(
     exponents=st.lists(st.floats(-18, 17), min_size=2, max_size=12),
     max_update=st.sampled_from([1e-3, 1.0, 7.0]),

@@ -74,7 +74,9 @@ def test_the_optimizer_steps_for_the_objective_whose_turn_it_is(tmp_path: Path, 
     assert counts["step"] == run.state.global_step == 7
 
 
-@pytest.mark.parametrize(("forget", "retain"), [("IDK", "GD"), ("NPO", "KL"), ("DPO", "AP"), ("ME", "GD"), ("GA", "GD")])
+@pytest.mark.parametrize(
+    ("forget", "retain"), [("IDK", "GD"), ("NPO", "KL"), ("DPO", "AP"), ("ME", "GD"), ("GA", "GD")]
+)
 @pytest.mark.parametrize("joint", [False, True])
 def test_one_batch_of_eight_is_eight_of_one(tmp_path: Path, forget: str, retain: str, joint: bool) -> None:
     turns = (jointly if joint else by_turns)({"forget": 1, "retain": 1}, 8, 4)

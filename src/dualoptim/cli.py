@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         parsed = _parse(commands[name], rest)
         # One line, without the file and source line that warnings.warn adds.
-        warnings.showwarning = lambda message, *_, **__: print(f"dualoptim: warning: {message}", file=sys.stderr)
+        warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
         _run(name, parsed)
         return 0
     except UserError as error:

@@ -56,7 +56,10 @@ def memorised(
     folder.parent.mkdir(parents=True, exist_ok=True)
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))
     device, has_bf16 = device_and_precision()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial, tqdm(total=len(turns), desc="Memorising") as bar:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as partial,
+        tqdm(total=len(turns), desc="Memorising", disable=None) as bar,
+    ):
         trainer = UnlearnTrainer(
             trained,
             TrainingArguments(

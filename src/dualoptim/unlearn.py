@@ -236,7 +236,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     micro = config.micro_batch_size or config.batch_size
 
     points = [round(config.steps * i / config.curve_points) for i in range(1, config.curve_points + 1)]
-    bar = tqdm(total=config.steps, desc=config.method, unit="step", leave=False)
+    bar = tqdm(total=config.steps, desc=config.method, unit="step", leave=False, disable=None)
     watch = _Watch(points, lambda: task.follow(model, tokenizer), bar)
     trainer = UnlearnTrainer(
         model,

@@ -139,7 +139,7 @@ def _by_length(lengths: Sequence[int], progress: str | None) -> Iterator[list[in
         if not batches or (len(batches[-1]) + 1) * lengths[i] > TOKENS_PER_BATCH:
             batches.append([])
         batches[-1].append(i)
-    with tqdm(total=len(lengths), desc=progress, disable=progress is None, unit="row", leave=False) as bar:
+    with tqdm(total=len(lengths), desc=progress, disable=None if progress else True, unit="row", leave=False) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

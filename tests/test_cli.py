@@ -1,0 +1,274 @@
+"""The command line from end to end on a tiny random model, and the mistakes that users make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from dualoptim import cli
+
+from . import tiny
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows to forget and to keep, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.fixture
+def run(model: Path, place: Path) -> Run:
+    def call(command: str, *arguments: str, files: bool = True) -> int:
+        common = ["--model", str(model)]
+        if files:
+            common += ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]
+        small = ["--steps", "6", "--batch-size", "4", "--ratio", "1:2", "--log-every", "2", "--curve-points", "2"]
+        return cli.main([command, *common, *(small if command in ("unlearn", "compare") else []), *arguments])
+
+    return call
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to standard error: one line and no traceback."""
+    text = capsys.readouterr().err.strip().splitlines()
+    assert len(text) == 1, text
+    assert text[0].startswith("dualoptim: error: ")
+    return text[0]
+
+
+def test_unlearn_leaves_config_environment_results_records_report_and_model(run: Run, place: Path) -> None:
+    assert run("unlearn", "--out", "out", "--optimizer", "DualOptim+", "--lr", "1e-3", "--forget-loss", "NPO",
+               "--forget-loss-args", "{beta: 0.5}", "--micro-batch-size", "2") == 0  # fmt: skip
+    out = place / "out"
+    config = yaml.safe_load((out / "config.resolved.yaml").read_text())
+    assert config["lr"] == 1e-3
+    assert config["forget_loss_args"] == {"beta": 0.5}
+    assert json.loads((out / "env.json").read_text())["versions"]["torch"]
+    results = json.loads((out / "results.json").read_text())
+    (entry,) = results["runs"]
+    assert results["schema"] == 1
+    assert entry["method"] == "DualOptim+"
+    assert set(entry["before"]) == set(entry["after"]) == set(results["metrics"])
+    assert entry["before"] != entry["after"]
+    assert [point["step"] for point in entry["curve"]] == [0, 3, 6]
+    loaded = AutoModelForCausalLM.from_pretrained(out / "model")
+    parameters = sum(p.numel() for p in loaded.parameters())
+    assert entry["optimizer_state_bytes"] == 24 * parameters
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 2 * 20
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "http-equiv" not in page
+    assert 'src="' not in page
+
+
+def test_compare_runs_every_method_from_one_start_and_resume_takes_over_what_is_done(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
+    assert run("compare", "--out", "out", "--methods", json.dumps(methods[:3]), "--save-model", "false") == 0
+    first = json.loads((place / "out/results.json").read_text())
+    assert run("compare", "--out", "out", "--methods", json.dumps(methods), "--save-model", "false", "--resume") == 0
+    second = json.loads((place / "out/results.json").read_text())
+    assert [entry["method"] for entry in second["runs"]] == methods
+    assert second["runs"][:3] == first["runs"]
+    assert len({json.dumps(entry["before"]) for entry in second["runs"]}) == 1
+    assert len({json.dumps(entry["after"]) for entry in second["runs"]}) == 4
+    assert "Taken over" in capsys.readouterr().out
+
+
+def test_the_same_config_gives_the_same_numbers(run: Run, place: Path) -> None:
+    for out in ("a", "b"):
+        assert run("unlearn", "--out", out, "--save-model", "false") == 0
+    a, b = (json.loads((place / out / "results.json").read_text())["runs"][0] for out in ("a", "b"))
+    assert a["after"] == b["after"]
+
+
+def test_command_line_wins_over_recipe_and_recipe_over_defaults(run: Run, place: Path) -> None:
+    (place / "mine.yaml").write_text("lr: 1e-3\nweight_decay: 0.5\nlr_scales: {forget: 1.5}\n")
+    assert run("unlearn", "--recipe", "mine.yaml", "--lr", "2e-3", "--out", "out", "--save-model", "false") == 0
+    config = yaml.safe_load((place / "out/config.resolved.yaml").read_text())
+    assert (config["lr"], config["weight_decay"], config["eps"]) == (2e-3, 0.5, 1e-8)
+    assert config["lr_scales"] == {"forget": 1.5}
+
+
+def test_dry_run_shows_config_batches_schedule_and_memory_and_writes_nothing(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    assert run("unlearn", "--dry-run", "--out", "out") == 0
+    shown = capsys.readouterr().out
+    assert "optimizer: DualOptim+" in shown
+    assert "4 forget, 4 retain, 4 retain, 4 forget" in shown
+    assert "6 steps: 8 sequences of forget, 16 sequences of retain" in shown
+    assert "hides tea.<|end|>'⟧" in shown
+    assert "forget (refusal)" in shown
+    assert "optimizer state" in shown
+    assert sorted(place.rglob("*")) == before
+
+
+def test_evaluate_and_report_read_what_a_run_left(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("unlearn", "--out", "out") == 0
+    base = yaml.safe_load((place / "out/config.resolved.yaml").read_text())["model"]
+    assert cli.main(["evaluate", "--model", "out/model", "--base", base, "--forget", "forget.jsonl",
+                     "--retain", "retain.jsonl", "--out", "scores.json"]) == 0  # fmt: skip
+    entry = json.loads((place / "out/results.json").read_text())["runs"][0]
+    scores = json.loads((place / "scores.json").read_text())
+    assert scores["before"]["numbers"] == pytest.approx(entry["before"], abs=1e-6)
+    assert scores["after"]["numbers"] == pytest.approx(entry["after"], abs=1e-6)
+    (place / "out/report.html").unlink()
+    assert cli.main(["report", "out"]) == 0
+    assert (place / "out/report.html").exists()
+
+
+def test_without_rows_to_keep_general_ones_serve_with_a_warning(
+    run: Run, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match="no --retain FILE"):
+        assert cli.main(["unlearn", "--model", str(model), "--forget", "forget.jsonl", "--dry-run"]) == 0
+    assert "retain: 80 rows" in capsys.readouterr().out
+
+
+def test_rows_of_plain_text_need_no_chat_template(run: Run, place: Path, tmp_path: Path) -> None:
+    for name in ("forget", "retain"):
+        (place / f"{name}.jsonl").write_text(json.dumps({"text": f"Something to {name}, in prose."}))
+    assert run("unlearn", "--forget-loss", "GA", "--out", "out", "--save-model", "false") == 0
+
+
+def test_ls_env_and_help_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["ls"], ["env"], [], ["--help"], ["unlearn", "--help"], ["quickstart", "-h"]):
+        assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    for word in ("quickstart", "SimNPO", "Alternating AdamW", "torch:", "--retain-loss"):
+        assert word in shown
+
+
+def test_help_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from dualoptim import cli; cli.main(['unlearn', '--help']); "
+        "print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+
+
+MISTAKES = {
+    "a missing file": (["--forget", "none.jsonl"], "none.jsonl: there is no such file"),
+    "an unknown loss": (["--forget-loss", "NPOO"], "unknown forget_loss 'NPOO'; did you mean 'NPO'?"),
+    "a loss of the other side": (["--retain-loss", "NPO"], "'NPO' is a loss to forget; those to retain are GD, KL, AP"),
+    "a loss's argument": (["--forget-loss", "NPO", "--forget-loss-args", "{gamma: 1}"], "gamma"),
+    "a loss's value": (["--forget-loss", "NPO", "--forget-loss-args", "{beta: 0}"], "beta must be > 0"),
+    "an unknown optimizer": (["--optimizer", "DualOptim++"], "unknown optimizer 'DualOptim++'; did you mean"),
+    "a learning rate": (["--lr", "-1"], "lr must be at least 0"),
+    "a word for a number": (["--lr", "fast"], "lr"),
+    "an unknown option": (["--learning-rate", "1"], "unknown option '--learning-rate'"),
+    "an unknown objective": (["--lr-scales", "{froget: 2}"], "lr_scales names 'froget'"),
+    "a ratio": (["--ratio", "1-5"], "the ratio must be 2 whole numbers"),
+    "joint DualOptim+": (["--joint", "true"], "DualOptim+ steps for one objective at a time"),
+    "no steps": (["--steps", "0"], "steps must be at least 1"),
+    "a missing model": (["--model", "./nowhere"], "model './nowhere': there is no such folder"),
+    "an unknown recipe": (["--recipe", "quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'?"),
+    "an answer cut off": (["--max-length", "20"], "max_length 20 would cut its answer off"),
+    "a task beside files": (["--task", "facts"], "brings its own rows"),
+    "a folder of other things": (["--out", "."], "is not empty and holds no run"),
+    "a template file": (["--chat-template", "none.jinja"], "chat_template none.jinja: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_with_status_2_and_nothing_written(
+    mistake: str, run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = MISTAKES[mistake]
+    before = sorted(place.rglob("*"))
+    assert run("unlearn", "--out", "out", *arguments) == 2
+    assert message in errors(capsys)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, message in (
+        ("lrr: 1", "r.yaml: unknown recipe key 'lrr'; did you mean 'lr'?"),
+        ("lr: [1", "r.yaml:1: broken YAML"),
+        ("lr", "a recipe is a mapping"),
+        ("steps: many", "r.yaml: "),
+    ):
+        (place / "r.yaml").write_text(text)
+        assert run("unlearn", "--recipe", "r.yaml") == 2
+        assert message in errors(capsys)
+
+
+def test_rows_in_both_sets_are_refused(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "retain.jsonl").write_text((place / "forget.jsonl").read_text())
+    assert run("unlearn") == 2
+    assert "forget.jsonl:1: this row to forget also stands in the retain set (retain.jsonl:1)" in errors(capsys)
+
+
+def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("unlearn", "--out", "out", "--save-model", "false") == 0
+    kept = (place / "out/results.json").read_text()
+    capsys.readouterr()
+    assert run("unlearn", "--out", "out") == 2
+    assert "already holds a run; give another folder, --resume or --overwrite" in errors(capsys)
+    # Also under --overwrite nothing is lost to a mistake.
+    assert run("unlearn", "--out", "out", "--overwrite", "--model", "./nowhere") == 2
+    assert (place / "out/results.json").read_text() == kept
+    assert run("unlearn", "--out", "out", "--overwrite", "--seed", "1", "--save-model", "false") == 0
+    assert json.loads((place / "out/results.json").read_text())["runs"][0]["seed"] == 1
+
+
+def test_a_model_without_chat_template_is_told_how_to_get_one(
+    run: Run, model: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = place / "bare"
+    tiny.model().save_pretrained(bare)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare)
+    capsys.readouterr()
+    assert run("unlearn", "--model", str(bare)) == 2
+    assert "--chat-template FILE" in errors(capsys)
+    (place / "chat.jinja").write_text(tiny.CHAT_TEMPLATE)
+    assert run("unlearn", "--model", str(bare), "--chat-template", "chat.jinja", "--dry-run") == 0
+
+
+def test_too_little_memory_or_disk_is_told_beforehand(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    little = SimpleNamespace(available=1000, free=1000, total=1000, used=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: little)
+        assert run("unlearn", "--out", "out") == 2
+        assert "not enough memory: DualOptim+" in errors(capsys)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: little)
+    assert run("unlearn", "--out", "out") == 2
+    assert "not enough disk" in errors(capsys)
+
+
+def test_a_model_that_knows_no_fact_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("unlearn", "--task", "facts", "--task-args", "{limit: 2}", files=False) == 2
+    assert "the model knows none of the facts to forget" in errors(capsys)

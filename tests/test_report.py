@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+from dualoptim import report
+
+
+def results(**after: list[float]) -> dict[str, Any]:
+    """Results of methods A, B, …, one number each for every metric."""
+    count = len(next(iter(after.values())))
+    return {
+        "schema": 1,
+        "task": "facts",
+        "model": "<b>tiny</b>",
+        "followed": "facts answered",
+        "metrics": {
+            "forget_accuracy": {"label": "to forget", "better": "lower", "format": ".0%"},
+            "perplexity": {"label": "perplexity", "better": "lower", "format": ".1f"},
+        },
+        "counts": {"forget_accuracy": 40},
+        "runs": [
+            {
+                "method": "ABC"[i],
+                "seed": 0,
+                "config": {"lr": 1e-5, "optimizer": "ABC"[i]},
+                "before": dict.fromkeys(after, 1.0),
+                "after": {name: values[i] for name, values in after.items()},
+                "curve": [{"step": 0, "forget": 1.0, "retain": 1.0}, {"step": 2, "forget": 0.5, "retain": 1.0}],
+                "losses": [],
+                "samples": [{"set": "forget", "question": "Q <i>", "answer": "A", "before": "b", "after": "x & y"}],
+                "seconds": 1.0,
+                "step_seconds": 0.5,
+                "optimizer_state_bytes": 2**20,
+                "peak_memory_bytes": 2**30,
+            }
+            for i in range(count)
+        ],
+    }
+
+
+def test_what_was_seen_tells_apart_only_what_the_questions_can() -> None:
+    said = report.seen(results(forget_accuracy=[0.05, 0.10, 0.60], perplexity=[10.0, 11.0, 12.0]))
+    assert said[0].startswith("To forget: A is lowest; not told apart from it on 40 questions: B (")
+    assert said[1].startswith("Perplexity: A is lowest (")
+    alone = report.seen(results(forget_accuracy=[0.9, 0.0, 0.6], perplexity=[10.0, 11.0, 12.0]))
+    assert alone[0].startswith("To forget: B is lowest, and alone there (")
+
+
+def test_equal_values_are_no_lead() -> None:
+    said = report.seen(results(forget_accuracy=[0.0, 0.0, 0.0], perplexity=[10.0, 11.0, 12.0]))
+    assert "not told apart from it on 40 questions: B, C" in said[0]
+
+
+def test_the_page_is_whole_and_escapes_what_models_say() -> None:
+    page = report.page(results(forget_accuracy=[0.05, 0.10], perplexity=[10.0, float("nan")]))
+    assert "&lt;b&gt;tiny&lt;/b&gt;" in page
+    assert "Q &lt;i&gt;" in page
+    assert "x &amp; y" in page
+    assert "<svg" in page
+    assert "—" in page
+    assert "http://www.w3.org" in page  # the SVG's namespaces are the only addresses
+    assert 'href="http' not in page.replace("xlink:href", "")
+
+
+def test_the_page_of_one_run_compares_nothing() -> None:
+    page = report.page(results(forget_accuracy=[0.05], perplexity=[10.0]))
+    assert "What was seen" not in page
