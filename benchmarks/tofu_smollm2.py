@@ -17,8 +17,9 @@ from dualoptim import report, runs
 from dualoptim.cli import recipes_folder
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.memorise import memorised
+from dualoptim.resolve import methods_of
 from dualoptim.tasks.tofu import Tofu
-from dualoptim.unlearn import methods_of, run
+from dualoptim.unlearn import run
 
 PAGE = """# TOFU forget01, task 1, on SmolLM2-135M-Instruct
 

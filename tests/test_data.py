@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_accumulation_splits_each_step_and_never_mixes_turns() -> None:
     data = dataset()
     whole = list(Plan(by_turns({"forget": 1, "retain": 1}, 8, 6), data, 1, seed=0))
     split = list(Plan(by_turns({"forget": 1, "retain": 1}, 8, 6), data, 4, seed=0))
-    assert [sum(split[i : i + 4], []) for i in range(0, 24, 4)] == whole
+    assert [list(itertools.chain(*split[i : i + 4])) for i in range(0, 24, 4)] == whole
     joint = list(Plan(jointly({"forget": 1, "retain": 1}, 8, 2), data, 2, seed=0))
     assert [Counter(draw.objective for draw in batch) for batch in joint] == [{"forget": 2, "retain": 2}] * 4
     with pytest.raises(ValueError, match="cannot be split into 9"):

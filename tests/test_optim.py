@@ -33,7 +33,7 @@ REPRODUCIBLE = settings(deadline=None, derandomize=True, database=None)
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def gradients(param: Tensor, steps: int, seed: int = 100, scale: float = 1.0) -> list[Tensor]:
@@ -849,7 +849,6 @@ NAN = float("nan")
         {"betas": (0.9, NAN)},
         {"betas": (0.9,)},
         {"betas": (0.9, 0.95, 0.99)},
-        {"betas": None},
         {"base_betas": (1.0, 0.95)},
         {"base_betas": (0.9, -0.1)},
         {"base_betas": (0.9,)},

@@ -15,7 +15,7 @@ def test_each_turn_serves_one_objective_and_every_cycle_keeps_the_ratio(a: int, 
     assert len(turns) == steps
     assert all(len(turn) == 1 and sum(turn.values()) == 4 for turn in turns)
     cycle = a + b + c
-    for start in range(0, steps - cycle + 1):
+    for start in range(steps - cycle + 1):
         assert Counter(next(iter(turn)) for turn in turns[start : start + cycle]) == {"x": a, "y": b, "z": c}
 
 

@@ -207,10 +207,10 @@ def _quickstart(parsed: Namespace) -> None:
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:
-    from . import dry_run, report, unlearn
+    from . import dry_run, report, resolve, unlearn
 
     config = _config(parsed)
-    configs = [config] if name == "unlearn" else unlearn.methods_of(config, parsed.methods, parsed.seeds)
+    configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
     if parsed.dry_run:
         dry_run.show(configs)
         return

@@ -6,6 +6,7 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -264,7 +265,8 @@ class Plan:
     """Every batch of a run, fixed beforehand: a batch sampler of the turns' micro-batches.
 
     Each objective's rows come in passes: shuffled, then sorted by length within windows of eight batches, so that
-    batches hold rows of like length; every row comes once in a pass, and a window may hold the seam of two. A plan depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
+    batches hold rows of like length; every row comes once in a pass, and a window may hold the seam of two. A plan
+    depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
 
     Args:
         turns: what each optimizer step serves (`dualoptim.schedule`).
@@ -297,7 +299,7 @@ class Plan:
                     draws.append(((i + 0.5) / count, Draw(name, row, refusal.randrange(replies))))
             ordered = [draw for _, draw in sorted(draws, key=lambda placed: placed[0])]
             cuts = [total * i // micro_batches for i in range(micro_batches + 1)]
-            self.batches += [ordered[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            self.batches += [ordered[a:b] for a, b in itertools.pairwise(cuts)]
 
     def __len__(self) -> int:
         return len(self.batches)

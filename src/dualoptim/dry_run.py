@@ -10,7 +10,7 @@ import yaml
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import runs, unlearn
+from . import resolve, runs
 from .config import RunConfig
 from .data import Draw, ObjectiveRows, Plan
 from .losses import IGNORED
@@ -24,20 +24,20 @@ def show(configs: Sequence[RunConfig]) -> None:
     config = configs[0]
     tokenizer = load_tokenizer(config.model, config.chat_template)
     for each in configs:
-        task = unlearn.check(each)
+        task = resolve.check(each)
         runs.check_folder(each.out, resume=True, overwrite=False)
     print("── config ──")
     print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
     rows = task.objectives
-    losses = unlearn.losses_of(config)
-    refusals = {name: unlearn.refusals_of(config) for name, loss in losses.items() if loss.needs_idk}
+    losses = resolve.losses_of(config)
+    refusals = {name: resolve.refusals_of(config) for name, loss in losses.items() if loss.needs_idk}
     dataset = ObjectiveRows(rows, refusals, tokenizer, config.max_length)
     print("\n── rows ──")
     for name, part in rows.items():
         lengths = [len(tokens.input_ids) for tokens in dataset.tokens[name]]
         print(f"{name}: {len(part)} rows of {min(lengths)} to {max(lengths)} tokens")
     for each in configs:
-        turns = unlearn.turns_of(each)
+        turns = resolve.turns_of(each)
         begins = ", ".join("+".join(f"{n} {name}" for name, n in turn.items()) for turn in turns[:SHOWN_TURNS])
         total = Counter({name: sum(turn.get(name, 0) for turn in turns) for name in rows})
         print(f"\n── schedule: {each.method} ──")
@@ -45,7 +45,7 @@ def show(configs: Sequence[RunConfig]) -> None:
         print(f"{len(turns)} steps: " + ", ".join(f"{count} sequences of {name}" for name, count in total.items()))
     print("\n── one batch of each objective; what is learnt stands in ⟦ ⟧ ──")
     shown: set[str] = set()
-    for draws in Plan(unlearn.turns_of(config), dataset, 1, config.seed):
+    for draws in Plan(resolve.turns_of(config), dataset, 1, config.seed):
         for name in {draw.objective for draw in draws} - shown:
             shown.add(name)
             for draw in draws:
@@ -57,7 +57,7 @@ def show(configs: Sequence[RunConfig]) -> None:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source(config.model)))
     for each in configs:
-        needed = unlearn.memory_needed(each, model)
+        needed = resolve.memory_needed(each, model)
         parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in needed.items())
         print(f"{each.method}: {runs.bytes_text(sum(needed.values()))} besides activations: {parts}")
 

@@ -1,0 +1,166 @@
+"""A config's names → the things they name, and whether they fit together and fit this machine.
+
+Whatever is wrong with a config is found here, before anything is loaded or written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from . import tasks
+from .config import METHODS, RunConfig
+from .data import read_records
+from .errors import UserError, unknown
+from .losses import LOSSES, Loss
+from .models import device_and_precision
+from .optim import DualOptim, DualOptimPlus
+from .runs import bytes_text
+from .schedule import Turn, by_turns, jointly, parse_ratio
+from .tasks import Task
+from .tasks.facts import asset
+
+OBJECTIVES = ("forget", "retain")
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "DualOptim+": DualOptimPlus,
+    "DualOptim": DualOptim,
+    "AdamW": torch.optim.AdamW,
+}
+
+
+def losses_of(config: RunConfig) -> dict[str, Loss]:
+    """The two losses that a config asks for."""
+    made = {}
+    for role in OBJECTIVES:
+        name, arguments = getattr(config, f"{role}_loss"), getattr(config, f"{role}_loss_args")
+        fitting = [key for key, cls in LOSSES.items() if cls.role == role]
+        if name not in LOSSES:
+            raise unknown(f"{role}_loss", name, fitting)
+        if name not in fitting:
+            raise UserError(
+                f"{role}_loss {name!r} is a loss to {LOSSES[name].role}; those to {role} are {', '.join(fitting)}"
+            )
+        try:
+            made[role] = LOSSES[name](**arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{role}_loss_args {arguments}: {str(error).removeprefix(name + '.__init__() ')}") from None
+    return made
+
+
+def turns_of(config: RunConfig) -> list[Turn]:
+    """Whose turn each step is."""
+    if config.joint and config.optimizer != "AdamW":
+        raise UserError(f"joint: {config.optimizer} steps for one objective at a time; leave it out, or use AdamW")
+    for name in ("steps", "batch_size", "log_every"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, but is {getattr(config, name)}")
+    if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
+        raise UserError(
+            f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
+        )
+    try:
+        ratio = parse_ratio(config.ratio, OBJECTIVES)
+        return (jointly if config.joint else by_turns)(ratio, config.batch_size, config.steps)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def optimizer_of(config: RunConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and its arguments, tried on one parameter so that a wrong one is found at once."""
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    cls = OPTIMIZERS[config.optimizer]
+    arguments: dict[str, Any] = {"lr": config.lr, "eps": config.eps, "weight_decay": config.weight_decay}
+    if config.betas is not None:
+        arguments["betas"] = tuple(config.betas)
+    if cls is torch.optim.AdamW:
+        if config.lr_scales:
+            raise UserError("lr_scales: AdamW has one state and one learning rate for all objectives; leave it out")
+        # The published comparison gives every optimizer the same decay.
+        arguments.setdefault("betas", (0.9, 0.95))
+        arguments["fused"] = True
+    else:
+        arguments |= {"objectives": OBJECTIVES, "lr_scales": dict(config.lr_scales)}
+    if cls is DualOptimPlus:
+        arguments |= {"base_betas": tuple(config.base_betas), "max_update": config.max_update}
+    try:
+        cls([nn.Parameter(torch.zeros(1))], **arguments)
+    except ValueError as error:
+        raise UserError(f"optimizer {config.optimizer}: {error}") from None
+    return cls, arguments
+
+
+def refusals_of(config: RunConfig) -> list[str]:
+    """The replies that say 'I don't know'."""
+    if config.refusals is None:
+        return [row["text"] for row in asset("refusals.jsonl")]
+    found = []
+    for record, where in read_records(config.refusals):
+        if not isinstance(record.get("text"), str) or not record["text"].strip():
+            raise UserError(f"{where}: a refusal needs its words under 'text'")
+        found.append(record["text"])
+    return found
+
+
+def state_bytes(config: RunConfig, parameters: int) -> int:
+    """Bytes that the optimizer's state will take: fp32 moments, two for each state that the optimizer keeps."""
+    states = {"DualOptim+": 1 + len(OBJECTIVES), "DualOptim": len(OBJECTIVES), "AdamW": 1}[config.optimizer]
+    return states * 2 * 4 * parameters
+
+
+def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The config once for each method and seed."""
+    for name in methods:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    return [config.replace(**METHODS[name], seed=seed) for name in methods for seed in seeds]
+
+
+def check(config: RunConfig) -> Task:
+    """Check all of a config that needs no model, and read its rows."""
+    optimizer_of(config), losses_of(config), turns_of(config), refusals_of(config)
+    return tasks.load(config)
+
+
+def memory_needed(config: RunConfig, model: nn.Module) -> dict[str, int]:
+    """Bytes by what they are for: the model to train, its untouched copy, gradients, the optimizer's state."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "model": 4 * parameters,
+        "untouched copy": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer state": state_bytes(config, parameters),
+    }
+
+
+def check_room(config: RunConfig, model: nn.Module) -> None:
+    """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
+    needed = memory_needed(config, model)
+    device, _ = device_and_precision()
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available + needed["model"]  # which is loaded already
+    if sum(needed.values()) > free:
+        parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
+        raise UserError(
+            f"not enough memory: {config.optimizer} on {config.model} needs {bytes_text(sum(needed.values()))} "
+            f"({parts}) and {bytes_text(free)} are free; use a smaller model or an optimizer with fewer states"
+        )
+    where = next(path for path in (Path(config.out), *Path(config.out).absolute().parents) if path.exists())
+    room, free_disk = needed["model"] * config.save_model, shutil.disk_usage(where).free
+    if config.save_every:
+        room += 2 * (
+            needed["model"] + needed["optimizer state"]
+        )  # the Trainer writes the new before it removes the old
+    if room > free_disk:
+        raise UserError(
+            f"not enough disk: {config.out} needs {bytes_text(room)} for the model and its checkpoints, and "
+            f"{bytes_text(free_disk)} are free; give --out elsewhere, or --save-model false"
+        )
