@@ -129,14 +129,12 @@ def check(config: RunConfig) -> Task:
 
 
 def memory_needed(config: RunConfig, model: nn.Module) -> dict[str, int]:
-    """Bytes by what they are for: the model to train, its untouched copy, gradients, the optimizer's state."""
+    """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be."""
     parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "model": 4 * parameters,
-        "untouched copy": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer state": state_bytes(config, parameters),
-    }
+    needed = {"model": 4 * parameters, "gradients": 4 * parameters, "optimizer state": state_bytes(config, parameters)}
+    if any(loss.needs_reference for loss in losses_of(config).values()):
+        needed["reference"] = 4 * parameters
+    return needed
 
 
 def check_room(config: RunConfig, model: nn.Module) -> None:

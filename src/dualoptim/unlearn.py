@@ -6,7 +6,7 @@ method or several from the same start and writes the folder that `dualoptim.runs
 
 from __future__ import annotations
 
-import copy
+import gc
 import resource
 import statistics
 import sys
@@ -37,7 +37,7 @@ class Prepared:
     config: RunConfig
     task: Task
     tokenizer: Any
-    model: PreTrainedModel  # as it was before unlearning; never trained
+    reference: PreTrainedModel | None  # the model as it is before unlearning, where a loss compares with it
     before: Scores
     start: dict[str, float]  # of the forget/keep curve
 
@@ -53,7 +53,10 @@ def prepare(config: RunConfig) -> Prepared:
     resolve.check_room(config, model)
     model.to(device_and_precision()[0])
     before = task.prepare(model, tokenizer)
-    return Prepared(config, task, tokenizer, model, before, task.follow(model, tokenizer))
+    start = task.follow(model, tokenizer)
+    # Each method loads the model anew: a copy kept for that alone would be one more model in memory.
+    needed = any(loss.needs_reference for loss in resolve.losses_of(config).values())
+    return Prepared(config, task, tokenizer, model if needed else None, before, start)
 
 
 class _Watch(TrainerCallback):
@@ -87,7 +90,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     task, tokenizer = prepared.task, prepared.tokenizer
     losses, turns, refusals = resolve.losses_of(config), resolve.turns_of(config), resolve.refusals_of(config)
     device, has_bf16 = device_and_precision()
-    model = copy.deepcopy(prepared.model)
+    model = load_model(config.model).to(device)
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
         (enable or model.gradient_checkpointing_enable)()
@@ -124,7 +127,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         },
         turns=turns,
         processing_class=tokenizer,
-        reference=prepared.model if any(loss.needs_reference for loss in losses.values()) else None,
+        reference=prepared.reference,
         max_length=config.max_length,
         optimizer_cls_and_kwargs=resolve.optimizer_of(config),
         callbacks=[watch],
@@ -134,6 +137,10 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     with bar:
         trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
     seconds = time.perf_counter() - began - watch.measuring_seconds
+    state_bytes, logged = _bytes_of(trainer.optimizer), trainer.state.log_history
+    del trainer  # and with it gradients and states, before scoring needs room for logits
+    model.zero_grad()
+    gc.collect()
     after = task.evaluate(model, tokenizer)
     if config.save_model:
         model.save_pretrained(folder / "model")
@@ -146,11 +153,11 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         "before": prepared.before.numbers,
         "after": after.numbers,
         "curve": [{"step": 0, **prepared.start}, *watch.curve],
-        "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "losses": [entry for entry in logged if "loss" in entry],
         "samples": runs.samples(prepared.before.records, after.records),
         "seconds": round(seconds, 1),
         "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
-        "optimizer_state_bytes": _bytes_of(trainer.optimizer),
+        "optimizer_state_bytes": state_bytes,
         "peak_memory_bytes": _peak(device),
     }
 

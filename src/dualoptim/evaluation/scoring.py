@@ -20,7 +20,8 @@ from ..models import device_and_precision
 from . import metrics
 
 MAX_LENGTH = 2048  # tokens a scored row may have
-TOKENS_PER_BATCH = 6144  # prompts and answers of like length are batched up to this many padded tokens
+PROMPT_TOKENS = 6144  # prompts of like length are answered together, up to this many padded tokens
+LABELLED_TOKENS = 1536  # rows are scored together up to this many: each costs a vocabulary of logits
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
 
 
@@ -43,7 +44,7 @@ def replies(
     filler = pad_id(tokenizer)
     given: list[str] = [""] * len(ids)
     with _scoring(model) as device:
-        for batch in _by_length([len(row) + max_new_tokens for row in ids], progress):
+        for batch in _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress):
             width = max(len(ids[i]) for i in batch)
             # Padded on the left, so that every row's answer begins where its prompt ends.
             input_ids = torch.tensor([[filler] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
@@ -67,7 +68,7 @@ def negative_log_likelihoods(
     tokens = [encode(row, tokenizer, MAX_LENGTH) for row in rows]
     scores = [0.0] * len(rows)
     with _scoring(model) as device:
-        for indices in _by_length([len(row.input_ids) for row in tokens], progress):
+        for indices in _by_length([len(row.input_ids) for row in tokens], LABELLED_TOKENS, progress):
             batch = collate([tokens[i] for i in indices], pad_id(tokenizer))
             total, length = sequence_log_probs(model, {key: value.to(device) for key, value in batch.items()})
             for i, score in zip(indices, (-total / length).tolist(), strict=True):
@@ -132,11 +133,11 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
         model.train(training)
 
 
-def _by_length(lengths: Sequence[int], progress: str | None) -> Iterator[list[int]]:
-    """Indices in batches, sorted by length, of at most TOKENS_PER_BATCH padded tokens each."""
+def _by_length(lengths: Sequence[int], limit: int, progress: str | None) -> Iterator[list[int]]:
+    """Indices in batches, sorted by length, of at most `limit` padded tokens each."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > TOKENS_PER_BATCH:
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > limit:
             batches.append([])
         batches[-1].append(i)
     with tqdm(total=len(lengths), desc=progress, disable=None if progress else True, unit="row", leave=False) as bar:
