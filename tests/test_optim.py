@@ -911,3 +911,65 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
     code = "import sys, dualoptim; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: DualOptimPlus([{"params": [p], "max_updates": 0.1}]), "did you mean 'max_update'"),
+        (lambda p: DualOptim([{"params": [p], "base_betas": (0.9, 0.95)}]), "DualOptim has no base"),
+        (lambda p: DualOptimPlus([p], betas=0.9), "betas must be two numbers"),
+        (lambda p: DualOptimPlus([p], lr="1e-5"), "lr must be a number"),
+        (lambda p: DualOptimPlus([p], lr_scales=[1]), "lr_scales must be a mapping"),
+        (lambda p: DualOptimPlus([p], objectives=None), "objectives must be a sequence"),
+        (lambda p: DualOptimPlus([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]), "complex"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(make: Callable[[Parameter], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(Parameter(torch.ones(2)))
+
+
+def test_states_of_another_optimizer_or_model_are_refused() -> None:
+    def stepped(cls: Any, size: int = 2, **step: str) -> Any:
+        param = Parameter(torch.ones(size))
+        opt = cls([param])
+        param.grad = torch.ones(size)
+        opt.step(**step)
+        return opt
+
+    plus, dual = (stepped(cls, objective="forget") for cls in (DualOptimPlus, DualOptim))
+    with pytest.raises(ValueError, match="with a base, and this one is not"):
+        dual.load_state_dict(plus.state_dict())
+    with pytest.raises(ValueError, match="another optimizer's: its groups have no"):
+        plus.load_state_dict(stepped(torch.optim.AdamW).state_dict())
+    with pytest.raises(ValueError, match=r"have shape \(3,\), and the parameter \(2,\)"):
+        plus.load_state_dict(stepped(DualOptimPlus, 3, objective="forget").state_dict())
+
+
+def test_a_sparse_gradient_leaves_every_parameter_as_it_was() -> None:
+    dense, embedding = Parameter(torch.ones(2)), torch.nn.Embedding(3, 2, sparse=True)
+    opt = DualOptimPlus([dense, embedding.weight], lr=0.1)
+    dense.grad = torch.ones(2)
+    embedding(torch.tensor([0])).sum().backward()
+    with pytest.raises(ValueError, match="sparse"):
+        opt.step(objective="forget")
+    assert torch.equal(dense, torch.ones(2))
+    assert not opt.state
+
+
+def test_groups_do_not_share_their_lr_scales() -> None:
+    scales = {"forget": 1.5}
+    params = [{"params": [Parameter(torch.ones(1))]}, {"params": [Parameter(torch.ones(1))], "lr_scales": scales}]
+    opt = DualOptimPlus(params, lr_scales=scales)
+    opt.param_groups[0]["lr_scales"]["forget"] = 3.0
+    assert scales == opt.param_groups[1]["lr_scales"] == {"forget": 1.5}
+
+
+def test_a_bf16_parameter_is_rounded_once_a_step() -> None:
+    # Decay and update are each half a unit in the last place of 1, which alone would round away.
+    param = Parameter(torch.ones(1, dtype=torch.bfloat16))
+    opt = DualOptimPlus([param], lr=2**-9, weight_decay=1.0, eps=0.0)
+    param.grad = torch.ones_like(param)
+    opt.step(objective="forget")
+    assert param.item() == 1 - 2**-8

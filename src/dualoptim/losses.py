@@ -193,7 +193,7 @@ class SimNPO(Loss):
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         total, length = sequence_log_probs(model, batch)
-        return -2 / self.beta * F.logsigmoid(self.beta * (-total / length - self.gamma)).mean()
+        return -2 / self.beta * F.logsigmoid(self.beta * (-total / length.clamp(min=1) - self.gamma)).mean()
 
 
 @dataclass(frozen=True)

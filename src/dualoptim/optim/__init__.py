@@ -1,6 +1,6 @@
 """The optimizers. This package needs torch alone.
 
-`rule` holds the mathematics, `optimizer` the torch.optim.Optimizer around it.
+`rule` holds the mathematics, `optimizer` the torch.optim.Optimizer around it, `validation` what it refuses.
 """
 
 from .optimizer import DualOptim, DualOptimPlus

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .rule import Moments, update_
+from .validation import check_group_keys, check_hyperparameters, check_loadable, checked_objectives, listed
 
 # Elements updated at a time: on a CPU a slice of this many stays in the cache through the rule's twenty-odd passes,
 # which makes the plain step several times faster; elsewhere it only bounds the temporaries (three of 16 MiB).
@@ -78,7 +78,7 @@ class DualOptimPlus(Optimizer):
         delta_bits: int = 32,
         max_update: float | None = 1.0,
     ) -> None:
-        self.objectives = _checked_objectives(objectives)
+        self.objectives = checked_objectives(objectives)
         self._objective: str | None = None
         for name, bits in (("base_bits", base_bits), ("delta_bits", delta_bits)):
             if bits != 32:
@@ -91,15 +91,24 @@ class DualOptimPlus(Optimizer):
                 "base_betas": base_betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
-                "lr_scales": dict(lr_scales or {}),
+                "lr_scales": lr_scales or {},
                 "max_update": max_update,
             },
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, its hyperparameters checked as the constructor's are."""
-        _check_hyperparameters({**self.defaults, **param_group}, self.objectives)
+        """Add a parameter group, its keys and hyperparameters checked as the constructor's arguments are."""
+        check_group_keys(param_group, self.defaults)
+        # A dict of its own for each group, or a change to one would be a change to all.
+        check_hyperparameters({**self.defaults, **param_group}, self.objectives)
+        param_group["lr_scales"] = dict(param_group.get("lr_scales", self.defaults["lr_scales"]))
         super().add_param_group(param_group)
+        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise ValueError("a parameter is complex, which is not supported; optimise torch.view_as_real(parameter)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "objectives": self.objectives, "_objective": self._objective}
 
     @property
     def objective(self) -> str | None:
@@ -114,7 +123,7 @@ class DualOptimPlus(Optimizer):
         if name not in self.objectives:
             close = difflib.get_close_matches(str(name), self.objectives, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown objective {name!r}: this optimizer has {_listed(self.objectives)}{hint}")
+            raise ValueError(f"unknown objective {name!r}: this optimizer has {listed(self.objectives)}{hint}")
         return name
 
     @overload
@@ -136,12 +145,15 @@ class DualOptimPlus(Optimizer):
         if chosen is None:
             raise ValueError(
                 "whose step is it? Pass step(objective=…) or set .objective first; "
-                f"this optimizer has {_listed(self.objectives)}"
+                f"this optimizer has {listed(self.objectives)}"
             )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:  # all before any is updated, or an error would leave a step half taken
+            if any(param.grad is not None and param.grad.is_sparse for param in group["params"]):
+                raise ValueError("a gradient is sparse, which is not supported; use embeddings with sparse=False")
         for group in self.param_groups:
             lr = group["lr"] * group["lr_scales"].get(chosen, 1.0)
             for param in group["params"]:
@@ -152,8 +164,6 @@ class DualOptimPlus(Optimizer):
     def _update(self, param: Tensor, objective: str, lr: float | Tensor, group: dict[str, Any]) -> None:
         grad = param.grad
         assert grad is not None
-        if grad.is_sparse:
-            raise ValueError("a gradient is sparse, which DualOptim+ does not support; use sparse=False embeddings")
         state = self._state_of(param, objective, with_base=group["base_betas"] is not None)
         state["step"] += 1
         state["delta_step"][objective] += 1
@@ -198,14 +208,10 @@ class DualOptimPlus(Optimizer):
         """Load what `state_dict()` gave, bit for bit: moments stay fp32 also where parameters are bf16 or fp16.
 
         Raises:
-            ValueError: groups that do not match, or states of objectives that this optimizer does not have.
+            ValueError: states of another optimizer, of parameters of other shapes, or of objectives that this one does
+                not have.
         """
-        found = {name for state in state_dict["state"].values() for name in state.get("delta_step", {})}
-        if unknown := sorted(found - set(self.objectives)):
-            raise ValueError(
-                f"the state dict holds {_listed(unknown)}, which this optimizer does not have "
-                f"({_listed(self.objectives)}); name them in objectives=…"
-            )
+        check_loadable(state_dict, self.param_groups, self.defaults, self.objectives)
         super().load_state_dict(state_dict)
         # torch casts floating-point state to the parameter's dtype on load, which would round fp32 moments to bf16.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -260,42 +266,11 @@ class DualOptim(DualOptimPlus):
             max_update=max_update,
         )
 
-
-def _checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(objectives, str):
-        raise ValueError(f"objectives must be a sequence of names, such as ({objectives!r},), but is a string")
-    names = tuple(objectives)
-    if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"objectives must be one or more different names, but is {names!r}")
-    return names
-
-
-def _check_hyperparameters(group: Mapping[str, Any], objectives: tuple[str, ...]) -> None:
-    """Refuse what no step could mean, naming the argument, the value and the range."""
-
-    def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> None:
-        in_range = low < value < below if strictly else low <= value < below
-        if not in_range:
-            raise ValueError(f"{name} must be {'>' if strictly else 'at least'} {low:g} and < {below:g}, is {value}")
-
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(group['lr'].shape)}")
-    number("lr", group["lr"], 0)
-    number("eps", group["eps"], 0)
-    number("weight_decay", group["weight_decay"], 0)
-    for name in ("betas", "base_betas"):
-        if group[name] is None and name == "base_betas":
-            continue
-        if len(group[name]) != 2:
-            raise ValueError(f"{name} must be two numbers, but is {group[name]!r}")
-        for i, beta in enumerate(group[name]):
-            number(f"{name}[{i}]", beta, 0, below=1)
-    if group["max_update"] is not None:
-        number("max_update", group["max_update"], 0, strictly=True)
-    for name, scale in group["lr_scales"].items():
-        if name not in objectives:
-            raise ValueError(f"lr_scales names {name!r}, but the objectives are {_listed(objectives)}")
-        number(f"lr_scales[{name!r}]", scale, 0)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it has no base either."""
+        if param_group.get("base_betas") is not None:
+            raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
+        super().add_param_group(param_group)
 
 
 def _chunks(tensors: list[Tensor]) -> Iterable[tuple[Tensor, ...]]:
@@ -312,7 +287,3 @@ def _copied(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item, device) for key, item in value.items()}
     return value
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -53,7 +53,7 @@ def update_(
     """One step of one objective, in place on `param`, `delta` and `base`; a function of its arguments alone.
 
     It works elementwise, so any slices of the tensors that belong together may be updated by themselves, and it
-    allocates three temporaries of the slice's size.
+    allocates three temporaries of the slice's size, four where the parameter is bf16 or fp16.
 
     Args:
         param: θ, any shape, floating point of any precision; the update is computed in fp32.
@@ -73,8 +73,6 @@ def update_(
     # As 0-dim tensors they let addcdiv_ divide and add in one pass. Where the moments nearly cancel, another order of
     # the same sums leaves other digits: this one is the published implementation's.
     correction1, correction2 = grad.new_tensor(1 - beta1**delta_step), grad.new_tensor(1 - beta2**delta_step)
-    if weight_decay:
-        param.mul_(1 - lr * weight_decay)
     if base is None:
         delta.exp_avg.lerp_(grad, 1 - beta1)
         delta.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -95,7 +93,10 @@ def update_(
     change.div_(denominator.sqrt_().add_(eps))
     if max_update is not None:
         change.clamp_(-max_update, max_update)
-    if isinstance(lr, Tensor):
-        param.sub_(change.mul_(lr))
+    decay = 1 - lr * weight_decay
+    if param.element_size() < 4:  # bf16 and fp16: one rounding, not one for the decay and one for the update
+        param.copy_(param.float().mul_(decay).sub_(change.mul_(lr)))
+    elif isinstance(lr, Tensor):
+        param.mul_(decay).sub_(change.mul_(lr))
     else:
-        param.sub_(change, alpha=lr)
+        param.mul_(decay).sub_(change, alpha=lr)
