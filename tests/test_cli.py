@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import cli
+from dualoptim import UnlearnTrainer, cli
 
 from . import tiny
 
@@ -239,6 +240,36 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(
     assert (place / "out/results.json").read_text() == kept
     assert run("unlearn", "--out", "out", "--overwrite", "--seed", "1", "--save-model", "false") == 0
     assert json.loads((place / "out/results.json").read_text())["runs"][0]["seed"] == 1
+
+
+def test_resuming_with_other_settings_is_refused(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("unlearn", "--out", "out", "--save-model", "false") == 0
+    capsys.readouterr()
+    assert run("unlearn", "--out", "out", "--save-model", "false", "--resume", "--seed", "1") == 2
+    assert "holds a run with other settings (seed: 0 there, 1 here)" in errors(capsys)
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["--save-every", "3", "--save-model", "false", "--curve-points", "1"]
+    assert run("unlearn", "--out", "straight", *settings) == 0
+    whole = UnlearnTrainer.compute_loss
+
+    def breaking(self: UnlearnTrainer, *arguments: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            raise RuntimeError("the power is gone")
+        return whole(self, *arguments, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnlearnTrainer, "compute_loss", breaking)
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            run("unlearn", "--out", "stopped", *settings)
+    assert (place / "stopped/checkpoints/checkpoint-3").is_dir()
+    assert run("unlearn", "--out", "stopped", *settings, "--resume") == 0
+    straight, stopped = (
+        json.loads((place / out / "results.json").read_text())["runs"][0] for out in ("straight", "stopped")
+    )
+    assert straight["after"] == stopped["after"]
+    assert len(stopped["losses"]) == len(straight["losses"])
 
 
 def test_a_model_without_chat_template_is_told_how_to_get_one(

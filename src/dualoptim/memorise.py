@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from .data import Row
 from .losses import GD
-from .models import cache_dir, device_and_precision, fingerprint, load_model, load_tokenizer
+from .models import cache_dir, device_and_precision, fingerprint, load_model, load_tokenizer, quiet
 from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
 
@@ -83,9 +83,10 @@ def memorised(
             callbacks=[_Progress(bar)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
         done = Path(partial) / "model"
-        trained.save_pretrained(done)
+        with quiet():
+            trainer.train()
+            trained.save_pretrained(done)
         tokenizer.save_pretrained(done)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(done, folder)

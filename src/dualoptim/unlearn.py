@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import report, resolve, runs
 from .config import RunConfig
 from .data import encode
-from .models import device_and_precision, load_model, load_tokenizer
+from .models import device_and_precision, load_model, load_tokenizer, quiet
 from .resolve import OBJECTIVES
 from .tasks import Scores, Task
 from .trainer import Objective, UnlearnTrainer
@@ -134,7 +134,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     )
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
     began = time.perf_counter()
-    with bar:
+    with bar, quiet():
         trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
     seconds = time.perf_counter() - began - watch.measuring_seconds
     state_bytes, logged = _bytes_of(trainer.optimizer), trainer.state.log_history
@@ -143,9 +143,12 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     gc.collect()
     after = task.evaluate(model, tokenizer)
     if config.save_model:
-        model.save_pretrained(folder / "model")
+        with quiet():
+            model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     runs.write_records(folder / "records.jsonl", prepared.before.records, after.records)
+    if not config.save_every:
+        (folder / "checkpoints").rmdir()  # the Trainer makes it in any case
     return {
         "method": config.method,
         "seed": config.seed,
@@ -192,7 +195,8 @@ def run(
     Args:
         configs: one for each run; they differ in method and seed alone.
         out: the folder.
-        resume: take over the runs that the folder holds with the same config, and go on from checkpoints.
+        resume: take over the runs that the folder holds with the same config, and go on from checkpoints. What is
+            gone on with has its curve and its time from there on alone.
         overwrite: replace what the folder holds, once everything has been checked.
     """
     runs.check_folder(out, resume=resume, overwrite=overwrite)

@@ -98,7 +98,7 @@ class DualOptimPlus(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, its keys and hyperparameters checked as the constructor's arguments are."""
-        check_group_keys(param_group, self.defaults)
+        check_group_keys(param_group)
         # A dict of its own for each group, or a change to one would be a change to all.
         check_hyperparameters({**self.defaults, **param_group}, self.objectives)
         param_group["lr_scales"] = dict(param_group.get("lr_scales", self.defaults["lr_scales"]))
@@ -211,7 +211,7 @@ class DualOptimPlus(Optimizer):
             ValueError: states of another optimizer, of parameters of other shapes, or of objectives that this one does
                 not have.
         """
-        check_loadable(state_dict, self.param_groups, self.defaults, self.objectives)
+        check_loadable(state_dict, self.param_groups, self.objectives)
         super().load_state_dict(state_dict)
         # torch casts floating-point state to the parameter's dtype on load, which would round fp32 moments to bf16.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr"}  # what torch and its schedulers put beside settings
 
 
@@ -54,18 +55,17 @@ def check_hyperparameters(group: Mapping[str, Any], objectives: tuple[str, ...])
         number(f"lr_scales[{name!r}]", scale, 0)
 
 
-def check_group_keys(param_group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def check_group_keys(param_group: Mapping[str, Any]) -> None:
     """Refuse a key that is no setting, with the nearest one that is."""
-    for key in set(param_group) - set(defaults) - OTHER_GROUP_KEYS:
-        close = difflib.get_close_matches(key, defaults, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(defaults)}"
+    for key in set(param_group) - SETTINGS - OTHER_GROUP_KEYS:
+        close = difflib.get_close_matches(key, SETTINGS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
 
 
 def check_loadable(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
-    defaults: Mapping[str, Any],
     objectives: tuple[str, ...],
 ) -> None:
     """Refuse a state dict of another optimizer, of other objectives, or of parameters of other shapes."""
@@ -78,7 +78,7 @@ def check_loadable(
     if len(groups) != len(state_dict["param_groups"]):
         return  # torch says so itself
     for own, group in zip(groups, state_dict["param_groups"], strict=True):
-        if missing := sorted(set(defaults) - set(group)):
+        if missing := sorted(SETTINGS - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
             raise ValueError(
