@@ -134,7 +134,7 @@ def test_evaluate_and_report_read_what_a_run_left(run: Run, place: Path, capsys:
     assert run("unlearn", "--out", "out") == 0
     base = yaml.safe_load((place / "out/config.resolved.yaml").read_text())["model"]
     assert cli.main(["evaluate", "--model", "out/model", "--base", base, "--forget", "forget.jsonl",
-                     "--retain", "retain.jsonl", "--out", "scores.json"]) == 0  # fmt: skip
+                     "--retain", "retain.jsonl", "--scores", "scores.json"]) == 0  # fmt: skip
     entry = json.loads((place / "out/results.json").read_text())["runs"][0]
     scores = json.loads((place / "scores.json").read_text())
     assert scores["before"]["numbers"] == pytest.approx(entry["before"], abs=1e-6)
@@ -219,6 +219,17 @@ def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: p
         (place / "r.yaml").write_text(text)
         assert run("unlearn", "--recipe", "r.yaml") == 2
         assert message in errors(capsys)
+
+
+def test_a_recipe_for_several_methods_serves_the_other_commands(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "r.yaml").write_text("methods: [DualOptim, DualOptim+]\nsteps: 6\nlr: 1e-3\nout: place\n")
+    assert run("evaluate", "--recipe", "r.yaml") == 0
+    assert run("unlearn", "--recipe", "r.yaml", "--dry-run") == 0
+    assert capsys.readouterr().out.count("── schedule") == 1
+    assert run("compare", "--recipe", "r.yaml", "--dry-run") == 0
+    assert capsys.readouterr().out.count("── schedule") == 2
 
 
 def test_rows_in_both_sets_are_refused(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

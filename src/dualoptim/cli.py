@@ -31,6 +31,7 @@ COMMANDS = {
     "ls": "list recipes, tasks, losses and methods",
     "env": "versions, processor, memory and devices",
 }
+RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "task", "task_args", "data_dir", "forget", "retain", "max_length")
 
 
@@ -94,10 +95,11 @@ def _parsers() -> dict[str, ArgumentParser]:
     made["compare"].add_argument("--seeds", type=list[int], default=[0], help="a list; every method runs with each")
     for name in ("quickstart", "unlearn", "compare"):
         made[name].add_argument("--dry-run", action="store_true", help="show what would be done, and stop before it")
-        made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
+        if name != "quickstart":  # which always does
+            made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
         made[name].add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     made["evaluate"].add_argument("--base", type=str, default=None, help="model before unlearning, scored beside it")
-    made["evaluate"].add_argument("--out", type=str, default=None, help="JSON file for the numbers and every sample")
+    made["evaluate"].add_argument("--scores", type=str, default=None, help="JSON file for the numbers and every sample")
     made["report"].add_argument("run", type=str, help="folder of a finished run, or its results.json")
     made["report"].add_argument("--out", type=str, default=None, help="HTML file [report.html beside the results]")
     return made
@@ -157,8 +159,10 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
     arguments = []
     for key, value in settings.items():
-        if key not in known or key in ("recipe", "help"):
-            raise unknown("recipe key", key, sorted(known - {"recipe", "help"}), str(path))
+        if key not in RECIPE_KEYS:
+            raise unknown("recipe key", key, RECIPE_KEYS, str(path))
+        if key not in known:
+            continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
         written = value if isinstance(value, str) else json.dumps(value)
         arguments.append(f"--{key.replace('_', '-')}={written}")
     return arguments
@@ -227,8 +231,8 @@ def _evaluate(parsed: Namespace) -> None:
     from .models import device_and_precision, load_model, load_tokenizer
 
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
-    if parsed.out and Path(parsed.out).exists():
-        raise UserError(f"out {parsed.out}: exists already; give another file")
+    if parsed.scores and Path(parsed.scores).exists():
+        raise UserError(f"scores {parsed.scores}: exists already; give another file")
     task = tasks.load(config)
     device, _ = device_and_precision()
     tokenizer = load_tokenizer(config.model, config.chat_template)
@@ -237,10 +241,10 @@ def _evaluate(parsed: Namespace) -> None:
     for key, metric in task.metrics.items():
         was = f"{report.text(before.numbers[key], metric.format):>8} →" if parsed.base else ""
         print(f"{metric.label:<24}{was} {report.text(after.numbers[key], metric.format):>8}")
-    if parsed.out:
+    if parsed.scores:
         both = {"before": before._asdict()} if parsed.base else {}
-        runs.write_json(Path(parsed.out), {"model": config.model, **both, "after": after._asdict()})
-        print(f"Every sample: {parsed.out}")
+        runs.write_json(Path(parsed.scores), {"model": config.model, **both, "after": after._asdict()})
+        print(f"Every sample: {parsed.scores}")
 
 
 def _report(parsed: Namespace) -> None:

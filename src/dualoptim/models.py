@@ -125,7 +125,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what}: {reason}") from error
+        raise UserError(f"{what}: {reason.rstrip('.')}; check the name and the connection, or give a folder") from error
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Facts:
         "retain_accuracy": Metric("to keep", "higher"),
         "unseen_accuracy": Metric("unseen", "higher"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
-        "forget_probability": Metric("answer's probability", "lower", ".2f"),
+        "forget_probability": Metric("p(answer)", "lower", ".2f"),
     }
     followed = "facts answered"
 
