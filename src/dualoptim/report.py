@@ -89,7 +89,7 @@ def terminal(results: Mapping[str, Any]) -> None:
     heads, body = rows(results)
     table = Table(title=f"{results['task']} · {results['model']}", title_justify="left")
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i in (0, len(heads) - 1))
     for row in body:
         table.add_row(*row)
     console = Console()

@@ -27,7 +27,7 @@ from . import Metric, Scores
 
 Fact = dict[str, Any]
 MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
-FOLLOWED_FACTS = 12  # facts of each set that are asked now and then during training
+FOLLOWED_FACTS = 8  # facts of each set that are asked now and then during training
 
 
 def asset(name: str) -> list[dict[str, Any]]:
