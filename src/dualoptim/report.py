@@ -59,7 +59,9 @@ def seen(results: Mapping[str, Any]) -> list[str]:
         values = {label(e, results): e["after"][name] for e in entries}
         pick = min if metric["better"] == "lower" else max
         best = pick(values, key=values.__getitem__)
-        sentence = f"{metric['label'][0].upper()}{metric['label'][1:]}: {best} is {'lowest' if pick is min else 'highest'}"
+        sentence = (
+            f"{metric['label'][0].upper()}{metric['label'][1:]}: {best} is {'lowest' if pick is min else 'highest'}"
+        )
         n = results["counts"].get(name)
         if n:
             close = [
