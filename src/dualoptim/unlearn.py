@@ -34,7 +34,6 @@ from .trainer import Objective, UnlearnTrainer
 class Prepared:
     """What every method of a comparison starts from."""
 
-    config: RunConfig
     task: Task
     tokenizer: Any
     reference: PreTrainedModel | None  # the model as it is before unlearning, where a loss compares with it
@@ -56,7 +55,7 @@ def prepare(config: RunConfig) -> Prepared:
     start = task.follow(model, tokenizer)
     # Each method loads the model anew: a copy kept for that alone would be one more model in memory.
     needed = any(loss.needs_reference for loss in resolve.losses_of(config).values())
-    return Prepared(config, task, tokenizer, model if needed else None, before, start)
+    return Prepared(task, tokenizer, model if needed else None, before, start)
 
 
 class _Watch(TrainerCallback):
