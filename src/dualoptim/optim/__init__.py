@@ -3,6 +3,6 @@
 `rule` holds the mathematics, `optimizer` the torch.optim.Optimizer around it, `validation` what it refuses.
 """
 
-from .optimizer import DualOptim, DualOptimPlus
+#from .optimizer import DualOptim, DualOptimPlus
 
 __all__ = ["DualOptim", "DualOptimPlus"]

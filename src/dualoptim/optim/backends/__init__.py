@@ -1,0 +1,52 @@
+"""How the rule is executed. Every backend gives the same results, within rounding, from the same items.
+
+- `plain`: torch operations on slices that stay in the cache. Runs anywhere, and is what the others are held against.
+- `compiled`: a CPU kernel made of the traced rule by the machine's C++ compiler, once.
+- `gpu`: a Triton kernel made in the same way, with all parameters in one launch.
+
+Each has `missing(device_type)`, what it lacks to run there, or None; `largest_square_is_finite(grads)`, whether every
+gradient and its square are finite; and `step(items, coefficients)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..rule import Moments
+
+NAMES = ("plain", "compiled", "gpu")
+FASTEST = {"cpu": "compiled", "cuda": "gpu"}
+
+
+class Item(NamedTuple):
+    """One parameter's step. All tensors are flat, in the order in which the parameter lies in memory."""
+
+    param: Tensor
+    grad: Tensor
+    delta: Moments  # of `state.Stored`
+    base: Moments | None
+    seed: int | None  # of the parameter's stochastic rounding; None: it is rounded to the nearest
+
+
+@functools.cache
+def choose(device_type: str, requested: str | None) -> ModuleType:
+    """The backend for a kind of device: the one asked for, or the fastest that runs.
+
+    Raises:
+        ValueError: the one that was asked for does not run.
+    """
+    name = requested or FASTEST.get(device_type, "plain")
+    backend = importlib.import_module(f".{name}", __name__)
+    missing = backend.missing(device_type)
+    if missing is None:
+        return backend
+    if requested is not None:
+        raise ValueError(f"backend {requested!r} cannot be used: {missing}; leave it out, or use backend='plain'")
+    warnings.warn(f"dualoptim steps by plain torch operations, which are slower: {missing}", stacklevel=5)
+    return importlib.import_module(".plain", __name__)

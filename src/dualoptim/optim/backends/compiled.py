@@ -1,0 +1,180 @@
+"""The rule as a CPU kernel: `kernel.cpp` with the traced rule written in, compiled on first use and kept in a cache.
+
+One call of the kernel steps all parameters of one kind: nothing depends on shapes, counters, learning rates or
+objectives, so nothing is ever compiled again for them. A compilation takes a second or two; it is kept in
+$DUALOPTIM_CACHE, else the user's cache folder, under a name made of the source, the compiler and the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..rule import Coefficients
+from ..state import CODES, bits_of
+from . import Item, plain
+from .source import CPP, code_lines, rule_lines
+
+SUPPORTED = {torch.float32: "float", torch.bfloat16: "bf16"}  # other parameters step by `plain`
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fPIC", "-shared")
+# Tried in turn: some compilers have no OpenMP, and some processors no -march.
+TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
+
+Kind = tuple[torch.dtype, torch.dtype, int, int]  # parameter, gradient, bits of the deltas, bits of the base or 0
+
+
+def missing(device_type: str) -> str | None:
+    """What it lacks to run."""
+    if device_type != "cpu":
+        return f"it runs on a CPU, and the parameters are on {device_type}"
+    if compiler() is None:
+        return "there is no C++ compiler (none of $CXX, c++, g++, clang++)"
+    try:
+        library((torch.float32, torch.float32, 32, 32))
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the C++ compiler {compiler()} could not make the kernel ({_first_line(error)})"
+    return None
+
+
+def finite(grads: Sequence[Tensor]) -> bool:
+    """Whether every gradient and its square are finite in fp32."""
+    for dtype in {grad.dtype for grad in grads}:
+        some = [grad for grad in grads if grad.dtype == dtype]
+        if dtype not in SUPPORTED:
+            found = plain.finite(some)
+        else:
+            pointers = (ctypes.c_void_p * len(some))(*(grad.data_ptr() for grad in some))
+            numels = (ctypes.c_int64 * len(some))(*(grad.numel() for grad in some))
+            kernel = library((torch.float32, dtype, 32, 32))
+            largest = kernel.largest(pointers, numels, len(some), torch.get_num_threads())
+            found = largest * largest < 2.0**128
+        if not found:
+            return False
+    return True
+
+
+def step(items: Sequence[Item], coefficients: Tensor) -> None:
+    """One step of one objective on every item; row i of `coefficients` (P, 14) is item i's."""
+    kinds: dict[Kind, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        base_bits = 0 if item.base is None else bits_of(item.base[0])
+        kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits].append(i)
+    for kind, indices in kinds.items():
+        some, rows = [items[i] for i in indices], coefficients[indices].contiguous()
+        if kind[0] not in SUPPORTED or kind[1] not in SUPPORTED:
+            plain.step(some, rows)
+            continue
+        pointers = [pointer for item in some for pointer in _pointers(item)]
+        library(kind).step(
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_int64 * len(some))(*(item.param.numel() for item in some)),
+            (ctypes.c_int64 * len(some))(*(-1 if item.seed is None else item.seed for item in some)),
+            ctypes.c_void_p(rows.data_ptr()),
+            len(some),
+            torch.get_num_threads(),
+        )
+
+
+def _pointers(item: Item) -> list[int | None]:
+    """Where an item's data lie, in the order of kernel.cpp's enum."""
+    moments = [*item.delta, *(item.base or (None, None))]
+    data = [moment["codes"] if isinstance(moment, dict) else moment for moment in moments]
+    scales = [moment["scales"] if isinstance(moment, dict) else None for moment in moments]
+    return [None if tensor is None else tensor.data_ptr() for tensor in (item.param, item.grad, *data, *scales)]
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first that is found."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+
+
+def source(kind: Kind) -> str:
+    """The kernel's source for one kind of parameter."""
+    param, grad, delta_bits, base_bits = kind
+    written = {
+        "coefficients": "".join(
+            f"const float {name} = coefficients[{i}]; " for i, name in enumerate(Coefficients._fields)
+        ),
+        "update": "".join(f"{line}; " for line in rule_lines(CPP, with_base=base_bits > 0, declare="const float ")),
+    }
+    if base_bits == 0:
+        written["update"] += "const float new_base_exp_avg = 0.0f, new_base_exp_avg_sq = 0.0f; "
+    for name, code in CODES.items():
+        for what in ("decode", "encode"):
+            lines = code_lines(CPP, code, encoding=what == "encode", declare="const float ")
+            written[f"{what}_{name}"] = "".join(f"{line}; " for line in lines)
+    text = Path(__file__).with_name("kernel.cpp").read_text(encoding="utf-8")
+    for name in sorted(written, key=len, reverse=True):
+        text = text.replace(f"${name}", written[name])
+    settings = {
+        "PARAM": SUPPORTED[param],
+        "GRAD": SUPPORTED[grad],
+        "DELTA_BITS": delta_bits,
+        "BASE_BITS": base_bits,
+        "NUM_COEFFICIENTS": len(Coefficients._fields),
+    }
+    return "".join(f"#define {name} {value}\n" for name, value in settings.items()) + text
+
+
+@functools.cache
+def library(kind: Kind) -> ctypes.CDLL:
+    """The compiled kernel for one kind of parameter, from the cache where it has been compiled before."""
+    text = source(kind)
+    path = compiler()
+    assert path is not None
+    for tuning in TUNING:
+        # The compiler's own macros tell its version and what the processor can do: a cache folder may be shared.
+        probe = subprocess.run(
+            [path, *tuning, "-dM", "-E", "-x", "c++", "-"], input="", capture_output=True, text=True
+        )
+        if probe.returncode != 0:
+            continue
+        key = hashlib.sha256("\n".join([text, path, *FLAGS, *tuning, probe.stdout]).encode()).hexdigest()[:24]
+        made = _cache_folder() / f"{key}.so"
+        if made.is_file() or _compile(path, tuning, text, made):
+            kernel = ctypes.CDLL(str(made))
+            kernel.step.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int]
+            kernel.step.restype = None
+            kernel.largest.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_int]
+            kernel.largest.restype = ctypes.c_float
+            return kernel
+    raise OSError("it refused kernel.cpp with every set of flags")
+
+
+def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> bool:
+    with tempfile.TemporaryDirectory(dir=made.parent) as partial:
+        written, out = Path(partial) / "kernel.cpp", Path(partial) / "kernel.so"
+        written.write_text(text, encoding="utf-8")
+        finished = subprocess.run(
+            [path, *FLAGS, *tuning, str(written), "-o", str(out)], capture_output=True, text=True, timeout=300
+        )
+        if finished.returncode == 0:
+            os.replace(out, made)  # complete or not at all, also where several ranks compile at once
+        return finished.returncode == 0
+
+
+def _cache_folder() -> Path:
+    """A folder that can be written to."""
+    folder = Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim") / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="dualoptim-kernels-"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

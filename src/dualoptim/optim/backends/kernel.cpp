@@ -1,0 +1,191 @@
+// One optimizer step over many tensors, block of 256 elements by block. The lines marked by $ are written by
+// compiled.py from the traced rule: the update, and how 8-bit codes are decoded and encoded. PARAM, GRAD, DELTA_BITS and
+// BASE_BITS (0 without a base) are given on the compiler's command line.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+using std::int64_t;
+using std::uint32_t;
+
+namespace {
+
+constexpr int64_t BLOCK = 256;
+struct bf16 { std::uint16_t bits; };
+
+inline float fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;  // a call of the library's fma for every element would cost more than the rest
+#endif
+}
+inline float lerped(float from, float to, float weight) {
+  return weight < 0.5f ? fma(weight, to - from, from) : fma(weight - 1.0f, to - from, to);
+}
+inline float clamped(float x, float low, float high) {  // a NaN stays one
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+inline float signed_like(float size, float sign) { return __builtin_copysignf(size, sign); }
+inline float nearest(float x) { return __builtin_nearbyintf(x); }
+
+inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline uint32_t to_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+
+inline float load(const float* p, int64_t i) { return p[i]; }
+inline float load(const bf16* p, int64_t i) { return from_bits(static_cast<uint32_t>(p[i].bits) << 16); }
+
+inline uint32_t hashed(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7FEB352Du;
+  x = (x ^ (x >> 15)) * 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+// To bf16: to the nearest, ties to even, or up by chance (`noise`, 0 to 65535).
+inline void store(float* p, int64_t i, float x, uint32_t, bool) { p[i] = x; }
+inline void store(bf16* p, int64_t i, float x, uint32_t noise, bool by_chance) {
+  const uint32_t bits = to_bits(x);
+  const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+  const uint32_t added = by_chance ? noise : 0x7FFFu + ((bits >> 16) & 1u);
+  p[i].bits = static_cast<std::uint16_t>((finite ? bits + added : bits | ((bits & 0xFFFFu) ? 0x400000u : 0u)) >> 16);
+}
+
+struct DeltaMean {
+  using Code = std::int8_t;
+  static float decode(float x, float scale) { $decode_delta_exp_avg return result; }
+  static float encode(float x, float scale) { $encode_delta_exp_avg return result; }
+};
+struct DeltaSquare {
+  using Code = std::int8_t;
+  static float decode(float x, float scale) { $decode_delta_exp_avg_sq return result; }
+  static float encode(float x, float scale) { $encode_delta_exp_avg_sq return result; }
+};
+struct BaseMean {
+  using Code = std::int8_t;
+  static float decode(float x, float scale) { $decode_base_exp_avg return result; }
+  static float encode(float x, float scale) { $encode_base_exp_avg return result; }
+};
+struct BaseSquare {
+  using Code = std::uint8_t;
+  static float decode(float x, float scale) { $decode_base_exp_avg_sq return result; }
+  static float encode(float x, float scale) { $encode_base_exp_avg_sq return result; }
+};
+
+// A moment's block: where it is read from and written to. In 32 bits that is memory itself.
+template <class Map, int BITS> struct Moment;
+template <class Map> struct Moment<Map, 0> {
+  Moment(void*, void*, int64_t) {}
+  float get(int64_t) const { return 0.0f; }
+  void set(int64_t, float) {}
+  void finish(int64_t) {}
+};
+template <class Map> struct Moment<Map, 32> {
+  float* values;
+  Moment(void* data, void*, int64_t block) : values(static_cast<float*>(data) + block * BLOCK) {}
+  float get(int64_t i) const { return values[i]; }
+  void set(int64_t i, float x) { values[i] = x; }
+  void finish(int64_t) {}
+};
+template <class Map> struct Moment<Map, 8> {
+  typename Map::Code* codes;
+  float* scale;
+  float fresh[BLOCK];
+  Moment(void* data, void* scales, int64_t block)
+      : codes(static_cast<typename Map::Code*>(data) + block * BLOCK), scale(static_cast<float*>(scales) + block) {}
+  float get(int64_t i) const { return Map::decode(static_cast<float>(codes[i]), *scale); }
+  void set(int64_t i, float x) { fresh[i] = x; }
+  void finish(int64_t n) {
+    float largest = 0.0f;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < n; i++) {
+      const float size = std::fabs(fresh[i]);
+      largest = largest > size ? largest : size;
+    }
+    *scale = largest;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+      codes[i] = static_cast<typename Map::Code>(static_cast<std::int32_t>(Map::encode(fresh[i], largest)));
+  }
+};
+
+// Where each tensor's data lie; the order is compiled.py's.
+enum { THETA, GRADIENT, DELTA_MEAN, DELTA_SQUARE, BASE_MEAN, BASE_SQUARE, DELTA_MEAN_SCALES, DELTA_SQUARE_SCALES,
+       BASE_MEAN_SCALES, BASE_SQUARE_SCALES, POINTERS };
+
+void update_block(void* const* at, int64_t block, int64_t n, int64_t seed, const float* coefficients) {
+  PARAM* theta = static_cast<PARAM*>(at[THETA]) + block * BLOCK;
+  const GRAD* gradient = static_cast<const GRAD*>(at[GRADIENT]) + block * BLOCK;
+  Moment<DeltaMean, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block);
+  Moment<DeltaSquare, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block);
+  Moment<BaseMean, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block);
+  Moment<BaseSquare, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block);
+  $coefficients
+  const bool by_chance = seed >= 0;
+  const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block * BLOCK);
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float param = load(theta, i), grad = load(gradient, i);
+    const float delta_exp_avg = delta_mean.get(i), delta_exp_avg_sq = delta_square.get(i);
+    const float base_exp_avg = base_mean.get(i), base_exp_avg_sq = base_square.get(i);
+    $update
+    store(theta, i, new_param, hashed(first + static_cast<uint32_t>(i)) & 0xFFFFu, by_chance);
+    delta_mean.set(i, new_delta_exp_avg);
+    delta_square.set(i, new_delta_exp_avg_sq);
+    base_mean.set(i, new_base_exp_avg);
+    base_square.set(i, new_base_exp_avg_sq);
+  }
+  delta_mean.finish(n);
+  delta_square.finish(n);
+  base_mean.finish(n);
+  base_square.finish(n);
+}
+
+uint32_t magnitude(const float* p, int64_t i) { return to_bits(p[i]) & 0x7FFFFFFFu; }
+uint32_t magnitude(const bf16* p, int64_t i) { return static_cast<uint32_t>(p[i].bits & 0x7FFFu) << 16; }
+
+// Calls work(tensor, block, elements) for every block of every tensor, an even share of all blocks on each thread.
+template <class Work> void for_blocks(const int64_t* numels, int64_t count, int threads, Work work) {
+  int64_t total = 0;
+  for (int64_t k = 0; k < count; k++) total += (numels[k] + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int share = 0; share < threads; share++) {
+    int64_t next = total * share / threads, end = total * (share + 1) / threads, tensor = 0, before = 0;
+    for (; next < end; tensor++) {
+      const int64_t blocks = (numels[tensor] + BLOCK - 1) / BLOCK;
+      for (; next < std::min(end, before + blocks); next++)
+        work(tensor, next - before, std::min(BLOCK, numels[tensor] - (next - before) * BLOCK));
+      before += blocks;
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// `pointers` (count, POINTERS), `numels` (count,), `seeds` (count,; −1 to round to the nearest), `coefficients`
+// (count, 14).
+void step(void* const* pointers, const int64_t* numels, const int64_t* seeds, const float* coefficients, int64_t count,
+          int threads) {
+  for_blocks(numels, count, threads, [&](int64_t tensor, int64_t block, int64_t n) {
+    update_block(pointers + tensor * POINTERS, block, n, seeds[tensor], coefficients + tensor * NUM_COEFFICIENTS);
+  });
+}
+
+// The largest magnitude among all gradients: an infinity or a NaN is larger than all numbers, as its bits are.
+float largest(void* const* gradients, const int64_t* numels, int64_t count, int threads) {
+  std::atomic<uint32_t> found{0};
+  for_blocks(numels, count, threads, [&](int64_t tensor, int64_t block, int64_t n) {
+    const GRAD* gradient = static_cast<const GRAD*>(gradients[tensor]) + block * BLOCK;
+    uint32_t here = 0;
+#pragma omp simd reduction(max : here)
+    for (int64_t i = 0; i < n; i++) here = std::max(here, magnitude(gradient, i));
+    uint32_t before = found.load(std::memory_order_relaxed);
+    while (here > before && !found.compare_exchange_weak(before, here, std::memory_order_relaxed)) {}
+  });
+  return from_bits(found);
+}
+}
