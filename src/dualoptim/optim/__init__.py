@@ -1,8 +1,9 @@
 """The optimizers. This package needs torch alone.
 
-`rule` holds the mathematics, `optimizer` the torch.optim.Optimizer around it, `validation` what it refuses.
+`rule` holds the mathematics, `state` the precisions in which moments are kept, `backends` how a step is executed,
+`optimizer` the torch.optim.Optimizer around them, `validation` what it refuses.
 """
 
-#from .optimizer import DualOptim, DualOptimPlus
+from .optimizer import DualOptim, DualOptimPlus, estimate_state_memory, parameter_groups
 
-__all__ = ["DualOptim", "DualOptimPlus"]
+__all__ = ["DualOptim", "DualOptimPlus", "estimate_state_memory", "parameter_groups"]

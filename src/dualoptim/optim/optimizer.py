@@ -1,22 +1,36 @@
-"""`DualOptimPlus` and `DualOptim`: parameter groups, counters, the step and the state dict around `rule.update_`."""
+"""`DualOptimPlus` and `DualOptim`: parameter groups, counters, the step and the state dict around `rule.update`."""
 
 from __future__ import annotations
 
 import difflib
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .rule import Moments, update_
-from .validation import check_group_keys, check_hyperparameters, check_loadable, checked_objectives, listed
+from . import backends, state
+from .backends import Item
+from .backends.plain import hashed
+from .rule import Coefficients, Moments, coefficients
+from .state import Stored, code_of, local
+from .validation import (
+    KEPT_ON_LOAD,
+    check_group_keys,
+    check_hyperparameters,
+    check_loadable,
+    checked_backend,
+    checked_objectives,
+    listed,
+)
 
-# Elements updated at a time: on a CPU a slice of this many stays in the cache through the rule's twenty-odd passes,
-# which makes the plain step several times faster; elsewhere it only bounds the temporaries (three of 16 MiB).
-CPU_CHUNK = 2**19
-DEVICE_CHUNK = 2**22
+logger = logging.getLogger(__name__)
+DELTA, BASE = ("delta_exp_avg", "delta_exp_avg_sq"), ("base_exp_avg", "base_exp_avg_sq")
+NUM_COEFFICIENTS = len(Coefficients._fields)
 
 
 class DualOptimPlus(Optimizer):
@@ -27,8 +41,13 @@ class DualOptimPlus(Optimizer):
 
     .. math:: θ ← θ (1 − lr_o λ) − lr_o \frac{m_o + m_B}{\sqrt{|v_o + v_B|} + ε}, \qquad lr_o = lr · lr\_scales[o]
 
-    and the whole rule stands in :mod:`dualoptim.optim.rule`. Moments are kept in fp32 whatever the parameter's
-    precision: 8 bytes per parameter for the base and 8 for each objective that has stepped.
+    and the whole rule stands in :mod:`dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
+    precision, 8 bytes per parameter each, or in 8 bits, 2.03 bytes per parameter each; a delta exists from its
+    objective's first step on. `estimate_state_memory` tells beforehand.
+
+    A step with a gradient that is not finite, or whose square is not, is skipped as a whole: no parameter, state or
+    counter changes, `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of the
+    default group has to take every step. On a GPU nothing of this waits for the host.
 
     Args:
         params: parameters or parameter groups, as for any torch optimizer; every hyperparameter may differ by group.
@@ -40,11 +59,19 @@ class DualOptimPlus(Optimizer):
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
-        base_bits: bits in which the base's moments are kept: 32.
-        delta_bits: bits in which the deltas' moments are kept: 32.
+        base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements.
+        delta_bits: the same for the deltas' moments.
         max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of
             two averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is
             the published rule.
+        min_8bit_size: parameters of fewer elements stay in 32 bits (of the whole parameter, where it is distributed).
+            Default 4096, the published implementation's. Embeddings are better kept in 32 bits too, as
+            `parameter_groups(model)` does.
+        stochastic_rounding: round bf16 parameters up or down by chance, so that updates below their precision count
+            in the mean; at lr 1e-5 a bf16 weight of 0.02 would never move. False: round to the nearest.
+        seed: of that chance. The same seed gives the same run, whatever was drawn elsewhere.
+        backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
+            fastest that runs on the parameters' device.
 
     Raises:
         ValueError: an argument out of its range, an objective that is not known, a step without an objective, a sparse
@@ -77,12 +104,16 @@ class DualOptimPlus(Optimizer):
         base_bits: int = 32,
         delta_bits: int = 32,
         max_update: float | None = 1.0,
+        min_8bit_size: int = 4096,
+        stochastic_rounding: bool = True,
+        seed: int = 0,
+        backend: str | None = None,
     ) -> None:
         self.objectives = checked_objectives(objectives)
+        self.backend = checked_backend(backend)
+        self.seed = int(seed)
         self._objective: str | None = None
-        for name, bits in (("base_bits", base_bits), ("delta_bits", delta_bits)):
-            if bits != 32:
-                raise ValueError(f"{name} must be 32, the only precision of this version, but is {bits!r}")
+        self._skipped: dict[str, Tensor] = {}
         super().__init__(
             params,
             {
@@ -93,6 +124,10 @@ class DualOptimPlus(Optimizer):
                 "weight_decay": weight_decay,
                 "lr_scales": lr_scales or {},
                 "max_update": max_update,
+                "base_bits": base_bits,
+                "delta_bits": delta_bits,
+                "min_8bit_size": min_8bit_size,
+                "stochastic_rounding": stochastic_rounding,
             },
         )
 
@@ -108,7 +143,21 @@ class DualOptimPlus(Optimizer):
             raise ValueError("a parameter is complex, which is not supported; optimise torch.view_as_real(parameter)")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "objectives": self.objectives, "_objective": self._objective}
+        own = ("objectives", "backend", "seed", "_objective", "_skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def add_objective(self, name: str) -> None:
+        """Add an objective; its delta starts at its first step, from the base as it is then.
+
+        Raises:
+            ValueError: it is there already, or is no name.
+        """
+        self.objectives = checked_objectives((*self.objectives, name))
+
+    @property
+    def num_skipped(self) -> dict[str, int]:
+        """How many steps of each objective were skipped because a gradient was not finite. Waits for a GPU."""
+        return {name: int(self._skipped[name]) if name in self._skipped else 0 for name in self.objectives}
 
     @property
     def objective(self) -> str | None:
@@ -151,57 +200,88 @@ class DualOptimPlus(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:  # all before any is updated, or an error would leave a step half taken
-            if any(param.grad is not None and param.grad.is_sparse for param in group["params"]):
-                raise ValueError("a gradient is sparse, which is not supported; use embeddings with sparse=False")
+        stepping: dict[torch.device, list[tuple[int, Tensor, dict[str, Any]]]] = {}
+        index = 0
         for group in self.param_groups:
-            lr = group["lr"] * group["lr_scales"].get(chosen, 1.0)
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, chosen, lr, group)
+                    if param.grad.is_sparse:  # found before any is updated, or a step would be left half taken
+                        raise ValueError("a gradient is sparse, which is not supported; use embeddings with sparse=False")
+                    stepping.setdefault(param.device, []).append((index, param, group))
+                index += 1
+        finite = self._all_finite(stepping)
+        if finite is False:
+            self._skipped[chosen] = self._skipped.get(chosen, torch.zeros((), dtype=torch.int64)) + 1
+            logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", chosen, self._skipped[chosen])
+            return loss
+        for device, entries in stepping.items():
+            self._step_on(device, entries, chosen)
         return loss
 
-    def _update(self, param: Tensor, objective: str, lr: float | Tensor, group: dict[str, Any]) -> None:
-        grad = param.grad
-        assert grad is not None
-        state = self._state_of(param, objective, with_base=group["base_betas"] is not None)
-        state["step"] += 1
-        state["delta_step"][objective] += 1
-        tensors = [param, grad, state["delta_exp_avg"][objective], state["delta_exp_avg_sq"][objective]]
-        if group["base_betas"] is not None:
-            tensors += [state["base_exp_avg"], state["base_exp_avg_sq"]]
-        for theta, g, *moments in _chunks(tensors):
-            update_(
-                theta,
-                g.float(),
-                Moments(*moments[:2]),
-                Moments(*moments[2:]) if len(moments) > 2 else None,
-                step=state["step"],
-                delta_step=state["delta_step"][objective],
-                lr=lr,
-                betas=group["betas"],
-                base_betas=group["base_betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                max_update=group["max_update"],
-            )
+    def _all_finite(self, stepping: Mapping[torch.device, list[tuple[int, Tensor, dict[str, Any]]]]) -> bool:
+        """Whether every gradient of every rank is finite, and its square too."""
+        finite = all(
+            backends.choose(device.type, self.backend).finite([local(param.grad) for _, param, _ in entries])
+            for device, entries in stepping.items()
+        )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            device = next(iter(stepping), torch.device("cpu"))
+            flag = torch.tensor(finite, dtype=torch.int32, device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MIN)
+            finite = bool(flag)
+        return finite
 
-    def _state_of(self, param: Tensor, objective: str, with_base: bool) -> dict[str, Any]:
+    def _step_on(self, device: torch.device, entries: list[tuple[int, Tensor, dict[str, Any]]], objective: str) -> None:
+        """Update the parameters on one device."""
+        states = [self._state_of(param, objective, group) for _, param, group in entries]
+        steps, delta_steps = [s["step"] for s in states], [s["delta_step"][objective] for s in states]
+        torch._foreach_add_([*steps, *delta_steps], 1)
+        t, t_o = torch.stack(steps), torch.stack(delta_steps)
+        quantised = torch.tensor(
+            [8 in (bits_of(param, group, "base_bits"), bits_of(param, group, "delta_bits")) for _, param, group in entries]
+        ).to(t.device)
+        rows = torch.empty(len(entries), NUM_COEFFICIENTS, device=t.device)
+        for group in self.param_groups:
+            own = [i for i, entry in enumerate(entries) if entry[2] is group]
+            if own:
+                settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
+                lr = group["lr"] * group["lr_scales"].get(objective, 1.0)
+                rows[own] = coefficients(t[own], t_o[own], quantised[own], lr=lr, **settings)
+        by_chance = torch.tensor(
+            [group["stochastic_rounding"] and param.dtype == torch.bfloat16 for _, param, group in entries]
+        ).to(t.device)
+        places = torch.tensor([index for index, _, _ in entries]).to(t.device)
+        seeds = torch.where(by_chance, hashed(hashed(hashed(t + self.seed) + places)), -1)
+
+        items, copies = [], []
+        for (_, param, _), own_state in zip(entries, states, strict=True):
+            theta, grad = local(param).detach(), local(param.grad)
+            if not is_dense(theta):  # a view with gaps: stepped as a dense copy
+                copies.append((theta, theta := theta.contiguous()))
+            if grad.stride() != theta.stride():
+                grad = torch.empty_like(theta, dtype=grad.dtype).copy_(grad)
+            delta = Moments(*(local(own_state[name][objective]) for name in DELTA))
+            base = Moments(*(local(own_state[name]) for name in BASE)) if "base_exp_avg" in own_state else None
+            items.append(Item(theta, grad, delta, base))
+        backends.choose(device.type, self.backend).step(items, rows, seeds)
+        for original, stepped in copies:
+            original.copy_(stepped)
+
+    def _state_of(self, param: Tensor, objective: str, group: dict[str, Any]) -> dict[str, Any]:
         """The parameter's state, with what a step of this objective needs made on its first use."""
-
-        def zeros() -> Tensor:
-            return torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format)
-
-        state = self.state[param]
-        if not state:
-            state["step"] = 0
-            state.update({"delta_step": {}, "delta_exp_avg": {}, "delta_exp_avg_sq": {}})
-        if with_base and "base_exp_avg" not in state:
-            state["base_exp_avg"], state["base_exp_avg_sq"] = zeros(), zeros()
-        if objective not in state["delta_step"]:
-            state["delta_step"][objective] = 0
-            state["delta_exp_avg"][objective], state["delta_exp_avg_sq"][objective] = zeros(), zeros()
-        return state
+        own = self.state[param]
+        if not own:
+            own["step"] = counter(param)
+            own.update({"delta_step": {}, "delta_exp_avg": {}, "delta_exp_avg_sq": {}})
+        if group["base_betas"] is not None and "base_exp_avg" not in own:
+            for name in BASE:
+                own[name] = state.zeros(param, bits_of(param, group, "base_bits"), code_of(name, with_base=True))
+        if objective not in own["delta_step"]:
+            own["delta_step"][objective] = counter(param)
+            for name in DELTA:
+                code = code_of(name, with_base=group["base_betas"] is not None)
+                own[name][objective] = state.zeros(param, bits_of(param, group, "delta_bits"), code)
+        return own
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -212,13 +292,24 @@ class DualOptimPlus(Optimizer):
                 not have.
         """
         check_loadable(state_dict, self.param_groups, self.objectives)
-        super().load_state_dict(state_dict)
-        # torch casts floating-point state to the parameter's dtype on load, which would round fp32 moments to bf16.
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(indices, params, strict=True):
+        kept = [{key: group[key] for key in KEPT_ON_LOAD} for group in self.param_groups]
+        # Without the states, which torch would cast to the parameters' precision: fp32 moments and counters to bf16.
+        super().load_state_dict({**state_dict, "state": {}})
+        converted = 0
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = [(param, group) for group in self.param_groups for param in group["params"]]
+        for group, settings in zip(self.param_groups, kept, strict=True):
+            group.update(settings)
+        for index, (param, group) in zip(saved, own, strict=True):
             if index in state_dict["state"]:
-                self.state[param] = _copied(state_dict["state"][index], param.device)
+                self.state[param], changed = _loaded(state_dict["state"][index], param, group)
+                converted += changed
+        if converted:
+            warnings.warn(
+                f"the state dict holds moments in other precisions: {converted} were converted to this optimizer's "
+                "base_bits and delta_bits",
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         return super().__repr__().replace(" (", f" (\nobjectives: {', '.join(self.objectives)}", 1)
@@ -252,6 +343,10 @@ class DualOptim(DualOptimPlus):
         lr_scales: Mapping[str, float] | None = None,
         delta_bits: int = 32,
         max_update: float | None = None,
+        min_8bit_size: int = 4096,
+        stochastic_rounding: bool = True,
+        seed: int = 0,
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -264,6 +359,10 @@ class DualOptim(DualOptimPlus):
             lr_scales=lr_scales,
             delta_bits=delta_bits,
             max_update=max_update,
+            min_8bit_size=min_8bit_size,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
+            backend=backend,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -273,17 +372,93 @@ class DualOptim(DualOptimPlus):
         super().add_param_group(param_group)
 
 
-def _chunks(tensors: list[Tensor]) -> Iterable[tuple[Tensor, ...]]:
-    """Slices of tensors of one shape that lie alike in memory; the tensors whole, where some do not."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        size = CPU_CHUNK if tensors[0].device.type == "cpu" else DEVICE_CHUNK
-        return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
-    return [tuple(tensors)]
+def counter(param: Tensor) -> Tensor:
+    """A count of steps. On a GPU it stays there, so that no step waits for the host; elsewhere on the CPU."""
+    return torch.zeros((), dtype=torch.int64, device=param.device if param.device.type == "cuda" else "cpu")
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone().to(device)
-    if isinstance(value, dict):
-        return {key: _copied(item, device) for key, item in value.items()}
-    return value
+def bits_of(param: Tensor, group: Mapping[str, Any], name: str) -> int:
+    """In how many bits a parameter's moments are kept, `name` being base_bits or delta_bits."""
+    return 32 if param.numel() < group["min_8bit_size"] else group[name]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps or overlaps, in any order of the dimensions."""
+    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """A parameter's saved state in this optimizer's precision, as a copy, and how many moments changed theirs."""
+    changed = 0
+
+    def count(value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.int64).to(counter(param).device, copy=True)
+
+    def moment(stored: Stored, name: str) -> Stored:
+        nonlocal changed
+        bits = bits_of(param, group, "base_bits" if name.startswith("base") else "delta_bits")
+        changed += state.bits_of(stored) != bits
+        if isinstance(stored, dict):
+            copied: Stored = {key: value.to(param.device, copy=True) for key, value in stored.items()}
+        else:
+            copied = stored.to(param.device, torch.float32, copy=True)
+        return state.converted(copied, param, bits, code_of(name, with_base=group["base_betas"] is not None))
+
+    own: dict[str, Any] = {"step": count(saved["step"])}
+    own["delta_step"] = {name: count(value) for name, value in saved["delta_step"].items()}
+    for name in DELTA:
+        own[name] = {objective: moment(stored, name) for objective, stored in saved[name].items()}
+    for name in BASE:
+        if name in saved:
+            own[name] = moment(saved[name], name)
+    return own, changed
+
+
+def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """A model's trainable parameters in groups: no weight decay on biases and norms, embeddings in 32 bits.
+
+    Args:
+        model: any module.
+        weight_decay: λ of the matrices.
+    """
+    embeddings = {
+        id(param) for module in model.modules() if isinstance(module, nn.Embedding) for param in module.parameters()
+    }
+    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for param in model.parameters():
+        if param.requires_grad:
+            kind = "embeddings" if id(param) in embeddings else "matrices" if param.ndim > 1 else "vectors"
+            kinds[kind].append(param)
+    settings = {
+        "matrices": {"weight_decay": weight_decay},
+        "embeddings": {"weight_decay": weight_decay, "base_bits": 32, "delta_bits": 32},
+        "vectors": {"weight_decay": 0.0},
+    }
+    return [{"params": params, "name": kind, **settings[kind]} for kind, params in kinds.items() if params]
+
+
+def estimate_state_memory(model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any) -> int:
+    """Bytes that an optimizer's state will take once every objective has stepped, without allocating any.
+
+    Args:
+        model: a module, taken by its `parameter_groups`, or what an optimizer takes as its `params`.
+        cls: `DualOptimPlus` or `DualOptim`.
+        **arguments: the optimizer's own: objectives, base_bits, delta_bits, …
+
+    Example:
+        >>> layer = torch.nn.Linear(512, 512, bias=False)
+        >>> estimate_state_memory(layer) / layer.weight.numel()  # fp32: base and two deltas, two moments each
+        24.0001...
+        >>> estimate_state_memory(layer, base_bits=8, delta_bits=8) / layer.weight.numel()
+        6.0938...
+    """
+    optimizer = cls(parameter_groups(model) if isinstance(model, nn.Module) else model, **arguments)
+    total = 0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            n, deltas = param.numel(), len(optimizer.objectives)
+            total += 2 * deltas * state.nbytes(n, bits_of(param, group, "delta_bits"))
+            if group["base_betas"] is not None:
+                total += 2 * state.nbytes(n, bits_of(param, group, "base_bits"))
+            total += (1 + deltas) * counter(param).element_size()
+    return total

@@ -10,6 +10,7 @@ counts all steps of the parameter and t_o those of o, both already raised::
     v_o ← β2 v_o + (1 − β2)(g² − v̂_B)                    second-moment delta: a difference, it may be negative
     m   = m_o / (1 − β1^t_o) + m̂_B
     v   = | v_o / (1 − β2^t_o) + v̂_B |
+    v   ← max(v, f v̂_B)                                  the floor f: zero in 32 bits
     u   = m / (√v + ε)
     u   ← min(max(u, −c), c)                             the bound c (`max_update`); infinite for the published rule
     θ   ← θ (1 − lr λ) − lr u                            decoupled weight decay
@@ -18,6 +19,10 @@ counts all steps of the parameter and t_o those of o, both already raised::
 
 Without a base (m̂_B = v̂_B = 0) this is AdamW with one state per objective: `DualOptim`, and AdamW itself when there is
 one objective.
+
+In 8 bits the two terms of v are each off by about a hundredth, so that a sum below a thousandth of v̂_B is noise, and an
+update divided by its root would be anything: there f = 10⁻³, and 2⁻²⁰, which is fp32's own noise, at an objective's
+first step, when v_o is not stored yet (`docs/log.md` has the measurements).
 
 The function is elementwise and calls nothing but the handful of torch functions below, so that a backend may run it on
 tensors (`backends.plain`) or trace it and write the same operations down in another language (`backends.source`).
@@ -29,6 +34,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+FLOOR, FIRST_FLOOR = 1e-3, 2.0**-20  # f in 8 bits
 
 
 class Moments(NamedTuple):
@@ -52,6 +60,7 @@ class Coefficients(NamedTuple):
     base_correction1: Any  # 1 − β_B1^(t−1), or 1 at t = 1, where the base is zero
     base_correction2: Any  # 1 − β_B2^(t−1), or 1 at t = 1
     eps: Any  # ε
+    floor: Any  # f
     bound: Any  # c
     lr: Any  # lr · lr_scales[o]
     decay: Any  # 1 − lr λ
@@ -69,12 +78,12 @@ def update(
         base: (m_B, v_B), or None for separate states without a base.
         c: the step's coefficients.
     """
-    # The order of the operations, and which of them round once (`lerp` and `add` with alpha are fused multiply-adds),
+    # The order of the operations, and which of them round once (`lerp`, `addcmul` and `add` with alpha are fused multiply-adds),
     # is the published implementation's: where moments nearly cancel, another order leaves other digits.
     if base is None:
         delta = Moments(
             torch.lerp(delta.exp_avg, grad, c.weight1),
-            torch.add(delta.exp_avg_sq * c.beta2, grad * grad, alpha=c.weight2),
+            torch.addcmul(delta.exp_avg_sq * c.beta2, grad, grad, value=c.weight2),
         )
         mean, square = delta.exp_avg / c.correction1, delta.exp_avg_sq / c.correction2
     else:
@@ -85,9 +94,10 @@ def update(
         )
         mean = base_mean + delta.exp_avg / c.correction1
         square = torch.abs(base_square + delta.exp_avg_sq / c.correction2)
+        square = torch.maximum(square, base_square * c.floor)
         base = Moments(
             torch.lerp(base.exp_avg, grad, c.base_weight1),
-            torch.add(base.exp_avg_sq * c.base_beta2, grad * grad, alpha=c.base_weight2),
+            torch.addcmul(base.exp_avg_sq * c.base_beta2, grad, grad, value=c.base_weight2),
         )
     change = torch.clamp(mean / (torch.sqrt(square) + c.eps), -c.bound, c.bound)
     return torch.sub(param * c.decay, change, alpha=c.lr), delta, base
@@ -96,6 +106,7 @@ def update(
 def coefficients(
     steps: Tensor,
     delta_steps: Tensor,
+    quantised: Tensor,
     *,
     lr: float | Tensor,
     betas: tuple[float, float],
@@ -104,11 +115,12 @@ def coefficients(
     weight_decay: float,
     max_update: float | None,
 ) -> Tensor:
-    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 14) fp32.
+    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 15) fp32.
 
     Args:
         steps: (P,) t of each parameter, this step included.
         delta_steps: (P,) t_o of each, this step included.
+        quantised: (P,) whether its base or delta is kept in 8 bits.
         lr: the objective's own learning rate, lr · lr_scales[o].
         betas: (β1, β2) of the deltas.
         base_betas: (β_B1, β_B2) of the base; None without one.
@@ -135,6 +147,7 @@ def coefficients(
         base_correction1=correction(base1, t - 1),
         base_correction2=correction(base2, t - 1),
         eps=eps,
+        floor=torch.where(quantised, torch.where(t_o > 1, FLOOR, FIRST_FLOOR), 0.0),
         bound=float("inf") if max_update is None else max_update,
         lr=rate,
         decay=1 - rate * weight_decay,

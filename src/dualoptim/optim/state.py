@@ -3,11 +3,13 @@
 A block's scale s is the largest magnitude in it, with no floor, so that gradients of any size keep their digits. A code
 c of at most L levels stands for::
 
-    x = s · (c / L)^p,     L = 127 with a sign, 255 without
+    x = s · (c / L)^4,     L = 127 with a sign, 255 without
 
-whose steps are finest near zero, as moments are spread over many orders of magnitude within a block: a first moment has
-p = 2 and a second moment p = 4, so that a gradient and its square reach zero together. Powers and roots of two are
-plain arithmetic, which every backend can do on vectors, and `decode` and `encode` are the only place where they stand.
+whose steps are finest near zero, as moments are spread over many orders of magnitude within a block. The fourth power
+and its root are plain arithmetic, which every backend can do on vectors, and `decode` and `encode` are the only place
+where they stand. Without a sign, which is for averages of squares, what is not zero never gets the code of zero: an
+update is divided by its root. Of the powers 1, 2 and 4, with the published dynamic map beside them, this one was the
+nearest to fp32 (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 256
+SMALLEST = torch.finfo(torch.float32).tiny  # scales below it, whose inverse may overflow, code zeros
 
 
 class Code(NamedTuple):
     """A map between 8-bit codes and values of −1 to 1, or 0 to 1."""
 
-    squarings: int  # p = 2^squarings
     signed: bool
 
     @property
@@ -38,30 +40,34 @@ class Code(NamedTuple):
         return torch.int8 if self.signed else torch.uint8
 
 
-# The base's second moment is an average of squares; a delta's is a difference, and may be negative.
-CODES = {
-    "delta_exp_avg": Code(1, signed=True),
-    "delta_exp_avg_sq": Code(2, signed=True),
-    "base_exp_avg": Code(1, signed=True),
-    "base_exp_avg_sq": Code(2, signed=False),
-}
+SIGNED, UNSIGNED = Code(signed=True), Code(signed=False)
+
+
+def code_of(name: str, *, with_base: bool) -> Code:
+    """The map of a moment: averages of squares have no sign, but a delta's with a base is a difference."""
+    return UNSIGNED if name == "base_exp_avg_sq" or (name == "delta_exp_avg_sq" and not with_base) else SIGNED
 
 
 def decode(code: Any, scale: Any, map: Code) -> Any:
     """The value of a code given as an fp32 number; elementwise, traced by backends as `rule.update` is."""
     x = code / float(map.levels)
-    for _ in range(map.squarings):
-        x = x * x
+    x = x * x
+    x = x * x
     return (torch.copysign(x, code) if map.signed else x) * scale
 
 
 def encode(value: Any, scale: Any, map: Code) -> Any:
-    """The code nearest to a value, as an fp32 whole number; a scale of zero codes zeros."""
-    x = torch.abs(value) / torch.where(scale > 0, scale, 1.0)
-    for _ in range(map.squarings):
-        x = torch.sqrt(x)
+    """The code nearest to a value, as an fp32 whole number."""
+    x = fourth_root(torch.abs(value) / torch.where(scale >= SMALLEST, scale, 1.0))
     x = torch.round(x * float(map.levels))
-    return torch.copysign(x, value) if map.signed else x
+    return torch.copysign(x, value) if map.signed else torch.maximum(x, torch.sign(value))
+
+
+def fourth_root(x: Any) -> Any:
+    """x^(1/4) of a number of 0 to 1; one operation to backends, which may have a faster way than two roots."""
+    if torch.overrides.has_torch_function((x,)):  # when traced
+        return torch.overrides.handle_torch_function(fourth_root, (x,), x)
+    return torch.sqrt(torch.sqrt(x))
 
 
 # What is stored for a moment: the tensor itself, or {"codes": …, "scales": …}. Plain containers, so that a saved state
@@ -69,11 +75,11 @@ def encode(value: Any, scale: Any, map: Code) -> Any:
 Stored = Tensor | dict[str, Tensor]
 
 
-def zeros(param: Tensor, name: str, bits: int) -> Stored:
+def zeros(param: Tensor, bits: int, map: Code) -> Stored:
     """A moment that is zero, laid out in memory as the parameter is."""
     if bits == 32:
         return torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format)
-    codes = torch.zeros_like(param, dtype=CODES[name].dtype, memory_format=torch.preserve_format)
+    codes = torch.zeros_like(param, dtype=map.dtype, memory_format=torch.preserve_format)
     return {"codes": codes, "scales": torch.zeros(num_blocks(local(codes)), device=local(codes).device)}
 
 
@@ -92,8 +98,10 @@ def nbytes(param_numel: int, bits: int) -> int:
     return 4 * param_numel if bits == 32 else param_numel + 4 * math.ceil(param_numel / BLOCK)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """A distributed tensor's part on this rank, and any other tensor itself."""
+def local(tensor: Any) -> Any:
+    """A distributed tensor's part on this rank, and anything else itself, the codes of a dict too."""
+    if isinstance(tensor, dict):
+        return {key: local(value) for key, value in tensor.items()}
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -115,16 +123,16 @@ def quantise_(codes: Tensor, scales: Tensor, values: Tensor, map: Code) -> None:
     codes.copy_(encode(blocks, scales[:, None], map).view(-1)[: len(codes)])
 
 
-def converted(stored: Stored, param: Tensor, name: str, bits: int) -> Stored:
+def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
     """A moment of a parameter in other bits."""
     if bits_of(stored) == bits:
         return stored
-    result = zeros(param, name, bits)
+    result = zeros(param, bits, map)
     if isinstance(stored, dict):
         assert isinstance(result, Tensor)
-        flat(result).copy_(dequantise(flat(stored["codes"]), stored["scales"], CODES[name]))
+        flat(result).copy_(dequantise(flat(stored["codes"]), stored["scales"], map))
     else:
         assert isinstance(result, dict)
         same_layout = torch.empty_like(param, dtype=torch.float32, memory_format=torch.preserve_format).copy_(stored)
-        quantise_(flat(result["codes"]), result["scales"], flat(same_layout), CODES[name])
+        quantise_(flat(result["codes"]), result["scales"], flat(same_layout), map)
     return result

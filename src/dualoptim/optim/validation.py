@@ -9,7 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
+from .backends import NAMES
+
+RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
+# How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
+KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "stochastic_rounding")
+SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr"}  # what torch and its schedulers put beside settings
 
 
@@ -21,6 +26,13 @@ def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"objectives must be one or more different names, but is {names!r}")
     return names
+
+
+def checked_backend(backend: str | None) -> str | None:
+    """The name of a backend, or None."""
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"backend must be one of {listed(NAMES)} or None, but is {backend!r}")
+    return backend
 
 
 def check_hyperparameters(group: Mapping[str, Any], objectives: tuple[str, ...]) -> None:
@@ -47,6 +59,12 @@ def check_hyperparameters(group: Mapping[str, Any], objectives: tuple[str, ...])
             number(f"{name}[{i}]", beta, 0, below=1)
     if group["max_update"] is not None:
         number("max_update", group["max_update"], 0, strictly=True)
+    for name in ("base_bits", "delta_bits"):
+        if group.get(name, 32) not in (32, 8):
+            raise ValueError(f"{name} must be 32 or 8, but is {group[name]!r}")
+    number("min_8bit_size", group.get("min_8bit_size", 0), 0)
+    if not isinstance(group.get("stochastic_rounding", True), bool):
+        raise ValueError(f"stochastic_rounding must be True or False, but is {group['stochastic_rounding']!r}")
     if not isinstance(group["lr_scales"], Mapping):
         raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {group['lr_scales']!r}")
     for name, scale in group["lr_scales"].items():
@@ -78,7 +96,7 @@ def check_loadable(
     if len(groups) != len(state_dict["param_groups"]):
         return  # torch says so itself
     for own, group in zip(groups, state_dict["param_groups"], strict=True):
-        if missing := sorted(SETTINGS - set(group)):
+        if missing := sorted(RULE_SETTINGS - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
             raise ValueError(

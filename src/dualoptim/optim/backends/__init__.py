@@ -4,8 +4,8 @@
 - `compiled`: a CPU kernel made of the traced rule by the machine's C++ compiler, once.
 - `gpu`: a Triton kernel made in the same way, with all parameters in one launch.
 
-Each has `missing(device_type)`, what it lacks to run there, or None; `largest_square_is_finite(grads)`, whether every
-gradient and its square are finite; and `step(items, coefficients)`.
+Each module has `missing(device_type)`, what it lacks to run there, or None; `finite(grads)`, whether every gradient and
+its square are finite; and `step(items, coefficients, seeds)`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ FASTEST = {"cpu": "compiled", "cuda": "gpu"}
 
 
 class Item(NamedTuple):
-    """One parameter's step. All tensors are flat, in the order in which the parameter lies in memory."""
+    """One parameter's step. All tensors are dense, with their elements in the same order in memory."""
 
     param: Tensor
     grad: Tensor
     delta: Moments  # of `state.Stored`
     base: Moments | None
-    seed: int | None  # of the parameter's stochastic rounding; None: it is rounded to the nearest
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients
-from ..state import CODES, bits_of
+from ..state import SIGNED, UNSIGNED, bits_of
 from . import Item, plain
 from .source import CPP, code_lines, rule_lines
 
@@ -64,23 +64,23 @@ def finite(grads: Sequence[Tensor]) -> bool:
     return True
 
 
-def step(items: Sequence[Item], coefficients: Tensor) -> None:
-    """One step of one objective on every item; row i of `coefficients` (P, 14) is item i's."""
+def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
+    """As `plain.step`."""
     kinds: dict[Kind, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
         base_bits = 0 if item.base is None else bits_of(item.base[0])
         kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits].append(i)
     for kind, indices in kinds.items():
-        some, rows = [items[i] for i in indices], coefficients[indices].contiguous()
+        some, rows, their_seeds = [items[i] for i in indices], coefficients[indices], seeds[indices]
         if kind[0] not in SUPPORTED or kind[1] not in SUPPORTED:
-            plain.step(some, rows)
+            plain.step(some, rows, their_seeds)
             continue
         pointers = [pointer for item in some for pointer in _pointers(item)]
         library(kind).step(
             (ctypes.c_void_p * len(pointers))(*pointers),
             (ctypes.c_int64 * len(some))(*(item.param.numel() for item in some)),
-            (ctypes.c_int64 * len(some))(*(-1 if item.seed is None else item.seed for item in some)),
-            ctypes.c_void_p(rows.data_ptr()),
+            their_seeds.data_ptr(),
+            rows.data_ptr(),
             len(some),
             torch.get_num_threads(),
         )
@@ -110,7 +110,7 @@ def source(kind: Kind) -> str:
     }
     if base_bits == 0:
         written["update"] += "const float new_base_exp_avg = 0.0f, new_base_exp_avg_sq = 0.0f; "
-    for name, code in CODES.items():
+    for name, code in (("signed", SIGNED), ("unsigned", UNSIGNED)):
         for what in ("decode", "encode"):
             lines = code_lines(CPP, code, encoding=what == "encode", declare="const float ")
             written[f"{what}_{name}"] = "".join(f"{line}; " for line in lines)
@@ -133,6 +133,7 @@ def library(kind: Kind) -> ctypes.CDLL:
     text = source(kind)
     path = compiler()
     assert path is not None
+    refusal = ""
     for tuning in TUNING:
         # The compiler's own macros tell its version and what the processor can do: a cache folder may be shared.
         probe = subprocess.run(
@@ -142,17 +143,19 @@ def library(kind: Kind) -> ctypes.CDLL:
             continue
         key = hashlib.sha256("\n".join([text, path, *FLAGS, *tuning, probe.stdout]).encode()).hexdigest()[:24]
         made = _cache_folder() / f"{key}.so"
-        if made.is_file() or _compile(path, tuning, text, made):
+        refusal = "" if made.is_file() else _compile(path, tuning, text, made)
+        if not refusal:
             kernel = ctypes.CDLL(str(made))
             kernel.step.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int]
             kernel.step.restype = None
             kernel.largest.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_int]
             kernel.largest.restype = ctypes.c_float
             return kernel
-    raise OSError("it refused kernel.cpp with every set of flags")
+    raise OSError(refusal or "it knows none of the flags")
 
 
-def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> bool:
+def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
+    """Compile; what the compiler has against it."""
     with tempfile.TemporaryDirectory(dir=made.parent) as partial:
         written, out = Path(partial) / "kernel.cpp", Path(partial) / "kernel.so"
         written.write_text(text, encoding="utf-8")
@@ -161,7 +164,8 @@ def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> bool:
         )
         if finished.returncode == 0:
             os.replace(out, made)  # complete or not at all, also where several ranks compile at once
-        return finished.returncode == 0
+        errors = [line for line in finished.stderr.splitlines() if "error" in line] or ["no reason given"]
+        return errors[0] if finished.returncode else ""
 
 
 def _cache_folder() -> Path:

@@ -1,4 +1,4 @@
-// One optimizer step over many tensors, block of 256 elements by block. The lines marked by $ are written by
+// One optimizer step over many tensors, block by block. The lines marked by $ are written by
 // compiled.py from the traced rule: the update, and how 8-bit codes are decoded and encoded. PARAM, GRAD, DELTA_BITS and
 // BASE_BITS (0 without a base) are given on the compiler's command line.
 
@@ -7,13 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 using std::int64_t;
 using std::uint32_t;
 
 namespace {
 
-constexpr int64_t BLOCK = 256;
+constexpr int64_t BLOCK = DELTA_BITS == 8 || BASE_BITS == 8 ? 256 : 4096;  // 256 is one scale's
 struct bf16 { std::uint16_t bits; };
 
 inline float fma(float a, float b, float c) {
@@ -23,6 +24,15 @@ inline float fma(float a, float b, float c) {
   return a * b + c;  // a call of the library's fma for every element would cost more than the rest
 #endif
 }
+// x / y, rounded as a division is, for a y that is the same in a whole loop: one division then serves all of it.
+inline float quotient(float x, float y) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+  const float inverse = 1.0f / y, estimate = x * inverse;
+  return fma(fma(-estimate, y, x), inverse, estimate);
+#else
+  return x / y;
+#endif
+}
 inline float lerped(float from, float to, float weight) {
   return weight < 0.5f ? fma(weight, to - from, from) : fma(weight - 1.0f, to - from, to);
 }
@@ -30,6 +40,8 @@ inline float clamped(float x, float low, float high) {  // a NaN stays one
   x = x < low ? low : x;
   return x > high ? high : x;
 }
+inline float larger(float x, float y) { return x < y ? y : x; }
+inline float sign_of(float x) { return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : 0.0f); }
 inline float signed_like(float size, float sign) { return __builtin_copysignf(size, sign); }
 inline float nearest(float x) { return __builtin_nearbyintf(x); }
 
@@ -44,6 +56,15 @@ inline uint32_t hashed(uint32_t x) {
   x = (x ^ (x >> 15)) * 0x846CA68Bu;
   return x ^ (x >> 16);
 }
+// x^(1/4) for x of 0 to 1, to a few units in the last place: three Newton steps for x^(-1/4), a third of two roots' time.
+inline float root4(float x) {
+  float y = from_bits(0x4F58A0E0u - (to_bits(x) >> 2));
+  for (int i = 0; i < 3; i++) {
+    const float square = y * y;
+    y *= 1.25f - 0.25f * x * square * square;
+  }
+  return x * y * y * y;
+}
 // To bf16: to the nearest, ties to even, or up by chance (`noise`, 0 to 65535).
 inline void store(float* p, int64_t i, float x, uint32_t, bool) { p[i] = x; }
 inline void store(bf16* p, int64_t i, float x, uint32_t noise, bool by_chance) {
@@ -53,25 +74,15 @@ inline void store(bf16* p, int64_t i, float x, uint32_t noise, bool by_chance) {
   p[i].bits = static_cast<std::uint16_t>((finite ? bits + added : bits | ((bits & 0xFFFFu) ? 0x400000u : 0u)) >> 16);
 }
 
-struct DeltaMean {
+struct Signed {
   using Code = std::int8_t;
-  static float decode(float x, float scale) { $decode_delta_exp_avg return result; }
-  static float encode(float x, float scale) { $encode_delta_exp_avg return result; }
+  static float decode(float x, float scale) { $decode_signed return result; }
+  static float encode(float x, float scale) { $encode_signed return result; }
 };
-struct DeltaSquare {
-  using Code = std::int8_t;
-  static float decode(float x, float scale) { $decode_delta_exp_avg_sq return result; }
-  static float encode(float x, float scale) { $encode_delta_exp_avg_sq return result; }
-};
-struct BaseMean {
-  using Code = std::int8_t;
-  static float decode(float x, float scale) { $decode_base_exp_avg return result; }
-  static float encode(float x, float scale) { $encode_base_exp_avg return result; }
-};
-struct BaseSquare {
+struct Unsigned {
   using Code = std::uint8_t;
-  static float decode(float x, float scale) { $decode_base_exp_avg_sq return result; }
-  static float encode(float x, float scale) { $encode_base_exp_avg_sq return result; }
+  static float decode(float x, float scale) { $decode_unsigned return result; }
+  static float encode(float x, float scale) { $encode_unsigned return result; }
 };
 
 // A moment's block: where it is read from and written to. In 32 bits that is memory itself.
@@ -118,10 +129,10 @@ enum { THETA, GRADIENT, DELTA_MEAN, DELTA_SQUARE, BASE_MEAN, BASE_SQUARE, DELTA_
 void update_block(void* const* at, int64_t block, int64_t n, int64_t seed, const float* coefficients) {
   PARAM* theta = static_cast<PARAM*>(at[THETA]) + block * BLOCK;
   const GRAD* gradient = static_cast<const GRAD*>(at[GRADIENT]) + block * BLOCK;
-  Moment<DeltaMean, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block);
-  Moment<DeltaSquare, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block);
-  Moment<BaseMean, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block);
-  Moment<BaseSquare, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block);
+  Moment<Signed, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block);
+  Moment<std::conditional_t<BASE_BITS == 0, Unsigned, Signed>, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block);
+  Moment<Signed, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block);
+  Moment<Unsigned, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block);
   $coefficients
   const bool by_chance = seed >= 0;
   const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block * BLOCK);

@@ -16,9 +16,10 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..rule import Coefficients, Moments, update
-from ..state import Code, decode, encode
+from ..state import Code, decode, encode, fourth_root
 
 Dialect = Mapping[Any, str]
+UNIFORM = (*Coefficients._fields, "scale")  # inputs that are the same for a whole block; the others differ by element
 
 # Operation → expression. {0}, {1}, … are its arguments. `fma` rounds once, as torch's own vectorised lerp and add do.
 CPP: Dialect = {
@@ -27,10 +28,12 @@ CPP: Dialect = {
     operator.sub: "({0} - {1})",
     operator.mul: "({0} * {1})",
     operator.truediv: "({0} / {1})",
+    "division by a uniform number": "quotient({0}, {1})",
     operator.neg: "(-{0})",
-    operator.gt: "({0} > {1})",
+    operator.ge: "({0} >= {1})",
     torch.add: "fma({alpha}, {1}, {0})",
     torch.sub: "fma(-{alpha}, {1}, {0})",
+    torch.addcmul: "fma({value} * {1}, {2}, {0})",
     torch.lerp: "lerped({0}, {1}, {2})",
     torch.abs: "std::fabs({0})",
     torch.sqrt: "std::sqrt({0})",
@@ -38,13 +41,18 @@ CPP: Dialect = {
     torch.copysign: "std::copysign({0}, {1})",
     torch.where: "({0} ? {1} : {2})",
     torch.clamp: "clamped({0}, {1}, {2})",
+    torch.maximum: "larger({0}, {1})",
+    torch.sign: "sign_of({0})",
+    fourth_root: "root4({0})",
 }
 TRITON: Dialect = {
     **CPP,
     float: "{0!r}",
     operator.truediv: "tl.div_rn({0}, {1})",
+    "division by a uniform number": "tl.div_rn({0}, {1})",
     torch.add: "tl.fma({alpha}, {1}, {0})",
     torch.sub: "tl.fma(-{alpha}, {1}, {0})",
+    torch.addcmul: "tl.fma({value} * {1}, {2}, {0})",
     torch.abs: "tl.abs({0})",
     torch.sqrt: "tl.sqrt_rn({0})",
     torch.round: "nearest({0})",
@@ -85,9 +93,14 @@ def _lines(graph: Graph, results: Mapping[str, Any], dialect: Dialect, declare: 
     def term(argument: Any) -> str:
         return argument.name if isinstance(argument, Node) else dialect[float].format(float(argument))
 
-    lines = []
+    lines, varying = [], {node for node in graph.nodes if node.op == "placeholder" and node.name not in UNIFORM}
     for node in graph.nodes:
         if node.op == "call_function":
+            operation: Any = node.target
+            if operation is operator.truediv and node.args[1] not in varying:
+                operation = "division by a uniform number"
+            if not varying.isdisjoint(node.all_input_nodes):
+                varying.add(node)
             terms = {name: term(argument) for name, argument in node.kwargs.items()}
-            lines.append(f"{declare}{node.name} = {dialect[node.target].format(*map(term, node.args), **terms)}")
+            lines.append(f"{declare}{node.name} = {dialect[operation].format(*map(term, node.args), **terms)}")
     return lines + [f"{declare}{name} = {proxy.node.name}" for name, proxy in results.items()]
