@@ -88,14 +88,14 @@ struct Unsigned {
 // A moment's block: where it is read from and written to. In 32 bits that is memory itself.
 template <class Map, int BITS> struct Moment;
 template <class Map> struct Moment<Map, 0> {
-  Moment(void*, void*, int64_t) {}
+  Moment(void*, void*, int64_t, int64_t) {}
   float get(int64_t) const { return 0.0f; }
   void set(int64_t, float) {}
   void finish(int64_t) {}
 };
 template <class Map> struct Moment<Map, 32> {
   float* values;
-  Moment(void* data, void*, int64_t block) : values(static_cast<float*>(data) + block * BLOCK) {}
+  Moment(void* data, void*, int64_t block, int64_t) : values(static_cast<float*>(data) + block * BLOCK) {}
   float get(int64_t i) const { return values[i]; }
   void set(int64_t i, float x) { values[i] = x; }
   void finish(int64_t) {}
@@ -103,22 +103,28 @@ template <class Map> struct Moment<Map, 32> {
 template <class Map> struct Moment<Map, 8> {
   typename Map::Code* codes;
   float* scale;
-  float fresh[BLOCK];
-  Moment(void* data, void* scales, int64_t block)
-      : codes(static_cast<typename Map::Code*>(data) + block * BLOCK), scale(static_cast<float*>(scales) + block) {}
-  float get(int64_t i) const { return Map::decode(static_cast<float>(codes[i]), *scale); }
-  void set(int64_t i, float x) { fresh[i] = x; }
+  float values[BLOCK];
+  Moment(void* data, void* scales, int64_t block, int64_t n)
+      : codes(static_cast<typename Map::Code*>(data) + block * BLOCK), scale(static_cast<float*>(scales) + block) {
+    const float size = *scale;
+#pragma omp simd simdlen(16)
+    for (int64_t i = 0; i < n; i++) values[i] = Map::decode(static_cast<float>(codes[i]), size);
+  }
+  float get(int64_t i) const { return values[i]; }
+  void set(int64_t i, float x) { values[i] = x; }
   void finish(int64_t n) {
     float largest = 0.0f;
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < n; i++) {
-      const float size = std::fabs(fresh[i]);
+      const float size = std::fabs(values[i]);
       largest = largest > size ? largest : size;
     }
     *scale = largest;
+    // In two loops: narrowing to bytes makes the compiler take 64 elements at a time, too many for its registers.
+#pragma omp simd simdlen(16)
+    for (int64_t i = 0; i < n; i++) values[i] = Map::encode(values[i], largest);
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-      codes[i] = static_cast<typename Map::Code>(static_cast<std::int32_t>(Map::encode(fresh[i], largest)));
+    for (int64_t i = 0; i < n; i++) codes[i] = static_cast<typename Map::Code>(static_cast<std::int32_t>(values[i]));
   }
 };
 
@@ -129,14 +135,14 @@ enum { THETA, GRADIENT, DELTA_MEAN, DELTA_SQUARE, BASE_MEAN, BASE_SQUARE, DELTA_
 void update_block(void* const* at, int64_t block, int64_t n, int64_t seed, const float* coefficients) {
   PARAM* theta = static_cast<PARAM*>(at[THETA]) + block * BLOCK;
   const GRAD* gradient = static_cast<const GRAD*>(at[GRADIENT]) + block * BLOCK;
-  Moment<Signed, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block);
-  Moment<std::conditional_t<BASE_BITS == 0, Unsigned, Signed>, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block);
-  Moment<Signed, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block);
-  Moment<Unsigned, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block);
+  Moment<Signed, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block, n);
+  Moment<std::conditional_t<BASE_BITS == 0, Unsigned, Signed>, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block, n);
+  Moment<Signed, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block, n);
+  Moment<Unsigned, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block, n);
   $coefficients
   const bool by_chance = seed >= 0;
   const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block * BLOCK);
-#pragma omp simd
+#pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; i++) {
     const float param = load(theta, i), grad = load(gradient, i);
     const float delta_exp_avg = delta_mean.get(i), delta_exp_avg_sq = delta_square.get(i);
