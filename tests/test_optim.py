@@ -22,7 +22,6 @@ from torch.nn import Parameter
 from torch.testing import assert_close
 
 from dualoptim import DualOptim, DualOptimPlus
-from dualoptim.optim import optimizer as optimizer_module
 
 from .conftest import GOLDEN
 from .reference.naive import NaiveDualOptim
@@ -256,15 +255,6 @@ def test_negated_gradients_give_negated_updates(cls: type[DualOptimPlus], max_up
     grads = gradients(start, len(SCHEDULE))
     kwargs = {"cls": cls, "lr": 0.01, "weight_decay": 0.0, "max_update": max_update}
     assert torch.equal(trajectory(start, grads, **kwargs), -trajectory(start, [-grad for grad in grads], **kwargs))
-
-
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = randn(103, 3)
-    grads = gradients(start, len(SCHEDULE))
-    whole = trajectory(start, grads, lr=0.01)
-    for size in (1, 64, 308, 309):
-        monkeypatch.setattr(optimizer_module, "CPU_CHUNK", size)
-        assert_close(trajectory(start, grads, lr=0.01), whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_update", [None, 1.0])

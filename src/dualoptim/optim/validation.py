@@ -107,10 +107,11 @@ def check_loadable(
         check_hyperparameters(group, objectives)
         for param, index in zip(own["params"], group["params"], strict=False):
             for name, moment in state_dict["state"].get(index, {}).get("delta_exp_avg", {}).items():
-                if moment.shape != param.shape:
+                shape = (moment["codes"] if isinstance(moment, dict) else moment).shape
+                if shape != param.shape:
                     raise ValueError(
                         f"the state dict's moments of parameter {index} for {name!r} have shape "
-                        f"{tuple(moment.shape)}, and the parameter {tuple(param.shape)}; is it the same model?"
+                        f"{tuple(shape)}, and the parameter {tuple(param.shape)}; is it the same model?"
                     )
 
 

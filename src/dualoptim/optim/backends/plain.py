@@ -1,21 +1,32 @@
-"""The rule by torch operations, slice by slice: the readable truth, on any device."""
+"""The rule by torch operations, slice by slice: what every other backend is held against, on any device.
+
+The operations are those of `rule.update`, one by one, each writing into a buffer that is used again: a slice and its
+buffers stay in the cache, and no memory is taken and given back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from .. import state
-from ..rule import Coefficients, Moments, update
+from ..rule import Coefficients, Moments
 from ..state import Code, Stored, code_of
 from . import Item
+from .source import rule_graph
 
 # Elements updated at a time, a multiple of state.BLOCK. On a CPU a slice of this many stays in the cache through the
 # rule's twenty-odd operations; elsewhere it bounds the temporaries.
 CPU_SLICE = 2**17
 DEVICE_SLICE = 2**22
+# Python's operators have no `out`; the torch functions that they call do.
+WITH_OUT = {operator.add: torch.add, operator.sub: torch.sub, operator.mul: torch.mul, operator.truediv: torch.div}
 
 
 def missing(device_type: str) -> str | None:
@@ -39,8 +50,11 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     for item, row, seed in zip(items, coefficients.tolist(), seeds.tolist(), strict=True):
         item = flattened(item)
         size = CPU_SLICE if item.param.device.type == "cpu" else DEVICE_SLICE
+        _, _, num_buffers = _plan(with_base=item.base is not None)
+        buffers = [torch.empty(min(size, item.param.numel()), device=item.param.device) for _ in range(num_buffers)]
         for start in range(0, item.param.numel(), size):
-            _step_slice(item, Coefficients(*row), seed, start, min(start + size, item.param.numel()))
+            end = min(start + size, item.param.numel())
+            _step_slice(item, Coefficients(*row), seed, start, end, [buffer[: end - start] for buffer in buffers])
 
 
 def flattened(item: Item) -> Item:
@@ -55,7 +69,7 @@ def flattened(item: Item) -> Item:
     return Item(state.flat(item.param), state.flat(item.grad), delta, base)
 
 
-def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int) -> None:
+def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int, buffers: list[Tensor]) -> None:
     param, grad = item.param[start:end], item.grad[start:end]
     moments = {"delta": item.delta, "base": item.base} if item.base else {"delta": item.delta}
     stored = [
@@ -64,13 +78,70 @@ def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int) ->
         for name, moment in pair._asdict().items()
     ]
     values = [_read(moment, code, start, end) for moment, code in stored]
-    base = Moments(*values[2:]) if item.base else None
-    new_param, new_delta, new_base = update(param.float(), grad.float(), Moments(*values[:2]), base, c)
+    operations, results, _ = _plan(with_base=item.base is not None)
+    registers: list[Any] = [param.float(), grad.float(), *values, *c, *buffers]
+    for operation in operations:
+        arguments = [registers[i] for i in operation.arguments]
+        named = {name: registers[i] for name, i in operation.named.items()}
+        if operation.out is not None:
+            named["out"] = registers[operation.out]
+        registers[operation.result] = operation.function(*arguments, **named)
+    new_param, *fresh = [registers[i] for i in results]
     if seed >= 0:
         new_param = stochastically_rounded(new_param, seed, start)
-    param.copy_(new_param)
-    for (moment, code), fresh in zip(stored, (*new_delta, *(new_base or ())), strict=True):
-        _write(moment, fresh, code, start, end)
+    if new_param.data_ptr() != param.data_ptr():
+        param.copy_(new_param)
+    for (moment, code), new in zip(stored, fresh, strict=True):
+        _write(moment, new, code, start, end)
+
+
+class Operation(NamedTuple):
+    """One operation of the rule: a function, the registers that it reads, and the one that it writes."""
+
+    function: Callable[..., Any]
+    arguments: tuple[int, ...]
+    named: dict[str, int]
+    out: int | None  # None: numbers, that no buffer is needed for
+    result: int
+
+
+@functools.cache
+def _plan(*, with_base: bool) -> tuple[list[Operation], list[int], int]:
+    """The rule's operations in order, the registers of its results, and how many buffers they need.
+
+    An operation writes where one of its inputs lies that nothing reads later, be it a buffer, a moment or the parameter,
+    but for the gradient, which is the user's.
+    """
+    graph, results = rule_graph(with_base=with_base)
+    register: dict[Node, int] = {}  # of a node's value; operations that write in place share their input's
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    register.update({node: i for i, node in enumerate(inputs)})
+    tensors = {node for node in inputs if node.name not in Coefficients._fields}
+    uses = {node: len(node.users) + (node in results.values()) for node in graph.nodes}
+    free: list[int] = []
+    count, operations = len(inputs), []
+    for node in (node for node in graph.nodes if node.op == "call_function"):
+        read = [argument for argument in node.args if isinstance(argument, Node)]
+        for used in read:
+            uses[used] -= 1
+        out, result = None, count
+        if not tensors.isdisjoint(read):
+            tensors.add(node)
+            dying = [used for used in read if used in tensors and uses[used] == 0 and used.name != "grad"]
+            spare = list(dict.fromkeys(register[used] for used in dying)) + free
+            if not spare:
+                spare, count = [count], count + 1
+            out = result = spare.pop(0)
+            free = spare
+        else:
+            count += 1
+        register[node] = result
+        named = {name: register[argument] for name, argument in node.kwargs.items()}
+        function = WITH_OUT.get(node.target, node.target)
+        operations.append(
+            Operation(function if out is not None else node.target, tuple(register[n] for n in read), named, out, result)
+        )
+    return operations, [register[node] for node in results.values()], count - len(inputs)
 
 
 def _read(stored: Stored, code: Code, start: int, end: int) -> Tensor:
@@ -82,7 +153,8 @@ def _read(stored: Stored, code: Code, start: int, end: int) -> Tensor:
 
 def _write(stored: Stored, values: Tensor, code: Code, start: int, end: int) -> None:
     if isinstance(stored, Tensor):
-        stored[start:end] = values
+        if stored.data_ptr() + 4 * start != values.data_ptr():  # else it was written in place
+            stored[start:end] = values
     else:
         blocks = slice(start // state.BLOCK, -(-end // state.BLOCK))
         state.quantise_(stored["codes"][start:end], stored["scales"][blocks], values, code)

@@ -7,6 +7,7 @@ same everywhere by construction.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,8 +62,9 @@ TRITON: Dialect = {
 }
 
 
-def rule_lines(dialect: Dialect, *, with_base: bool, declare: str = "") -> list[str]:
-    """`rule.update` as lines that read param, grad, the moments and the coefficients by name and set `new_…`."""
+@functools.cache
+def rule_graph(*, with_base: bool) -> tuple[Graph, dict[str, Node]]:
+    """`rule.update` as a graph of operations on param, grad, moments and coefficients, and its results, `new_…`."""
     graph, named = _graph()
     param, grad = named("param", "grad")
     delta = Moments(*named("delta_exp_avg", "delta_exp_avg_sq"))
@@ -71,14 +73,20 @@ def rule_lines(dialect: Dialect, *, with_base: bool, declare: str = "") -> list[
     results = {"new_param": new_param, "new_delta_exp_avg": new_delta[0], "new_delta_exp_avg_sq": new_delta[1]}
     if new_base is not None:
         results |= {"new_base_exp_avg": new_base[0], "new_base_exp_avg_sq": new_base[1]}
-    return _lines(graph, results, dialect, declare)
+    return graph, {name: proxy.node for name, proxy in results.items()}
+
+
+def rule_lines(dialect: Dialect, *, with_base: bool, declare: str = "") -> list[str]:
+    """`rule.update` as lines that read param, grad, the moments and the coefficients by name and set `new_…`."""
+    return _lines(*rule_graph(with_base=with_base), dialect, declare)
 
 
 def code_lines(dialect: Dialect, map: Code, *, encoding: bool, declare: str = "") -> list[str]:
     """`state.encode` or `state.decode` as lines that read `x` and `scale` and set `result`."""
     graph, named = _graph()
     x, scale = named("x", "scale")
-    return _lines(graph, {"result": (encode if encoding else decode)(x, scale, map)}, dialect, declare)
+    result = (encode if encoding else decode)(x, scale, map)
+    return _lines(graph, {"result": result.node}, dialect, declare)
 
 
 def _graph() -> tuple[Graph, Callable[..., list[Proxy]]]:
@@ -88,7 +96,7 @@ def _graph() -> tuple[Graph, Callable[..., list[Proxy]]]:
     return graph, lambda *names: [Proxy(graph.placeholder(name), tracer) for name in names]
 
 
-def _lines(graph: Graph, results: Mapping[str, Any], dialect: Dialect, declare: str) -> list[str]:
+def _lines(graph: Graph, results: Mapping[str, Node], dialect: Dialect, declare: str) -> list[str]:
 
     def term(argument: Any) -> str:
         return argument.name if isinstance(argument, Node) else dialect[float].format(float(argument))
@@ -103,4 +111,4 @@ def _lines(graph: Graph, results: Mapping[str, Any], dialect: Dialect, declare: 
                 varying.add(node)
             terms = {name: term(argument) for name, argument in node.kwargs.items()}
             lines.append(f"{declare}{node.name} = {dialect[operation].format(*map(term, node.args), **terms)}")
-    return lines + [f"{declare}{name} = {proxy.node.name}" for name, proxy in results.items()]
+    return lines + [f"{declare}{name} = {node.name}" for name, node in results.items()]
