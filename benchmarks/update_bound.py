@@ -51,7 +51,7 @@ class Candidate:
     def __init__(self, parameters: list[nn.Parameter], rule: str) -> None:
         self.parameters, self.rule = parameters, rule
         self.moments: dict[str, list[Tensor]] = {}
-        self.turns = {name: 0 for name in RATIO}
+        self.turns = dict.fromkeys(RATIO, 0)
         self.kept = [1.0, 1.0]  # Π (1 − weight) of the base's averages, whose bias corrections are 1 − these
         self.seen: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in RATIO}
 
@@ -180,7 +180,7 @@ def main() -> None:
         for rule in arguments.rules:
             setting = {"loss": loss, "rule": rule, "lr": arguments.lr, "seed": arguments.seed}
             if not any(setting.items() <= entry.items() for entry in done):
-                line = json.dumps({**setting, **run(folder, task, **{"loss_name": loss, "rule": rule},
+                line = json.dumps({**setting, **run(folder, task, loss_name=loss, rule=rule,
                                                     lr=arguments.lr, seed=arguments.seed)})  # fmt: skip
                 with OUT.open("a") as file:
                     file.write(line + "\n")

@@ -87,7 +87,9 @@ def replayed(name: str, **kwargs: Any) -> tuple[list[list[Tensor]], list[list[Te
     with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
         meta = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    betas, base = (tuple(json.loads(meta[key])) if meta.get(key, "null") != "null" else None for key in ("betas", "base_betas"))
+    betas, base = (
+        tuple(json.loads(meta[key])) if meta.get(key, "null") != "null" else None for key in ("betas", "base_betas")
+    )
     schedule, lr = json.loads(meta["schedule"]), float(meta["lr"])
     params = [Parameter(tensors[f"p0.{i}"].clone()) for i in range(sum(key.startswith("p0.") for key in tensors))]
     cls = DualOptim if meta["kind"].startswith("dual") else DualOptimPlus
@@ -316,7 +318,9 @@ def test_the_seed_decides_the_rounding_and_the_global_generator_does_not() -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("base_bits", "delta_bits"), PRECISIONS)
-def test_saved_and_resumed_is_never_stopped_in_every_precision(base_bits: int, delta_bits: int, dtype: torch.dtype) -> None:
+def test_saved_and_resumed_is_never_stopped_in_every_precision(
+    base_bits: int, delta_bits: int, dtype: torch.dtype
+) -> None:
     bits: dict[str, Any] = {"base_bits": base_bits, "delta_bits": delta_bits, "lr": 1e-3, "min_8bit_size": 0}
     start = randn(70, 9).to(dtype)
     grads = gradients(start, len(SCHEDULE))

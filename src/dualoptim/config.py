@@ -50,6 +50,8 @@ class RunConfig:
     lr: float = option(1e-5, "learning rate")
     lr_scales: dict[str, float] = option({}, "factor on the learning rate by objective, such as '{forget: 1.5}'")
     betas: tuple[float, float] | None = option(None, "β1, β2; without it, the optimizer's defaults")
+    base_bits: int = option(32, "bits of the base's moments, 32 or 8 (DualOptim+)")
+    delta_bits: int = option(32, "bits of the deltas' moments, 32 or 8 (DualOptim and DualOptim+)")
     base_betas: tuple[float, float] = option((0.9, 0.95), "β1, β2 of the base (DualOptim+)")
     eps: float = option(1e-8, "ε added to the root of the second moment")
     weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases")
@@ -72,7 +74,7 @@ class RunConfig:
     def method(self) -> str:
         """The name under which results are shown."""
         if self.optimizer != "AdamW":
-            return self.optimizer
+            return self.optimizer + (" 8-bit" if 8 in (self.base_bits, self.delta_bits) else "")
         return "Joint AdamW" if self.joint else "Alternating AdamW"
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -90,4 +92,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "Alternating AdamW": {"optimizer": "AdamW", "joint": False},
     "DualOptim": {"optimizer": "DualOptim", "joint": False},
     "DualOptim+": {"optimizer": "DualOptim+", "joint": False},
+    "DualOptim 8-bit": {"optimizer": "DualOptim", "joint": False, "delta_bits": 8},
+    "DualOptim+ 8-bit": {"optimizer": "DualOptim+", "joint": False, "base_bits": 8, "delta_bits": 8},
 }

@@ -12,7 +12,8 @@ from typing import Any
 from . import runs
 
 # One colour a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
-COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377"}
+COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
+           "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2"}  # fmt: skip
 
 
 def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -129,6 +130,49 @@ def curve(results: Mapping[str, Any]) -> str:
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
+def heat_map(entry: Mapping[str, Any]) -> str:
+    """What the objectives do to each other, layer by layer, at the end of a run, as SVG; empty where nothing was read.
+
+    Upper panel: cosine between the objectives' updates. Lower panel: share of coordinates whose second moments cancel.
+    """
+    read = entry.get("diagnostics")
+    layers = [layer for layer in read["layers"] if layer != "all"] if read else []
+    measures = list(read["layers"]["all"]) if read else []
+    panels = [
+        ("Do updates agree? (cosine)", "cosine/", "RdBu", -1, 1),
+        ("Do second moments cancel? (share of coordinates)", "cancelling/", "Purples", 0, 1),
+    ]
+    panels = [panel for panel in panels if any(measure.startswith(panel[1]) for measure in measures)]
+    if not panels or not layers:
+        return ""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    shown = {panel[1]: [measure for measure in measures if measure.startswith(panel[1])] for panel in panels}
+    with plt.rc_context({"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none",
+                         "svg.hashsalt": "dualoptim"}):  # fmt: skip
+        heights = [len(shown[panel[1]]) for panel in panels]
+        figure, axes = plt.subplots(len(panels), 1, figsize=(8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5),
+                                    height_ratios=heights, sharex=True, squeeze=False, layout="constrained")  # fmt: skip
+        for axis, (title, prefix, colours, low, high) in zip(axes[:, 0], panels, strict=True):
+            values = [[read["layers"][layer].get(name, math.nan) for layer in layers] for name in shown[prefix]]
+            drawn = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+            axis.set_yticks(
+                range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]
+            )
+            axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axis.spines[:].set_visible(False)
+            axis.tick_params(length=0)
+            figure.colorbar(drawn, ax=axis, pad=0.01, aspect=8)
+        axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
 def page(results: Mapping[str, Any]) -> str:
     """The HTML page, complete in itself."""
     import jinja2
@@ -149,6 +193,7 @@ def page(results: Mapping[str, Any]) -> str:
         body=body,
         seen=seen(results),
         curve=curve(results),
+        heat_maps=[(label(entry, results), heat_map(entry)) for entry in entries],
         labels=[label(entry, results) for entry in entries],
         colours=[COLOURS.get(entry["method"], "#555555") for entry in entries],
         questions=questions,

@@ -20,7 +20,7 @@ from .data import read_records
 from .errors import UserError, unknown
 from .losses import LOSSES, Loss
 from .models import device_and_precision
-from .optim import DualOptim, DualOptimPlus
+from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .runs import bytes_text
 from .schedule import Turn, by_turns, jointly, parse_ratio
 from .tasks import Task
@@ -86,9 +86,13 @@ def optimizer_of(config: RunConfig) -> tuple[type[torch.optim.Optimizer], dict[s
         arguments.setdefault("betas", (0.9, 0.95))
         arguments["fused"] = True
     else:
-        arguments |= {"objectives": OBJECTIVES, "lr_scales": dict(config.lr_scales)}
+        arguments |= {"objectives": OBJECTIVES, "lr_scales": dict(config.lr_scales), "delta_bits": config.delta_bits}
     if cls is DualOptimPlus:
-        arguments |= {"base_betas": tuple(config.base_betas), "max_update": config.max_update}
+        arguments |= {
+            "base_betas": tuple(config.base_betas),
+            "max_update": config.max_update,
+            "base_bits": config.base_bits,
+        }
     try:
         cls([nn.Parameter(torch.zeros(1))], **arguments)
     except ValueError as error:
@@ -108,10 +112,12 @@ def refusals_of(config: RunConfig) -> list[str]:
     return found
 
 
-def state_bytes(config: RunConfig, parameters: int) -> int:
-    """Bytes that the optimizer's state will take: fp32 moments, two for each state that the optimizer keeps."""
-    states = {"DualOptim+": 1 + len(OBJECTIVES), "DualOptim": len(OBJECTIVES), "AdamW": 1}[config.optimizer]
-    return states * 2 * 4 * parameters
+def state_bytes(config: RunConfig, model: nn.Module) -> int:
+    """Bytes that the optimizer's state will take."""
+    cls, arguments = optimizer_of(config)
+    if issubclass(cls, DualOptimPlus):
+        return estimate_state_memory(model, cls, **arguments)
+    return 2 * 4 * sum(p.numel() for p in model.parameters())
 
 
 def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -131,7 +137,7 @@ def check(config: RunConfig) -> Task:
 def memory_needed(config: RunConfig, model: nn.Module) -> dict[str, int]:
     """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be."""
     parameters = sum(p.numel() for p in model.parameters())
-    needed = {"model": 4 * parameters, "gradients": 4 * parameters, "optimizer state": state_bytes(config, parameters)}
+    needed = {"model": 4 * parameters, "gradients": 4 * parameters, "optimizer state": state_bytes(config, model)}
     if any(loss.needs_reference for loss in losses_of(config).values()):
         needed["reference"] = 4 * parameters
     return needed

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .data import ObjectiveRows, Plan, Row
 from .losses import Loss
-from .optim import DualOptimPlus
+from .optim import DualOptimPlus, diagnostics, parameter_groups
 from .schedule import Turn
 
 
@@ -56,6 +56,9 @@ class UnlearnTrainer(Trainer):
         processing_class: the model's tokenizer.
         reference: the frozen model that losses compare with; needed where a loss needs it.
         max_length: the most tokens that a row may have.
+        diagnostics_every: optimizer steps between readings of what the objectives do to each other
+            (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
+            `self.diagnostics`. A reading costs about as much as one optimizer step.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
             `optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-5})` choose the optimizer. One that does not know
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
@@ -75,6 +78,7 @@ class UnlearnTrainer(Trainer):
         processing_class: Any,
         reference: nn.Module | None = None,
         max_length: int = 512,
+        diagnostics_every: int = 50,
         **kwargs: Any,
     ) -> None:
         for name, objective in objectives.items():
@@ -94,7 +98,23 @@ class UnlearnTrainer(Trainer):
             processing_class,
             max_length,
         )
+        self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
+        if diagnostics_every:
+            self.add_callback(_Diagnose(self, diagnostics_every))
         self._losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+
+    @property
+    def multi_objective(self) -> DualOptimPlus | None:
+        """The optimizer, if it knows objectives."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return optimizer if isinstance(optimizer, DualOptimPlus) else None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits."""
+        cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
+        if self.optimizer is None and cls is not None and issubclass(cls, DualOptimPlus):
+            self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
+        return super().create_optimizer(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run's batches, in order: it is one epoch of the Trainer's."""
@@ -155,8 +175,7 @@ class UnlearnTrainer(Trainer):
                 f"step {self.state.global_step} is the turn of {', '.join(turn)}, "
                 f"but its batch carries {', '.join(inputs)}"
             )
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        if isinstance(optimizer, DualOptimPlus):
+        if (optimizer := self.multi_objective) is not None:
             if len(turn) > 1:
                 raise ValueError(
                     f"step {self.state.global_step} serves {', '.join(turn)} jointly, but "
@@ -171,8 +190,26 @@ class UnlearnTrainer(Trainer):
             for name, losses in self._losses.items():
                 logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
             self._losses.clear()
+            for name, count in (self.multi_objective.num_skipped if self.multi_objective else {}).items():
+                if count:
+                    logs[f"skipped_steps/{name}"] = count
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """As the Trainer's, summed over the objectives in the batch."""
         return sum(super(UnlearnTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+
+
+class _Diagnose(TrainerCallback):
+    """Reads the optimizer's diagnostics now and then."""
+
+    def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
+        self.trainer, self.every = trainer, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.multi_objective
+        if optimizer is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            layers = diagnostics(optimizer, self.trainer.model.named_parameters())
+            if layers:
+                self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
+                self.trainer.log({name: round(value, 6) for name, value in layers["all"].items()})

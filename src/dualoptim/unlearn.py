@@ -136,7 +136,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     with bar, quiet():
         trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
     seconds = time.perf_counter() - began - watch.measuring_seconds
-    state_bytes, logged = _bytes_of(trainer.optimizer), trainer.state.log_history
+    state_bytes, logged, read = _bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
     del trainer  # and with it gradients and states, before scoring needs room for logits
     model.zero_grad()
     gc.collect()
@@ -156,6 +156,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         "after": after.numbers,
         "curve": [{"step": 0, **prepared.start}, *watch.curve],
         "losses": [entry for entry in logged if "loss" in entry],
+        "diagnostics": read[-1] if read else None,
         "samples": runs.samples(prepared.before.records, after.records),
         "seconds": round(seconds, 1),
         "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,

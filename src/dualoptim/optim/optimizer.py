@@ -206,13 +206,17 @@ class DualOptimPlus(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     if param.grad.is_sparse:  # found before any is updated, or a step would be left half taken
-                        raise ValueError("a gradient is sparse, which is not supported; use embeddings with sparse=False")
+                        raise ValueError(
+                            "a gradient is sparse, which is not supported; use embeddings with sparse=False"
+                        )
                     stepping.setdefault(param.device, []).append((index, param, group))
                 index += 1
         finite = self._all_finite(stepping)
         if finite is False:
             self._skipped[chosen] = self._skipped.get(chosen, torch.zeros((), dtype=torch.int64)) + 1
-            logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", chosen, self._skipped[chosen])
+            logger.warning(
+                "step of %r skipped: a gradient is not finite (%d skipped so far)", chosen, self._skipped[chosen]
+            )
             return loss
         for device, entries in stepping.items():
             self._step_on(device, entries, chosen)
@@ -238,7 +242,10 @@ class DualOptimPlus(Optimizer):
         torch._foreach_add_([*steps, *delta_steps], 1)
         t, t_o = torch.stack(steps), torch.stack(delta_steps)
         quantised = torch.tensor(
-            [8 in (bits_of(param, group, "base_bits"), bits_of(param, group, "delta_bits")) for _, param, group in entries]
+            [
+                8 in (bits_of(param, group, "base_bits"), bits_of(param, group, "delta_bits"))
+                for _, param, group in entries
+            ]
         ).to(t.device)
         rows = torch.empty(len(entries), NUM_COEFFICIENTS, device=t.device)
         for group in self.param_groups:
@@ -437,7 +444,9 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
     return [{"params": params, "name": kind, **settings[kind]} for kind, params in kinds.items() if params]
 
 
-def estimate_state_memory(model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any) -> int:
+def estimate_state_memory(
+    model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any
+) -> int:
     """Bytes that an optimizer's state will take once every objective has stepped, without allocating any.
 
     Args:

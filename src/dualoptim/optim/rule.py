@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
 FLOOR, FIRST_FLOOR = 1e-3, 2.0**-20  # f in 8 bits
 
 
@@ -152,7 +151,5 @@ def coefficients(
         lr=rate,
         decay=1 - rate * weight_decay,
     )
-    filled = [
-        column.expand_as(t) if isinstance(column, Tensor) else torch.full_like(t, column) for column in columns
-    ]
+    filled = [column.expand_as(t) if isinstance(column, Tensor) else torch.full_like(t, column) for column in columns]
     return torch.stack(filled, dim=-1).float()

@@ -136,9 +136,7 @@ def library(kind: Kind) -> ctypes.CDLL:
     refusal = ""
     for tuning in TUNING:
         # The compiler's own macros tell its version and what the processor can do: a cache folder may be shared.
-        probe = subprocess.run(
-            [path, *tuning, "-dM", "-E", "-x", "c++", "-"], input="", capture_output=True, text=True
-        )
+        probe = subprocess.run([path, *tuning, "-dM", "-E", "-x", "c++", "-"], input="", capture_output=True, text=True)
         if probe.returncode != 0:
             continue
         key = hashlib.sha256("\n".join([text, path, *FLAGS, *tuning, probe.stdout]).encode()).hexdigest()[:24]

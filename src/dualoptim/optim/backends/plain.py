@@ -139,7 +139,9 @@ def _plan(*, with_base: bool) -> tuple[list[Operation], list[int], int]:
         named = {name: register[argument] for name, argument in node.kwargs.items()}
         function = WITH_OUT.get(node.target, node.target)
         operations.append(
-            Operation(function if out is not None else node.target, tuple(register[n] for n in read), named, out, result)
+            Operation(
+                function if out is not None else node.target, tuple(register[n] for n in read), named, out, result
+            )
         )
     return operations, [register[node] for node in results.values()], count - len(inputs)
 

@@ -1,0 +1,154 @@
+"""What the objectives do to each other, read from an optimizer's state: conflict, cancellation, update sizes.
+
+Nothing in the rule measures how far objectives agree; these numbers do. They are read from evenly spaced blocks of each
+tensor, a few thousand coordinates of it, so that they cost little beside a step: shares and cosines are estimates, and
+norms are scaled up to the whole tensor. Reading them waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import state
+from .optimizer import DualOptimPlus
+from .state import Stored, code_of, local
+
+BLOCKS = 8  # of state.BLOCK coordinates, read of each tensor
+
+
+@torch.no_grad()
+def diagnostics(
+    optimizer: DualOptimPlus, named_parameters: Iterable[tuple[str, Tensor]] | None = None
+) -> dict[str, dict[str, float]]:
+    r"""Layer → measure → value, and under ``"all"`` the same over all layers.
+
+    With u_o the update of objective o as the state stands, before its bound and the learning rate, the measures are
+
+    - ``cosine/a/b``: cos(u_a, u_b), 1 where two objectives pull alike, −1 where they undo each other;
+    - ``cancelling/o``: share of coordinates whose second-moment sum v_o + v_B is negative, so that its size means little;
+    - ``update/o``: root mean square of u_o, bounded as the step bounds it; ``largest/o``: its maximum, not bounded;
+    - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
+
+    Args:
+        optimizer: one that has stepped; objectives that have not stepped yet are left out.
+        named_parameters: a model's, for the layers' names; without it, layers are numbered by parameter.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(4))
+        >>> opt = DualOptimPlus([weight], objectives=("forget", "retain"))
+        >>> for objective, sign in (("forget", 1.0), ("retain", -1.0)):
+        ...     weight.grad = torch.full((4,), sign)
+        ...     opt.step(objective=objective)
+        >>> diagnostics(opt, [("head.weight", weight)])["head"]["cosine/forget/retain"]
+        -1.0
+    """
+    names = {id(param): name for name, param in named_parameters or ()}
+    layers: dict[str, list[tuple[Tensor, dict[str, Any], Mapping[str, Any]]]] = {}
+    index = 0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            own = optimizer.state.get(param)
+            if own and local(param).numel():
+                layers.setdefault(_layer(names.get(id(param), f"parameter {index}")), []).append((param, own, group))
+            index += 1
+    sums = {layer: _sums(entries, optimizer.objectives) for layer, entries in layers.items()}
+    total: dict[str, float] = {}
+    for part in sums.values():
+        for key, value in part.items():
+            total[key] = max(total.get(key, 0.0), value) if key.startswith("largest") else total.get(key, 0.0) + value
+    return {layer: _measures(part) for layer, part in {**sums, "all": total}.items() if part}
+
+
+def _layer(name: str) -> str:
+    """A parameter's layer: its name up to the first number, or without its last part."""
+    numbered = re.match(r"(?:.*?\.)?(\w+\.\d+)(?=\.|$)", name)
+    return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
+
+
+def _sums(
+    entries: list[tuple[Tensor, dict[str, Any], Mapping[str, Any]]], objectives: tuple[str, ...]
+) -> dict[str, float]:
+    """Sums over a layer's coordinates of what the measures are made of."""
+    parts: dict[str, list[Tensor]] = {}
+
+    def add(key: str, value: Tensor) -> None:
+        parts.setdefault(key, []).append(value.double())
+
+    for param, own, group in entries:
+        with_base = group["base_betas"] is not None
+        scale = local(param).numel() / min(local(param).numel(), _sampled(local(param)))
+
+        def read(stored: Stored, name: str, beta: float, steps: Tensor, with_base: bool = with_base) -> Tensor:
+            return _sample(local(stored), name, with_base) / (1 - beta ** int(steps))
+
+        base = [torch.zeros(()), torch.zeros(())]
+        if with_base:
+            base = [
+                read(own[f"base_{name}"], f"base_{name}", beta, own["step"])
+                for name, beta in zip(("exp_avg", "exp_avg_sq"), group["base_betas"], strict=True)
+            ]
+            add("base", scale * base[0].square().sum())
+        updates = {}
+        for objective in (name for name in objectives if name in own["delta_step"]):
+            mean, square = (
+                read(own[name][objective], name, beta, own["delta_step"][objective])
+                for name, beta in zip(("delta_exp_avg", "delta_exp_avg_sq"), group["betas"], strict=True)
+            )
+            add(f"delta/{objective}", scale * mean.square().sum())
+            square = square + base[1]
+            update = (mean + base[0]) / (square.abs().sqrt() + group["eps"])
+            bounded = update if group["max_update"] is None else update.clamp(-group["max_update"], group["max_update"])
+            updates[objective] = update
+            add(f"count/{objective}", scale * torch.tensor(float(len(update))))
+            add(f"negative/{objective}", scale * (square < 0).sum())
+            add(f"bounded/{objective}", scale * bounded.square().sum())
+            add(f"largest/{objective}", update.abs().max())
+            add(f"{objective}/{objective}", scale * update.clamp(-1, 1).square().sum())
+        for a, b in itertools.combinations(updates, 2):
+            add(f"{a}/{b}", scale * (updates[a].clamp(-1, 1) * updates[b].clamp(-1, 1)).sum())
+    return {
+        key: float(torch.stack(values).max() if key.startswith("largest") else torch.stack(values).sum())
+        for key, values in parts.items()
+    }
+
+
+def _measures(sums: Mapping[str, float]) -> dict[str, float]:
+    measures = {"base_norm": math.sqrt(sums["base"])} if "base" in sums else {}
+    objectives = [key.removeprefix("count/") for key in sums if key.startswith("count/")]
+    for name in objectives:
+        measures[f"cancelling/{name}"] = sums[f"negative/{name}"] / sums[f"count/{name}"]
+        measures[f"update/{name}"] = math.sqrt(sums[f"bounded/{name}"] / sums[f"count/{name}"])
+        measures[f"largest/{name}"] = sums[f"largest/{name}"]
+        measures[f"delta_norm/{name}"] = math.sqrt(sums[f"delta/{name}"])
+    for a, b in itertools.combinations(objectives, 2):
+        norm = math.sqrt(sums[f"{a}/{a}"] * sums[f"{b}/{b}"])
+        measures[f"cosine/{a}/{b}"] = sums[f"{a}/{b}"] / norm if norm else 0.0
+    return measures
+
+
+def _sampled(tensor: Tensor) -> int:
+    """How many coordinates are read of a tensor."""
+    blocks = tensor.numel() // state.BLOCK
+    return tensor.numel() if blocks <= BLOCKS else state.BLOCK * len(range(0, blocks, blocks // BLOCKS))
+
+
+def _sample(stored: Stored, name: str, with_base: bool) -> Tensor:
+    """The coordinates that are read of a moment, fp32."""
+    values = state.flat(stored["codes"] if isinstance(stored, dict) else stored)
+    blocks = values.numel() // state.BLOCK
+    if blocks <= BLOCKS:
+        if isinstance(stored, dict):
+            return state.dequantise(values, stored["scales"], code_of(name, with_base=with_base))
+        return values
+    chosen = values[: blocks * state.BLOCK].view(blocks, state.BLOCK)[:: blocks // BLOCKS].reshape(-1)
+    if isinstance(stored, dict):
+        scales = stored["scales"][:blocks][:: blocks // BLOCKS]
+        return state.dequantise(chosen, scales, code_of(name, with_base=with_base))
+    return chosen

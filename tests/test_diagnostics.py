@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from dualoptim import DualOptim, DualOptimPlus, report
+from dualoptim.optim import diagnostics
+
+from .test_optim import randn
+
+
+def stepped(cls: type[DualOptimPlus], grads: dict[str, torch.Tensor], **kwargs: Any) -> tuple[DualOptimPlus, Parameter]:
+    param = Parameter(torch.zeros(next(iter(grads.values())).shape))
+    opt = cls([param], objectives=tuple(grads), **kwargs)
+    for _ in range(3):
+        for name, grad in grads.items():
+            param.grad = grad.clone()
+            opt.step(objective=name)
+    return opt, param
+
+
+def test_without_a_base_the_measures_are_known() -> None:
+    """Constant gradients: each delta's corrected moments are g and g², each update the gradient's sign."""
+    a = randn(5000)
+    b = a * torch.tensor([1.0, 1.0, 1.0, -1.0]).repeat(1250)  # three quarters agree: cosine 1/2
+    opt, param = stepped(DualOptim, {"a": a, "b": b})
+    read = diagnostics(opt, [("model.layers.3.mlp.weight", param)])
+    assert set(read) == {"layers.3", "all"}
+    assert read["layers.3"] == read["all"]
+    assert read["all"]["cosine/a/b"] == pytest.approx(0.5, abs=1e-4)
+    assert read["all"]["update/a"] == pytest.approx(1, abs=1e-3)
+    assert read["all"]["cancelling/a"] == 0
+    assert read["all"]["delta_norm/a"] == pytest.approx(float(a.norm()), rel=0.05)
+    assert "base_norm" not in read["all"]
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_gradients_that_undo_each_other_empty_the_base(bits: int) -> None:
+    a = randn(20000)
+    agreeing, _ = stepped(DualOptimPlus, {"a": a, "b": a}, base_bits=bits, delta_bits=bits)
+    opposed, _ = stepped(DualOptimPlus, {"a": a, "b": -a}, base_bits=bits, delta_bits=bits)
+    together, apart = diagnostics(agreeing)["all"], diagnostics(opposed)["all"]
+    assert together["cosine/a/b"] > 0.99
+    assert apart["cosine/a/b"] < -0.5
+    assert apart["base_norm"] < 0.2 * together["base_norm"]
+
+
+def test_retain_gradients_far_smaller_than_forget_gradients_make_second_moments_cancel() -> None:
+    small, _ = stepped(DualOptimPlus, {"forget": randn(3000), "retain": 0.01 * randn(3000, seed=1)})
+    read = diagnostics(small)["all"]
+    assert read["cancelling/retain"] > 0.5
+    assert read["largest/retain"] > 1
+    assert read["update/retain"] <= 1
+
+
+def test_objectives_that_have_not_stepped_are_left_out_and_an_unused_optimizer_says_nothing() -> None:
+    param = Parameter(torch.zeros(10))
+    opt = DualOptimPlus([param])
+    assert diagnostics(opt) == {}
+    param.grad = torch.ones(10)
+    opt.step(objective="forget")
+    assert not any("retain" in measure for measure in diagnostics(opt)["all"])
+
+
+def test_the_heat_map_shows_every_layer() -> None:
+    layers = {f"layers.{i}": {"cosine/forget/retain": math.cos(i), "cancelling/forget": 0.1 * i} for i in range(4)}
+    entry = {"diagnostics": {"step": 5, "layers": {**layers, "all": layers["layers.0"]}}}
+    drawn = report.heat_map(entry)
+    assert all(layer in drawn for layer in layers)
+    assert "forget · retain" in drawn
+    assert report.heat_map({"diagnostics": None}) == ""
