@@ -135,9 +135,9 @@ def heat_map(entry: Mapping[str, Any]) -> str:
 
     Upper panel: cosine between the objectives' updates. Lower panel: share of coordinates whose second moments cancel.
     """
-    read = entry.get("diagnostics")
-    layers = [layer for layer in read["layers"] if layer != "all"] if read else []
-    measures = list(read["layers"]["all"]) if read else []
+    by_layer = (entry.get("diagnostics") or {"layers": {}})["layers"]
+    layers = [layer for layer in by_layer if layer != "all"]
+    measures = list(by_layer.get("all", {}))
     panels = [
         ("Do updates agree? (cosine)", "cosine/", "RdBu", -1, 1),
         ("Do second moments cancel? (share of coordinates)", "cancelling/", "Purples", 0, 1),
@@ -154,10 +154,12 @@ def heat_map(entry: Mapping[str, Any]) -> str:
     with plt.rc_context({"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none",
                          "svg.hashsalt": "dualoptim"}):  # fmt: skip
         heights = [len(shown[panel[1]]) for panel in panels]
-        figure, axes = plt.subplots(len(panels), 1, figsize=(8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5),
-                                    height_ratios=heights, sharex=True, squeeze=False, layout="constrained")  # fmt: skip
+        size = (8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5)
+        figure, axes = plt.subplots(
+            len(panels), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False, layout="constrained"
+        )
         for axis, (title, prefix, colours, low, high) in zip(axes[:, 0], panels, strict=True):
-            values = [[read["layers"][layer].get(name, math.nan) for layer in layers] for name in shown[prefix]]
+            values = [[by_layer[layer].get(name, math.nan) for layer in layers] for name in shown[prefix]]
             drawn = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
             axis.set_yticks(
                 range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]

@@ -68,6 +68,8 @@ class UnlearnTrainer(Trainer):
             optimizer that steps for one, or a batch whose objective is not the one whose turn it is.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -99,6 +101,7 @@ class UnlearnTrainer(Trainer):
             max_length,
         )
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
+        self._unlogged: dict[str, float] = {}  # the last reading, which goes with the next log of the loss
         if diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
         self._losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
@@ -190,6 +193,8 @@ class UnlearnTrainer(Trainer):
             for name, losses in self._losses.items():
                 logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
             self._losses.clear()
+            logs |= self._unlogged
+            self._unlogged = {}
             for name, count in (self.multi_objective.num_skipped if self.multi_objective else {}).items():
                 if count:
                     logs[f"skipped_steps/{name}"] = count
@@ -212,4 +217,4 @@ class _Diagnose(TrainerCallback):
             layers = diagnostics(optimizer, self.trainer.model.named_parameters())
             if layers:
                 self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
-                self.trainer.log({name: round(value, 6) for name, value in layers["all"].items()})
+                self.trainer._unlogged = {name: round(value, 6) for name, value in layers["all"].items()}

@@ -20,6 +20,7 @@ from . import state
 from .optimizer import DualOptimPlus
 from .state import Stored, code_of, local
 
+Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
 BLOCKS = 8  # of state.BLOCK coordinates, read of each tensor
 
 
@@ -32,7 +33,7 @@ def diagnostics(
     With u_o the update of objective o as the state stands, before its bound and the learning rate, the measures are
 
     - ``cosine/a/b``: cos(u_a, u_b), 1 where two objectives pull alike, −1 where they undo each other;
-    - ``cancelling/o``: share of coordinates whose second-moment sum v_o + v_B is negative, so that its size means little;
+    - ``cancelling/o``: share of coordinates whose second-moment sum v_o + v_B is negative: its size means little;
     - ``update/o``: root mean square of u_o, bounded as the step bounds it; ``largest/o``: its maximum, not bounded;
     - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
 
@@ -46,11 +47,11 @@ def diagnostics(
         >>> for objective, sign in (("forget", 1.0), ("retain", -1.0)):
         ...     weight.grad = torch.full((4,), sign)
         ...     opt.step(objective=objective)
-        >>> diagnostics(opt, [("head.weight", weight)])["head"]["cosine/forget/retain"]
+        >>> round(diagnostics(opt, [("head.weight", weight)])["head"]["cosine/forget/retain"], 6)
         -1.0
     """
     names = {id(param): name for name, param in named_parameters or ()}
-    layers: dict[str, list[tuple[Tensor, dict[str, Any], Mapping[str, Any]]]] = {}
+    layers: dict[str, list[Entry]] = {}
     index = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -72,9 +73,7 @@ def _layer(name: str) -> str:
     return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
 
 
-def _sums(
-    entries: list[tuple[Tensor, dict[str, Any], Mapping[str, Any]]], objectives: tuple[str, ...]
-) -> dict[str, float]:
+def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> dict[str, float]:
     """Sums over a layer's coordinates of what the measures are made of."""
     parts: dict[str, list[Tensor]] = {}
 

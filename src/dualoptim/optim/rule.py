@@ -77,8 +77,8 @@ def update(
         base: (m_B, v_B), or None for separate states without a base.
         c: the step's coefficients.
     """
-    # The order of the operations, and which of them round once (`lerp`, `addcmul` and `add` with alpha are fused multiply-adds),
-    # is the published implementation's: where moments nearly cancel, another order leaves other digits.
+    # The order of the operations, and which of them round once (`lerp`, `addcmul` and `add` with alpha are fused
+    # multiply-adds), is the published implementation's: where moments nearly cancel, another leaves other digits.
     if base is None:
         delta = Moments(
             torch.lerp(delta.exp_avg, grad, c.weight1),

@@ -109,8 +109,8 @@ class Operation(NamedTuple):
 def _plan(*, with_base: bool) -> tuple[list[Operation], list[int], int]:
     """The rule's operations in order, the registers of its results, and how many buffers they need.
 
-    An operation writes where one of its inputs lies that nothing reads later, be it a buffer, a moment or the parameter,
-    but for the gradient, which is the user's.
+    An operation writes where one of its inputs lies that nothing reads later, be it a buffer, a moment or the
+    parameter, but for the gradient, which is the user's.
     """
     graph, results = rule_graph(with_base=with_base)
     register: dict[Node, int] = {}  # of a node's value; operations that write in place share their input's
