@@ -16,7 +16,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
-from .rule import Coefficients, Moments, coefficients
+from .backends.tables import on_device
+from .rule import Moments, coefficients
 from .state import Stored, code_of, local
 from .validation import (
     KEPT_ON_LOAD,
@@ -30,7 +31,6 @@ from .validation import (
 
 logger = logging.getLogger(__name__)
 DELTA, BASE = ("delta_exp_avg", "delta_exp_avg_sq"), ("base_exp_avg", "base_exp_avg_sq")
-NUM_COEFFICIENTS = len(Coefficients._fields)
 
 
 class DualOptimPlus(Optimizer):
@@ -212,52 +212,76 @@ class DualOptimPlus(Optimizer):
                     stepping.setdefault(param.device, []).append((index, param, group))
                 index += 1
         finite = self._all_finite(stepping)
-        if finite is False:
+        if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
+            skipped = self._skipped.get(chosen)
+            skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
+            self._skipped[chosen] = skipped.to(finite.device).add_(~finite)
+        elif not finite:
             self._skipped[chosen] = self._skipped.get(chosen, torch.zeros((), dtype=torch.int64)) + 1
             logger.warning(
                 "step of %r skipped: a gradient is not finite (%d skipped so far)", chosen, self._skipped[chosen]
             )
             return loss
         for device, entries in stepping.items():
-            self._step_on(device, entries, chosen)
+            self._step_on(device, entries, chosen, finite if isinstance(finite, Tensor) else None)
         return loss
 
-    def _all_finite(self, stepping: Mapping[torch.device, list[tuple[int, Tensor, dict[str, Any]]]]) -> bool:
-        """Whether every gradient of every rank is finite, and its square too."""
-        finite = all(
+    def _all_finite(self, stepping: Mapping[torch.device, list[tuple[int, Tensor, dict[str, Any]]]]) -> bool | Tensor:
+        """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs."""
+        found = [
             backends.choose(device.type, self.backend).finite([local(param.grad) for _, param, _ in entries])
             for device, entries in stepping.items()
-        )
+        ]
+        device = next(iter(stepping), torch.device("cpu"))
+        finite: bool | Tensor
+        if found and all(isinstance(answer, Tensor) for answer in found):
+            finite = torch.stack([answer.to(device, non_blocking=True) for answer in found]).all()
+        else:
+            finite = all(map(bool, found))
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            device = next(iter(stepping), torch.device("cpu"))
-            flag = torch.tensor(finite, dtype=torch.int32, device=device)
+            there = isinstance(finite, Tensor)
+            flag = torch.as_tensor(finite, device=device).to(torch.int32)
             dist.all_reduce(flag, dist.ReduceOp.MIN)
-            finite = bool(flag)
+            finite = flag.bool() if there else bool(flag)
         return finite
 
-    def _step_on(self, device: torch.device, entries: list[tuple[int, Tensor, dict[str, Any]]], objective: str) -> None:
-        """Update the parameters on one device."""
+    def _step_on(
+        self,
+        device: torch.device,
+        entries: list[tuple[int, Tensor, dict[str, Any]]],
+        objective: str,
+        proceed: Tensor | None,
+    ) -> None:
+        """Update the parameters on one device; with `proceed`, where that is true, which the host does not ask."""
+        if proceed is not None:
+            proceed = proceed.to(device, non_blocking=True)
         states = [self._state_of(param, objective, group) for _, param, group in entries]
         steps, delta_steps = [s["step"] for s in states], [s["delta_step"][objective] for s in states]
-        torch._foreach_add_([*steps, *delta_steps], 1)
+        torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
         t, t_o = torch.stack(steps), torch.stack(delta_steps)
-        quantised = torch.tensor(
-            [
+        quantised = on_device(
+            tuple(
                 8 in (bits_of(param, group, "base_bits"), bits_of(param, group, "delta_bits"))
                 for _, param, group in entries
-            ]
-        ).to(t.device)
-        rows = torch.empty(len(entries), NUM_COEFFICIENTS, device=t.device)
-        for group in self.param_groups:
-            own = [i for i, entry in enumerate(entries) if entry[2] is group]
-            if own:
+            ),
+            torch.bool,
+            t.device,
+        )
+        rows, first = [], 0
+        for group in self.param_groups:  # entries stand in their groups' order
+            last = first + sum(entry[2] is group for entry in entries)
+            if last > first:
                 settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
                 lr = group["lr"] * group["lr_scales"].get(objective, 1.0)
-                rows[own] = coefficients(t[own], t_o[own], quantised[own], lr=lr, **settings)
-        by_chance = torch.tensor(
-            [group["stochastic_rounding"] and param.dtype == torch.bfloat16 for _, param, group in entries]
-        ).to(t.device)
-        places = torch.tensor([index for index, _, _ in entries]).to(t.device)
+                own = slice(first, last)
+                rows.append(coefficients(t[own], t_o[own], quantised[own], lr=lr, **settings))
+            first = last
+        by_chance = on_device(
+            tuple(group["stochastic_rounding"] and param.dtype == torch.bfloat16 for _, param, group in entries),
+            torch.bool,
+            t.device,
+        )
+        places = on_device(tuple(index for index, _, _ in entries), torch.int64, t.device)
         seeds = torch.where(by_chance, hashed(hashed(hashed(t + self.seed) + places)), -1)
 
         items, copies = [], []
@@ -270,7 +294,8 @@ class DualOptimPlus(Optimizer):
             delta = Moments(*(local(own_state[name][objective]) for name in DELTA))
             base = Moments(*(local(own_state[name]) for name in BASE)) if "base_exp_avg" in own_state else None
             items.append(Item(theta, grad, delta, base))
-        backends.choose(device.type, self.backend).step(items, rows, seeds)
+        backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
+        backend.step(items, torch.cat(rows), seeds, *decided)
         for original, stepped in copies:
             original.copy_(stepped)
 

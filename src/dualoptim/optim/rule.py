@@ -133,7 +133,9 @@ def coefficients(
         return torch.where(count > 0, 1 - beta**count, 1.0)
 
     (beta1, beta2), (base1, base2) = betas, base_betas or (0.0, 0.0)
-    rate = torch.as_tensor(lr, dtype=torch.float64, device=t.device)
+    # Filled in, not copied there: a GPU would be waited for.
+    there = isinstance(lr, Tensor) and lr.device == t.device
+    rate = torch.as_tensor(lr).double() if there else torch.full((), float(lr), dtype=torch.float64, device=t.device)
     columns = Coefficients(
         weight1=1 - beta1,
         beta2=beta2,

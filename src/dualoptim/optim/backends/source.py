@@ -50,7 +50,6 @@ TRITON: Dialect = {
     **CPP,
     float: "{0!r}",
     operator.truediv: "tl.div_rn({0}, {1})",
-    "division by a uniform number": "tl.div_rn({0}, {1})",
     torch.add: "tl.fma({alpha}, {1}, {0})",
     torch.sub: "tl.fma(-{alpha}, {1}, {0})",
     torch.addcmul: "tl.fma({value} * {1}, {2}, {0})",

@@ -1,0 +1,133 @@
+"""The rule as a GPU kernel (`gpu_kernel`): all parameters of one kind in one launch, and nothing waits for the host.
+
+Whether a step is taken is decided on the device: `finite` leaves its answer there and the kernel reads it. Addresses
+are uploaded only when they change, so that a CUDA graph can capture a step that has been taken before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rule import Coefficients, Moments
+from ..state import BLOCK, bits_of
+from . import Item, plain
+from .tables import on_device
+
+SUPPORTED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # others step by `plain`
+# Rows of 256 elements and warps of a program: four elements a thread are 16 bytes of fp32, the widest load there is.
+ROWS, WARPS = 4, 8
+
+# Parameter, gradient, bits of the deltas, bits of the base or 0, and whether all is aligned to 16 bytes and elements.
+Kind = tuple[torch.dtype, torch.dtype, int, int, bool]
+
+
+def missing(device_type: str) -> str | None:
+    """What it lacks to run. Triton's interpreter, for tests, takes CPU tensors."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device_type != "cuda":
+        return f"it runs on a GPU, and the parameters are on {device_type}"
+    try:  # Triton needs a C compiler, and a GPU that it knows
+        some = torch.zeros(1, device="cuda")
+        step(
+            [Item(some, some, Moments(some, some), None)],
+            torch.ones(1, len(Coefficients._fields), device="cuda"),
+            torch.full((1,), -1, dtype=torch.int64, device="cuda"),
+        )
+    except Exception as error:  # whatever the compiler raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"Triton could not make the kernel ({reason})"
+    return None
+
+
+def finite(grads: Sequence[Tensor]) -> Tensor:
+    """Whether every gradient and its square are finite in fp32: a 0-dim tensor on their device."""
+    largest: list[Tensor] = []
+    for dtype in {grad.dtype for grad in grads}:
+        some = [grad for grad in grads if grad.dtype == dtype and grad.numel()]
+        if some:
+            largest += torch._foreach_norm(some, torch.inf, dtype=torch.float32)
+    if not largest:
+        return torch.ones((), dtype=torch.bool, device=grads[0].device)
+    norms = torch.stack(largest)
+    return (norms * norms).isfinite().all()
+
+
+def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Tensor | None = None) -> None:
+    """As `plain.step`, on one device.
+
+    Args:
+        proceed: 0-dim, bool, on the device; where it is false nothing is changed.
+    """
+    kinds: dict[Kind, list[tuple[int, ...]]] = defaultdict(list)
+    others = []
+    for i, item in enumerate(items):
+        if item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
+            others.append(i)
+        elif item.param.numel():
+            row = (*_addresses(item), item.param.numel())
+            base_bits = 0 if item.base is None else bits_of(item.base[0])
+            aligned = all(number % 16 == 0 for number in row)
+            kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits, aligned].append((*row, i))
+    if others and (proceed is None or bool(proceed)):
+        plain.step([items[i] for i in others], coefficients[others], seeds[others])
+    if kinds:
+        device = coefficients.device
+        flag = on_device((True,), torch.bool, device) if proceed is None else proceed
+        with torch.cuda.device(device if device.type == "cuda" else None):  # Triton launches on the current device
+            for kind, rows in kinds.items():
+                _launch(kind, rows, coefficients, seeds, flag)
+
+
+def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, seeds: Tensor, proceed: Tensor) -> None:
+    import triton.language as tl  # here, as the module is imported where Triton is not installed too
+
+    from . import gpu_kernel
+
+    param, grad, delta_bits, base_bits, aligned = kind
+    programs = tuple(-(-row[-2] // (ROWS * BLOCK)) for row in rows)
+    numbers: list[int] = []
+    first = 0
+    for row, count in zip(rows, programs, strict=True):
+        numbers += (*row, first)
+        first += count
+    device = coefficients.device
+    gpu_kernel.step_block[(first,)](
+        on_device(tuple(numbers), torch.int64, device),
+        on_device(programs, torch.int32, device, _owners),
+        coefficients,
+        seeds,
+        proceed,
+        PARAM=getattr(tl, SUPPORTED[param]),
+        GRAD=getattr(tl, SUPPORTED[grad]),
+        DELTA_BITS=delta_bits,
+        BASE_BITS=base_bits,
+        ALIGNED=aligned,
+        ROWS=ROWS,
+        WIDTH=gpu_kernel.WIDTH,
+        NUM_COEFFICIENTS=len(Coefficients._fields),
+        num_warps=WARPS,
+        enable_fp_fusion=False,  # the rule says itself which operations round once
+    )
+
+
+def _owners(programs: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Which tensor each program works on."""
+    return torch.repeat_interleave(torch.arange(len(programs), dtype=dtype), torch.tensor(programs))
+
+
+def _addresses(item: Item) -> list[int]:
+    """Where an item's data lie, in the order of the kernel's table; 0 for what it has not."""
+    moments: list[Any] = [*item.delta, *(item.base or (None, None))]
+    data = [moment["codes"] if isinstance(moment, dict) else moment for moment in moments]
+    scales = [moment["scales"] if isinstance(moment, dict) else None for moment in moments]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in (item.param, item.grad, *data, *scales)]

@@ -1,0 +1,46 @@
+"""Small tables that a device reads, uploaded without waiting for it and only when their contents change."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEPT = 64  # gradients may come at new addresses with every step, so that not every table can be kept
+
+_recent: OrderedDict[Any, Tensor] = OrderedDict()
+_captured: dict[Any, Tensor] = {}  # a CUDA graph goes on reading what it has read when it was captured
+
+
+def on_device(
+    values: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    make: Callable[..., Tensor] = torch.tensor,
+) -> Tensor:
+    """The tensor `make(values, dtype=dtype)` on a device; the same tensor again for the same values.
+
+    Args:
+        values: numbers; they are what the table is known by.
+        dtype: the table's.
+        device: where it is read.
+        make: makes it on the CPU.
+    """
+    key = (values, dtype, device, make)
+    table = _captured.get(key)
+    if table is None:
+        table = _recent.get(key)
+        if table is None:
+            table = make(values, dtype=dtype)
+            if device.type == "cuda":
+                table = table.pin_memory().to(device, non_blocking=True)
+            _recent[key] = table
+        _recent.move_to_end(key)
+        if len(_recent) > KEPT:
+            _recent.popitem(last=False)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured[key] = table
+    return table
