@@ -33,7 +33,10 @@ ROUNDS = 10
 SCHEDULE = ("forget", "retain", "retain", "forget", "retain", "forget")
 SIZES = (100_000_000, 500_000_000, 1_000_000_000, 2_000_000_000)
 SHAPES_TRIED = ((1, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16))  # rows of 256, warps
-TARGETS = "Targets: 32 bits at 85 % of the copy bandwidth or more, 8 bits no slower than 32 bits, no synchronisation in a step."
+TARGETS = (
+    "Targets: 32 bits at 85 % of the copy bandwidth or more, 8 bits no slower than 32 bits, "
+    "no synchronisation in a step."
+)
 
 
 def transformer(numel: int) -> list[tuple[int, ...]]:

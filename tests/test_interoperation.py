@@ -1,0 +1,176 @@
+"""With what a training loop has around an optimizer: clipping, compiled models, averaging, hooks, several ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import SWALR, AveragedModel
+
+from dualoptim import DualOptimPlus
+
+from .test_optim import randn
+
+ROOT = Path(__file__).parents[1]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+
+
+def turns(model: nn.Module, opt: DualOptimPlus, steps: int = 6, clip: float | None = None) -> list[Tensor]:
+    for step in range(steps):
+        (model(randn(8, 6, seed=step)) ** 2).sum().backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        opt.step(objective="forget" if step % 3 == 0 else "retain")
+        opt.zero_grad()
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def test_clipping_clips_what_the_base_is_fed() -> None:
+    model = network()
+    opt = DualOptimPlus(model.parameters(), lr=1e-3)
+    turns(model, opt, steps=1, clip=0.01)
+    fed = torch.cat([opt.state[param]["base_exp_avg"].flatten() for param in model.parameters()]) / (1 - 0.9)
+    assert float(fed.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of which there are other ones in every version
+def test_a_compiled_model_trains_as_the_model_does() -> None:
+    plain, model = network(), network()
+    expected = turns(plain, DualOptimPlus(plain.parameters(), lr=1e-2))
+    compiled = torch.compile(model, backend="aot_eager")
+    for ours, theirs in zip(turns(compiled, DualOptimPlus(compiled.parameters(), lr=1e-2)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_groups_have_betas_of_their_own() -> None:
+    model, first, second = network(), network(), network()
+    groups = [
+        {"params": list(model[0].parameters()), "betas": (0.5, 0.9), "base_betas": (0.8, 0.99)},
+        {"params": list(model[2].parameters())},
+    ]
+    together = turns(model, DualOptimPlus(groups, lr=1e-2))
+    # The same gradients, replayed to two optimizers with one group each.
+    one = DualOptimPlus(first.parameters(), lr=1e-2, betas=(0.5, 0.9), base_betas=(0.8, 0.99))
+    two = DualOptimPlus(second.parameters(), lr=1e-2)
+    moving = network()
+    both = DualOptimPlus([{**groups[0], "params": list(moving[0].parameters())},
+                          {"params": list(moving[2].parameters())}], lr=1e-2)  # fmt: skip
+    for step in range(6):
+        (moving(randn(8, 6, seed=step)) ** 2).sum().backward()
+        for copy in (first, second):
+            for param, source in zip(copy.parameters(), moving.parameters(), strict=True):
+                assert source.grad is not None
+                param.grad = source.grad.clone()
+        objective = "forget" if step % 3 == 0 else "retain"
+        for opt in (both, one, two):
+            opt.step(objective=objective)
+        both.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(together[:2], first[0].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(together[2:], second[2].parameters(), strict=True))
+
+
+def test_weights_are_averaged_and_the_averaging_schedule_sets_the_rate() -> None:
+    model = network()
+    opt = DualOptimPlus(model.parameters(), lr=1e-2)
+    averaged, schedule = AveragedModel(model), SWALR(opt, swa_lr=5e-3, anneal_epochs=1)
+    seen = []
+    for _ in range(3):
+        seen.append(turns(model, opt, steps=2))
+        averaged.update_parameters(model)
+        schedule.step()
+    assert opt.param_groups[0]["lr"] == pytest.approx(5e-3)
+    for i, param in enumerate(averaged.module.parameters()):
+        torch.testing.assert_close(param.detach(), torch.stack([each[i] for each in seen]).mean(0))
+
+
+def test_gradients_can_be_released_as_soon_as_they_are_there() -> None:
+    """One optimizer for each parameter, stepped by a hook: no two gradients are held at once."""
+    model, whole = network(), network()
+    opts = {param: DualOptimPlus([param], lr=1e-2) for param in model.parameters()}
+
+    def release(param: Tensor) -> None:
+        opts[param].step()
+        param.grad = None
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(release)
+    for step in range(6):
+        for opt in opts.values():
+            opt.objective = "forget" if step % 3 == 0 else "retain"
+        (model(randn(8, 6, seed=step)) ** 2).sum().backward()
+        assert all(param.grad is None for param in model.parameters())
+    expected = turns(whole, DualOptimPlus(whole.parameters(), lr=1e-2))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected, strict=True))
+
+
+RANKS = """
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from dualoptim import DualOptimPlus
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 2))
+
+def grads(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(8, 6, generator=generator)
+
+def train(model, bits):
+    opt = DualOptimPlus(model.parameters(), lr=1e-2, base_bits=bits, delta_bits=bits, min_8bit_size=0)
+    for step in range(4):
+        model(grads(step)).square().sum().backward()
+        opt.step(objective="forget" if step % 2 else "retain")
+        opt.zero_grad()
+    model(grads(9)).square().sum().backward()
+    last = list(model.parameters())[-1].grad
+    if rank == 1:  # a gradient that only one rank knows to be bad
+        (last.to_local() if hasattr(last, "to_local") else last).fill_(float("nan"))
+    opt.step(objective="forget")
+    assert opt.num_skipped == {"forget": 1, "retain": 0}, opt.num_skipped
+    return [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
+
+alone = network()
+opt = DualOptimPlus(alone.parameters(), lr=1e-2)
+for step in range(4):
+    alone(grads(step)).square().sum().backward()
+    opt.step(objective="forget" if step % 2 else "retain")
+    opt.zero_grad()
+for bits in (32, 8):
+    sharded = network()
+    fully_shard(sharded)
+    for name, model in (("DDP", DistributedDataParallel(network())), ("FSDP2", sharded)):
+        for ours, theirs in zip(train(model, bits), alone.parameters()):
+            off = float((ours - theirs).abs().max())
+            assert off < (1e-5 if bits == 32 else 0.02), (name, bits, off)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+def test_two_ranks_step_and_skip_alike(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
