@@ -465,8 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *cold,
             "",
             f"With the making of the optimizer, on {small / 1e6:.1f} M parameters; an empty cache means that kernels "
-            "are compiled. torch's AdamW comes first in each process: the first optimizer of any kind makes torch import "
-            "parts of itself.",
+            "are compiled. torch's AdamW comes first in each process: the first optimizer of any kind makes torch "
+            "import parts of itself.",
             "",
         ]
     )

@@ -6,6 +6,7 @@ are uploaded only when they change, so that a CUDA graph can capture a step that
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections import defaultdict
@@ -83,7 +84,8 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
     if kinds:
         device = coefficients.device
         flag = on_device((True,), torch.bool, device) if proceed is None else proceed
-        with torch.cuda.device(device if device.type == "cuda" else None):  # Triton launches on the current device
+        # Triton launches on the current device; the interpreter has none.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             for kind, rows in kinds.items():
                 _launch(kind, rows, coefficients, seeds, flag)
 
