@@ -202,7 +202,7 @@ def general_rows(data_dir: str) -> tuple[list[Row], list[Row]]:
     return [row for i, row in enumerate(rows) if i % 3], rows[::3]
 
 
-LONGEST = 150  # words of a general answer; longer ones take most of the time and teach no more helpfulness
+LONGEST = 60  # words of a general answer; longer ones take most of the time and teach no more helpfulness
 
 
 def _instruction(record: Mapping[str, Any], output: Any, where: str) -> Row:
