@@ -31,7 +31,7 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = [1e-5, 2e-5, 4e-5]
+RATES = [1e-5, 3e-5, 9e-5]
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
 READING = "\n## Reading\n"

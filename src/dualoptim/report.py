@@ -48,15 +48,20 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, body
 
 
-WIDE = 7  # columns of numbers; a table of more is turned round
+WIDE = 7  # columns of numbers that a page shows; a table of more is turned round
 
 
-def turned(heads: list[str], body: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The table, with a column for each run in place of a row where it would be too wide to read."""
-    if len(heads) - 1 <= WIDE:
-        return heads, body
+def turned(heads: list[str], body: list[list[str]], width: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """The table, with a column for each run in place of a row where it would be too wide to read.
+
+    Args:
+        width: characters that a terminal has; without it, a page has room for seven numbers a row.
+    """
     columns = list(zip(heads, *body, strict=True))
-    return list(columns[0]), [list(column) for column in columns[1:]]
+    other = list(columns[0]), [list(column) for column in columns[1:]]
+    if width is None:
+        return other if len(heads) - 1 > WIDE else (heads, body)
+    return (heads, body) if _width(heads, body) <= width else min((heads, body), other, key=lambda t: _width(*t))
 
 
 def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
@@ -152,18 +157,24 @@ def terminal(results: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads, body = turned(*rows(results))
+    console = Console()
+    heads, body = turned(*rows(results), width=console.width)
     table = Table(title=f"{results['task']} · {results['model']}", title_justify="left")
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in body:
         table.add_row(*row)
-    console = Console()
     console.print(table)
     for sentence in seen(results):
         console.print(f"· {sentence}", highlight=False)
     for sentence in not_computed(results):
         console.print(f"· not computed: {sentence}", highlight=False)
+
+
+def _width(heads: Sequence[str], body: Sequence[Sequence[str]]) -> int:
+    """Characters that a terminal needs for a table, whose heads may break between words."""
+    columns = zip(heads, *body, strict=True)
+    return sum(max(map(len, [*head.split(), "", *cells])) + 3 for head, *cells in columns) + 1
 
 
 def curve(results: Mapping[str, Any]) -> str:
