@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dualoptim import report
 
 
@@ -93,3 +95,19 @@ def test_what_mixing_costs_is_the_change_against_each_objective_alone() -> None:
     ]
     made["runs"][2]["config"]["alone"] = None
     assert report.against_alone(made) == []
+
+
+@pytest.mark.parametrize(("columns", "across"), [(80, True), (200, False)])
+def test_a_terminal_shows_every_number_whole(
+    columns: int, across: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    made = results(forget_accuracy=[0.125], perplexity=[10.5])
+    for i in range(5):
+        made["metrics"][f"m{i}"] = {"label": f"Measured{i} unabridged{i}", "better": "higher", "format": ".3f"}
+        made["runs"][0]["before"][f"m{i}"] = made["runs"][0]["after"][f"m{i}"] = i + 0.125
+    report.terminal(made)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(f"{i}.125" in out and f"unabridged{i}" in out for i in range(5))
+    assert ("before ┃" in out) == across, "a column for each run where a row for each would not fit"
