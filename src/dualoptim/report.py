@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from . import runs
 COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
            "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
+SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#999999"  # for methods of other names
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0"}
 
 
@@ -23,6 +25,14 @@ def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     seeds = {other["seed"] for other in results["runs"]}
     seed = f", seed {entry['seed']}" if len(seeds) > 1 else ""
     return entry["method"] + seed + (f", part {entry['part']}" if "part" in entry else "")
+
+
+def colours(results: Mapping[str, Any]) -> list[str]:
+    """A colour for each run: its method's."""
+    methods = [entry["method"] for entry in results["runs"]]
+    others = [method for method in dict.fromkeys(methods) if method not in COLOURS]
+    known = COLOURS | {method: SPARE[i % len(SPARE)] for i, method in enumerate(others)}
+    return [known[method] for method in methods]
 
 
 def text(value: float | None, spec: str) -> str:
@@ -187,19 +197,28 @@ def curve(results: Mapping[str, Any]) -> str:
     with plt.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
                          "axes.spines.right": False, "svg.hashsalt": "dualoptim"}):  # fmt: skip
         titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
-        figure, axes = plt.subplots(1, len(titles), figsize=(8.6, 3.1), sharey=True, layout="constrained")
-        for axis, (name, title) in zip(axes, titles.items(), strict=True):
-            for i, entry in enumerate(results["runs"]):
+        across = len(titles) if len(titles) < 4 else 2
+        down = math.ceil(len(titles) / across)
+        figure, grid = plt.subplots(
+            down, across, figsize=(8.6, 0.4 + 2.9 * down), sharey=True, squeeze=False, layout="constrained"
+        )
+        axes = list(grid.flat)
+        for axis in axes[len(titles) :]:
+            axis.remove()
+        for axis, (name, title) in zip(axes, titles.items(), strict=False):
+            for entry, colour in zip(results["runs"], colours(results), strict=True):
                 steps = [point["step"] for point in entry["curve"]]
                 values = [point[name] for point in entry["curve"]]
-                colour = COLOURS.get(entry["method"], f"C{i}")
-                axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=label(entry, results))
+                axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=entry["method"])
             axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
             axis.set_xlabel("optimizer step")
             axis.set_ylim(0, 1)
             axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axes[0].set_ylabel(results["followed"])
-        axes[-1].legend(frameon=False, loc="lower right")
+        for row in grid:
+            row[0].set_ylabel(textwrap.fill(results["followed"], 32))
+        # Seeds, and parts that come after each other, are of one colour and stand once.
+        lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
         plt.close(figure)
@@ -234,9 +253,9 @@ def heat_map(entry: Mapping[str, Any]) -> str:
         figure, axes = plt.subplots(
             len(panels), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False, layout="constrained"
         )
-        for axis, (title, prefix, colours, low, high) in zip(axes[:, 0], panels, strict=True):
+        for axis, (title, prefix, palette, low, high) in zip(axes[:, 0], panels, strict=True):
             values = [[by_layer[layer].get(name, math.nan) for layer in layers] for name in shown[prefix]]
-            drawn = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+            drawn = axis.imshow(values, cmap=palette, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
             axis.set_yticks(
                 range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]
             )
@@ -287,7 +306,7 @@ def chapter(results: Mapping[str, Any]) -> str:
         curve=curve(results),
         heat_maps=[(label(entry, results), heat_map(entry)) for entry in entries],
         labels=[label(entry, results) for entry in entries],
-        colours=[COLOURS.get(entry["method"], "#555555") for entry in entries],
+        colours=colours(results),
         questions=questions,
         settings=_settings(entries),
     )
