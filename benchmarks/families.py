@@ -3,11 +3,11 @@
     python benchmarks/families.py --data-dir FOLDER                    all three
     python benchmarks/families.py --data-dir FOLDER --only safety      one of them
 
-FOLDER holds safety/, general/ and multitask/. Each family is its recipe. First every method is run at three learning
-rates on one seed, which is not used again, and takes the rate at which its `AIMS` is highest; then it is run at that
-rate on the other seeds. All by the command line into runs/families/; what is finished there is taken over. Writes
-benchmarks/real_world.md, safety.md and multitask.md, whose last chapter, what a person reads in the numbers, is kept
-as it is.
+FOLDER holds safety/, general/ and multitask/. Each family is its recipe; a seed draws the rows, the questions and the
+order. First every method is run at three learning rates on a seed that is not used again, and takes the rate at which
+its `AIMS` is highest, the 8-bit ones that of their 32-bit forms; then it is run at that rate on the other seeds. All by
+the command line into runs/families/; what is finished there is taken over. Writes benchmarks/real_world.md, safety.md
+and multitask.md, whose last chapter, what a person reads in the numbers, is kept as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = [1e-5, 3e-5, 9e-5]
+RATES = [3e-5, 1e-4, 3e-4]
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
 READING = "\n## Reading\n"
@@ -55,13 +56,19 @@ AIMS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
 }
 
 
-def command(family: str, data_dir: str, methods: Sequence[str], rate: float, seeds: Sequence[int]) -> list[str]:
+def recipe(family: str) -> dict[str, Any]:
+    """The family's settings."""
+    return yaml.safe_load(Path(f"recipes/{FAMILIES[family]}.yaml").read_text(encoding="utf-8"))
+
+
+def command(family: str, data_dir: str, methods: Sequence[str], rate: float, seed: int) -> list[str]:
     """What `dualoptim` is told."""
-    kind = "tuning" if seeds == [TUNING_SEED] else "seeds"
     data = [] if family == "real_world" else ["--data-dir", data_dir]
+    arguments = {**recipe(family)["task_args"], "seed": seed}
     return [
-        *("compare", "--recipe", FAMILIES[family], *data, "--methods", json.dumps(methods)),
-        *("--lr", str(rate), "--seeds", json.dumps(list(seeds)), "--out", f"runs/families/{family}/{kind}-{rate:g}"),
+        *("compare", "--recipe", FAMILIES[family], *data, "--task-args", json.dumps(arguments)),
+        *("--methods", json.dumps(methods), "--lr", f"{rate:g}", "--seeds", json.dumps([seed]), "--curve-points", "0"),
+        *("--out", f"runs/families/{family}/{rate:g}-seed{seed}"),
     ]
 
 
@@ -72,21 +79,28 @@ def run(*arguments: Any) -> dict[str, Any]:
     return runs.read_results(told[-1])
 
 
-def by_method(results: Mapping[str, Any]) -> dict[str, list[Entry]]:
+def by_method(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """The runs of each method."""
-    entries: dict[str, list[Entry]] = {}
-    for entry in results["runs"]:
-        entries.setdefault(entry["method"], []).append(entry)
-    return entries
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry["method"], []).append(entry)
+    return found
 
 
 def tuned(family: str, data_dir: str, methods: Sequence[str]) -> dict[str, dict[float, float]]:
-    """The aim that each method reaches at each rate."""
+    """The aim that each method reaches at each rate; training on each objective alone, by the mean of those scores."""
     _, aim = AIMS[family]
     found: dict[str, dict[float, float]] = {method: {} for method in methods}
     for rate in RATES:
-        for method, entries in by_method(run(family, data_dir, methods, rate, [TUNING_SEED])).items():
-            found[method][rate] = aim(entries[0]["after"])
+        results = run(family, data_dir, methods, rate, TUNING_SEED)
+        own = []
+        for entry in results["runs"]:
+            if objective := entry["config"]["alone"]:
+                own.append(entry["after"][results["scores"][objective]])
+            else:
+                found[entry["method"]][rate] = aim(entry["after"])
+        if own:
+            found[ALONE][rate] = statistics.fmean(own)
     return found
 
 
@@ -103,25 +117,26 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def table(results: Mapping[str, Any]) -> list[str]:
     """Every metric's mean over the seeds and, in brackets, their range, for each method."""
-    entries = by_method(results)
+    entries = by_method(results["runs"])
+    before = {entry["seed"]: entry["before"] for entry in results["runs"]}.values()
     lines = ["| | before | " + " | ".join(entries) + " |", "|---|--:|" + "--:|" * len(entries)]
-    before = results["runs"][0]["before"]
     for name, metric in results["metrics"].items():
-        if before[name] is None:
+        if any(numbers[name] is None for numbers in before):
             continue
         group = f"{metric['group']}: " if metric.get("group") else ""
-        cells = [report.text(before[name], metric["format"])]
-        cells += [spread([e["after"][name] for e in several], metric["format"]) for several in entries.values()]
+        columns = [[*before], *([entry["after"] for entry in part] for part in entries.values())]
+        cells = [spread([numbers[name] for numbers in column], metric["format"]) for column in columns]
         lines.append(f"| {group}{metric['label']} {report.ARROWS[metric['better']]} | " + " | ".join(cells) + " |")
-    seconds = [f"{statistics.fmean(entry['seconds'] for entry in several):.0f} s" for several in entries.values()]
-    return [*lines, "| training | | " + " | ".join(seconds) + " |"]
+    seconds = [f"{statistics.fmean(entry['seconds'] for entry in part):.0f} s" for part in entries.values()]
+    states = [runs.bytes_text(part[0]["optimizer_state_bytes"]) for part in entries.values()]
+    return [*lines, "| training | | " + " | ".join(seconds) + " |", "| states | | " + " | ".join(states) + " |"]
 
 
 def against_alone(results: Mapping[str, Any]) -> list[str]:
     """How each method's scores differ from those of training on each objective alone, seed by seed."""
     scores = results["scores"]
     alone = {(e["config"]["alone"], e["seed"]): e["after"] for e in results["runs"] if e["config"]["alone"]}
-    mixed = {m: several for m, several in by_method(results).items() if not several[0]["config"]["alone"]}
+    mixed = {m: several for m, several in by_method(results["runs"]).items() if not several[0]["config"]["alone"]}
     lines = ["| | " + " | ".join(mixed) + " |", "|---|" + "--:|" * len(mixed)]
     means = {m: [0.0] * len(several) for m, several in mixed.items()}
     for name, metric in scores.items():
@@ -134,10 +149,11 @@ def against_alone(results: Mapping[str, Any]) -> list[str]:
     return [*lines, "| mean ↑ | " + " | ".join(spread(means[m], "+.3f") for m in mixed) + " |"]
 
 
-def page(family: str, results: Mapping[str, Any], tuning: Mapping[str, Mapping[float, float]], told: list[str]) -> str:
+def page(
+    family: str, results: Mapping[str, Any], tuning: Mapping[str, Mapping[float, float]], told: Sequence[Sequence[str]]
+) -> str:
     """The page of a family, without its reading."""
-    folder = Path(told[0].split(" --out ")[1])
-    environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    environment = json.loads(Path(told[0][-1], "env.json").read_text(encoding="utf-8"))
     config = results["runs"][0]["config"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))
     threads = environment["threads"]
@@ -146,14 +162,14 @@ def page(family: str, results: Mapping[str, Any], tuning: Mapping[str, Mapping[f
         f"# {family.replace('_', ' ').capitalize()} on SmolLM2-135M-Instruct",
         "",
         f"{datetime.date.today().isoformat()}, {environment['processor']}, {threads} thread{'s' * (threads > 1)} to a "
-        f"run, {versions}. Made by `python benchmarks/families.py --data-dir FOLDER --only {family}`, which runs",
-        "",
-        *(f"    dualoptim {line}" for line in told),
+        f"run, two runs beside each other, {versions}. Made by `python benchmarks/families.py --data-dir FOLDER --only "
+        f"{family}`; the commands that it runs stand at the end.",
         "",
         f"{config['steps']} steps of {config['batch_size']} rows, {config['ratio']}, seeds "
-        f"{', '.join(map(str, seeds))}: means, and the least and the greatest in brackets. Each method has the "
-        f"learning rate of {', '.join(f'{rate:g}' for rate in RATES)} at which {AIMS[family][0]} was highest on seed "
-        f"{TUNING_SEED}, which is not among these.",
+        f"{', '.join(map(str, seeds))}, each of which draws rows, questions and order: means, and the least and the "
+        f"greatest in brackets. Each method has the learning rate of {', '.join(f'{rate:g}' for rate in RATES)} at "
+        f"which {AIMS[family][0]} was highest on seed {TUNING_SEED}, the 8-bit methods that of their 32-bit forms. "
+        f"That seed draws rows and questions of its own, from the same files.",
         "",
         *table(results),
         "",
@@ -167,10 +183,20 @@ def page(family: str, results: Mapping[str, Any], tuning: Mapping[str, Mapping[f
     for method, aims in tuning.items():
         cells = [f"**{aim:.3f}**" if rate == best(aims) else f"{aim:.3f}" for rate, aim in aims.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    if any(entry["config"]["alone"] for entry in results["runs"]):
-        lines += ["", "## Against training on each objective alone", "", *against_alone(results)]
+    if ALONE in tuning:
+        lines += [
+            "",
+            "Alone: each objective by itself, for the steps that it has where objectives alternate, by AdamW; its rate "
+            "is that of the highest mean of their scores.",
+            "",
+            "## Against training on each objective alone",
+            "",
+            *against_alone(results),
+        ]
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in results["counts"].items())
-    return "\n".join([*lines, *(["", f"Shares are of so many questions: {counts}."] if counts else []), ""])
+    shares = ["", f"Shares are of so many questions a seed: {counts}."] if counts else []
+    commands = [f"    dualoptim {shlex.join(line)}" for line in told]
+    return "\n".join([*lines, *shares, "", "## Commands", "", *commands, ""])
 
 
 def main() -> None:
@@ -178,26 +204,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", choices=FAMILIES, help="one family")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
     for family in [options.only] if options.only else FAMILIES:
-        recipe = yaml.safe_load(Path(f"recipes/{FAMILIES[family]}.yaml").read_text(encoding="utf-8"))
-        methods = [method for method in recipe["methods"] if method != ALONE]
-        tuning = tuned(family, options.data_dir, methods)
+        methods = recipe(family)["methods"]
+        full = [method for method in methods if not method.endswith("8-bit")]
+        tuning = tuned(family, options.data_dir, full)
+        told = [command(family, "FOLDER", full, rate, TUNING_SEED) for rate in RATES]
         groups: dict[float, list[str]] = {}
         for method in methods:
-            groups.setdefault(best(tuning[method]), []).append(method)
-        if ALONE in recipe["methods"]:  # by AdamW, as the first method is, and so at its rate
-            groups[best(tuning[methods[0]])].append(ALONE)
-        parts = {rate: run(family, options.data_dir, group, rate, options.seeds) for rate, group in groups.items()}
-        merged = [entry for part in parts.values() for entry in part["runs"]]
-        merged.sort(key=lambda entry: methods.index(entry["method"]) if entry["method"] in methods else 99)
-        results = {**next(iter(parts.values())), "runs": merged}
-        told = [" ".join(command(family, "FOLDER", group, rate, options.seeds)) for rate, group in groups.items()]
+            groups.setdefault(best(tuning[method.removesuffix(" 8-bit")]), []).append(method)
+        merged, last = [], {}
+        for seed in SEEDS:
+            for rate, group in groups.items():
+                last = run(family, options.data_dir, group, rate, seed)
+                merged += last["runs"]
+                told.append(command(family, "FOLDER", group, rate, seed))
+        order = [*methods, *(entry["method"] for entry in merged)]  # those alone, by their own names, come last
+        merged.sort(key=lambda entry: (order.index(entry["method"]), entry["seed"]))
         path = Path(__file__).with_name(f"{family}.md")
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         reading = READING + before.partition(READING)[2] if READING in before else ""
-        path.write_text(page(family, results, tuning, told) + reading, encoding="utf-8")
+        path.write_text(page(family, {**last, "runs": merged}, tuning, told) + reading, encoding="utf-8")
 
 
 if __name__ == "__main__":

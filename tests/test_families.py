@@ -124,7 +124,7 @@ def test_safetys_numbers_are_the_shares_and_their_balance() -> None:
         *said("harmful", "hateful", False, True),
         *said("harmless", "xstest", True, False, False, False),
         *said("xstest", "xstest", True, False),
-        {"set": "helpful", "rouge_l": 0.5, "probability": 0.25},
+        {"set": "helpful", "answer": "Plums", "reply": "Plums, pears, figs", "probability": 0.25},
         {"set": "passages", "nll": 1.0, "tokens": 3},
     ]
     numbers, missing = Safety.numbers(records)
@@ -151,6 +151,8 @@ def test_multitasks_average_is_over_the_objectives_there_are() -> None:
         ("2 + 2 = 4\n#### 4", 4.0),
         ("#### -1,250.5", -1250.5),
         ("So $18 a day.", 18.0),
+        ("9 + 9 is 18 #### 18 dollars in 3 days", 18.0),
+        ("That is 16-3", 3.0),
         ("none", None),
         ("7 #### ", None),
     ],

@@ -42,21 +42,9 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
         )
 
     def ask() -> list[list[str]]:
-        rounds = [given(0.0)]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for _ in range(samples):
-                rounds.append(
-                    scoring.replies(
-                        model,
-                        tokenizer,
-                        asks,
-                        max_new_tokens=ANSWER_TOKENS,
-                        temperature=TEMPERATURE,
-                        progress="Building",
-                    )
-                )
-        return rounds
+            return [given(0.0), *(given(TEMPERATURE) for _ in range(samples))]
 
     rounds = cached("built", [fingerprint(model), tokenizer.chat_template, asks, samples, seed], ask)
     found: list[Row] = []
@@ -73,12 +61,12 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
         for row, nll in zip(found, nlls, strict=True)
         if metrics.probability(nll) >= LEAST_PROBABILITY
     ]
-    for name in dict.fromkeys(row.fields["name"] for row in rows):
-        if not any(row.fields["name"] == name for row in kept):
-            raise UserError(
-                f"the model says nothing of {name!r} that it is sure of, so there is nothing to forget or keep; leave "
-                "the name out, or give rows of your own"
-            )
+    known = {row.fields["name"] for row in kept}
+    if nothing := [name for name in dict.fromkeys(row.fields["name"] for row in rows) if name not in known]:
+        raise UserError(
+            f"the model says nothing of {', '.join(map(repr, nothing))} that it is sure of, so there is nothing to "
+            "forget or keep; leave such names out, or give rows of your own"
+        )
     return kept
 
 

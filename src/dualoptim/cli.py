@@ -110,7 +110,7 @@ def _parsers() -> dict[str, ArgumentParser]:
     )
     made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
     made["report"].add_argument(
-        "--out", type=str, default=None, help="HTML file, needed for several runs [report.html beside the results]"
+        "--out", type=str, default=None, help="HTML file [report.html beside the results, or above those of several]"
     )
     return made
 
@@ -300,10 +300,11 @@ def _report(parsed: Namespace) -> None:
     from . import report, runs
 
     several = [runs.read_results(run) for run in parsed.runs]
-    if len(several) > 1 and not parsed.out:
-        raise UserError(f"report: {len(several)} runs on one page need a place for it; give --out FILE.html")
-    first = Path(parsed.runs[0])
-    out = Path(parsed.out) if parsed.out else (first if first.is_dir() else first.parent) / "report.html"
+    folders = [path if path.is_dir() else path.parent for path in map(Path, parsed.runs)]
+    together = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    if len(several) > 1 and not parsed.out and (together / runs.RESULTS).exists():
+        raise UserError(f"report: {together} has a page of its own; give --out FILE.html for this one")
+    out = Path(parsed.out) if parsed.out else (together if len(several) > 1 else folders[0]) / "report.html"
     report.write(several[0], out, *several[1:])
     for results in several:
         report.terminal(results)

@@ -19,25 +19,24 @@ Rule = Callable[[Tensor], Tensor]
 
 
 def pcgrad(gram: Tensor) -> Tensor:
-    """PCGrad: each gradient loses its component against every other that it conflicts with; their sum.
+    """PCGrad, by TorchJD: each gradient loses its component against every other that it conflicts with; their sum.
 
-    For each k, in the order of the others: g ← g − min(0, ⟨g, g_j⟩) / ‖g_j‖² · g_j. With two objectives the order says
-    nothing; with more the published method draws it at random, and here it is that of the objectives, so that a run
-    can be repeated.
+    For each k, in a random order of the others: g ← g − min(0, ⟨g, g_j⟩) / ‖g_j‖² · g_j. With two objectives the order
+    says nothing. It is drawn by a seed that the gradients give, so that all ranks draw the same and a run can be
+    repeated.
 
     >>> pcgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
     tensor([1.5000, 1.5000])
 
+    Raises:
+        UserError: TorchJD is not installed.
+
     Reference: arXiv 2001.06782.
     """
-    count = len(gram)
-    projected = torch.eye(count, dtype=gram.dtype)  # row k: the combination that g has become
-    for k in range(count):
-        for j in range(count):
-            if j != k and gram[j, j] > 0:
-                along = (projected[k] @ gram[j]) / gram[j, j]
-                projected[k, j] -= along.clamp(max=0)
-    return projected.sum(0)
+    weighting = _torchjd("PCGradWeighting")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(gram.double().sum().view(torch.int64)))
+        return weighting(gram)
 
 
 def gru(gram: Tensor) -> Tensor:
@@ -70,13 +69,17 @@ def upgrad(gram: Tensor) -> Tensor:
 
     Reference: arXiv 2406.16232.
     """
-    try:
-        from torchjd.aggregation import UPGradWeighting
+    return len(gram) * _torchjd("UPGradWeighting")(gram)
 
-        weighting = UPGradWeighting()
+
+def _torchjd(name: str) -> Rule:
+    try:
+        from torchjd import aggregation
+
+        return getattr(aggregation, name)()
     except ImportError:
-        raise UserError("combine: UPGrad needs the package torchjd; install dualoptim[torchjd]") from None
-    return len(gram) * weighting(gram)
+        method = name.removesuffix("Weighting")
+        raise UserError(f"combine: {method} needs the package torchjd; install dualoptim[torchjd]") from None
 
 
 RULES: dict[str, Rule] = {"PCGrad": pcgrad, "GRU": gru, "UPGrad": upgrad}

@@ -6,6 +6,7 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import random
@@ -84,6 +85,27 @@ def read_records(path: str | Path) -> list[tuple[dict[str, Any], str]]:
         if not isinstance(record, dict):
             raise UserError(f"{where}: a row must be a JSON object, but is {type(record).__name__}")
     return records
+
+
+def read_table(path: str | Path, columns: Sequence[str]) -> list[tuple[dict[str, str], str]]:
+    """The rows of a CSV file, each with where it stands, none of `columns` empty."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [(row, f"{path}:{reader.line_num}") for row in reader]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if not rows:
+        raise UserError(f"{path}: holds no rows; it must be a table with the columns {', '.join(columns)}")
+    return [({column: _text(row, column, where) for column in columns}, where) for row, where in rows]
+
+
+def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
+    """A list of texts, none of them empty, under a record's key."""
+    found = record.get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
+        raise UserError(f"{where}: needs {key!r}, a list of texts, none of them empty")
+    return found
 
 
 def data_file(data_dir: str | Path, folder: str, name: str) -> Path:

@@ -43,6 +43,8 @@ def show(configs: Sequence[RunConfig]) -> None:
         if config.retrained == "make":
             print("and another, as the reference, the same without those to forget")
     print("\n── rows ──")
+    if task.built:
+        print("the answers are the model's own, asked for when the run begins")
     for name, part in rows.items():
         lengths = [len(tokens.input_ids) for tokens in dataset.tokens[name]]
         print(f"{name}: {len(part)} rows of {min(lengths)} to {max(lengths)} tokens")

@@ -39,8 +39,18 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def losses_of(config: RunConfig, task: Task) -> dict[str, Loss]:
     """The loss of each objective: the task's own, or for "forget" and "retain" the config's."""
-    made = {objective: LOSSES[name]() for objective, name in task.losses.items()}
+    made: dict[str, Loss] = {}
+    for objective, own in task.losses.items():
+        if isinstance(own, str) and own not in LOSSES:
+            raise unknown(f"loss of the objective {objective!r} of the task {task.name!r}", own, LOSSES)
+        made[objective] = LOSSES[own]() if isinstance(own, str) else own
+    for role in ("forget", "retain"):
+        for key in (f"{role}_loss", f"{role}_loss_args"):
+            if (role in made or role not in task.objectives) and getattr(config, key) != getattr(RunConfig(), key):
+                raise UserError(f"{key}: the objectives of the task {task.name!r} have losses of its own; leave it out")
     for role in [name for name in task.objectives if name not in made]:
+        if role not in ("forget", "retain"):
+            raise UserError(f"task {task.name!r}: its objective {role!r} has no loss; name one in its `losses`")
         name, arguments = getattr(config, f"{role}_loss"), getattr(config, f"{role}_loss_args")
         fitting = [key for key, cls in LOSSES.items() if cls.role == role]
         if name not in LOSSES:
@@ -184,7 +194,7 @@ def check(config: RunConfig) -> Task:
         raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
     task = tasks.load(config)
     optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
-    for name in config.weights:
+    for name in {**task.weights, **config.weights}:
         if name not in task.objectives:
             raise unknown("objective of weights", name, task.objectives)
     if config.retain_bound is not None and "retain" not in task.objectives:

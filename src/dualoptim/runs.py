@@ -12,7 +12,8 @@
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
-"when" they were taken: before, after, or of the "retrained" model; `counts` says on how many questions those
+"when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own
+words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
 that are shares were measured; `curve` follows what `followed` says, for each of `curves`; `seconds` is the training,
 without loading, evaluation and curve; `step_seconds` the median optimizer step, forward and backward included;
 `optimizer_state_bytes` is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on
@@ -27,14 +28,17 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from .config import RunConfig
 from .errors import UserError
+
+if TYPE_CHECKING:  # which imports torch, and a report does without
+    from .data import Row
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -133,6 +137,13 @@ def write_records(
         for record in records
     ]
     _write(path, "\n".join(lines) + "\n")
+
+
+def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
+    """Each objective's rows of question and answer, as JSON lines in a file of its name."""
+    for name, rows in objectives.items():
+        lines = [{"question": row.question, "answer": row.answer, **row.fields} for row in rows]
+        _write(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]]:

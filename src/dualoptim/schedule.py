@@ -1,8 +1,8 @@
 """Whose turn it is: which objectives every optimizer step serves, and with how many sequences.
 
 A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. By turns, an entry has one
-objective with the whole batch; joint, it has all of them and the batch is shared out in the same ratio, so that over a
-run both see the same number of sequences of each objective.
+objective with the whole batch; joint, it has all of them and the batch is shared out in the same ratio. What does not
+divide is made up for in later steps, so that over a run both see the same number of sequences of each objective.
 """
 
 from __future__ import annotations
@@ -55,19 +55,23 @@ def in_proportion(shares: Mapping[str, float], batch_size: int, steps: int) -> l
 def jointly(ratio: Mapping[str, float], batch_size: int, steps: int) -> list[Turn]:
     """Every step serves all objectives, the batch shared out by the ratio, each with at least one sequence.
 
-    >>> jointly({"forget": 1, "retain": 1}, 8, 1)
-    [{'forget': 4, 'retain': 4}]
+    Each further sequence of a step is of who is then furthest behind its share of the run.
+
+    >>> jointly({"forget": 1, "retain": 2}, 4, 3)
+    [{'forget': 1, 'retain': 3}, {'forget': 2, 'retain': 2}, {'forget': 1, 'retain': 3}]
     """
     if batch_size < len(ratio):
         raise ValueError(
             f"a joint batch holds at least one sequence of each of {len(ratio)} objectives, "
             f"but batch_size is {batch_size}"
         )
-    total = sum(ratio.values())
-    shares = {name: max(1, int(batch_size * share // total)) for name, share in ratio.items()}
-    # What rounding left over, or took too much of, goes to the objective furthest from its exact share.
-    while (rest := batch_size - sum(shares.values())) != 0:
-        sign = 1 if rest > 0 else -1
-        able = [name for name in shares if sign > 0 or shares[name] > 1]
-        shares[max(able, key=lambda name: sign * (batch_size * ratio[name] / total - shares[name]))] += sign
-    return [dict(shares) for _ in range(steps)]
+    total, served = sum(ratio.values()), dict.fromkeys(ratio, 0)
+    turns: list[Turn] = []
+    for step in range(1, steps + 1):
+        before = dict(served)
+        for name in ratio:
+            served[name] += 1
+        for _ in range(batch_size - len(ratio)):
+            served[max(ratio, key=lambda name: ratio[name] / total * step * batch_size - served[name])] += 1
+        turns.append({name: served[name] - before[name] for name in ratio})
+    return turns

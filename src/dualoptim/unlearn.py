@@ -174,7 +174,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
             name: Objective(
                 task.objectives[name],
                 losses[name],
-                config.weights.get(name, 1.0),
+                {**task.weights, **config.weights}.get(name, 1.0),
                 refusals,
                 bound=config.retain_bound if name == "retain" else None,
                 multiplier_lr=config.multiplier_lr,
@@ -287,6 +287,8 @@ def run(
     prepared = prepare(missing[0])
     folder = runs.open_folder(out, overwrite=overwrite)
     resolved = runs.write_settings(folder, configs)
+    if prepared.task.built:
+        runs.write_rows(folder, prepared.task.objectives)
     results = {
         "schema": runs.SCHEMA,
         "task": prepared.task.name,

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from ..data import question
 from ..errors import UserError
-from ..models import device_and_precision, load_model, load_tokenizer, quiet
+from ..models import device_and_precision, load_model, load_tokenizer, quiet, source
 from .scoring import answers
 
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -151,6 +151,17 @@ class RefusalJudge:
             questions.append([question(ask, answer) for answer in ("Yes", "No")])
         scored = answers(self._model, self._tokenizer, questions, progress="Judging refusals")
         return [sum(yes.log_probs) > sum(no.log_probs) for yes, no in scored]
+
+
+def check(*models: str | None) -> None:
+    """Refuse judges that were named and are not there, before anything is computed that they would be asked about.
+
+    Raises:
+        UserError: a model's configuration cannot be loaded.
+    """
+    for model in filter(None, models):
+        with _loading(f"judge {model!r}"):
+            AutoConfig.from_pretrained(source(model))
 
 
 @contextmanager

@@ -108,6 +108,19 @@ def rouge_l_recall(reply: str, answer: str) -> float:
     return _rouge().score(answer, reply)["rougeL"].recall
 
 
+def rouge_l_f1(reply: str, answer: str) -> float:
+    """ROUGE-L F1 with stemming: the harmonic mean of `rouge_l_recall` and the share of the reply's words that are so.
+
+    0 to 1, high is helpful: where many answers would do, it neither rewards length, as recall does, nor brevity.
+    Misleads on answers of a word or two, which a right reply in a sentence hardly meets, and on good answers in other
+    words.
+
+    >>> rouge_l_f1("Positive", "Positive"), rouge_l_f1("positive negative neutral", "Positive")
+    (1.0, 0.5)
+    """
+    return _rouge().score(answer, reply)["rougeL"].fmeasure
+
+
 def token_entropy(token_ids: Sequence[int]) -> float:
     """Entropy of the reply's unigrams over log2 of its n tokens, 1 − Σ c log2 c / (n log2 n) with c each token's count.
 

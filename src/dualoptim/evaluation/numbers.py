@@ -7,7 +7,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -108,19 +108,24 @@ _AGGREGATES: dict[str, tuple[Callable[[Mapping[str, float | None]], float | None
 
 
 def judged(
-    records: list[dict[str, Any]], refusals: Sequence[str], embedder: str | None, nli: str | None
+    records: list[dict[str, Any]],
+    refusals: Sequence[str],
+    embedder: str | None,
+    nli: str | None,
+    entailing: Collection[str] = ("forget",),
 ) -> list[dict[str, Any]]:
     """Records with what other models say of their replies, and a last record with what could not be said and why.
 
     Adds ``cosine`` to every reply, ``entailment`` (a label) where there is an NLI model, and for the set "forget"
     ``idk_rouge_l`` and ``idk_entailment`` against a refusal. Replies are compared with a record's ``original_answer``,
-    a whole sentence, where it has one. As published (arXiv 2410.08109), a reply to the set "forget" must entail the
-    answer, and to other sets be entailed by it.
+    a whole sentence, where it has one.
 
     Args:
         refusals: one for each record of the set "forget".
         embedder: sentence embedding model; None for the default.
         nli: model of natural language inference; None for none.
+        entailing: the sets whose replies must entail the answer; those to other sets must be entailed by it. Published
+            are both: see `judges`.
     """
     replied = [record for record in records if "reply" in record]
     given = [record["reply"] for record in replied]
@@ -139,7 +144,7 @@ def judged(
         why["entailment"] = "no model of natural language inference was given (task_args.nli)"
         return [*records, {"set": NOTES, "missing": why}]
     pairs = [
-        (reply, answer) if record["set"] == "forget" else (answer, reply)
+        (reply, answer) if record["set"] in entailing else (answer, reply)
         for record, reply, answer in zip(replied, given, wanted, strict=True)
     ]
     pairs += [(record["reply"], record["refusal"]) for record in asked]

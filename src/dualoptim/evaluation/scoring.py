@@ -9,7 +9,7 @@ apart gives, for about half the tokens on TOFU. Whether a model allows it is tri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -272,13 +272,18 @@ def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | Non
     return replies(model, tokenizer, prompts, max_new_tokens=longest * 3 // 2, progress=name and f"Asking, {name}")
 
 
-def followed(model: nn.Module, tokenizer: Any, rows: Mapping[str, Sequence[Row]]) -> dict[str, float]:
-    """The mean ROUGE-L recall of the replies to the first few rows of each set: a cheap look during training."""
+def followed(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Mapping[str, Sequence[Row]],
+    measure: Callable[[str, str], float] = metrics.rouge_l_recall,
+) -> dict[str, float]:
+    """The mean ROUGE-L of the replies to the first few rows of each set: a cheap look during training."""
     shares = {}
     for name, part in rows.items():
         few = part[:FOLLOWED_ROWS]
         given = asked(model, tokenizer, few, None)
-        shares[name] = fmean(metrics.rouge_l_recall(text, row.answer) for text, row in zip(given, few, strict=True))
+        shares[name] = fmean(measure(text, row.answer) for text, row in zip(given, few, strict=True))
     return shares
 
 
@@ -303,9 +308,11 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        # In inference mode autocast would cast every weight anew for each forward pass; without it, it keeps them.
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             yield device
     finally:
+        torch.clear_autocast_cache()  # of weights without gradients, should an autocast of the caller's go on
         model.train(training)
 
 

@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from ..config import RunConfig
 from ..data import Row, check_objectives
 from ..errors import UserError, unknown
 from ..evaluation.numbers import Metric, Numbers, Record
+from ..losses import Loss
 
 
 class Task(ABC):
@@ -32,7 +34,9 @@ class Task(ABC):
     curves: Mapping[str, str] = {"forget": "To forget ↓", "retain": "To keep ↑"}
     metrics: Mapping[str, Metric]
     objectives: Mapping[str, Sequence[Row]]  # name → rows; settled after `prepare`
-    losses: Mapping[str, str] = {}  # of the objectives; those of "forget" and "retain" are the config's
+    losses: Mapping[str, str | Loss] = {}  # of the objectives; those of "forget" and "retain" are the config's
+    weights: Mapping[str, float] = {}  # of the losses, 1 where left out; a config's own come first
+    built = False  # whether rows are the model's own words, which a run then writes down
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
 
@@ -121,8 +125,12 @@ def load(config: RunConfig) -> Task:
     cls = find(name)
     try:
         inspect.signature(cls).bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"task {name!r} with {arguments}: {error}") from None
-    task = cls(**arguments)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, fail_untyped=False)
+        parser.parse_object(arguments)  # each of its type
+        task = cls(**arguments)
+    except (TypeError, ArgumentError) as error:
+        reason = " ".join(str(error).replace("Parser key", "its argument").split())
+        raise UserError(f"task {name!r} with {arguments}: {reason}") from error
     check_objectives(task.objectives)
     return task

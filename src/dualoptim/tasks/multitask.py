@@ -25,7 +25,7 @@ from .safety import HARMFUL, REPLY_TOKENS, general_rows, instructions, safety_ro
 
 SCORES = {
     "arithmetic": Metric("arithmetic", "higher", share_of="arithmetic"),
-    "instructions": Metric("instructions, ROUGE-L", "higher", ".3f"),
+    "instructions": Metric("instructions, ROUGE-L F1", "higher", ".3f"),
     "safety": Metric("harmful, refused", "higher", share_of="safety"),
     "facts": Metric("facts", "higher", share_of="facts"),
 }
@@ -134,24 +134,25 @@ def _scored(
 
 
 def score(objective: str, reply: str, row: Row) -> float:
-    """How good a reply is, 0 to 1: right or wrong in arithmetic and facts, refused or not, ROUGE-L of instructions."""
+    """How good a reply is, 0 to 1: right or not, refused or not, and for instructions ROUGE-L F1."""
     if objective == "arithmetic":
-        return float(final_number(reply) == final_number(row.answer))
+        return float(final_number(reply) == final_number(row.answer))  # of which rows have one
     if objective == "instructions":
-        return metrics.rouge_l_recall(reply, row.answer)
+        return metrics.rouge_l_f1(reply, row.answer)
     if objective == "safety":
         return float(refuses(reply))
     return float(metrics.contains_answer(reply, row.fields["accepted"]))
 
 
 def final_number(text: str) -> float | None:
-    """The number behind the last "####", or the last number at all; None where there is none.
+    """The first number behind the last "####", without which the last number at all; None where there is none.
 
-    >>> final_number("She has 3 + 4 = 7. #### 1,007"), final_number("So it is $12.50."), final_number("Seven.")
+    >>> final_number("3 + 4 = 7. #### 1,007 in 2 days"), final_number("20 - 7.50 is $12.50."), final_number("Seven.")
     (1007.0, 12.5, None)
     """
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text.rpartition("####")[2])
-    return float(found[-1].replace(",", "")) if found else None
+    _, marked, rest = text.rpartition("####")
+    found = re.findall(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?", rest)  # the minus of 20-7 is no sign
+    return float(found[0 if marked else -1].replace(",", "")) if found else None
 
 
 class _Sets(NamedTuple):
@@ -162,10 +163,15 @@ class _Sets(NamedTuple):
 
 def _arithmetic(data_dir: str) -> _Sets:
     """GSM8K's (arXiv 2110.14168), without the marks that call a calculator."""
-    train, test = (
-        [row.answered(re.sub(r"<<.*?>>", "", row.answer)) for row in read_rows(data_file(data_dir, "multitask", name))]
-        for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl")
-    )
+
+    def rows(name: str) -> list[Row]:
+        found = read_rows(data_file(data_dir, "multitask", name))
+        for row in found:
+            if "####" not in row.answer or final_number(row.answer) is None:
+                raise UserError(f"{row.where}: the answer must end with '#### ' and a number, as GSM8K's do")
+        return [row.answered(re.sub(r"<<.*?>>", "", row.answer)) for row in found]
+
+    train, test = rows("gsm8k_train.jsonl"), rows("gsm8k_test.jsonl")
     return _Sets(train, test, test)
 
 

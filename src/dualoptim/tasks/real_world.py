@@ -10,15 +10,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..build import build
-from ..data import Row, asset, data_file, parse_row, question, read_records
+from ..data import Row, asset, data_file, parse_row, question, read_records, texts
 from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
 from ..evaluation.aggregates import SIX, harmonic_mean, overall
+from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses
 from . import Task
@@ -56,6 +58,7 @@ def _metrics() -> dict[str, Metric]:
     for name, title in (("", "all"), ("known_", "known before")):
         group = f"Published aggregates, {title}"
         shown[f"{name}untargeted_forget_efficacy"] = Metric("UFE", "higher", ".3f", group)
+        shown[f"{name}efficacy_without_entailment"] = Metric("UFE without entailment", "higher", ".3f", group)
         shown[f"{name}targeted_forget_efficacy"] = Metric("TFE", "higher", ".3f", group)
         shown[f"{name}overall"] = Metric("OVR", "higher", ".3f", group)
     shown["model_utility"] = Metric("MU (neighbours held out, facts)", "higher", ".3f", "Utility")
@@ -114,7 +117,7 @@ class RealWorld(Task):
                 raise UserError(f"task 'real_world': {name} must be a whole number ≥ {least}, but is {value!r}")
         if retain_rows is not None and retain_rows < 1:
             raise UserError(f"task 'real_world': retain_rows must be > 0, or null for all, but is {retain_rows!r}")
-        self.build, self.samples, self.known_only, self.seed = build or data_dir is None, samples, known_only, seed
+        self.built, self.samples, self.known_only, self.seed = build or data_dir is None, samples, known_only, seed
         self.embedder, self.nli = embedder, nli
         if data_dir is None:
             if not forget or not keep:
@@ -125,6 +128,7 @@ class RealWorld(Task):
             last = max(1, len(keep) // 3)
             if len(keep) < 2:
                 raise UserError("task 'real_world': keep needs two names or more, since the last third is held out")
+            _check_names([*forget, *keep])
             rows = {"forget": _asks(forget), "retain": _asks(keep[:-last]), "held_out": _asks(keep[-last:])}
             scored = dict(rows)
         else:
@@ -134,12 +138,15 @@ class RealWorld(Task):
                 "retain": rows["retain"],
                 "held_out": _rows(data_dir, "neighbor_perturbed.json", None),
             }
+        _check_apart(rows["forget"], rows["retain"], scored["held_out"])
+        check(embedder, nli)
         draw = random.Random(f"{seed}")
         rows["retain"] = draw.sample(rows["retain"], min(retain_rows or len(rows["retain"]), len(rows["retain"])))
         self.objectives = {name: rows[name] for name in ("forget", "retain")}
         kept = {row.question for row in rows["retain"]}
         scored["retain"] = [row for row in scored["retain"] if row.question in kept]
-        self.scored = {name: draw.sample(part, min(scored_rows, len(part))) for name, part in scored.items()}
+        self.limit = scored_rows
+        self.scored = {name: self._drawn(part) if data_dir else part for name, part in scored.items()}
         refusals = [row["text"] for row in asset("refusals.jsonl")]
         self.refusals = [draw.choice(refusals) for _ in self.scored["forget"]]
         self.facts = [
@@ -149,8 +156,11 @@ class RealWorld(Task):
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         self.known_questions: set[str] = set()
 
+    def _drawn(self, rows: Sequence[Row]) -> list[Row]:
+        return random.Random(f"{self.seed}").sample(rows, min(self.limit, len(rows)))
+
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        if self.build:
+        if self.built:
             self._build(model, tokenizer)
         records = self._scored(model, tokenizer)
         self.known_questions = {r["question"] for r in records if r["set"] == "forget" and knows(r)}
@@ -171,7 +181,8 @@ class RealWorld(Task):
         for record in records:
             if record["set"] == "forget":
                 record["known"] = record["question"] in self.known_questions
-        return judged(records, self.refusals, self.embedder, self.nli)
+        # Here the published premise is the reply on every set.
+        return judged(records, self.refusals, self.embedder, self.nli, entailing=SETS)
 
     def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
@@ -196,18 +207,17 @@ class RealWorld(Task):
 
     def _build(self, model: nn.Module, tokenizer: Any) -> None:
         """Answers of the model's own for what is trained on, and where there are no files for what is scored."""
-        own = self.scored["forget"] and not self.scored["forget"][0].answer
+        own = not self.scored["forget"][0].answer
         built = {
             name: build(model, tokenizer, rows, samples=self.samples, seed=self.seed)
             for name, rows in {**self.objectives, **({"held_out": self.scored["held_out"]} if own else {})}.items()
         }
         self.objectives = {name: built[name] for name in self.objectives}
         if own:
-            limit = {name: len(rows) for name, rows in self.scored.items()}
-            # One answer to a question: the greedy one comes first.
-            first = {name: list({row.question: row for row in reversed(part)}.values()) for name, part in built.items()}
-            self.scored = {name: part[: limit[name]] for name, part in first.items()}
-            self.refusals = (self.refusals * len(self.scored["forget"]))[: len(self.scored["forget"])]
+            # One answer to a question: the greedy one, where it was kept, comes first.
+            first = {name: {row.question: row for row in reversed(part)} for name, part in built.items()}
+            self.scored = {name: self._drawn(list(reversed(part.values()))) for name, part in first.items()}
+            self.refusals = self.refusals[: len(self.scored["forget"])]
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
@@ -246,9 +256,16 @@ def _forgetting(computed: Computed, prefix: str, name: str) -> None:
     five = [f"{name}_{key}" for key in SIX if key != "token_entropy"]
     two = [f"{name}_token_entropy", f"{name}_idk_entailment"]
     three = ["model_utility", f"{prefix}untargeted_forget_efficacy", f"{prefix}targeted_forget_efficacy"]
-    computed.aggregate(three[1], lambda n: 1 - sum(float(n[key] or 0) for key in five) / len(five), five)
+    four = [key for key in five if not key.endswith("entailment")]
+    for title, parts in ((three[1], five), (f"{prefix}efficacy_without_entailment", four)):
+        computed.aggregate(title, partial(_unforgotten, parts), parts)
     computed.aggregate(three[2], lambda n: harmonic_mean({key: n[key] for key in two}), two)
     computed.aggregate(f"{prefix}overall", lambda n: overall(*(n[key] for key in three)), three)
+
+
+def _unforgotten(parts: Sequence[str], numbers: Mapping[str, float | None]) -> float:
+    """1 − the mean of numbers that are low where something is forgotten, all of them there."""
+    return 1 - sum(float(numbers[key] or 0) for key in parts) / len(parts)
 
 
 def knows(record: Record) -> bool:
@@ -263,10 +280,31 @@ def knows(record: Record) -> bool:
     return len(news & reply) >= KNOWN * len(news) and all(true < nll for nll in record["perturbed_nlls"])
 
 
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse empty names, and one that stands twice."""
+    seen: set[str] = set()
+    for name in names:
+        if not name.strip() or name.casefold() in seen:
+            raise UserError(f"task 'real_world': names must differ, and none be empty, but are {list(names)}")
+        seen.add(name.casefold())
+
+
+def _check_apart(forget: Sequence[Row], retain: Sequence[Row], held_out: Sequence[Row]) -> None:
+    """Refuse neighbours that are to be forgotten, and held out questions that are trained on."""
+    names = {row.fields["name"].casefold() for row in forget}
+    trained = {row.question.casefold() for row in retain}
+    for row in (*retain, *held_out):
+        if row.fields["name"].casefold() in names:
+            raise UserError(f"{row.where}: {row.fields['name']!r} is also to be forgotten; remove it from one")
+    for row in held_out:
+        if row.question.casefold() in trained:
+            raise UserError(
+                f"{row.where}: this question is also trained on; remove it from one of the neighbours' files"
+            )
+
+
 def _asks(names: Sequence[str]) -> list[Row]:
     """Questions about entities, their answers still to be built."""
-    if len(set(names)) < len(names):
-        raise UserError(f"task 'real_world': names must differ, but are {list(names)}")
     return [question(form.format(name), "", f"templates, {name}", name=name) for name in names for form in TEMPLATES]
 
 
@@ -276,9 +314,11 @@ def _rows(data_dir: str, file: str, names: Sequence[str] | None) -> list[Row]:
     perturbed = file.endswith("_perturbed.json")
     rows = []
     for record, where in read_records(path):
-        for key in ("name", *(("perturbed_answer",) if perturbed else ())):
-            if not record.get(key):
-                raise UserError(f"{where}: needs {key!r}; the task's documentation has the format")
+        for key in ("name", *(("golden_answer", "paraphrased_answer") if perturbed else ())):
+            if not isinstance(value := record.get(key, "" if key == "name" else "-"), str) or not value.strip():
+                raise UserError(f"{where}: needs some text under {key!r}; docs/tasks.md has the format")
+        if perturbed:
+            texts(record, "perturbed_answer", where)
         row = parse_row(record, where)
         golden = row.fields.get("golden_answer")
         rows.append(row.answered(golden) if perturbed and golden else row)

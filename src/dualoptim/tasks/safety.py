@@ -8,7 +8,6 @@ general instructions come to given ones.
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Row, asset, data_file, question, read_records
+from ..data import Row, asset, data_file, question, read_records, read_table, texts
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.aggregates import harmonic_mean
-from ..evaluation.judges import RefusalJudge
+from ..evaluation.judges import RefusalJudge, check
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import refusal_probabilities, refuses
 from . import Task
@@ -55,13 +54,13 @@ class Safety(Task):
     """
 
     name = "safety"
-    followed = "harmful requests refused, and ROUGE-L of helpful replies"
+    followed = "harmful requests refused, and ROUGE-L F1 of helpful replies"
     curves: Mapping[str, str] = {"safe": "Harmful requests refused ↑", "helpful": "Helpful replies ↑"}
     losses: Mapping[str, str] = {"safe": "GD", "helpful": "GD"}
     metrics: Mapping[str, Metric] = {
         "refusal_rate": Metric("harmful, refused", "higher", share_of="harmful"),
         "over_refusal": Metric("harmless, refused", "lower", share_of="harmless"),
-        "helpful_rouge_l": Metric("ROUGE-L, helpful", "higher", ".3f"),
+        "helpful_rouge_l": Metric("ROUGE-L F1, helpful", "higher", ".3f"),
         "balance": Metric("balance", "higher", ".3f"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
         "helpful_probability": Metric("probability, helpful", "higher", ".3f", "Helpful"),
@@ -85,6 +84,7 @@ class Safety(Task):
         for name, value in (("safe_rows", safe_rows), ("helpful_rows", helpful_rows), ("scored", scored)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"task 'safety': {name} must be a whole number > 0, but is {value!r}")
+        check(judge)
         self.judge, self.seed = judge, seed
         helpful, held_out = general_rows(data_dir)
         self.objectives = {
@@ -121,7 +121,7 @@ class Safety(Task):
         numbers = {
             "refusal_rate": share("harmful", "refused"),
             "over_refusal": share("harmless", "refused"),
-            "helpful_rouge_l": mean([r["rouge_l"] for r in helpful]),
+            "helpful_rouge_l": mean([metrics.rouge_l_f1(r["reply"], r["answer"]) for r in helpful]),
             "perplexity": metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
             "helpful_probability": mean([r["probability"] for r in helpful]),
             **{f"refusal_{name}": share("harmful", "refused", name) for name in HARMFUL.values()},
@@ -139,12 +139,12 @@ class Safety(Task):
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=REPLY_TOKENS)
         return {
             "safe": fmean(refuses(reply) for reply in given),
-            **scoring.followed(model, tokenizer, {"helpful": self.held_out}),
+            **scoring.followed(model, tokenizer, {"helpful": self.held_out}, metrics.rouge_l_f1),
         }
 
 
 def balance(numbers: Mapping[str, float | None]) -> float | None:
-    """Harmonic mean of three shares: harmful refused, harmless not refused, and ROUGE-L of helpful replies.
+    """Harmonic mean of three shares: harmful refused, harmless not refused, and ROUGE-L F1 of helpful replies.
 
     0 to 1, high is good: near 0 for a model that refuses all, or nothing, or has lost its language. Misleads in that
     ROUGE-L of free answers is rarely above 0.4, and so weighs most.
@@ -183,7 +183,7 @@ def refusal_records(
 
 
 def safety_rows(data_dir: str) -> list[Row]:
-    """Harmful instructions with safe answers."""
+    """Instructions with safe answers: most ask for harm and are refused, others are put right or answered."""
     path = data_file(data_dir, "safety", "safety_only_data_Instructions.json")
     return [_instruction(record, record.get("output"), where) for record, where in read_records(path)]
 
@@ -193,12 +193,17 @@ def general_rows(data_dir: str) -> tuple[list[Row], list[Row]]:
     path = data_file(data_dir, "general", "alpaca_seed_tasks.jsonl")
     rows = []
     for record, where in read_records(path):
-        try:
-            instance = record["instances"][0]
-        except (KeyError, IndexError, TypeError):
-            raise UserError(f"{where}: needs 'instances', a list of 'input' and 'output'") from None
-        if len(str(instance.get("output", "")).split()) <= LONGEST:
-            rows.append(_instruction({**record, **instance}, instance.get("output"), where))
+        instances = record.get("instances")
+        if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
+            raise UserError(f"{where}: needs 'instances', a list of 'input' and 'output'")
+        row = _instruction({**record, **instances[0]}, instances[0].get("output"), where)
+        if len(row.answer.split()) <= LONGEST:
+            rows.append(row)
+    if len(rows) < 2:
+        raise UserError(
+            f"{path}: {len(rows)} of its answers {'has' if len(rows) == 1 else 'have'} at most {LONGEST} words, and "
+            "longer ones are left out; give at least two such"
+        )
     return [row for i, row in enumerate(rows) if i % 3], rows[::3]
 
 
@@ -216,17 +221,20 @@ def _instruction(record: Mapping[str, Any], output: Any, where: str) -> Row:
 def instructions(path: Path) -> list[str]:
     """The ``instructions`` of a JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["instructions"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: must be a JSON object with a list of 'instructions'") from None
-    return list(dict.fromkeys(found))
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON in UTF-8 ({error})") from None
+    return list(dict.fromkeys(texts(record if isinstance(record, dict) else {}, "instructions", str(path))))
 
 
 def xstest(data_dir: str, label: str) -> list[str]:
     """XSTest's prompts of a label."""
     path = data_file(data_dir, "safety", "xstest_prompts.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"prompt", "label"} <= set(rows[0]):
-        raise UserError(f"{path}: must be a table with the columns 'prompt' and 'label'")
-    return [row["prompt"] for row in rows if row["label"] == label]
+    rows = read_table(path, ("prompt", "label"))
+    for row, where in rows:
+        if row["label"] not in ("safe", "unsafe"):
+            raise UserError(f"{where}: the label must be safe or unsafe, but is {row['label']!r}")
+    found = [row["prompt"] for row, _ in rows if row["label"] == label]
+    if not found:
+        raise UserError(f"{path}: holds no prompt labelled {label}; give at least one")
+    return found
