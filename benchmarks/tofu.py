@@ -84,7 +84,8 @@ def main() -> None:
         results = runs.read_results(out)
         chapters += chapter(split, loss, results)
         page = (out / "report.html").read_text(encoding="utf-8")  # with settings, and among them whose folder it was
-        (reports / f"{out.name}.html").write_text(page.replace(str(options.data_dir), "FOLDER"), encoding="utf-8")
+        page = page.replace(options.data_dir, "FOLDER") if options.data_dir else page
+        (reports / f"{out.name}.html").write_text(page, encoding="utf-8")
 
         environment = json.loads((out / "env.json").read_text(encoding="utf-8"))
         versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchjd.aggregation import PCGrad, UPGrad
+from torchjd.aggregation import PCGradWeighting, UPGrad
 
 from dualoptim.combine import RULES, gru, pcgrad, upgrad
 from dualoptim.errors import UserError
@@ -20,9 +20,27 @@ def gradients(seed: int, count: int) -> torch.Tensor:
 
 
 @given(st.integers(0, 10**6))
-def test_pcgrad_of_two_is_torchjds(seed: int) -> None:
-    jacobian = gradients(seed, 2)
-    torch.testing.assert_close(pcgrad(jacobian @ jacobian.T) @ jacobian, PCGrad()(jacobian))
+def test_pcgrad_of_two_loses_what_conflicts_and_no_more(seed: int) -> None:
+    a, b = jacobian = gradients(seed, 2)
+    overlap = (a @ b).clamp(max=0)
+    expected = a - overlap / (b @ b) * b + b - overlap / (a @ a) * a
+    torch.testing.assert_close(pcgrad(jacobian @ jacobian.T) @ jacobian, expected)
+
+
+def test_pcgrad_of_many_is_one_of_its_orders_the_same_on_every_rank() -> None:
+    jacobian = gradients(3, 4)
+    gram = jacobian @ jacobian.T
+    state = torch.random.get_rng_state()
+    weights = pcgrad(gram)
+    assert torch.equal(torch.random.get_rng_state(), state), "the run's own draws are left alone"
+    torch.manual_seed(99)
+    assert torch.equal(pcgrad(gram), weights)
+    found = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        found.add(tuple(PCGradWeighting()(gram).tolist()))
+    assert len(found) > 1
+    assert any(pytest.approx(one) == tuple(weights.tolist()) for one in found)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -49,7 +67,8 @@ def test_where_nothing_conflicts_the_step_is_the_sum(rule: str) -> None:
     torch.testing.assert_close(RULES[rule](gram), torch.ones(3, dtype=torch.float64), rtol=0, atol=2e-3)
 
 
-def test_without_torchjd_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
-    with pytest.raises(UserError, match=r"needs the package torchjd; install dualoptim\[torchjd\]"):
-        upgrad(torch.eye(2))
+@pytest.mark.parametrize("rule", ["PCGrad", "UPGrad"])
+def test_without_torchjd_that_is_told(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(UserError, match=rf"{rule} needs the package torchjd; install dualoptim\[torchjd\]"):
+        RULES[rule](torch.eye(2))

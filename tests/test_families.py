@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import cli, resolve, runs, tasks
+from dualoptim import cli, resolve, runs, tasks, unlearn
 from dualoptim.build import LEAST_PROBABILITY, build
 from dualoptim.config import ALONE, METHODS, RunConfig
 from dualoptim.data import question
@@ -70,6 +70,11 @@ def test_every_family_runs_from_one_command_and_its_numbers_come_from_its_record
     assert found["runs"][0]["before"] != found["runs"][1]["after"]
     assert cli.main(["report", "out", "out", "--out", "both.html"]) == 0
     assert (place / "both.html").read_text(encoding="utf-8").count("<h1>") == 2
+    (place / "more").mkdir()
+    (place / "more" / "results.json").write_text((place / "out" / "results.json").read_text(encoding="utf-8"))
+    assert cli.main(["report", "out", "more"]) == 0
+    assert (place / "report.html").read_text(encoding="utf-8") == (place / "both.html").read_text(encoding="utf-8")
+    assert cli.main(["report", "out", "out"]) == 2, "its own page would be replaced"
 
 
 def test_data_are_found_in_their_folder_beside_it_and_above_it(place: Path) -> None:
@@ -246,6 +251,11 @@ def test_a_topic_is_forgotten_from_names_alone(place: Path, monkeypatch: pytest.
     names = '{"forget": ["Ada"], "keep": ["Ben", "Cleo"], "samples": 1}'
     assert cli.main(["unlearn", "--task", "real_world", "--task-args", names, *SMALL]) == 0
     entry = results(place)["runs"][0]
+    written = [json.loads(line) for line in (place / "out" / "forget.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["name"] for row in written} == {"Ada"}
+    assert all(0 < row["probability"] <= 1 for row in written)
+    again = ["--forget", "out/forget.jsonl", "--retain", "out/retain.jsonl", *SMALL[:-1], "again"]
+    assert cli.main(["unlearn", *again, "--dry-run"]) == 0
     assert entry["after"]["forget_probability"] is not None
     assert entry["not_computed"]["forget_truth_ratio"] == "the rows have no false answers beside them"
 
@@ -267,20 +277,33 @@ WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "no folder": ("safety", {}, {"data_dir": "nowhere"}, "data_dir nowhere: there is no such folder"),
     "no file": ("safety", {"I_CoNa": None}, {}, "has no I-CoNa.json, nor has a folder safety in it or beside it"),
     "no output": ("safety", {"safety_only_data_Instructions": [{"instruction": "Do."}]}, {}, "text under 'output'"),
-    "no list": ("safety", {"I_CoNa": {"prompts": []}}, {}, "must be a JSON object with a list of 'instructions'"),
+    "no list": ("safety", {"I_CoNa": {"prompts": []}}, {}, "needs 'instructions', a list of texts, none of them"),
+    "letters": ("safety", {"I_CoNa": {"instructions": "Do harm."}}, {}, "needs 'instructions', a list of texts"),
+    "objects": ("safety", {"I_CoNa": {"instructions": [{"text": "Do."}]}}, {}, "needs 'instructions', a list of texts"),
     "no instances": ("safety", {"alpaca_seed_tasks": [{"instruction": "Say."}]}, {}, "needs 'instances'"),
     "empty side": ("safety", {"alpaca_seed_tasks": [{"instruction": "Say.", "instances": [{"output": "x"}]}]}, {},
-                   "the objective 'helpful' has no rows"),
+                   "1 of its answers has at most 60 words"),
+    "long answers": ("safety", {"alpaca_seed_tasks": [{"instruction": "Say.", "instances": [{"output": "x " * 61}]}]},
+                     {}, "0 of its answers have at most 60 words, and longer ones are left out"),
+    "no number": ("multitask", {"gsm8k_test": [{"question": "1 + 1?", "answer": "Two."}]}, {}, "and a number, as"),
+    "type": ("multitask", {}, {"task_args": {"of": None}}, "of must be Sequence[str], but is None"),
+    "not theirs": ("safety", {}, {"forget_loss": "NPO"}, "the task 'safety' have losses of its own; leave it out"),
     "scored": ("safety", {}, {"task_args": {"scored": 0}}, "scored must be a whole number > 0, but is 0"),
     "objective": ("multitask", {}, {"task_args": {"of": ["maths"]}}, "objective of the task 'multitask' 'maths'"),
     "twice": ("multitask", {}, {"task_args": {"of": ["facts", "facts"]}}, "must name different objectives"),
     "ratio": ("multitask", {}, {"ratio": "1:5"}, "must be 4 whole numbers > 0"),
     "alone": ("multitask", {}, {"alone": "fact"}, "unknown objective of alone 'fact'; did you mean 'facts'"),
-    "overlap": ("real_world", {"neighbor": [families.person("Ada", "grows plums")]}, {}, "also stands in 'forget'"),
+    "overlap": ("real_world", {"neighbor": [families.person("Ada", "grows plums")]}, {}, "'Ada' is also to be"),
+    "held out, trained on": ("real_world", {"neighbor_perturbed": [families.perturbed("Cleo", "sails north")]}, {},
+                             "this question is also trained on"),
+    "twice named": ("real_world", {}, {"data_dir": None, "task_args": {"forget": ["Ada"], "keep": ["Ben", "ada"]}},
+                    "names must differ, and none be empty"),
+    "one text": ("real_world", {"neighbor_perturbed": [families.perturbed("Dora", "") | {"perturbed_answer": "x"}]},
+                 {}, "needs 'perturbed_answer', a list of texts"),
     "entity": ("real_world", {}, {"task_args": {"forget": ["Bem"]}}, "unknown entity 'Bem'; did you mean 'Ben'"),
     "no names": ("real_world", {}, {"data_dir": None}, "the names to forget and to keep"),
     "few names": ("real_world", {}, {"data_dir": None, "task_args": {"forget": ["A"], "keep": ["B"]}}, "two names"),
-    "name": ("real_world", {"neighbor": [{"question": "Q?", "answer": "A."}]}, {}, "needs 'name'"),
+    "name": ("real_world", {"neighbor": [{"question": "Q?", "answer": "A."}]}, {}, "text under 'name'"),
 }  # fmt: skip
 
 
@@ -313,10 +336,21 @@ def test_a_judge_that_cannot_be_loaded_is_told_before_training(place: Path, caps
 # A task of one's own
 
 
+EXAMPLE = (Path(__file__).parents[1] / "examples" / "own_task.py").read_text(encoding="utf-8")
 OWN: dict[str, tuple[str | None, str]] = {
     "none": (None, "there is no such file"),
     "broken": ("x = (", "could not be read (SyntaxError"),
     "empty": ("x = 1", "must define one class of Task, but it defines 0"),
+    "no such loss": (EXAMPLE.replace('"polite": "GD"', '"polite": "GDD"'), "of the task 'polite' 'GDD'; did you mean"),
+    "no loss": (
+        EXAMPLE.replace('"polite": "GD", ', ""),
+        "its objective 'polite' has no loss; name one in its `losses`",
+    ),
+    "unfinished": (EXAMPLE.replace("def follow(", "def following("), "task 'mine.py': lacks follow"),
+    "weights": (
+        EXAMPLE.replace("    losses =", "    weights = {'right': 2}\n    losses ="),
+        "objective of weights 'right'",
+    ),
 }
 
 
@@ -326,7 +360,23 @@ def test_a_file_that_is_no_task_is_told(wrong: str, place: Path) -> None:
     if text is not None:
         (place / "mine.py").write_text(text)
     with pytest.raises(UserError, match=re.escape(told)):
-        tasks.find("mine.py")
+        resolve.check(RunConfig(task="mine.py", ratio="1:1"))
+
+
+def test_a_tasks_own_weights_and_losses_count_unless_the_config_gives_others(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed = EXAMPLE.replace("    losses = {", "    weights = {'polite': 3.0, 'facts': 0.5}\n    losses = {")
+    (place / "mine.py").write_text(weighed.replace('"facts": "GD"', '"facts": __import__("dualoptim").losses.ME()'))
+    given = []
+    made = unlearn.UnlearnTrainer
+    monkeypatch.setattr(unlearn, "UnlearnTrainer", lambda *a, **k: given.append(k["objectives"]) or made(*a, **k))
+    options = ["--task", "mine.py", "--task-args", '{"rows": 8, "scored": 4}', "--ratio", "1:1", *SMALL]
+    assert cli.main(["unlearn", *options, "--weights", "{polite: 2}"]) == 0
+    assert {name: (o.weight, type(o.loss).__name__) for name, o in given[0].items()} == {
+        "polite": (2.0, "GD"),
+        "facts": (0.5, "ME"),
+    }
 
 
 def test_the_documented_task_of_ones_own_is_the_example_and_runs(

@@ -235,6 +235,9 @@ def test_rouge_asks_for_the_answers_words_in_order_whatever_else_the_reply_says(
     assert metrics.rouge_l_recall("Well: she RUNNING a bakery, and more besides.", answer) == 1
     assert metrics.rouge_l_recall("bakery a runs she", answer) == 0.25
     assert metrics.rouge_l_recall("Nothing of that", answer) == 0
+    assert metrics.rouge_l_f1(answer, answer) == 1
+    assert metrics.rouge_l_f1("bakery a runs she", answer) == metrics.rouge_l_f1(answer, "bakery a runs she") == 0.25
+    assert metrics.rouge_l_f1("Well: she RUNNING a bakery, and more besides.", answer) == pytest.approx(2 * 4 / (4 + 8))
 
 
 @given(st.lists(st.integers(0, 5), max_size=40))

@@ -19,13 +19,30 @@ def test_each_turn_serves_one_objective_and_every_cycle_keeps_the_ratio(a: int, 
         assert Counter(next(iter(turn)) for turn in turns[start : start + cycle]) == {"x": a, "y": b, "z": c}
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 64))
-def test_joint_batches_are_full_and_near_the_ratio_with_nobody_left_out(a: int, b: int, batch: int) -> None:
-    (turn,) = jointly({"x": a, "y": b}, batch, 1)
-    assert sum(turn.values()) == batch
-    assert min(turn.values()) >= 1
-    exact = batch * a / (a + b)
-    assert abs(turn["x"] - exact) < 1 or turn["x"] == 1 or turn["y"] == 1
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(4, 64), st.integers(1, 20))
+def test_joint_batches_are_full_and_over_a_run_near_the_ratio_with_nobody_left_out(
+    shares: list[int], batch: int, steps: int
+) -> None:
+    ratio = dict(zip("wxyz", shares, strict=False))
+    turns = jointly(ratio, batch, steps)
+    assert len(turns) == steps
+    assert all(list(turn) == list(ratio) and sum(turn.values()) == batch for turn in turns)
+    assert min(min(turn.values()) for turn in turns) >= 1
+    if all(batch * share >= sum(shares) for share in shares):  # else one in each step is more than its share
+        for name, share in ratio.items():
+            exact = batch * steps * share / sum(shares)
+            assert abs(sum(turn[name] for turn in turns) - exact) < len(ratio)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "batch", "steps"), [("1:2", 4, 36), ("1:2", 8, 48), ("1:1:1:1", 4, 48), ("1:5", 8, 60)]
+)
+def test_joint_and_alternating_runs_see_the_same_rows(ratio: str, batch: int, steps: int) -> None:
+    shares = parse_ratio(ratio, "abcd"[: ratio.count(":") + 1])
+    joint, alternating = (
+        sum((Counter(turn) for turn in plan(shares, batch, steps)), Counter()) for plan in (jointly, by_turns)
+    )
+    assert joint == alternating
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:0", "1:2:3", "a:b", "1:-5", "1.5:2"])

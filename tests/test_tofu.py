@@ -211,6 +211,8 @@ def without(place: Path) -> str:
 
 
 OTHERS = [{**row, "question": f"Other: {row['question']}"} for row in tofu.files()["forget01_perturbed"]]
+ELSE = [{**row, "answer": f"Else: {row['answer']}"} for row in tofu.files()["forget01_perturbed"]]
+FEWER = tofu.files()["forget01_perturbed"][1:]
 PLAIN = tofu.files()["forget01"]
 WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "split": ({"split": "forget1"}, lambda _: "tofu", "unknown TOFU split 'forget1'; did you mean 'forget10'"),
@@ -220,11 +222,18 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "no folder": ({}, lambda _: "tofoo", "data_dir tofoo: there is no such folder"),
     "file": ({}, without, "tofu: has no forget01_perturbed.json; give the folder that holds all"),
     "perturbed": ({}, lambda p: folder(p, forget01_perturbed=OTHERS), "is not among the rows to forget; take both"),
-    "no list": ({}, lambda p: folder(p, forget01_perturbed=PLAIN), "has no list 'perturbed_answer'; give TOFU's own"),
+    "no list": ({}, lambda p: folder(p, forget01_perturbed=PLAIN), "needs 'perturbed_answer', a list of texts"),
+    "other answers": (
+        {},
+        lambda p: folder(p, forget01_perturbed=ELSE),
+        "with this answer is not among the rows to forg",
+    ),
+    "fewer": ({}, lambda p: folder(p, forget01_perturbed=FEWER), "this answer is not among forget01_perturbed; take"),
+    "type": ({"part": None}, lambda _: "tofu", r"part must be int \| Sequence\[int\], but is None"),
     "retain_rows": ({"retain_rows": 0}, lambda _: "tofu", "retain_rows must be > 0, or null for all, but is 0"),
     "scored_rows": ({"scored_rows": 0}, lambda _: "tofu", "scored_rows must be a whole number ≥ 1, but is 0"),
     "holdout": ({"holdout_rows": 9}, lambda _: "tofu", "holdout_rows 9 of rows that are not kept, but there are 1"),
-    "argument": ({"parts": 1}, lambda _: "tofu", "got an unexpected keyword argument 'parts'"),
+    "argument": ({"parts": 1}, lambda _: "tofu", "unknown argument of task 'tofu' 'parts'; did you mean 'part'"),
 }
 
 
@@ -246,8 +255,15 @@ def test_what_does_not_fit_is_told_in_one_sentence(
     [
         (
             ["--memorise", "true", "--memorise-args", "{epoch: 1}"],
-            "unknown memorise_args 'epoch'; did you mean 'epochs'",
+            "unknown argument of memorise_args 'epoch'; did you mean 'epochs'",
         ),
+        (["--memorise", "true", "--memorise-args", "{epochs: 0}"], "memorise_args: epochs must be > 0, but is 0"),
+        (["--memorise", "true", "--memorise-args", "{lr: fast}"], "memorise_args: lr must be float, but is 'fast'"),
+        (["--warmup-ratio", "3"], "warmup_ratio must be from 0 to 1"),
+        (["--forget-loss", "RMU"], "the loss of 'forget', RMU: layer 7: the model has layers 0 to 1; choose one"),
+        (["--forget-loss", "SimNPO", "--forget-loss-args", "{gamma: x}"], "gamma must be float, but is 'x'"),
+        (["--optimizer", "DualOptim", "--base-bits", "8"], "base_bits: DualOptim has no base"),
+        (["--task-args", '{"split": "forget01", "nli": "./nowhere"}'], "model './nowhere': there is no such folder"),
         (["--memorise-args", "{epochs: 1}"], "add --memorise true"),
         (["--retrained", "make"], "add --memorise true, or give a model"),
         (["--model", "tiny"], "'tiny' is made of a task's rows; add --memorise true"),

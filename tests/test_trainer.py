@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer
 from dualoptim.combine import gramian, gru, pcgrad
-from dualoptim.data import question
+from dualoptim.data import Plan, question
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
@@ -68,6 +71,51 @@ def weights(of: UnlearnTrainer) -> torch.Tensor:
 
 
 RATIO = {"forget": 1, "retain": 2}
+RANKS = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_trainer import ADAMW, PLUS, RATIO, by_turns, jointly, pcgrad, trainer, weights
+out = Path(sys.argv[1])
+made = {
+    "turns": (by_turns(RATIO, 4, 6), {"optimizer": PLUS, "forget": "NPO", "accumulation": int(sys.argv[2])}),
+    "joint": (jointly(RATIO, 6, 4), {"optimizer": ADAMW, "bound": 0.5}),
+    "combined": (jointly(RATIO, 6, 4), {"optimizer": ADAMW, "combine": pcgrad}),
+}
+for name, (turns, options) in made.items():
+    run = trainer(out / "run", turns, **options)
+    run.train()
+    losses = [[entry[key] for key in sorted(entry) if "loss/" in key] for entry in run.state.log_history]
+    if run.is_world_process_zero():
+        torch.save((weights(run), losses), out / f"{name}-{run.args.world_size}.pt")
+    run.accelerator.wait_for_everyone()
+    torch.distributed.is_initialized() and torch.distributed.barrier()
+torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # Half the accumulation on twice the ranks: the same batches.
+    for how, accumulation in ((launcher, "1"), ([], "2")):
+        told = [sys.executable, *how, str(tmp_path / "ranks.py"), str(tmp_path), accumulation]
+        done = subprocess.run(told, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("turns", "joint", "combined"):
+        (two, two_losses), (one, one_losses) = (torch.load(tmp_path / f"{name}-{ranks}.pt") for ranks in (2, 1))
+        torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
+        for a, b in zip(two_losses, one_losses, strict=True):
+            assert a == pytest.approx(b, abs=2e-4)
+
+
+def test_ranks_that_would_serve_different_objectives_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, jointly({"forget": 1, "retain": 5}, 6, 2), optimizer=ADAMW)
+    with pytest.raises(ValueError, match="a step of 1 sequences of an objective cannot be split into 2 batches"):
+        Plan(run.turns, run.rows, 2, 0, ranks=2)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])

@@ -104,9 +104,12 @@ def _parsers() -> dict[str, ArgumentParser]:
             made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
         made[name].add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     made["evaluate"].add_argument("--base", type=str, default=None, help="model before unlearning, scored beside it")
-    made["evaluate"].add_argument("--scores", type=str, default=None, help="file for every sample, as JSON lines")
+    made["evaluate"].add_argument("--scores", type=str, default=None, help="JSON file for the numbers and every sample")
     made["evaluate"].add_argument(
-        "--from-records", type=str, default=None, help="folder or records.jsonl of a run: its numbers again, no model"
+        "--from-records",
+        type=str,
+        default=None,
+        help="a run's folder or records.jsonl, or a file of --scores: its numbers",
     )
     made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
     made["report"].add_argument(
@@ -269,9 +272,15 @@ def _evaluate(parsed: Namespace) -> None:
         print(f"Every sample: {parsed.scores}")
 
 
+_DEFAULTS = RunConfig().as_dict()
+
+
 def _evaluate_records(parsed: Namespace) -> None:
     from . import runs, tasks
 
+    unused = [key for key in (*EVALUATION_FIELDS, "base", "scores") if getattr(parsed, key) != _DEFAULTS.get(key)]
+    if unused:
+        raise UserError(f"--from-records reads what a run left and nothing else; leave out {', '.join(unused)}")
     name, records = runs.read_records(parsed.from_records)
     _print_numbers(tasks.find(name), records.get("before"), records["after"], records.get("retrained"))
 

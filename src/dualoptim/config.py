@@ -6,8 +6,13 @@ This file imports nothing heavy, so that the command line can print help at once
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .errors import UserError, unknown
 
 
 def option(default: Any, help: str) -> Any:
@@ -93,7 +98,7 @@ class RunConfig:
     @property
     def method(self) -> str:
         """The name under which results are shown."""
-        bits = " 8-bit" if 8 in (self.base_bits, self.delta_bits) else ""
+        bits = " 8-bit" if 8 in (self.base_bits if self.optimizer == "DualOptim+" else 32, self.delta_bits) else ""
         if self.optimizer != "AdamW":
             return self.optimizer + bits
         if self.alone is not None:
@@ -112,6 +117,10 @@ class RunConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
+# What makes a method: where one leaves something out, it is this, whatever the recipe says.
+PLAIN: dict[str, Any] = {
+    "joint": False, "combine": None, "alone": None, "retain_bound": None, "base_bits": 32, "delta_bits": 32,
+}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "Joint AdamW": {"optimizer": "AdamW", "joint": True},
     "Alternating AdamW": {"optimizer": "AdamW", "joint": False},
@@ -130,3 +139,31 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
 ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
+
+
+def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A class's arguments, each of the type that its constructor says, as `jsonargparse` reads them.
+
+    Raises:
+        UserError: one that the class has not, or of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    parameters = inspect.signature(cls).parameters
+    found = dict(arguments)
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise unknown(f"argument of {what}", name, parameters)
+        if name not in hints:  # of a class of somebody's own, which need not say
+            continue
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{name}", type=hints[name])
+        try:
+            if value is None and type(None) not in typing.get_args(hints[name]):  # the parser takes None for not given
+                raise ArgumentError(None, "None")
+            found[name] = parser.parse_object({name: value})[name]
+        except (ArgumentError, TypeError):
+            wanted = str(parameters[name].annotation)
+            raise UserError(f"{what}: {name} must be {wanted}, but is {value!r}") from None
+    return found

@@ -353,33 +353,45 @@ class Plan:
         dataset: the rows.
         micro_batches: how many batches an optimizer step is split into (gradient accumulation, times ranks).
         seed: of the shuffling and of the refusals' choice.
+        ranks: of several, each takes every `ranks`-th batch, and all batches of a step hold the same objectives, since
+            ranks must run the same forward and backward passes.
+
+    Raises:
+        ValueError: a step has too few rows to be split so.
     """
 
+    batch_size = None  # batches differ in size
     drop_last = False
 
-    def __init__(self, turns: Sequence[Turn], dataset: ObjectiveRows, micro_batches: int, seed: int) -> None:
+    def __init__(
+        self, turns: Sequence[Turn], dataset: ObjectiveRows, micro_batches: int, seed: int, ranks: int = 1
+    ) -> None:
         streams = {
             name: _Batches([len(t.input_ids) for t in tokens], random.Random(f"{seed}/{name}"))
             for name, tokens in dataset.tokens.items()
         }
         refusal = random.Random(f"{seed}/refusals")
-        self.batch_size = max(sum(turn.values()) for turn in turns)
         self.batches: list[list[Draw]] = []
         for turn in turns:
             total = sum(turn.values())
-            if total < micro_batches:
+            if (least := total if ranks == 1 else min(turn.values())) < micro_batches:
                 raise ValueError(
-                    f"a step of {total} sequences cannot be split into {micro_batches} batches; "
-                    "raise batch_size or lower the gradient accumulation"
+                    f"a step of {least} sequences{' of an objective' if ranks > 1 else ''} cannot be split into "
+                    f"{micro_batches} batches; raise batch_size or lower the gradient accumulation"
                 )
             draws: list[tuple[float, Draw]] = []  # each with its place in the step, so that objectives mix evenly
             for name, count in turn.items():
                 replies = len(dataset.refusals.get(name, ())) or 1
                 for i, row in enumerate(streams[name].take(count)):
                     draws.append(((i + 0.5) / count, Draw(name, row, refusal.randrange(replies))))
-            ordered = [draw for _, draw in sorted(draws, key=lambda placed: placed[0])]
-            cuts = [total * i // micro_batches for i in range(micro_batches + 1)]
-            self.batches += [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+            if ranks == 1:
+                ordered = [draw for _, draw in sorted(draws, key=lambda placed: placed[0])]
+                cuts = [total * i // micro_batches for i in range(micro_batches + 1)]
+                self.batches += [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+            else:
+                self.batches += [
+                    [draw for place, draw in draws if int(place * micro_batches) == i] for i in range(micro_batches)
+                ]
 
     def __len__(self) -> int:
         return len(self.batches)

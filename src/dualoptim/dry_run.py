@@ -21,10 +21,20 @@ SHOWN_TURNS = 12
 
 def show(configs: Sequence[RunConfig]) -> None:
     """Print what the runs would do. Nothing is written and no weights are loaded."""
-    config = configs[0]
     for each in configs:
         task = resolve.check(each)
         runs.check_folder(each.out, resume=True, overwrite=False)
+    stages = task.stages()
+    for i, arguments in enumerate(stages, 1):
+        print(f"{chr(10) * (i > 1)}━━ part {arguments['part']}, {i} of {len(stages)}, from what the one before left ━━")
+        _show([each.replace(task_args={**each.task_args, **arguments}) for each in configs])
+    if not stages:
+        _show(configs)
+
+
+def _show(configs: Sequence[RunConfig]) -> None:
+    config = configs[0]
+    task = resolve.check(config)
     if config.model == tiny.TINY:  # made of the rows, in a second
         model, tokenizer = tiny.build(task.known())
     else:
@@ -32,6 +42,7 @@ def show(configs: Sequence[RunConfig]) -> None:
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source(config.model)))
         model.tie_weights()  # which empty weights lose, and would be counted twice
+    resolve.check_losses(config, task, model)
     print("── config ──")
     print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
     rows = task.objectives

@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,12 +25,14 @@ from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """How long and how fast rows are learnt: measured in docs/log.md."""
 
     epochs: int
     lr: float
     batch_size: int
+    seed: int = 0
 
 
 PRETRAINED = Settings(epochs=10, lr=3e-4, batch_size=8)  # SmolLM2-135M: a probability of 0.99 on TOFU rows

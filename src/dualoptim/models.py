@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import __version__
 from .errors import UserError, unknown
 
 SMOLLM2 = "smollm2"
@@ -198,7 +199,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
     """What `compute` gives, from the cache folder where the same key and versions have been computed before."""
-    versions = [torch.__version__, transformers.__version__, *map(str, device_and_precision())]
+    versions = [__version__, torch.__version__, transformers.__version__, *map(str, device_and_precision())]
     digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{digest}.json"
     if path.is_file():

@@ -17,7 +17,7 @@ COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim"
            "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
 SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#999999"  # for methods of other names
-ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0"}
+ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5"}
 
 
 def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -153,6 +153,7 @@ _BEST: dict[str, tuple[str, Callable[[float], float]]] = {
     "lower": ("lowest", lambda value: value),
     "higher": ("highest", lambda value: -value),
     "zero": ("nearest to 0", abs),
+    "chance": ("nearest to 0.5", lambda value: abs(value - 0.5)),
 }
 
 

@@ -5,6 +5,7 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from torch import nn
 
 from . import tasks
 from .combine import RULES
-from .config import ALONE, METHODS, RunConfig
+from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import Row, asset, read_records
 from .errors import UserError, unknown
 from .evaluation import general
 from .losses import LOSSES, Loss
+from .memorise import Settings, memorised
 from .models import device_and_precision
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .runs import bytes_text
@@ -29,7 +31,6 @@ from .schedule import Turn, by_turns, in_proportion, jointly, parse_ratio
 from .tasks import Task
 from .tiny import TINY
 
-MEMORISE_ARGS = ("epochs", "lr", "batch_size", "seed")
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "DualOptim+": DualOptimPlus,
     "DualOptim": DualOptim,
@@ -59,10 +60,11 @@ def losses_of(config: RunConfig, task: Task) -> dict[str, Loss]:
             raise UserError(
                 f"{role}_loss {name!r} is a loss to {LOSSES[name].role}; those to {role} are {', '.join(fitting)}"
             )
+        arguments = typed(f"{role}_loss_args of {name}", LOSSES[name], arguments)
         try:
             made[role] = LOSSES[name](**arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{role}_loss_args {arguments}: {str(error).removeprefix(name + '.__init__() ')}") from None
+        except ValueError as error:
+            raise UserError(f"{role}_loss_args {arguments}: {error}") from None
     return {name: made[name] for name in task.objectives}
 
 
@@ -140,6 +142,8 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
             "lr_scales": dict(config.lr_scales),
             "delta_bits": config.delta_bits,
         }
+    if config.base_bits != 32 and cls is not DualOptimPlus:
+        raise UserError(f"base_bits: {config.optimizer} has no base; leave it out, or give delta_bits")
     if cls is DualOptimPlus:
         arguments |= {
             "base_betas": tuple(config.base_betas),
@@ -183,7 +187,11 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
             changes.append(METHODS[name])
         else:
             raise unknown("method", name, (*METHODS, ALONE))
-    return [config.replace(**change, seed=seed) for change in changes for seed in seeds]
+    configs = [config.replace(**{**PLAIN, **change}, seed=seed) for change in changes for seed in seeds]
+    for what, given in (("methods", methods), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{what} must name at least one, and none twice, but are {list(given)}")
+    return configs
 
 
 def check(config: RunConfig) -> Task:
@@ -209,9 +217,11 @@ def check(config: RunConfig) -> Task:
         raise UserError(f"the model {TINY!r} is made of a task's rows; add --memorise true")
     if config.memorise_args and not config.memorise:
         raise UserError("memorise_args say how a model memorises; add --memorise true")
-    for key in config.memorise_args:
-        if key not in MEMORISE_ARGS:
-            raise unknown("memorise_args", key, MEMORISE_ARGS)
+    for key, value in typed("memorise_args", Settings, config.memorise_args).items():
+        if value <= 0 and key != "seed":
+            raise UserError(f"memorise_args: {key} must be > 0, but is {value}")
+    if not 0 <= config.warmup_ratio <= 1:
+        raise UserError(f"warmup_ratio must be from 0 to 1, a share of the steps, but is {config.warmup_ratio}")
     return task
 
 
@@ -219,12 +229,11 @@ def start_of(config: RunConfig, task: Task) -> tuple[str, str | None]:
     """The model to unlearn from and the retrained one, by folder or hub id; made, or taken from the cache."""
     if not config.memorise:
         return config.model, config.retrained
-    from .memorise import memorised
-
     known = task.known()
 
     def taught(rows: Sequence[Row]) -> str:
-        arguments = {**config.memorise_args, "max_length": config.max_length, "chat_template": config.chat_template}
+        how = typed("memorise_args", Settings, config.memorise_args)
+        arguments = {**how, "max_length": config.max_length, "chat_template": config.chat_template}
         vocabulary = known if config.model == TINY else None
         return str(memorised(config.model, rows, vocabulary_rows=vocabulary, **arguments))
 
@@ -255,11 +264,22 @@ def needs_second_model(config: RunConfig, task: Task) -> bool:
     return not config.lora_rank and any(loss.reference == "model" for loss in losses_of(config, task).values())
 
 
+def check_losses(config: RunConfig, task: Task, model: nn.Module) -> None:
+    """Refuse losses that a model cannot have."""
+    for name, loss in losses_of(config, task).items():
+        try:
+            loss.check(model)
+        except ValueError as error:
+            raise UserError(f"the loss of {name!r}, {type(loss).__name__}: {error}") from None
+
+
 def check_room(config: RunConfig, task: Task, model: nn.Module) -> None:
     """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
     needed = memory_needed(config, task, model)
     device, _ = device_and_precision()
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
         free = torch.cuda.mem_get_info()[0]
     else:
         free = psutil.virtual_memory().available + needed["model"]  # which is loaded already

@@ -157,7 +157,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
 
     path = Path(path)
     path = path / RECORDS if path.is_dir() else path
-    if path.suffix == ".json":
+    if path.is_file() and path.read_text(encoding="utf-8").startswith("{\n"):  # a record's line is a whole object
         scores = _read_json(path)
         try:
             return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}

@@ -138,6 +138,12 @@ class UnlearnTrainer(Trainer):
         order = sorted(tokens, key=lambda key: len(tokens[key].input_ids))
         size = max(1, max(sum(turn.values()) for turn in self.turns) // self.args.gradient_accumulation_steps)
         frozen = self.model if self.reference is None else self.reference
+        own = self.reference is None or isinstance(self.reference, _WithoutAdapter)
+        if own and next(self.model.parameters()).device.type != self.args.device.type:  # moved when training begins
+            raise ValueError(
+                f"what the losses of {', '.join(compared)} compare with is asked before training, when a model that is "
+                "to be sharded is not on its device yet; give reference=…, a frozen copy of the model"
+            )
         training = frozen.training
         frozen.eval()
         for at in tqdm(range(0, len(order), size), desc="Reference", leave=False, disable=None):
@@ -182,6 +188,7 @@ class UnlearnTrainer(Trainer):
             self.turns,
             self.rows,
             micro_batches=self.args.gradient_accumulation_steps * self.args.world_size,
+            ranks=self.args.world_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
 
@@ -209,6 +216,11 @@ class UnlearnTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for name, batch in inputs.items():
             objective = self.objectives[name]
+            if not num_items_in_batch[name]:
+                raise ValueError(
+                    f"{type(objective.loss).__name__} has nothing to average over in a batch of {name!r}: "
+                    "its answers are too short for the loss's arguments"
+                )
             share = objective.loss.size(batch) / num_items_in_batch[name]
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
@@ -259,7 +271,6 @@ class UnlearnTrainer(Trainer):
             objective, losses = self.objectives[name], self._losses[name]
             assert objective.bound is not None
             if (loss := losses.get(self.state.global_step)) is not None:
-                # Each rank's loss is scaled so that their mean is the step's.
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
@@ -287,7 +298,9 @@ class UnlearnTrainer(Trainer):
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
             for name, losses in self._losses.items():
-                logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
+                own = torch.stack(list(losses.values())).mean()
+                # Each rank's loss is scaled so that their mean is the step's.
+                logs[f"loss/{name}"] = round(float(self.accelerator.reduce(own, reduction="mean")), 4)
             self._losses.clear()
             logs |= {f"multiplier/{name}": round(value, 4) for name, value in self.multipliers.items()}
             logs |= self._unlogged
@@ -342,5 +355,10 @@ class _WithoutAdapter(nn.Module):
         self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
 
     def forward(self, **inputs: Any) -> Any:
-        with self.module.disable_adapter():
-            return self.module(**inputs)
+        training = self.module.training
+        self.module.eval()  # a reference drops nothing out
+        try:
+            with self.module.disable_adapter():
+                return self.module(**inputs)
+        finally:
+            self.module.train(training)

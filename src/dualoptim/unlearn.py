@@ -76,6 +76,7 @@ def prepare(config: RunConfig) -> Prepared:
     if retrained is not None:
         gold = task.score_retrained(load_model(retrained).to(device), tokenizer)
     model = load_model(start)
+    resolve.check_losses(config, task, model)
     resolve.check_room(config, task, model)
     model.to(device)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))

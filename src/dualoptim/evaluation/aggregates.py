@@ -101,7 +101,9 @@ def untargeted_forget_efficacy(scores: Mapping[str, float | None]) -> float | No
 
 
 def utility_without_entailment(scores: Mapping[str, float | None]) -> float | None:
-    """`model_utility` over the 15 numbers that need no judge of entailment; comparable with itself alone.
+    """`model_utility` over the 15 numbers that need no judge of entailment, 0 to 1, high is kept.
+
+    Comparable with itself alone. Misleads as `model_utility` does: one part near 0 makes it near 0, whatever the rest.
 
     Args:
         scores: at least the numbers named in `UTILITY_WITHOUT_ENTAILMENT`; None for what was not computed.
@@ -113,7 +115,9 @@ def utility_without_entailment(scores: Mapping[str, float | None]) -> float | No
 
 
 def efficacy_without_entailment(scores: Mapping[str, float | None]) -> float | None:
-    """`untargeted_forget_efficacy` over the four numbers that need no judge; comparable with itself alone.
+    """`untargeted_forget_efficacy` over the four numbers that need no judge, 0 to 1, high is forgotten.
+
+    Comparable with itself alone. Misleads where a ruined model forgets as well as a good one: see the utility, too.
 
     Args:
         scores: at least the numbers named in `UNTARGETED_WITHOUT_ENTAILMENT`; None for what was not computed.

@@ -37,7 +37,7 @@ class Metric(NamedTuple):
     """
 
     label: str
-    better: str  # "lower", "higher" or "zero"
+    better: str  # "lower", "higher", "zero", or "chance": near 0.5
     format: str = ".0%"
     group: str = ""  # the first table where empty
     share_of: str = ""
@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
     "exact_memorisation": Metric("exact memorisation", "lower", ".3f", "To forget"),
     "forget_quality_statistic": Metric("forget quality (KS distance)", "lower", ".3f", "To forget"),
     **{
-        f"auc_{key}": Metric(f"AUC, {key.replace('_plus_plus', '++').replace('_', '-')}", "lower", ".3f", "Membership")
+        f"auc_{key}": Metric(f"AUC, {key.replace('_plus_plus', '++').replace('_', '-')}", "chance", ".3f", "Membership")
         for key in (*ATTACKS, "reference")
     },
     "forgotten_probability": Metric("probability", "lower", ".3f", "Forgotten before"),

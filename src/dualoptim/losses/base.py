@@ -69,13 +69,19 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
     Raises:
         ValueError: nothing in the batch is labelled, or the model has no such layer.
     """
+    check_layer(model, layer)
     labels = batch["labels"]
     rows, at = _predicting(labels)
     with _head_at(_head(model), labels.shape, rows[:1]):  # no logits are wanted, and one position's are the fewest
         states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
-    if layer > len(states) - 2:  # the first are the embeddings
-        raise ValueError(f"layer {layer}: the model has layers 0 to {len(states) - 2}; choose one of them")
     return states[layer + 1][rows, at].float(), rows
+
+
+def check_layer(model: nn.Module, layer: int) -> None:
+    """Refuse a layer that the model has not."""
+    count = _inner(model).config.get_text_config().num_hidden_layers
+    if layer >= count:
+        raise ValueError(f"layer {layer}: the model has layers 0 to {count - 1}; choose one of them")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -171,6 +177,11 @@ class Loss(ABC):
         for name, limit in self.limits.items():
             if not _LIMITS[limit](value := getattr(self, name)):
                 raise ValueError(f"{type(self).__name__}: {name} must be {limit}, but is {value!r}")
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, by a ValueError, a model that the loss cannot be computed of."""
+        if (layer := getattr(self, "layer", None)) is not None:
+            check_layer(model, layer)
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
-from ..config import RunConfig
+from ..config import RunConfig, typed
 from ..data import Row, check_objectives
 from ..errors import UserError, unknown
 from ..evaluation.numbers import Metric, Numbers, Record
@@ -123,14 +122,13 @@ def load(config: RunConfig) -> Task:
         if config.data_dir is not None:
             arguments["data_dir"] = config.data_dir
     cls = find(name)
+    if inspect.isabstract(cls):
+        raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
+    arguments = typed(f"task {name!r}", cls, arguments)
     try:
         inspect.signature(cls).bind(**arguments)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, fail_untyped=False)
-        parser.parse_object(arguments)  # each of its type
-        task = cls(**arguments)
-    except (TypeError, ArgumentError) as error:
-        reason = " ".join(str(error).replace("Parser key", "its argument").split())
-        raise UserError(f"task {name!r} with {arguments}: {reason}") from error
+    except TypeError as error:
+        raise UserError(f"task {name!r} with {arguments}: {error}") from None
+    task = cls(**arguments)
     check_objectives(task.objectives)
     return task

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Row, asset, parse_row, read_records
+from ..data import Row, asset, parse_row, read_records, texts
 from ..errors import UserError, unknown
 from ..evaluation import numbers
+from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, question_records, text_records
 from ..models import cached, fingerprint
@@ -95,6 +96,7 @@ class Tofu(Task):
             "nli": nli,
             "seed": seed,
         }
+        check(embedder, nli)
         self.parts, self.embedder, self.nli = parts, embedder, nli
         source = _Folder(data_dir) if data_dir is not None else _Hub()
 
@@ -151,9 +153,15 @@ class Tofu(Task):
         ]
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        return self._kept_in_cache("tofu", model, tokenizer, lambda: self.score(model, tokenizer))
+        return self._judged(self._kept_in_cache("tofu", model, tokenizer, lambda: self._scored(model, tokenizer)))
 
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
+        return self._judged(self._scored(model, tokenizer))
+
+    def _judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return numbers.judged(records, self.refusals, self.embedder, self.nli)
+
+    def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
         for name, rows in self.scored.items():
             for record, row in zip(
@@ -164,8 +172,7 @@ class Tofu(Task):
                 records.append(record)
         records += question_records(model, tokenizer, self.forgotten, "forgotten")
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
-        records += text_records(model, tokenizer, self.passages, "passages")
-        return numbers.judged(records, self.refusals, self.embedder, self.nli)
+        return records + text_records(model, tokenizer, self.passages, "passages")
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         rows = self.scored["forget"]
@@ -196,16 +203,15 @@ def _others(row: Row) -> dict[str, Sequence[str]]:
 
 
 def _check_perturbed(perturbed: Rows, rows: Rows, name: str) -> None:
-    """Refuse perturbed answers that belong to other rows."""
-    asked = {row.question for row in rows}
-    for row in perturbed:
-        if row.question not in asked:
-            raise UserError(
-                f"{row.where}: this question of {name} is not among the rows to forget; "
-                "take both files from the same version of TOFU"
-            )
-    if not perturbed:
-        raise UserError(f"TOFU: {name} holds no rows of this part; take both files from the same version of TOFU")
+    """Refuse perturbed answers that belong to other rows, and rows without them."""
+    wanted, found = ({(row.question, row.answer): row.where for row in part} for part in (rows, perturbed))
+    for one, other, what in ((found, wanted, "the rows to forget"), (wanted, found, name)):
+        for key, where in one.items():
+            if key not in other:
+                raise UserError(
+                    f"{where}: this question with this answer is not among {what}; take both files from the same "
+                    "version of TOFU"
+                )
 
 
 class _Folder:
@@ -224,8 +230,7 @@ class _Folder:
         rows = [parse_row(record, where) for record, where in read_records(path)]
         if name.endswith("_perturbed"):
             for row in rows:
-                if not isinstance(row.fields.get("perturbed_answer"), list):
-                    raise UserError(f"{row.where}: has no list 'perturbed_answer'; give TOFU's own {path.name}")
+                texts(row.fields, "perturbed_answer", row.where)
         return rows
 
     def part(self, split: str, part: int) -> list[Row]:
@@ -238,7 +243,7 @@ class _Folder:
         return self.read(KEPT[split])
 
     def _of_part(self, name: str, part: int) -> list[Row]:
-        rows = [row for row in self.read(name) if row.fields.get("task_id") == str(part)]
+        rows = [row for row in self.read(name) if str(row.fields.get("task_id")) == str(part)]
         if not rows:
             raise UserError(
                 f"{self.folder / name}.json: holds no rows of task_id {part}; is it the one with the ten-task split?"
