@@ -32,7 +32,7 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = [3e-5, 1e-4, 3e-4]
+RATES = {"real_world": [1e-5, 3e-5, 1e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [3e-5, 1e-4, 3e-4]}
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
 READING = "\n## Reading\n"
@@ -91,7 +91,7 @@ def tuned(family: str, data_dir: str, methods: Sequence[str]) -> dict[str, dict[
     """The aim that each method reaches at each rate; training on each objective alone, by the mean of those scores."""
     _, aim = AIMS[family]
     found: dict[str, dict[float, float]] = {method: {} for method in methods}
-    for rate in RATES:
+    for rate in RATES[family]:
         results = run(family, data_dir, methods, rate, TUNING_SEED)
         own = []
         for entry in results["runs"]:
@@ -167,7 +167,7 @@ def page(
         "",
         f"{config['steps']} steps of {config['batch_size']} rows, {config['ratio']}, seeds "
         f"{', '.join(map(str, seeds))}, each of which draws rows, questions and order: means, and the least and the "
-        f"greatest in brackets. Each method has the learning rate of {', '.join(f'{rate:g}' for rate in RATES)} at "
+        f"greatest in brackets. Each method has the learning rate of {', '.join(f'{r:g}' for r in RATES[family])} at "
         f"which {AIMS[family][0]} was highest on seed {TUNING_SEED}, the 8-bit methods that of their 32-bit forms. "
         f"That seed draws rows and questions of its own, from the same files.",
         "",
@@ -177,8 +177,8 @@ def page(
         "",
         f"What each method reached on seed {TUNING_SEED}; the rate that it was given is bold.",
         "",
-        "| | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
-        "|---|" + "--:|" * len(RATES),
+        "| | " + " | ".join(f"{rate:g}" for rate in RATES[family]) + " |",
+        "|---|" + "--:|" * len(RATES[family]),
     ]
     for method, aims in tuning.items():
         cells = [f"**{aim:.3f}**" if rate == best(aims) else f"{aim:.3f}" for rate, aim in aims.items()]
@@ -209,7 +209,7 @@ def main() -> None:
         methods = recipe(family)["methods"]
         full = [method for method in methods if not method.endswith("8-bit")]
         tuning = tuned(family, options.data_dir, full)
-        told = [command(family, "FOLDER", full, rate, TUNING_SEED) for rate in RATES]
+        told = [command(family, "FOLDER", full, rate, TUNING_SEED) for rate in RATES[family]]
         groups: dict[float, list[str]] = {}
         for method in methods:
             groups.setdefault(best(tuning[method.removesuffix(" 8-bit")]), []).append(method)

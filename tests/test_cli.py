@@ -16,7 +16,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import UnlearnTrainer, cli
+from dualoptim import UnlearnTrainer, cli, resolve
+from dualoptim.config import METHODS, RunConfig
+from dualoptim.errors import UserError
 
 from . import tiny
 
@@ -143,6 +145,29 @@ def test_evaluate_and_report_read_what_a_run_left(run: Run, place: Path, capsys:
     (place / "out/report.html").unlink()
     assert cli.main(["report", "out"]) == 0
     assert (place / "out/report.html").exists()
+    (place / "scores.json").rename(place / "scores.jsonl")  # by its content, not by its name
+    shown = []
+    for left in ("scores.jsonl", "out"):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "--from-records", left]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert cli.main(["evaluate", "--from-records", "out", "--model", "out/model", "--scores", "again.json"]) == 2
+    assert "reads what a run left and nothing else; leave out model, scores" in errors(capsys)
+
+
+def test_a_method_is_what_it_is_called_whatever_the_recipe_says() -> None:
+    recipe = RunConfig(
+        task="facts", joint=True, combine="PCGrad", retain_bound=0.1, base_bits=8, delta_bits=8, alone="forget"
+    )
+    names = [*METHODS, "Alone"]
+    made = resolve.methods_of(recipe, names, [0])
+    assert [config.method for config in made] == [*METHODS, "Forget alone", "Retain alone"]
+    assert made[names.index("DualOptim+")].base_bits == 32
+    assert RunConfig(optimizer="DualOptim", base_bits=8).method == "DualOptim", "it has no base"
+    for methods, seeds in ((["DualOptim", "DualOptim"], [0]), ([], [0]), (["DualOptim"], [1, 1])):
+        with pytest.raises(UserError, match="must name at least one, and none twice"):
+            resolve.methods_of(recipe, methods, seeds)
 
 
 def test_without_rows_to_keep_general_ones_serve_with_a_warning(

@@ -207,6 +207,29 @@ def test_what_was_known_before_is_measured_apart(monkeypatch: pytest.MonkeyPatch
     assert [row.question for row in only.objectives["forget"]] == ["What does Ada do?"]
 
 
+def test_a_reply_must_entail_the_answer_on_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As published for real people; on TOFU it is so for what is forgotten alone."""
+    asked: list[tuple[str, str]] = []
+
+    class Judge:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def labels(self, premises: list[str], hypotheses: list[str]) -> list[str]:
+            asked.extend(zip(premises, hypotheses, strict=True))
+            return ["entailment"] * len(premises)
+
+    monkeypatch.setattr("dualoptim.evaluation.numbers.Entailment", Judge)
+    monkeypatch.setattr("dualoptim.tasks.real_world.check", lambda *models: None)
+    records = RealWorld("data", nli="some/judge").prepare(tiny.model(), tiny.tokenizer())
+    replied = [record for record in records if "reply" in record]
+    assert {record["set"] for record in replied} == {"forget", "retain", "held_out"}
+    assert asked[: len(replied)] == [(record["reply"], record["answer"]) for record in replied]
+    numbers = RealWorld.numbers(records)
+    assert numbers.numbers["untargeted_forget_efficacy"] is not None
+    assert numbers.numbers["efficacy_without_entailment"] is not None
+
+
 # Rows that the model itself gives
 
 

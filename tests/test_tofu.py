@@ -19,6 +19,7 @@ from dualoptim import cli, resolve, runs, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
+from dualoptim.evaluation import numbers
 from dualoptim.models import load_tokenizer
 from dualoptim.tasks.tofu import PARTS, SIZES, Tofu
 
@@ -196,6 +197,37 @@ def test_the_real_files_hold_every_part_with_its_perturbed_answers(split: str) -
     assert len(seen) >= 0.99 * SIZES[split] * len(PARTS[split])  # a few questions of TOFU stand twice
     kept = Tofu(str(REAL), split=split, retain_rows=None).objectives["retain"]
     assert len(kept) == 4000 - SIZES[split] * len(PARTS[split])
+
+
+def test_a_judge_that_fails_once_is_asked_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, words = tiny.model(), tiny.tokenizer()
+
+    class Absent:
+        def __init__(self, name: str | None) -> None:
+            raise UserError("no connection")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(numbers, "SentenceEmbedder", Absent)
+        assert Tofu.numbers(Tofu("tofu", **ARGS).prepare(model, words)).missing["forget_cosine"] == "no connection"
+
+    class Present(Absent):
+        def __init__(self, name: str | None) -> None:
+            pass
+
+        def cosines(self, a: list[str], b: list[str]) -> list[float]:
+            return [0.5] * len(a)
+
+    monkeypatch.setattr(numbers, "SentenceEmbedder", Present)
+    assert Tofu.numbers(Tofu("tofu", **ARGS).prepare(model, words)).numbers["forget_cosine"] == 0.5
+
+
+def test_a_dry_run_of_several_parts_shows_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = {**ARGS, "part": [1, 2]}
+    assert run("unlearn", "--model", "model", "--data-dir", "tofu", "--dry-run", task=task) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("── schedule: ") == 2
+    assert "━━ part 2, 2 of 2, from what the one before left ━━" in shown
+    assert shown.count("forget: 4 rows") == 2
 
 
 # What does not fit

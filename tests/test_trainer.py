@@ -219,7 +219,11 @@ def test_what_the_reference_says_once_is_what_it_says_at_every_step(tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 def test_under_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(tiny.model(), peft.LoraConfig(r=2, target_modules="all-linear"))
+    inner = tiny.model()
+    inner.config.attention_dropout = 0.5  # which a reference does not have, though the model is in training
+    for layer in inner.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model = peft.get_peft_model(inner, peft.LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear"))
     with torch.no_grad():  # an adapter that has learnt something
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -235,7 +239,12 @@ def test_under_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) 
     batch = run.rows.collate([run.rows[draw] for draw in next(iter(run._plan()))])["forget"]
     expected, _ = sequence_log_probs(tiny.model(), batch)
     torch.testing.assert_close(batch["reference_log_probs"], expected, rtol=1e-5, atol=1e-4)
-    now, _ = sequence_log_probs(model, batch)
+    model.train()
+    for _ in range(2):
+        asked, _ = sequence_log_probs(run.reference, batch)
+        torch.testing.assert_close(asked, expected, rtol=1e-5, atol=1e-4)
+    assert model.training
+    now, _ = sequence_log_probs(model.eval(), batch)
     assert not torch.allclose(now, expected, atol=1e-2)
 
 
