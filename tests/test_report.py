@@ -111,3 +111,28 @@ def test_a_terminal_shows_every_number_whole(
     assert "…" not in out
     assert all(f"{i}.125" in out and f"unabridged{i}" in out for i in range(5))
     assert ("before ┃" in out) == across, "a column for each run where a row for each would not fit"
+
+
+def test_a_terminal_shows_many_methods_in_parts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    made = results(forget_accuracy=[0.1, 0.2, 0.3], perplexity=[1.0, 2.0, 3.0])
+    for name in ("a", "b", "c"):
+        made["metrics"][name] = {"label": f"something-measured-of-{name}", "better": "higher", "format": ".3f"}
+    for entry in made["runs"]:
+        entry["method"] = f"{entry['method']}-with-a-long-name"
+        entry["before"] |= dict.fromkeys("abc", 0.125)
+        entry["after"] |= dict.fromkeys("abc", 0.125)
+    report.terminal(made)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("perplexity") == 2, "each part has the names"
+    assert all(f"{letter}-with-a-long-name ┃" in out for letter in "ABC")
+
+
+def test_a_curve_of_one_point_is_not_drawn() -> None:
+    made = results(forget_accuracy=[0.1], perplexity=[1.0])
+    made["runs"][0]["curve"] = made["runs"][0]["curve"][:1]
+    assert "While training" not in report.page(made)

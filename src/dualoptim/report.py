@@ -170,26 +170,47 @@ def terminal(results: Mapping[str, Any]) -> None:
 
     console = Console()
     heads, body = turned(*rows(results), width=console.width)
-    table = Table(title=f"{results['task']} · {results['model']}", title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
+    title: str | None = f"{results['task']} · {results['model']}"
+    for columns in _fitting(heads, body, console.width):
+        table = Table(title=title, title_justify="left")
+        for i in columns:
+            words = max(map(len, heads[i].split()), default=0)
+            table.add_column(heads[i], justify="right" if i else "left", no_wrap=not i, min_width=words)
+        for row in body:
+            table.add_row(*(row[i] for i in columns))
+        console.print(table)
+        title = None
     for sentence in seen(results):
         console.print(f"· {sentence}", highlight=False)
     for sentence in not_computed(results):
         console.print(f"· not computed: {sentence}", highlight=False)
 
 
-def _width(heads: Sequence[str], body: Sequence[Sequence[str]]) -> int:
-    """Characters that a terminal needs for a table, whose heads may break between words."""
+def _widths(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[int]:
+    """Characters that a terminal needs for each column of a table, whose heads may break between words."""
     columns = zip(heads, *body, strict=True)
-    return sum(max(map(len, [*head.split(), "", *cells])) + 3 for head, *cells in columns) + 1
+    return [max(map(len, [*head.split(), "", *cells])) + 3 for head, *cells in columns]
+
+
+def _width(heads: Sequence[str], body: Sequence[Sequence[str]]) -> int:
+    return sum(_widths(heads, body)) + 1
+
+
+def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of a table in parts that a terminal is wide enough for, each part with the first column."""
+    widths = _widths(heads, body)
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(heads)):
+        if len(parts[-1]) > 1 and sum(widths[j] for j in (*parts[-1], i)) + 1 > width:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def curve(results: Mapping[str, Any]) -> str:
-    """The forget/keep curve as SVG: what the task follows, over the steps."""
+    """The forget/keep curve as SVG: what the task follows, over the steps; empty where it was looked at once alone."""
+    if all(len(entry["curve"]) < 2 for entry in results["runs"]):
+        return ""
     import matplotlib
 
     matplotlib.use("svg")
