@@ -4,7 +4,7 @@
     python benchmarks/families.py --data-dir FOLDER --only safety      one of them
 
 FOLDER holds safety/, general/ and multitask/. Each family is its recipe; a seed draws the rows, the questions and the
-order. First every method is run at three learning rates on a seed that is not used again, and takes the rate at which
+order. First every method is run at the same few rates on a seed that is not used again, and takes the one at which
 its `AIMS` is highest, the 8-bit ones that of their 32-bit forms; then it is run at that rate on the other seeds. All by
 the command line into runs/families/; what is finished there is taken over. Writes benchmarks/real_world.md, safety.md
 and multitask.md, whose last chapter, what a person reads in the numbers, is kept as it is.
@@ -32,7 +32,7 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = {"real_world": [1e-5, 3e-5, 1e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [3e-5, 1e-4, 3e-4]}
+RATES = {"real_world": [1e-5, 3e-5, 1e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [1e-4, 3e-4]}
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
 READING = "\n## Reading\n"

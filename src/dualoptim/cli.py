@@ -272,13 +272,11 @@ def _evaluate(parsed: Namespace) -> None:
         print(f"Every sample: {parsed.scores}")
 
 
-_DEFAULTS = RunConfig().as_dict()
-
-
 def _evaluate_records(parsed: Namespace) -> None:
     from . import runs, tasks
 
-    unused = [key for key in (*EVALUATION_FIELDS, "base", "scores") if getattr(parsed, key) != _DEFAULTS.get(key)]
+    defaults = RunConfig().as_dict()
+    unused = [key for key in (*EVALUATION_FIELDS, "base", "scores") if getattr(parsed, key) != defaults.get(key)]
     if unused:
         raise UserError(f"--from-records reads what a run left and nothing else; leave out {', '.join(unused)}")
     name, records = runs.read_records(parsed.from_records)
@@ -310,7 +308,7 @@ def _report(parsed: Namespace) -> None:
 
     several = [runs.read_results(run) for run in parsed.runs]
     folders = [path if path.is_dir() else path.parent for path in map(Path, parsed.runs)]
-    together = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    together = Path(os.path.relpath(os.path.commonpath([folder.absolute() for folder in folders])))
     if len(several) > 1 and not parsed.out and (together / runs.RESULTS).exists():
         raise UserError(f"report: {together} has a page of its own; give --out FILE.html for this one")
     out = Path(parsed.out) if parsed.out else (together if len(several) > 1 else folders[0]) / "report.html"

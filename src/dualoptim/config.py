@@ -164,6 +164,7 @@ def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 raise ArgumentError(None, "None")
             found[name] = parser.parse_object({name: value})[name]
         except (ArgumentError, TypeError):
-            wanted = str(parameters[name].annotation)
+            annotation = parameters[name].annotation
+            wanted = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
             raise UserError(f"{what}: {name} must be {wanted}, but is {value!r}") from None
     return found
