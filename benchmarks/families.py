@@ -35,6 +35,13 @@ FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "mul
 RATES = {"real_world": [1e-5, 3e-5, 1e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [1e-4, 3e-4]}
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
+_FILES = "A seed, also that of the rates, draws rows, questions and their order from the files."
+DRAWN = {
+    "real_world": "A seed draws the answers that are trained on, sampled of the model, and their order; what is scored, "
+    "its greedy answers, is the same with all, and so rates were chosen on the questions that are reported.",
+    "safety": _FILES,
+    "multitask": _FILES,
+}
 READING = "\n## Reading\n"
 
 
@@ -166,10 +173,9 @@ def page(
         f"{family}`; the commands that it runs stand at the end.",
         "",
         f"{config['steps']} steps of {config['batch_size']} rows, {config['ratio']}, seeds "
-        f"{', '.join(map(str, seeds))}, each of which draws rows, questions and order: means, and the least and the "
-        f"greatest in brackets. Each method has the learning rate of {', '.join(f'{r:g}' for r in RATES[family])} at "
-        f"which {AIMS[family][0]} was highest on seed {TUNING_SEED}, the 8-bit methods that of their 32-bit forms. "
-        f"That seed draws rows and questions of its own, from the same files.",
+        f"{', '.join(map(str, seeds))}: means, and the least and the greatest in brackets. {DRAWN[family]} Each method "
+        f"has the learning rate of {', '.join(f'{rate:g}' for rate in RATES[family])} at which {AIMS[family][0]} was "
+        f"highest on seed {TUNING_SEED}, the 8-bit methods that of their 32-bit forms.",
         "",
         *table(results),
         "",
