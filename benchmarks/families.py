@@ -37,8 +37,9 @@ TUNING_SEED = 3
 SEEDS = [0, 1, 2]
 _FILES = "A seed, also that of the rates, draws rows, questions and their order from the files."
 DRAWN = {
-    "real_world": "A seed draws the answers that are trained on, sampled of the model, and their order. What is scored "
-    "are its greedy answers, the same with all: rates were chosen on the questions that are reported.",
+    "real_world": "A seed draws the answers that are trained on, sampled of the model, and their order. The questions "
+    "are the same with all, and the answer scored is the greedy one, or a sampled one where that was left out: rates "
+    "were chosen on the questions that are reported.",
     "safety": _FILES,
     "multitask": _FILES,
 }

@@ -135,7 +135,9 @@ def test_a_recipe_runs_on_its_architecture(
 ) -> None:
     options = ["unlearn", "--recipe", recipe, "--model", str(models / model), "--data-dir", "tofu", "--out", "out"]
     options += ["--steps", "2", "--batch-size", "4", "--curve-points", "1", "--save-model", "false"]
-    if recipe.startswith("tofu_smollm2"):  # whose model has a template of its own, and which the miniature is too small for
+    if recipe.startswith(
+        "tofu_smollm2"
+    ):  # whose model has a template of its own, and which the miniature is too small for
         options += ["--chat-template", "question_answer", "--memorise-args", '{"epochs": 1}']
         options += ["--task-args", '{"split": "forget01", "retain_rows": 2, "holdout_rows": 1}']
     assert cli.main([*options, "--dry-run"]) == 0
