@@ -69,17 +69,16 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
     Raises:
         ValueError: nothing in the batch is labelled, or the model has no such layer.
     """
-    check_layer(model, layer)
     labels = batch["labels"]
     rows, at = _predicting(labels)
     with _head_at(_head(model), labels.shape, rows[:1]):  # no logits are wanted, and one position's are the fewest
         states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
+    check_layer(layer, len(states) - 1)  # the first are the embeddings
     return states[layer + 1][rows, at].float(), rows
 
 
-def check_layer(model: nn.Module, layer: int) -> None:
-    """Refuse a layer that the model has not."""
-    count = _inner(model).config.get_text_config().num_hidden_layers
+def check_layer(layer: int, count: int) -> None:
+    """Refuse a layer that a model of `count` layers has not."""
     if layer >= count:
         raise ValueError(f"layer {layer}: the model has layers 0 to {count - 1}; choose one of them")
 
@@ -179,9 +178,9 @@ class Loss(ABC):
                 raise ValueError(f"{type(self).__name__}: {name} must be {limit}, but is {value!r}")
 
     def check(self, model: nn.Module) -> None:
-        """Refuse, by a ValueError, a model that the loss cannot be computed of."""
+        """Refuse, by a ValueError, a model of Transformers that the loss cannot be computed of."""
         if (layer := getattr(self, "layer", None)) is not None:
-            check_layer(model, layer)
+            check_layer(layer, _inner(model).config.get_text_config().num_hidden_layers)
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
