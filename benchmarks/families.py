@@ -167,6 +167,7 @@ def page(
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))
     threads = environment["threads"]
     seeds = sorted({entry["seed"] for entry in results["runs"]})
+    eight = ", the 8-bit methods that of their 32-bit forms" * any("8-bit" in e["method"] for e in results["runs"])
     lines = [
         f"# {family.replace('_', ' ').capitalize()} on SmolLM2-135M-Instruct",
         "",
@@ -177,7 +178,7 @@ def page(
         f"{config['steps']} steps of {config['batch_size']} rows, {config['ratio']}, seeds "
         f"{', '.join(map(str, seeds))}: means, and the least and the greatest in brackets. {DRAWN[family]} Each method "
         f"has the learning rate of {', '.join(f'{rate:g}' for rate in RATES[family])} at which {AIMS[family][0]} was "
-        f"highest on seed {TUNING_SEED}, the 8-bit methods that of their 32-bit forms.",
+        f"highest on seed {TUNING_SEED}{eight}.",
         "",
         *table(results),
         "",
@@ -191,6 +192,8 @@ def page(
     for method, aims in tuning.items():
         cells = [f"**{aim:.3f}**" if rate == best(aims) else f"{aim:.3f}" for rate, aim in aims.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    if left := [method for method in tuning if method in TUNED_ALONE]:
+        lines += ["", f"{', '.join(left)} was tuned and not run on the other seeds, for time."]
     if ALONE in tuning:
         lines += [
             "",
