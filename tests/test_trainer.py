@@ -72,6 +72,7 @@ def weights(of: UnlearnTrainer) -> torch.Tensor:
 
 RATIO = {"forget": 1, "retain": 2}
 RANKS = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -88,9 +89,8 @@ for name, (turns, options) in made.items():
     losses = [[entry[key] for key in sorted(entry) if "loss/" in key] for entry in run.state.log_history]
     if run.is_world_process_zero():
         torch.save((weights(run), losses), out / f"{name}-{run.args.world_size}.pt")
-    run.accelerator.wait_for_everyone()
     torch.distributed.is_initialized() and torch.distributed.barrier()
-torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order
 """
 
 
