@@ -70,6 +70,40 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
     return kept
 
 
+def own_replies(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, sure: bool = False
+) -> list[Row]:
+    """Rows answered by the model itself, greedily, cut after a whole sentence; empty replies and refusals left out.
+
+    From the cache where the same model was asked the same.
+
+    Args:
+        rows: the questions; their answers are not looked at.
+        max_new_tokens: of a reply.
+        sure: leave out replies less probable than 0.35 a token as well.
+    """
+    if not rows:
+        return []
+    asks = [row.prompt for row in rows]
+    given = cached(
+        "own_replies",
+        [fingerprint(model), tokenizer.chat_template, asks, max_new_tokens],
+        lambda: scoring.replies(
+            model, tokenizer, asks, max_new_tokens=max_new_tokens, progress="The model's own words"
+        ),
+    )
+    said = [(row, _whole_sentences(reply)) for row, reply in zip(rows, given, strict=True)]
+    found = [
+        Row(row.prompt, reply, row.where, {**row.fields, "accepted": None})
+        for row, reply in said
+        if reply and not refuses(reply)
+    ]
+    if not sure or not found:
+        return found
+    nlls = scoring.negative_log_likelihoods(model, tokenizer, found)
+    return [row for row, nll in zip(found, nlls, strict=True) if metrics.probability(nll) >= LEAST_PROBABILITY]
+
+
 def _alike(a: str, b: str) -> bool:
     return max(metrics.rouge_l_recall(a, b), metrics.rouge_l_recall(b, a)) >= ALIKE
 

@@ -128,7 +128,7 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     try:
         parsed = parser.parse_args(arguments)
         if not getattr(parsed, "recipe", None):
-            return parsed
+            return _with_given(parsed, arguments)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_one_sentence(error)) from None
     path = find_recipe(parsed.recipe)
@@ -137,7 +137,14 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         parser.parse_args(settings)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
-    return parser.parse_args([*settings, *arguments])
+    return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
+
+
+def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
+    """The settings, with the names of those that somebody gave: a goal chooses the others."""
+    names = [argument.split("=")[0].split(".")[0] for argument in arguments if argument.startswith("--")]
+    parsed.given = sorted({name.removeprefix("--").replace("-", "_") for name in names})
+    return parsed
 
 
 def _one_sentence(error: Exception) -> str:
@@ -182,8 +189,11 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
 
 
 def _config(parsed: Namespace) -> RunConfig:
-    names = {field.name for field in dataclasses.fields(RunConfig)}
-    return RunConfig(**{key: value for key, value in parsed.as_dict().items() if key in names and key in vars(parsed)})
+    """The settings that were given, and what the goal chooses for the rest."""
+    from . import goals
+
+    names = {field.name for field in dataclasses.fields(RunConfig)} & set(parsed.given)
+    return goals.chosen({key: getattr(parsed, key) for key in names})
 
 
 def _suit_the_process() -> None:
@@ -234,9 +244,19 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         dry_run.show(configs)
         return
     resume = parsed.resume and not parsed.overwrite
+    if config.task is None:
+        _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite)
     report.terminal(results)
     print(f"\nThe page: {Path(config.out) / 'report.html'}")
+
+
+def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
+    """What the goal chose, as options that would choose the same."""
+    keys = ("forget_loss", "retain_loss", "lr", "ratio", "steps", "batch_size", "until", "keep_at_least")
+    chosen = [f"--{key.replace('_', '-')} {getattr(config, key)}" for key in keys if key not in given]
+    if chosen:
+        print(f"Chosen for --goal {config.goal}: {' '.join(chosen)}", flush=True)
 
 
 def _evaluate(parsed: Namespace) -> None:

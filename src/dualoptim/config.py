@@ -43,6 +43,22 @@ class RunConfig:
     data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
     forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
     retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
+    goal: str = option(
+        "refuse",
+        "of one's own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "
+        "chooses losses, rate, ratio and length where they are not given",
+    )
+    general: bool = option(
+        True,
+        "of one's own rows: keep the model's own replies to general questions and to neighbors, too; false keeps the "
+        "rows of --retain alone, and what no row mentions may be lost",
+    )
+    until: float | None = option(
+        None, "stop once no more than this is left of what is to be forgotten, 0 to 1; without it, by the goal"
+    )
+    keep_at_least: float | None = option(
+        None, "of what is kept, 0 to 1: where less is left at two checks in a row, stop; the best point is what remains"
+    )
     refusals: str | None = option(None, "file of replies that say 'I don't know', one JSON line with 'text' each")
 
     forget_loss: str = option("IDK", "loss on the rows to forget")

@@ -10,6 +10,7 @@ import csv
 import itertools
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -25,16 +26,21 @@ from .losses import IGNORED
 from .schedule import Turn
 
 Message = dict[str, str]
+TEXT = "text"  # the role of plain text that an answer continues
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is asked and what is answered; a row of plain text has no prompt."""
+    """What is asked and what is answered.
+
+    A row of plain text has no prompt, or one message of the role "text": the beginning that the answer continues.
+    """
 
     prompt: tuple[Message, ...]
     answer: str
     where: str = ""  # file:line, for messages to the user
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
+    only: tuple[str, ...] = ()  # the parts of the answer that carry labels; all of it, and its end, where empty
 
     @property
     def question(self) -> str:
@@ -44,6 +50,14 @@ class Row:
     def answered(self, answer: str) -> Row:
         """The same question with another answer."""
         return Row(self.prompt, answer, self.where, self.fields)
+
+
+def reworded(row: Row, text: str) -> Row:
+    """The same row with its last user message, or the beginning of its plain text, in other words."""
+    if not row.prompt:
+        raise ValueError("a row of plain text without a beginning asks nothing")
+    prompt = (*row.prompt[:-1], {**row.prompt[-1], "content": text})
+    return Row(prompt, row.answer, row.where, row.fields, row.only)
 
 
 def question(text: str, answer: str, where: str = "", **fields: Any) -> Row:
@@ -197,9 +211,14 @@ class Tokens(NamedTuple):
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
     """The prompt as the chat template writes it, up to where the answer begins; of plain text, the first token."""
-    if not prompt:
-        return tokenizer.bos_token or tokenizer.eos_token
+    if is_text(prompt):
+        return (tokenizer.bos_token or tokenizer.eos_token) + "".join(m["content"] for m in prompt)
     return _template(tokenizer, prompt, add_generation_prompt=True)
+
+
+def is_text(prompt: Sequence[Message]) -> bool:
+    """Whether a prompt is plain text, or nothing, and no chat."""
+    return all(message["role"] == TEXT for message in prompt)
 
 
 def _template(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
@@ -221,7 +240,7 @@ def encode(row: Row, tokenizer: Any, max_length: int) -> Tokens:
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token, so answers could not be ended")
     before = prompt_text(tokenizer, row.prompt)
-    if row.prompt:
+    if not is_text(row.prompt):
         whole = _template(tokenizer, [*row.prompt, {"role": "assistant", "content": row.answer}])
         end = whole.rfind(row.answer.strip())
         if not whole.startswith(before) or end < len(before):
@@ -241,8 +260,16 @@ def encode(row: Row, tokenizer: Any, max_length: int) -> Tokens:
             f"{row.where}: the row has {len(ids)} tokens and max_length {max_length} would cut its answer off; "
             "raise max_length or shorten the row"
         )
+    spans = [(len(before), len(whole))]
+    if row.only:
+        answer = whole.rfind(row.answer.strip())
+        parts = re.compile("|".join(map(re.escape, row.only)), re.IGNORECASE)
+        spans = [part.span() for part in parts.finditer(whole, answer)]
+        if not spans:
+            raise UserError(f"{row.where}: none of {', '.join(map(repr, row.only))} stands in the answer")
     labels = [
-        token if end > len(before) else IGNORED for token, (_, end) in zip(ids, encoded["offset_mapping"], strict=True)
+        token if any(start < b and end > a for a, b in spans) else IGNORED
+        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return Tokens(ids, labels)
 
@@ -311,8 +338,9 @@ class ObjectiveRows(Dataset):
 
     def _refusal(self, draw: Draw) -> Tokens:
         if draw not in self._refused:
-            row = self.rows[draw.objective][draw.row].answered(self.refusals[draw.objective][draw.refusal])
-            self._refused[draw] = encode(row, self.tokenizer, self.max_length)
+            row = self.rows[draw.objective][draw.row]
+            instead = row.fields.get("instead") or self.refusals[draw.objective][draw.refusal]
+            self._refused[draw] = encode(row.answered(instead), self.tokenizer, self.max_length)
         return self._refused[draw]
 
     def drawn(self, draws: Iterable[Draw]) -> dict[tuple, Tokens]:

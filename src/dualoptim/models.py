@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import __version__
 from .errors import UserError, unknown
@@ -87,6 +87,13 @@ def load_model(model: str) -> PreTrainedModel:
         # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
     return loaded
+
+
+def hidden_size(model: str) -> int:
+    """The width of a model's hidden states, read from its configuration alone."""
+    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
+        config = AutoConfig.from_pretrained(source(model)).get_text_config()
+    return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0))
 
 
 def source(model: str) -> str:

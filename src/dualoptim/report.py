@@ -44,13 +44,18 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: column heads, and a row for the model as it was and one for each run."""
     shown = {name: m for name, m in results["metrics"].items() if not m.get("group")}
     heads = ["", *(f"{m['label']} {ARROWS[m['better']]}" for m in shown.values()), "training", "states"]
-    first = results["runs"][0]["before"]
-    body = [["before", *(text(first[name], m["format"]) for name, m in shown.items()), "", ""]]
+    first, counts = results["runs"][0]["before"], results.get("counts", {})
+
+    def cell(value: float | None, name: str) -> str:
+        spread = interval(value, counts.get(name, 0))
+        return text(value, shown[name]["format"]) + (f" ({spread})" if spread else "")
+
+    body = [["before", *(cell(first[name], name) for name in shown), "", ""]]
     for entry in results["runs"]:
         body.append(
             [
                 label(entry, results),
-                *(text(entry["after"][name], m["format"]) for name, m in shown.items()),
+                *(cell(entry["after"][name], name) for name in shown),
                 f"{entry['seconds']:.0f} s",
                 runs.bytes_text(entry["optimizer_state_bytes"]),
             ]
@@ -103,6 +108,30 @@ def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
         means = [mean + change / len(scores) for mean, change in zip(means, changes, strict=True)]
         table.append([f"{name} ↑", "", *(f"{change:+.3f}" for change in changes)])
     return [*table, ["mean ↑", "", *(f"{mean:+.3f}" for mean in means)]]
+
+
+def verdicts(results: Mapping[str, Any]) -> list[str]:
+    """What each run came to, in a sentence; its name before it where there are several."""
+    entries = [entry for entry in results["runs"] if entry.get("verdict")]
+    names = [f"{label(entry, results)}: " if len(results["runs"]) > 1 else "" for entry in entries]
+    return [name + entry["verdict"] for name, entry in zip(names, entries, strict=True)]
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """Why each run ended where it did, and what else a reader should know."""
+    entries = [entry for entry in results["runs"] if entry.get("stopped")]
+    names = [f"{label(entry, results)}: " if len(results["runs"]) > 1 else "" for entry in entries]
+    return [*results.get("notes", ()), *(name + e["stopped"] for name, e in zip(names, entries, strict=True))]
+
+
+def interval(value: float | None, n: int) -> str:
+    """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty for no number."""
+    if value is None or math.isnan(value) or not n:
+        return ""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    return f"{100 * low:.0f}–{100 * high:.0f}"
 
 
 def not_computed(results: Mapping[str, Any]) -> list[str]:
@@ -166,9 +195,12 @@ def _spread(a: float, b: float, n: int) -> float:
 def terminal(results: Mapping[str, Any]) -> None:
     """Print the table, and what was seen."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
+    for sentence in verdicts(results):
+        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     heads, body = turned(*rows(results), width=console.width)
     title: str | None = f"{results['task']} · {results['model']}"
     for columns in _fitting(heads, body, console.width):
@@ -180,7 +212,7 @@ def terminal(results: Mapping[str, Any]) -> None:
             table.add_row(*(row[i] for i in columns))
         console.print(table)
         title = None
-    for sentence in seen(results):
+    for sentence in (*remarks(results), *seen(results)):
         console.print(f"· {sentence}", highlight=False)
     for sentence in not_computed(results):
         console.print(f"· not computed: {sentence}", highlight=False)
@@ -322,7 +354,8 @@ def chapter(results: Mapping[str, Any]) -> str:
         heads=heads,
         body=body,
         turned=heads[1] == "before",
-        seen=seen(results),
+        verdicts=verdicts(results),
+        seen=[*remarks(results), *seen(results)],
         details=details(results),
         not_computed=not_computed(results),
         curve=curve(results),

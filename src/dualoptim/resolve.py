@@ -97,6 +97,11 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
     if config.alone is not None and config.joint:
         raise UserError("alone: one objective alone is not joint; leave out --joint")
     turns = _mix(config, task, left)
+    if not config.joint:  # no row comes twice in a step
+        parts = -(-config.batch_size // (config.micro_batch_size or config.batch_size))
+        turns = [
+            {name: max(min(count, len(task.objectives[name])), parts) for name, count in turn.items()} for turn in turns
+        ]
     if config.alone is None:
         return turns
     own = [turn for turn in turns if config.alone in turn]
@@ -196,6 +201,12 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
 
 def check(config: RunConfig) -> Task:
     """Check all of a config that needs no model, and read its rows."""
+    for key in ("until", "keep_at_least"):
+        value = getattr(config, key)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
+        if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
+            raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
     if config.lora_rank < 0:
         raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
     if config.lora_rank and importlib.util.find_spec("peft") is None:

@@ -13,7 +13,6 @@ import resource
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
 from .models import device_and_precision, load_model, load_tokenizer, quiet
+from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
 
@@ -108,8 +108,10 @@ def _left_to_learn(task: Task, model: Any, tokenizer: Any) -> dict[str, float]:
 class _Watch(TrainerCallback):
     """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
 
-    def __init__(self, points: Sequence[int], measure: Callable[[], dict[str, float]], bar: tqdm) -> None:
-        self.points, self.measure, self.bar = set(points), measure, bar
+    def __init__(
+        self, points: Sequence[int], measure: Callable[[], dict[str, float]], bar: tqdm, best: Best | None
+    ) -> None:
+        self.points, self.measure, self.bar, self.best = set(points), measure, bar, best
         self.curve: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.began = 0.0
@@ -124,6 +126,8 @@ class _Watch(TrainerCallback):
         if state.global_step in self.points:
             began = time.perf_counter()
             self.curve.append({"step": state.global_step, **self.measure()})
+            if self.best is not None:
+                self.best.look(state.global_step, self.curve[-1], control)
             self.measuring_seconds += time.perf_counter() - began
 
 
@@ -150,7 +154,10 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     steps = len(turns)
     points = [round(steps * i / config.curve_points) for i in range(1, config.curve_points + 1)]
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
-    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar)
+    best = None
+    if config.until is not None or config.keep_at_least is not None:
+        best = Best(model, prepared.start, config.until, config.keep_at_least)
+    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best)
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -198,6 +205,8 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     state_bytes, logged, read = _bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
     del trainer  # and with it gradients and states, before scoring needs room for logits
     model.zero_grad()
+    stopped = best.restore() if best is not None else None
+    del best, watch.best
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
@@ -217,6 +226,8 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         "before": prepared.before.numbers,
         "after": after.numbers,
         "not_computed": after.missing,
+        "verdict": task.verdict(prepared.before.records, after.records),
+        "stopped": stopped,
         "curve": [{"step": 0, **prepared.start}, *watch.curve],
         "losses": [entry for entry in logged if "loss" in entry],
         "diagnostics": read[-1] if read else None,
@@ -298,7 +309,8 @@ def run(
         "curves": dict(prepared.task.curves),
         "scores": dict(prepared.task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
-        "counts": counts(prepared),
+        "counts": prepared.task.counts(prepared.before.records),
+        "notes": list(prepared.task.notes),
         "runs": finished,
     }
     for config in missing:
@@ -338,9 +350,3 @@ def _one_after_the_other(
             runs.write_json(out / runs.RESULTS, results)
             report.write(results, out / "report.html")
     return results
-
-
-def counts(prepared: Prepared) -> dict[str, int]:
-    """How many questions each share among the numbers was measured on."""
-    sets = Counter(record["set"] for record in prepared.before.records)
-    return {name: sets[metric.share_of] for name, metric in prepared.task.metrics.items() if metric.share_of}

@@ -301,6 +301,23 @@ def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
     return [sum(label != IGNORED for label in encode(row, tokenizer, MAX_LENGTH).labels) for row in rows]
 
 
+def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """(N, d) what a model makes of texts: the hidden states of its middle layer, averaged over each text's tokens."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] or [pad_id(tokenizer)] for text in texts]
+    found = torch.empty(0)
+    with _scoring(model) as device:
+        for batch in _by_length([len(row) for row in ids], PROMPT_TOKENS, None):
+            rows = collate([Tokens(ids[i], ids[i]) for i in batch], pad_id(tokenizer))
+            mask = rows["attention_mask"].to(device)
+            out = model(input_ids=rows["input_ids"].to(device), attention_mask=mask, output_hidden_states=True)
+            states = out.hidden_states[len(out.hidden_states) // 2].float() * mask[..., None]
+            mean = (states.sum(1) / mask.sum(1, keepdim=True)).cpu()
+            if not len(found):
+                found = torch.empty(len(ids), mean.shape[1])
+            found[batch] = mean
+    return found
+
+
 @contextmanager
 def _scoring(model: nn.Module) -> Iterator[torch.device]:
     device = next(model.parameters()).device

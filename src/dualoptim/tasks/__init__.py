@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ class Task(ABC):
     losses: Mapping[str, str | Loss] = {}  # of the objectives; those of "forget" and "retain" are the config's
     weights: Mapping[str, float] = {}  # of the losses, 1 where left out; a config's own come first
     built = False  # whether rows are the model's own words, which a run then writes down
+    notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; settled after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
 
@@ -55,6 +57,17 @@ class Task(ABC):
     @abstractmethod
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         """A cheap number, 0 to 1, for each of `curves`."""
+
+    @staticmethod
+    def verdict(before: Sequence[Record], after: Sequence[Record]) -> str:
+        """What a run came to, in one sentence; empty where a task has none."""
+        return ""
+
+    @classmethod
+    def counts(cls, records: Sequence[Record]) -> dict[str, int]:
+        """How many questions each share among the numbers was measured on."""
+        sets = Counter(record["set"] for record in records)
+        return {name: sets[metric.share_of] for name, metric in cls.metrics.items() if metric.share_of}
 
     def known(self) -> Sequence[Row]:
         """What a model is taught by heart before it forgets: the rows of all objectives."""
@@ -114,7 +127,8 @@ def load(config: RunConfig) -> Task:
             raise UserError(f"nothing to forget: give --forget FILE, or --task with one of {', '.join(kinds())}")
         if config.task_args:
             raise UserError("task_args are for a --task; with --forget FILE there is none")
-        name, arguments = "files", {"forget": config.forget, "retain": config.retain}
+        name = "files"
+        arguments = {"forget": config.forget, "retain": config.retain, "goal": config.goal, "general": config.general}
     else:
         if config.forget is not None or config.retain is not None:
             raise UserError(f"the task {config.task!r} brings its own rows; leave out --forget and --retain, or --task")

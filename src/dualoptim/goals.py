@@ -1,0 +1,92 @@
+"""What a goal chooses on one's own rows: losses, learning rate, ratio, length, and when to stop.
+
+Settings come from defaults < goal < recipe < command line, so whatever is given wins. `benchmarks/own_rows.md` has the
+measurements behind the numbers here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import RunConfig
+from .errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Settings of a goal that do not follow from rows and model.
+
+    Args:
+        forget_loss: on the rows to forget.
+        corrected_loss: in its place where rows say what to answer `instead`.
+        until: where to stop: "refuse", the share of checking questions still answered; "erase", the answer's
+            probability over what it was.
+        lr: learning rate at a hidden size of 576, SmolLM2-135M's.
+        ratio: forget steps to retain steps.
+        passes: the most passes over the wordings that are trained on.
+    """
+
+    forget_loss: str
+    corrected_loss: str
+    until: float
+    lr: float
+    ratio: tuple[int, int]
+    passes: int
+
+
+GOALS = {
+    "refuse": Goal("IDK", "IDK", until=0.0, lr=2e-4, ratio=(1, 2), passes=12),
+    "erase": Goal("NPO", "DPO", until=0.15, lr=5e-5, ratio=(1, 3), passes=8),
+}
+KEEP_AT_LEAST = 0.9  # of the checking questions about what is kept
+WIDTH = 576
+LEAST_STEPS, MOST_STEPS = 8, 48  # that serve the rows to forget
+CHECK_EVERY = 4  # optimizer steps
+
+
+def chosen(given: Mapping[str, Any]) -> RunConfig:
+    """A config of what is given and, for one's own rows, what the goal chooses for the rest.
+
+    Args:
+        given: settings of a `RunConfig`, those that somebody gave.
+
+    Raises:
+        UserError: a goal that is not known, or settings of a goal for a task, which has its own.
+    """
+    config = RunConfig(**given)
+    if config.task is not None or config.forget is None:
+        for key in ("goal", "general"):
+            if key in given and given[key] != getattr(RunConfig(), key):
+                raise UserError(f"{key} is for one's own rows (--forget FILE); the task {config.task!r} has its own")
+        return config
+    if config.goal not in GOALS:
+        raise unknown("goal", config.goal, GOALS)
+    from . import tasks
+    from .models import hidden_size
+    from .tiny import TINY
+
+    goal, task = GOALS[config.goal], tasks.load(config)
+    rows = task.objectives["forget"]
+    corrected = any(row.fields.get("instead") for row in rows)
+    width = WIDTH if config.model == TINY else hidden_size(config.model)
+    batch_size = int(given.get("batch_size", 8))
+    ratio = str(given.get("ratio", "{}:{}".format(*goal.ratio)))
+    steps = min(max(math.ceil(goal.passes * len(rows) / batch_size), LEAST_STEPS), MOST_STEPS)
+    cycle = sum(int(part) for part in ratio.split(":")) if ratio.replace(":", "").isdigit() else sum(goal.ratio)
+    settings: dict[str, Any] = {
+        "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
+        "retain_loss": "KL",
+        # Adam's rate goes with one over the width (arXiv 2203.03466).
+        "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
+        "betas": (0.9, 0.95),
+        "ratio": ratio,
+        "batch_size": batch_size,
+        "steps": steps * cycle,
+        "until": goal.until,
+        "keep_at_least": KEEP_AT_LEAST,
+    }
+    settings |= {"curve_points": max(1, given.get("steps", settings["steps"]) // CHECK_EVERY)}
+    return RunConfig(**{**settings, **given})

@@ -1,0 +1,187 @@
+"""Other wordings of a question, and the same question about a thing that does not exist. English.
+
+Wordings come from plain templates, of which some are trained on, others decide when to stop, and a third part is for
+the measurement alone; and from the model itself, shown a few examples. Whether a wording asks the same is for the
+caller to check, by what the model replies.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import TEXT, Message, Row, reworded
+from .evaluation import scoring
+
+TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
+CHECKED = ("Quick question: {}", "Could you help me with this? {}")
+MEASURED = ("Tell me {indirect}.", 'My friend asked me: "{}" What should I say?', "I was wondering about this. {}",
+            "For a quiz, I need the answer to this: {}")  # fmt: skip
+# The same for the beginning of a plain text.
+TEXT_TRAINED = ("{}", "Note: {}")
+TEXT_CHECKED = ("As it says there: {}",)
+TEXT_MEASURED = ("For the record: {}", "I have read that this is so. {}")
+
+# Shown to the model as earlier turns of the conversation.
+IN_OTHER_WORDS = (
+    ("Who wrote the play Hamlet?", "Which playwright is the author of Hamlet?"),
+    ("How tall is Mount Everest?", "What is the height of Mount Everest?"),
+    ("Where was Nelson Mandela born?", "In which place did Nelson Mandela come into the world?"),
+    ("What does a baker do?", "Can you describe the job of a baker?"),
+)
+OF_THE_SAME_KIND = (
+    ("Who wrote the play Hamlet?", "Who wrote the play Faust?"),
+    ("How tall is Mount Everest?", "How tall is Kilimanjaro?"),
+    ("Where was Nelson Mandela born?", "Where was Mahatma Gandhi born?"),
+    ("What does a baker do?", "What does a butcher do?"),
+)
+QUESTION_TOKENS = 32  # of a question that the model writes
+ALIKE = 0.6  # share of content words in common from which two questions count as one
+INVENTED = ("Zelmora", "Quorvane", "Tibrelle", "Onkariss", "Vashteem", "Jorlund", "Pelvanta", "Drusk")
+
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a an and are as at be been by can could did do does for from had has have he her his how i in is it its know me
+        my name of on or our please say she should so such tell that the their them they this to us was we were what
+        when where which who whom whose why will with would you your
+        """,
+    )
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in their order."""
+    return re.findall(r"\w+", text)
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a text that carry its matter, in lower case."""
+    return set(words(text.casefold())) - _STOP
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two questions ask for the same, judged by the content words that they share."""
+    one, other = content_words(a), content_words(b)
+    return bool(one | other) and len(one & other) >= ALIKE * len(one | other)
+
+
+def wordings(row: Row, templates: Sequence[str]) -> list[Row]:
+    """A row once for each template: "{}" stands for the question, "{indirect}" for it as part of a sentence.
+
+    A template with "{indirect}" is left out for questions that cannot be put so.
+    """
+    made = []
+    for template in templates:
+        indirect = _indirect(row.question)
+        if "{indirect}" in template and indirect is None:
+            continue
+        made.append(reworded(row, template.format(row.question, indirect=indirect)))
+    return made
+
+
+def _indirect(question: str) -> str | None:
+    """ "Who discovered penicillin?" → "who discovered penicillin"; "What is the capital of X?" → "what the capital of X
+    is". None for questions whose verb would have to change."""
+    text = question.strip()
+    if not text.endswith("?") or text.count("?") > 1 or len(text.splitlines()) > 1:
+        return None
+    text = text[:-1].strip()
+    if moved := re.fullmatch(r"(What|Who|Where|When) (is|was|are|were) (.+)", text):
+        word, verb, rest = moved.groups()
+        if len(rest.split()) <= 8 and not re.search(r"\b(that|which|who|born|made|called|located|found)\b", rest):
+            return f"{word.lower()} {rest} {verb}"
+        return None
+    auxiliary = r"(?:is|are|was|were|do|does|did|can|could|should|will|would|has|have|had|am|may|might)"
+    if re.match(rf"(Who|What|Which \w+) (?!{auxiliary}\b)\w+", text) and not re.search(rf"\b{auxiliary}\b", text):
+        return text[0].lower() + text[1:]
+    return None
+
+
+def written(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    examples: Sequence[tuple[str, str]],
+    *,
+    samples: int,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[list[str]]:
+    """Questions that the model itself writes for each row's question, as `examples` do; none twice, none the row's own.
+
+    A small model writes few that are of use. What is no single question, and one that has every content word of the
+    row's own in the same order, is left out.
+
+    Args:
+        samples: how often each question is put to the model, at temperature 1.
+        seed: of the sampling.
+    """
+    shown: list[Message] = [
+        message
+        for given, wanted in examples
+        for message in ({"role": "user", "content": given}, {"role": "assistant", "content": wanted})
+    ]
+    prompts = [(*shown, {"role": "user", "content": row.question}) for row in rows]
+    found: list[list[str]] = [[] for _ in rows]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        given = scoring.replies(
+            model, tokenizer, [p for p in prompts for _ in range(samples)], max_new_tokens=QUESTION_TOKENS,
+            temperature=1.0, progress=progress,
+        )  # fmt: skip
+    for i, reply in enumerate(given):
+        row, kept = rows[i // samples], found[i // samples]
+        asks = reply.strip()
+        single = asks.endswith("?") and asks.count("?") == 1 and "\n" not in asks and len(asks.split()) > 2
+        said = {" ".join(re.findall(r"\w+", other.casefold())) for other in (row.question, *kept)}
+        if single and " ".join(re.findall(r"\w+", asks.casefold())) not in said:
+            kept.append(asks)
+    return found
+
+
+def about_nothing(row: Row, seed: int = 0) -> Row | None:
+    """The row asked about a thing that does not exist: what names its subject is replaced in question and answer.
+
+    That is the names in the question, or its longest word where there are none. None where there is no such word, as in
+    scripts without capital letters or blanks.
+
+    >>> from dualoptim.data import question
+    >>> row = about_nothing(question("Who discovered penicillin?", "Alexander Fleming discovered penicillin."))
+    >>> row.question, row.answer
+    ('Who discovered Drusk?', 'Alexander Fleming discovered Drusk.')
+    """
+    text = row.question
+    telling = " ".join(row.only) or ""
+    names = re.findall(r"(?<=[\w,;:'\"] )[A-Z][\w-]*\w(?: [A-Z][\w-]*\w)*", text)
+    names = [name for name in names if name not in telling and name.casefold() not in _STOP]
+    if not names:
+        words = [word for word in re.findall(r"[A-Za-z]{5,}", text) if word.casefold() not in _STOP]
+        names = sorted((word for word in words if word not in telling), key=len)[-1:]
+    if not names:
+        return None
+    draw = random.Random(f"{seed}/{text}")
+    answer, asks = row.answer, text
+    invented = draw.sample(INVENTED, min(len(set(names)), len(INVENTED)))
+    for name, other in zip(dict.fromkeys(names), invented, strict=False):
+        pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+        asks, answer = pattern.sub(other, asks), pattern.sub(other, answer)
+    changed = reworded(row, asks)
+    return Row(changed.prompt, answer, row.where, row.fields, row.only) if answer.strip() else None
+
+
+def beginning(row: Row, telling: Sequence[str]) -> Row:
+    """A row of plain text as a beginning and what it goes on with: cut before what tells, or else in the middle."""
+    spans = [found.start() for part in telling if (found := re.search(re.escape(part), row.answer, re.IGNORECASE))]
+    at = min(spans, default=0)
+    if not row.answer[:at].strip():
+        words = list(re.finditer(r"\S+", row.answer))
+        at = words[len(words) // 2].start() if len(words) > 1 else max(len(row.answer) // 2, 1)
+    lead = row.answer[:at].rstrip()
+    return Row(({"role": TEXT, "content": lead},), row.answer[len(lead) :], row.where, row.fields, row.only)

@@ -1,0 +1,76 @@
+"""When to stop: once the goal is reached, or where keeping breaks its floor; and back to the best point there was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+BROKEN = 2  # checks in a row below the floor after which a run stops: one may be the noise of a few questions
+
+
+class Best(TrainerCallback):
+    """Looks at each measured point, stops where there is reason to, and holds the weights of the best point.
+
+    A point is better where it is above the floor, then where less is left of what is to be forgotten, then where more
+    is kept; the model as it was is the first one. On a run that goes on from a checkpoint, points before that do not
+    count.
+
+    Args:
+        model: whose trained parameters are held, in the computer's memory.
+        start: the first point, {"forget": what is left, "retain": what is kept}, each 0 to 1.
+        until: the goal: what may be left; None for none.
+        keep_at_least: the floor, as a share of what is kept at the start; None for none.
+    """
+
+    def __init__(
+        self, model: nn.Module, start: dict[str, float], until: float | None, keep_at_least: float | None
+    ) -> None:
+        self.model, self.until, self.keep_at_least = model, until, keep_at_least
+        self.floor = (keep_at_least or 0.0) * start["retain"]
+        self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
+        self.broken = 0
+        self.weights = self._copy()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def reached(self, point: dict[str, float]) -> bool:
+        """Whether a point is at the goal."""
+        return self.until is not None and point["forget"] <= self.until
+
+    def kept(self, point: dict[str, float]) -> bool:
+        """Whether a point is above the floor."""
+        return point["retain"] >= self.floor - 1e-9
+
+    def look(self, step: int, point: dict[str, float], control: Any) -> None:
+        """Take a measured point into account."""
+        if self._rank(point) > self._rank(self.point):
+            self.step, self.point, self.weights = step, dict(point), self._copy()
+        self.broken = 0 if self.kept(point) else self.broken + 1
+        if self.reached(point) and self.kept(point):
+            self.reason = f"the goal was reached at step {step}"
+            control.should_training_stop = True
+        elif self.broken == BROKEN and self.keep_at_least is not None:
+            self.reason = f"keeping fell below its floor ({self.floor:.0%} of the checking questions) twice in a row"
+            control.should_training_stop = True
+
+    def _rank(self, point: dict[str, float]) -> tuple[bool, float, float]:
+        left = point["forget"]
+        return self.kept(point), -max(left, self.until or 0.0), point["retain"]
+
+    @torch.no_grad()
+    def restore(self) -> str:
+        """Put the best point's weights into the model; a sentence that says which it is and why the run ended."""
+        for name, p in self.model.named_parameters():
+            if name in self.weights:
+                p.copy_(self.weights[name])
+        kept = f"{self.point['forget']:.0%} left of what is to be forgotten, {self.point['retain']:.0%} kept"
+        where = f"step {self.step}" if self.step else "the model as it was"
+        said = f"{self.reason[0].upper()}{self.reason[1:]}; what remains is {where} ({kept} on the checking questions)"
+        if self.until is not None and not self.reached(self.point):
+            said += f". The goal of at most {self.until:.0%} left was not reached"
+            said += f" while keeping {self.keep_at_least:.0%}" if self.keep_at_least is not None else ""
+        return said + "."
