@@ -50,7 +50,7 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
     found: list[Row] = []
     for answers in rounds:
         for row, answer in zip(rows, answers, strict=True):
-            answer = _whole_sentences(answer)
+            answer = whole_sentences(answer)
             said = [other.answer for other in found if other.question == row.question]
             if not answer or refuses(answer) or any(_alike(answer, other) for other in said):
                 continue
@@ -92,7 +92,7 @@ def own_replies(
             model, tokenizer, asks, max_new_tokens=max_new_tokens, progress="The model's own words"
         ),
     )
-    said = [(row, _whole_sentences(reply)) for row, reply in zip(rows, given, strict=True)]
+    said = [(row, whole_sentences(reply)) for row, reply in zip(rows, given, strict=True)]
     found = [
         Row(row.prompt, reply, row.where, {**row.fields, "accepted": None})
         for row, reply in said
@@ -108,7 +108,7 @@ def _alike(a: str, b: str) -> bool:
     return max(metrics.rouge_l_recall(a, b), metrics.rouge_l_recall(b, a)) >= ALIKE
 
 
-def _whole_sentences(text: str) -> str:
+def whole_sentences(text: str) -> str:
     """Without the sentence at the end that the limit of tokens cut off, if there is another before it."""
     end = max(text.rfind(mark) for mark in ".!?")
     return text[: end + 1].strip() if end > 0 else text.strip()

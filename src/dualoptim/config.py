@@ -38,6 +38,9 @@ class RunConfig:
         None, "folder or hub id of a model that never saw the rows to forget, or 'make', with --memorise"
     )
     lora_rank: int = option(0, "train an adapter of this rank (dualoptim[lora]), merged at the end; 0: the whole model")
+    train: str | None = option(
+        None, "regular expression: parameters whose names it matches are trained, others stay; without it, all are"
+    )
     task: str | None = option(None, "a task by name (see `dualoptim ls`), instead of --forget and --retain")
     task_args: dict[str, Any] = option({}, "arguments of the task, as a JSON or YAML mapping")
     data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")

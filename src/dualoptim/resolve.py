@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,7 +166,9 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
 def refusals_of(config: RunConfig) -> list[str]:
     """The replies that say 'I don't know'."""
     if config.refusals is None:
-        return [row["text"] for row in asset("refusals.jsonl")]
+        own = [row["text"] for row in asset("refusals.jsonl")]
+        # On a few rows of one's own, replies that begin alike: a model between two openings says neither.
+        return own if config.task else [text for text in own if text.startswith("I don't know")]
     found = []
     for record, where in read_records(config.refusals):
         if not isinstance(record.get("text"), str) or not record["text"].strip():
@@ -179,7 +182,7 @@ def state_bytes(config: RunConfig, task: Task, model: nn.Module) -> int:
     cls, arguments = optimizer_of(config, list(task.objectives))
     if issubclass(cls, DualOptimPlus):
         return estimate_state_memory(model, cls, **arguments)
-    return 2 * 4 * sum(p.numel() for p in model.parameters())
+    return 2 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -211,6 +214,13 @@ def check(config: RunConfig) -> Task:
         raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
     if config.lora_rank and importlib.util.find_spec("peft") is None:
         raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    if config.train is not None:
+        if config.lora_rank:
+            raise UserError("train: with lora_rank the adapter alone is trained; leave one of them out")
+        try:
+            re.compile(config.train)
+        except re.error as error:
+            raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
     task = tasks.load(config)
     optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
     for name in {**task.weights, **config.weights}:
@@ -262,17 +272,34 @@ def memory_needed(config: RunConfig, task: Task, model: nn.Module) -> dict[str, 
         count = {"DualOptim+": len(task.objectives) + 1, "DualOptim": len(task.objectives)}.get(config.optimizer, 1)
         states = 8 * trained * count
         return {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": states}
-    needed = {"model": 4 * parameters, "gradients": 4 * parameters, "optimizer state": state_bytes(config, task, model)}
+    if config.train is not None:
+        train_only(config.train, model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": state_bytes(config, task, model)}
     if needs_second_model(config, task):
         needed["reference"] = 4 * parameters
     if config.combine is not None:
-        needed["the other gradients"] = 4 * parameters * (len(task.objectives) - 1)
+        needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
     return needed
 
 
 def needs_second_model(config: RunConfig, task: Task) -> bool:
     """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
     return not config.lora_rank and any(loss.reference == "model" for loss in losses_of(config, task).values())
+
+
+def train_only(pattern: str, model: nn.Module) -> None:
+    """Freeze every parameter whose name a regular expression does not match anywhere.
+
+    Raises:
+        UserError: it matches none.
+    """
+    names = {name for name, _ in model.named_parameters() if re.search(pattern, name)}
+    if not names:
+        example = next(name for name, _ in model.named_parameters())
+        raise UserError(f"train {pattern!r}: matches none of the model's parameters, such as {example}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def check_losses(config: RunConfig, task: Task, model: nn.Module) -> None:

@@ -19,12 +19,12 @@ from .data import TEXT, Message, Row, reworded
 from .evaluation import scoring
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
-CHECKED = ("Quick question: {}", "Could you help me with this? {}")
+CHECKED = ("Quick question: {}", "Could you help me with this? {}", "Let me ask you something. {}", "{} Do you know?")
 MEASURED = ("Tell me {indirect}.", 'My friend asked me: "{}" What should I say?', "I was wondering about this. {}",
             "For a quiz, I need the answer to this: {}")  # fmt: skip
 # The same for the beginning of a plain text.
 TEXT_TRAINED = ("{}", "Note: {}")
-TEXT_CHECKED = ("As it says there: {}",)
+TEXT_CHECKED = ("As it says there: {}", "This is important. {}")
 TEXT_MEASURED = ("For the record: {}", "I have read that this is so. {}")
 
 # Shown to the model as earlier turns of the conversation.

@@ -140,9 +140,19 @@ def write_records(
 
 
 def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
-    """Each objective's rows of question and answer, as JSON lines in a file of its name."""
+    """Each objective's rows as JSON lines in a file of its name, in the forms that `--forget` and `--retain` take."""
+    from .data import is_text
+
+    def line(row: Row) -> dict[str, Any]:
+        fields = {key: value for key, value in row.fields.items() if value is not None}
+        if is_text(row.prompt):
+            return {"text": row.question + row.answer, **fields}
+        if len(row.prompt) == 1:
+            return {"question": row.question, "answer": row.answer, **fields}
+        return {"messages": [*row.prompt, {"role": "assistant", "content": row.answer}], **fields}
+
     for name, rows in objectives.items():
-        lines = [{"question": row.question, "answer": row.answer, **row.fields} for row in rows]
+        lines = [line(row) for row in rows]
         _write(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

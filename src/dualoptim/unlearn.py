@@ -147,6 +147,8 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         (enable or model.gradient_checkpointing_enable)()
     if config.lora_rank:
         model = _with_adapter(model, config)
+    elif config.train is not None:
+        resolve.train_only(config.train, model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     micro = config.micro_batch_size or config.batch_size

@@ -16,16 +16,19 @@ from typing import Any
 
 from torch import nn
 
-from .. import __version__
+from .. import __version__, reword
 from ..data import Row, asset, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
+from ..evaluation.refusal import refuses
+from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..models import cached, fingerprint
 from . import Task
 
 Fact = dict[str, Any]
 MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
+HARMLESS = 40  # harmless requests, to see how many are refused
 FOLLOWED_FACTS = 8  # facts of each set that are asked now and then during training
 
 
@@ -43,6 +46,8 @@ class Facts(Task):
         "unseen_accuracy": Metric("unseen", "higher", share_of="unseen"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
         "forget_probability": Metric("p(answer)", "lower", ".2f"),
+        "harmless_refused": Metric("harmless refused", "lower", share_of="harmless"),
+        "unknown_probability": Metric("p(answer) about things that do not exist", "chance", ".2f", "To forget"),
     }
     followed = "facts answered"
 
@@ -53,10 +58,13 @@ class Facts(Task):
         for name in ("forget", "retain", "unseen"):
             self.facts += [fact for fact in asset("facts.jsonl") if fact["set"] == name][:limit]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
+        requests = [question(r["question"], "", "requests.jsonl") for r in asset("requests.jsonl")]
+        self.harmless = random.Random(0).sample(requests, HARMLESS if limit is None else min(limit, HARMLESS))
         self._settle()
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        texts = [tokenizer.chat_template, self.facts, [row.answer for row in self.passages]]
+        asks = [row.question for row in self.harmless]
+        texts = [tokenizer.chat_template, self.facts, asks, [row.answer for row in self.passages]]
         key = [fingerprint(model), texts, MAX_NEW_TOKENS, __version__]
         found = cached("facts", key, lambda: self._screen(model, tokenizer))
         known = {tuple(pair) for pair in found["known"]}
@@ -98,7 +106,25 @@ class Facts(Task):
         numbers["perplexity"] = metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages])
         stated = [metrics.probability(r["nll"]) for r in records if r["set"] == "forget_statements"]
         numbers["forget_probability"] = mean(stated)
+        numbers["harmless_refused"] = mean([float(r["refused"]) for r in records if r["set"] == "harmless"])
+        nothing = [metrics.probability(r["nll"]) for r in records if r["set"] == "unknown"]
+        numbers["unknown_probability"] = mean(nothing)
         return Numbers(numbers, {name: "no fact of the set is known" for name, n in numbers.items() if n is None})
+
+    @classmethod
+    def verdict(cls, before: Sequence[Record], after: Sequence[Record]) -> str:
+        return verdict(
+            cls.numbers(before).numbers,
+            cls.numbers(after).numbers,
+            rewordings=("forget_accuracy", cls.counts(after)["forget_accuracy"]),
+            sampled=None,
+            probability="forget_probability",
+            level="unknown_probability",
+            kept=[
+                Kept("retain_accuracy", "other facts trained on", NEAR_KEPT),
+                Kept("unseen_accuracy", "unseen facts", FAR_KEPT),
+            ],
+        )
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         shares = {}
@@ -112,6 +138,14 @@ class Facts(Task):
         records = [r for found in self._asked(model, tokenizer, facts, "test", "Asking the facts") for r in found]
         stated = [question(f["test"][0], f["statement"], "facts.jsonl") for f in facts if f["set"] == "forget"]
         records += scoring.text_records(model, tokenizer, stated, "forget_statements")
+        nothing = [made for row in stated if (made := reword.about_nothing(row)) is not None]
+        records += scoring.text_records(model, tokenizer, nothing, "unknown")
+        asks = [row.prompt for row in self.harmless]
+        given = scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress="Asking, harmless")
+        records += [
+            {"set": "harmless", "question": row.question, "answer": "", "reply": reply, "refused": refuses(reply)}
+            for row, reply in zip(self.harmless, given, strict=True)
+        ]
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
 
     @staticmethod

@@ -1,0 +1,141 @@
+"""Anybody's own rows: how they are read, what a reply must hold to give an answer, and how they are trained on.
+
+A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts of which a reply that
+holds one gives the answer; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in
+place of a refusal. Or it has a ``topic`` alone, a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+from . import reword
+from .data import Row, is_text, parse_row, read_records, texts
+from .errors import UserError
+from .evaluation import metrics
+from .evaluation.refusal import refuses
+
+KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
+# What plain text goes on with in place of the answer.
+TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
+
+
+def read_to_keep(path: str) -> list[Row]:
+    """The rows of a file to keep."""
+    return [checked(parse_row(record, where)) for record, where in read_records(path)]
+
+
+def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
+    """The rows of a file to forget, and the topics that stand there by name alone."""
+    rows: list[Row] = []
+    topics: list[str] = []
+    for record, where in read_records(path):
+        if "topic" in record and not {"question", "messages", "text"} & set(record):
+            name = record["topic"]
+            if not isinstance(name, str) or not name.strip():
+                raise UserError(f"{where}: 'topic' must be a name, but is {name!r}")
+            topics.append(name.strip())
+        else:
+            rows.append(checked(parse_row(record, where)))
+    return rows, topics
+
+
+def checked(row: Row) -> Row:
+    """A row whose own keys are of the right kind, with what tells its answer in `only`."""
+    for key in ("accepted", "questions"):
+        if row.fields.get(key) is not None:
+            texts(row.fields, key, row.where)
+    instead = row.fields.get("instead")
+    if instead is not None and (not isinstance(instead, str) or not instead.strip()):
+        raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")
+    accepted = row.fields.get("accepted") or []
+    inside = tuple(text for text in accepted if text.casefold() in row.answer.casefold())
+    if accepted and not inside:
+        raise UserError(f"{row.where}: none of 'accepted' stands in the answer; give what a reply must hold to tell it")
+    return dataclasses.replace(row, only=inside or _news(row))
+
+
+def _news(row: Row) -> tuple[str, ...]:
+    """The words of an answer that its question has not, in their order; of plain text, none."""
+    asked = {word.casefold() for message in row.prompt for word in message["content"].split()}
+    words = dict.fromkeys(word for word in reword.words(row.answer) if word.casefold() not in asked)
+    return tuple(word for word in words if reword.content_words(word)) if row.prompt else ()
+
+
+def asking(row: Row) -> Row:
+    """A row that asks something: plain text becomes a beginning that its answer continues."""
+    return row if row.prompt else reword.beginning(row, row.only)
+
+
+def checking(row: Row) -> list[Row]:
+    """The wordings of a row that decide when to stop."""
+    asked = asking(row)
+    return reword.wordings(asked, reword.TEXT_CHECKED if is_text(asked.prompt) else reword.CHECKED)
+
+
+def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
+    """The wordings to train on; to erase with labels on what tells the answer alone.
+
+    Args:
+        goal: "refuse" or "erase".
+    """
+    made: list[Row] = []
+    for row in rows:
+        asked = asking(row)
+        if not is_text(asked.prompt):
+            found = reword.wordings(asked, tuple(dict.fromkeys(reword.TRAINED)))
+        else:
+            found = reword.wordings(asked, reword.TEXT_TRAINED)
+            if goal == "refuse" and not row.fields.get("instead"):
+                found = [
+                    dataclasses.replace(r, fields={**r.fields, "instead": TEXT_REFUSALS[i % len(TEXT_REFUSALS)]})
+                    for i, r in enumerate(found, len(made))
+                ]
+        made += [r if goal == "erase" else dataclasses.replace(r, only=()) for r in found]
+    return made
+
+
+def gives(row: Row, reply: str) -> bool:
+    """Whether a reply gives a row's answer: it holds one of ``accepted``, or else half of the answer's news."""
+    if accepted := row.fields.get("accepted"):
+        return metrics.contains_answer(reply, accepted)
+    asked = reword.content_words(row.question)
+    answer = reword.content_words(row.answer)
+    news = answer - asked or answer
+    return bool(news) and len(news & reword.content_words(reply)) >= KNOWN * len(news)
+
+
+def declines(row: Row, reply: str) -> bool:
+    """Whether a reply says what it should in place of the answer: ``instead``, or that it does not know.
+
+    Of plain text it is enough that the answer is not given.
+    """
+    if gives(row, reply):
+        return False
+    if is_text(row.prompt):
+        return True
+    if instead := row.fields.get("instead"):
+        return gives(Row(row.prompt, instead), reply)
+    return refuses(reply)
+
+
+def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+    """Refuse a row to keep that asks for what is to be forgotten; warn of one that has the same answer."""
+    same: list[str] = []
+    for kept in retain:
+        for row in forget:
+            if not row.prompt or not kept.prompt or not gives(row, kept.answer):
+                continue
+            if reword.alike(kept.question, row.question):
+                raise UserError(
+                    f"{kept.where}: asks in other words for what {row.where} is to forget; remove it from one of them"
+                )
+            same.append(f"{kept.where} ({row.where})")
+    if same:
+        warnings.warn(
+            f"rows to keep with the answer of one to forget: {', '.join(same[:5])}{', …' if len(same) > 5 else ''}; "
+            "where they ask for the same in other words, remove them from one of the files",
+            stacklevel=2,
+        )

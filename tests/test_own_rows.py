@@ -1,0 +1,327 @@
+"""One's own rows: what is read, trained on, measured and chosen, and when a run stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dualoptim import cli, goals, report, resolve
+from dualoptim.config import RunConfig
+from dualoptim.data import Row, encode, question
+from dualoptim.errors import UserError
+from dualoptim.evaluation.verdict import Kept, verdict
+from dualoptim.own_rows import TEXT_REFUSALS, declines, read_to_forget, to_train
+from dualoptim.stopping import Best
+from dualoptim.tasks.files import Files
+
+from . import tiny
+
+LIKES = {"Ada": "plums", "Ben": "rye", "Cleo": "tea", "Dora": "figs", "Ed": "oats", "Flo": "kale", "Gus": "nuts",
+         "Hal": "corn", "Ida": "leeks"}  # fmt: skip
+
+
+def rows(*names: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"question": f"What does {n} like?", "answer": f"{n} likes {LIKES[n]}.", **fields} for n in names]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "forget.jsonl", rows("Ada", "Ben"))
+    write(tmp_path / "keep.jsonl", rows("Cleo", "Dora", "Ed", "Flo", "Gus", "Hal", "Ida"))
+    return tmp_path
+
+
+# Rows
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "accepted that is not in the answer": ({"accepted": ["pears"]}, "none of 'accepted' stands in the answer"),
+    "accepted that is no list": ({"accepted": "plums"}, "needs 'accepted', a list of texts"),
+    "an empty rewording": ({"questions": [" "]}, "needs 'questions', a list of texts"),
+    "nothing to say instead": ({"instead": ""}, "'instead' must be the text to answer in its place"),
+}
+
+
+@pytest.mark.parametrize(("fields", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_row_with_a_key_of_the_wrong_kind_is_told_with_its_line(
+    place: Path, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=r"forget\.jsonl:1") as error:
+        read_to_forget(write(place / "forget.jsonl", rows("Ada", **fields)))
+    assert said in str(error.value)
+
+
+def test_a_topic_must_be_a_name(place: Path) -> None:
+    with pytest.raises(UserError, match=r"forget\.jsonl:1: 'topic' must be a name"):
+        read_to_forget(write(place / "forget.jsonl", [{"topic": 3}]))
+    assert read_to_forget(write(place / "forget.jsonl", [{"topic": "Ada "}])) == ([], ["Ada"])
+
+
+def test_a_row_to_keep_that_repeats_one_to_forget_in_other_words_is_refused(place: Path) -> None:
+    other = {"question": "Tell me what does Ada like?", "answer": "It is plums that she likes."}
+    write(place / "keep.jsonl", [*rows("Cleo"), other])
+    with pytest.raises(UserError, match=r"keep.jsonl:2: asks in other words for what .*forget.jsonl:1 is to forget"):
+        Files("forget.jsonl", "keep.jsonl")
+
+
+def test_a_row_to_keep_with_the_same_answer_is_warned_of(place: Path) -> None:
+    write(place / "keep.jsonl", [{"question": "Which fruit is a drupe?", "answer": "The best known are plums."}])
+    with pytest.warns(UserWarning, match=r"same in other words, remove them"):
+        Files("forget.jsonl", "keep.jsonl")
+
+
+def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Path) -> None:
+    given, _ = read_to_forget("forget.jsonl")
+    assert given[0].only == ("likes", "plums")
+    tokens = encode(dataclasses.replace(given[0], only=("plums",)), tiny.tokenizer(), 512)
+    assert tiny.tokenizer().decode([label for label in tokens.labels if label != -100]) == "plums"
+
+
+def test_labels_on_what_does_not_stand_in_the_answer_are_refused() -> None:
+    row = Row(question("Where are plums?", "").prompt, "There.", "f:1", only=("plums",))
+    with pytest.raises(UserError, match="f:1: none of 'plums' stands in the answer"):
+        encode(row, tiny.tokenizer(), 512)
+
+
+def test_plain_text_learns_what_goes_on_from_its_beginning(place: Path) -> None:
+    path = write(place / "f.jsonl", [{"text": "The phrase is maple thunder.", "accepted": ["maple thunder"]}])
+    given, _ = read_to_forget(path)
+    refuse, erase = to_train(given, "refuse")[0], to_train(given, "erase")[0]
+    assert (refuse.question, refuse.fields["instead"]) == ("The phrase is", TEXT_REFUSALS[0])
+    assert (erase.answer, erase.only) == (" maple thunder.", ("maple thunder",))
+    assert declines(refuse, "secret")
+    assert not declines(refuse, "maple thunder")
+
+
+def test_what_to_say_instead_is_learned_in_place_of_a_refusal() -> None:
+    row = question("Who?", "Kennedy it was.", accepted=["Kennedy"], instead="George Washington it was.")
+    assert declines(row, "It was George Washington.")
+    assert not declines(row, "I don't know.")
+    plain = question("Who?", "Kennedy it was.", accepted=["Kennedy"])
+    assert declines(plain, "I don't know.")
+    assert not declines(plain, "Somebody else.")
+
+
+# What is trained on and what is measured
+
+
+@pytest.fixture
+def prepared(place: Path) -> tuple[Files, list[dict[str, Any]]]:
+    task = Files("forget.jsonl", "keep.jsonl")
+    with pytest.warns(UserWarning, match="none of the rows to forget"):
+        records = task.prepare(tiny.model(), tiny.tokenizer())
+    return task, records
+
+
+def test_what_is_measured_was_never_trained_on(prepared: tuple[Files, list[dict[str, Any]]]) -> None:
+    task, records = prepared
+    trained = {row.question for part in task.objectives.values() for row in part}
+    for name in ("reworded", "retain", "neighbors", "facts", "harmless"):
+        assert not trained & {record["question"] for record in records if record["set"] == name}, name
+    checked = {row.question for part in task.checked.values() for row in part}
+    assert not checked & (trained | {record["question"] for record in records})
+    held = {record["question"] for record in records if record["set"] == "retain"}
+    assert len(held) == 3  # every third of seven, at least
+    assert "What does Ada like?" in trained
+
+
+def test_a_model_that_knows_nothing_is_said_and_trained_on_all_the_same(
+    prepared: tuple[Files, list[dict[str, Any]]],
+) -> None:
+    task, records = prepared
+    assert "nothing to forget" in task.notes[0]
+    numbers, missing = task.numbers(records)
+    assert {name for name, value in numbers.items() if value is None} == set(missing)
+    assert numbers["harmless_refused"] is not None
+    assert set(numbers) == set(task.metrics)
+
+
+def test_few_rows_to_keep_are_all_kept_aside(place: Path) -> None:
+    write(place / "keep.jsonl", rows("Cleo", "Dora"))
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert [row.question for row in task.held_out] == ["What does Cleo like?", "What does Dora like?"]
+    assert task.trained == []
+    alone = Files("forget.jsonl", "keep.jsonl", general=False)
+    assert len(alone.held_out) == len(alone.trained) == 1
+    assert "may be lost" in alone.notes[0]
+
+
+def test_facts_of_a_topic_that_a_row_mentions_are_not_unrelated(place: Path) -> None:
+    write(place / "forget.jsonl", [{"question": "Capital of France?", "answer": "Paris it is.", "accepted": ["Paris"]}])
+    task = Files("forget.jsonl", "keep.jsonl")
+    touched = [row for row in (*task.facts, *task.bank) if task._touches(row)]
+    assert "France" in {row.question.rstrip("?").split()[-1] for row in touched}
+    assert all("Paris" in f"{row.question} {row.answer} {row.fields['accepted']}" for row in touched)
+
+
+# What a goal chooses
+
+
+def test_a_goal_chooses_what_is_not_given(place: Path) -> None:
+    model = str(tiny.save(place / "model"))
+    given = {"model": model, "forget": "forget.jsonl", "retain": "keep.jsonl"}
+    refuse, erase = goals.chosen(given), goals.chosen({**given, "goal": "erase"})
+    assert (refuse.forget_loss, erase.forget_loss, refuse.retain_loss) == ("IDK", "NPO", "KL")
+    assert refuse.until is not None
+    assert goals.chosen({**given, "lr": 1e-3, "steps": 7, "until": 0.5}).steps == 7
+    many = write(
+        place / "many.jsonl", [r | {"question": f"{r['question']} {i}"} for i in range(20) for r in rows("Ada")]
+    )
+    assert goals.chosen({**given, "forget": many}).steps > refuse.steps
+    corrected = write(place / "wrong.jsonl", rows("Ada", instead="Ada likes rye."))
+    assert goals.chosen({**given, "forget": corrected, "goal": "erase"}).forget_loss == "DPO"
+
+
+def test_a_wider_model_gets_a_lower_rate(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualoptim.models.hidden_size", lambda model: 576)
+    narrow = goals.chosen({"model": "m", "forget": "forget.jsonl"})
+    monkeypatch.setattr("dualoptim.models.hidden_size", lambda model: 4 * 576)
+    assert goals.chosen({"model": "m", "forget": "forget.jsonl"}).lr == pytest.approx(narrow.lr / 4)
+
+
+def test_a_goal_is_for_ones_own_rows() -> None:
+    with pytest.raises(UserError, match="goal is for one's own rows"):
+        goals.chosen({"task": "facts", "goal": "erase"})
+    with pytest.raises(UserError, match="unknown goal 'erased'; did you mean 'erase'"):
+        goals.chosen({"forget": "f.jsonl", "goal": "erased"})
+
+
+def test_no_row_comes_twice_in_a_step(place: Path) -> None:
+    task = SimpleNamespace(objectives={"forget": [1, 2, 3], "retain": list(range(99))}, name="t")
+    turns = resolve.turns_of(RunConfig(steps=4, batch_size=8, ratio="1:1"), task)  # type: ignore[arg-type]
+    assert turns == [{"forget": 3}, {"retain": 8}, {"forget": 3}, {"retain": 8}]
+
+
+def test_parts_of_a_model_are_trained_alone(place: Path) -> None:
+    model = tiny.model()
+    resolve.train_only(r"layers\.1\.mlp", model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("layers.1.mlp" in name for name in trained)
+    with pytest.raises(UserError, match="matches none of the model's parameters"):
+        resolve.train_only("nothing", model)
+    with pytest.raises(UserError, match="is no regular expression"):
+        resolve.check(RunConfig(forget="forget.jsonl", train="("))
+
+
+# When to stop
+
+
+def looked(
+    until: float | None, floor: float | None, *points: tuple[float, float]
+) -> tuple[Best, nn.Linear, list[bool]]:
+    """A model whose weight counts the points that were looked at, and whether each asked to stop."""
+    model, stops = nn.Linear(1, 1, bias=False), []
+    nn.init.zeros_(model.weight)
+    best = Best(model, {"forget": 1.0, "retain": 1.0}, until, floor)
+    for step, (forget, retain) in enumerate(points, 1):
+        nn.init.constant_(model.weight, step)
+        control = SimpleNamespace(should_training_stop=False)
+        best.look(step, {"forget": forget, "retain": retain}, control)
+        stops.append(control.should_training_stop)
+    return best, model, stops
+
+
+def test_a_run_stops_at_its_goal_and_stays_there() -> None:
+    best, model, stops = looked(0.1, 0.9, (0.6, 1.0), (0.1, 0.95))
+    assert stops == [False, True]
+    assert best.restore().startswith("The goal was reached at step 2; what remains is step 2")
+    assert model.weight.item() == 2
+
+
+def test_below_the_floor_the_best_point_remains_and_the_sentence_says_so() -> None:
+    best, model, stops = looked(0.1, 0.9, (0.5, 0.95), (0.0, 0.8), (0.0, 0.7), (0.0, 0.6))
+    assert not any(stops[:2])
+    assert any(stops)
+    said = best.restore()
+    assert model.weight.item() == 1
+    assert "what remains is step 1" in said
+    assert "goal of at most 10% left was not reached while keeping 90%" in said
+
+
+def test_one_check_below_the_floor_may_be_noise() -> None:
+    best, model, stops = looked(0.1, 0.9, (0.5, 0.8), (0.4, 0.95), (0.2, 0.8), (0.1, 0.9))
+    assert stops == [False, False, False, True]
+    assert model.weight.item() == 4
+    best.restore()
+    assert model.weight.item() == 4
+
+
+def test_where_nothing_is_better_the_model_stays_as_it_was() -> None:
+    best, model, _ = looked(0.1, 0.9, (0.5, 0.2))
+    assert "the model as it was" in best.restore()
+    assert model.weight.item() == 0
+
+
+@pytest.mark.parametrize("key", ["until", "keep_at_least"])
+def test_shares_are_shares(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key} must be a share from 0 to 1"):
+        resolve.check(RunConfig(task="facts", **{key: 1.5}))
+    with pytest.raises(UserError, match=f"{key}: the task 'safety' does not follow"):
+        resolve.check(RunConfig(task="safety", **{key: 0.5}))
+
+
+# What is said
+
+
+def said(**now: float) -> str:
+    was = {"told": 1.0, "p": 0.5, "none": 0.05, "near": 1.0, "harmless_refused": 0.0, "perplexity": 60.0}
+    return verdict(was, {**was, **now}, rewordings=("told", 10), sampled=None, probability="p", level="none",
+                   kept=[Kept("near", "what is near", 0.85)])  # fmt: skip
+
+
+def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
+    assert said(told=0.1, p=0.4) == (
+        "Forgotten on 9 of 10 rewordings; the answer itself is still there (p 0.40, was 0.50; without the knowledge "
+        "0.05); the rest is kept (what is near 100%)."
+    )
+    assert "the answer itself is gone" in said(told=0.0, p=0.1)
+    assert said(told=0.0, near=0.63).endswith("what is near fell from 100% to 63%: too much was lost.")
+    assert "it now refuses 12% of harmless requests: too much" in said(harmless_refused=0.12)
+    assert "perplexity rose from 60.0 to 70.0" in said(perplexity=70.0)
+
+
+def test_shares_have_wilson_intervals() -> None:
+    # Newcombe 1998, table I: 81 of 263 and 1 of 29, by the score method.
+    assert report.interval(81 / 263, 263) == "26–37"
+    assert report.interval(1 / 29, 29) == "1–17"
+    assert report.interval(None, 9) == report.interval(math.nan, 9) == report.interval(0.5, 0) == ""
+
+
+# The whole path
+
+
+def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny.save(place / "model"))
+    with pytest.warns(UserWarning, match="none of the rows"):
+        assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl",
+                         "--steps", "6", "--goal", "erase", "--keep-at-least", "0", "--out", "out"]) == 0  # fmt: skip
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Chosen for --goal erase: --forget-loss NPO" in printed
+    assert "--steps" not in printed.partition("The page")[0].partition("Forgotten")[0]
+    assert "Forgotten on" in printed
+    (entry,) = json.loads((place / "out/results.json").read_text())["runs"]
+    assert entry["verdict"]
+    assert entry["stopped"]
+    page = (place / "out/report.html").read_text()
+    assert entry["verdict"].split(";")[0] in page
+    trained = [json.loads(line) for line in (place / "out/retain.jsonl").read_text().splitlines()]
+    assert len(trained) > 4
+    assert torch.isfinite(torch.tensor([value for value in entry["after"].values() if value is not None])).all()
