@@ -228,7 +228,7 @@ def looked(
     """A model whose weight counts the points that were looked at, and whether each asked to stop."""
     model, stops = nn.Linear(1, 1, bias=False), []
     nn.init.zeros_(model.weight)
-    best = Best(model, {"forget": 1.0, "retain": 1.0}, until, floor)
+    best = Best(model, {"forget": 1.0, "retain": 1.0}, until, floor, checks=4)
     for step, (forget, retain) in enumerate(points, 1):
         nn.init.constant_(model.weight, step)
         control = SimpleNamespace(should_training_stop=False)
@@ -244,6 +244,13 @@ def test_a_run_stops_at_its_goal_and_stays_there() -> None:
     assert model.weight.item() == 2
 
 
+def test_at_the_goal_but_hardly_above_the_floor_it_goes_on() -> None:
+    best, model, stops = looked(0.1, 0.8, (0.1, 0.85), (0.1, 0.89), (0.3, 1.0))
+    assert not any(stops)
+    best.restore()
+    assert model.weight.item() == 2
+
+
 def test_below_the_floor_the_best_point_remains_and_the_sentence_says_so() -> None:
     best, model, stops = looked(0.1, 0.9, (0.5, 0.95), (0.0, 0.8), (0.0, 0.7), (0.0, 0.6))
     assert not any(stops[:2])
@@ -255,7 +262,7 @@ def test_below_the_floor_the_best_point_remains_and_the_sentence_says_so() -> No
 
 
 def test_one_check_below_the_floor_may_be_noise() -> None:
-    best, model, stops = looked(0.1, 0.9, (0.5, 0.8), (0.4, 0.95), (0.2, 0.8), (0.1, 0.9))
+    best, model, stops = looked(0.1, 0.9, (0.5, 0.8), (0.4, 0.95), (0.2, 0.8), (0.1, 0.95))
     assert stops == [False, False, False, True]
     assert model.weight.item() == 4
     best.restore()

@@ -38,13 +38,16 @@ class Goal:
 
 
 GOALS = {
-    "refuse": Goal("IDK", "IDK", until=0.0, lr=2e-4, ratio=(1, 2), passes=12),
-    "erase": Goal("NPO", "DPO", until=0.15, lr=5e-5, ratio=(1, 3), passes=8),
+    "refuse": Goal("IDK", "IDK", until=0.05, lr=2e-4, ratio=(1, 2), passes=8),
+    "erase": Goal("NPO", "DPO", until=0.15, lr=3e-4, ratio=(1, 2), passes=12),
 }
-KEEP_AT_LEAST = 0.9  # of the checking questions about what is kept
+KEEP_AT_LEAST = 0.8  # of the checking questions about what is kept
 WIDTH = 576
-LEAST_STEPS, MOST_STEPS = 8, 48  # that serve the rows to forget
-CHECK_EVERY = 4  # optimizer steps
+# Where a coordinate's gradient is below this its step shrinks with it. What is kept begins with a gradient of nothing
+# but noise, which 1e-8 would scale up to full steps.
+EPS = 1e-4
+LEAST_STEPS, MOST_STEPS = 12, 24  # that serve the rows to forget
+CHECK_EVERY = 6  # optimizer steps
 
 
 def chosen(given: Mapping[str, Any]) -> RunConfig:
@@ -82,6 +85,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         # Adam's rate goes with one over the width (arXiv 2203.03466).
         "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
         "betas": (0.9, 0.95),
+        "eps": EPS,
         "ratio": ratio,
         "batch_size": batch_size,
         "steps": steps * cycle,

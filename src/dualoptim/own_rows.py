@@ -15,7 +15,7 @@ from . import reword
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation import metrics
-from .evaluation.refusal import refuses
+from .evaluation.refusal import evades
 
 KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
 # What plain text goes on with in place of the answer.
@@ -118,7 +118,7 @@ def declines(row: Row, reply: str) -> bool:
         return True
     if instead := row.fields.get("instead"):
         return gives(Row(row.prompt, instead), reply)
-    return refuses(reply)
+    return evades(reply)
 
 
 def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> None:

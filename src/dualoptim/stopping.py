@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-BROKEN = 2  # checks in a row below the floor after which a run stops: one may be the noise of a few questions
+BROKEN = 0.75  # share of a run's checks that stand below the floor in a row before it stops: much is mended later on
 
 
 class Best(TrainerCallback):
@@ -23,15 +23,22 @@ class Best(TrainerCallback):
         start: the first point, {"forget": what is left, "retain": what is kept}, each 0 to 1.
         until: the goal: what may be left; None for none.
         keep_at_least: the floor, as a share of what is kept at the start; None for none.
+        checks: how many points are looked at if the run takes all of its steps.
     """
 
     def __init__(
-        self, model: nn.Module, start: dict[str, float], until: float | None, keep_at_least: float | None
+        self,
+        model: nn.Module,
+        start: dict[str, float],
+        until: float | None,
+        keep_at_least: float | None,
+        checks: int,
     ) -> None:
         self.model, self.until, self.keep_at_least = model, until, keep_at_least
-        self.floor = (keep_at_least or 0.0) * start["retain"]
+        self.start = start["retain"]
+        self.floor = (keep_at_least or 0.0) * self.start
         self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
-        self.broken = 0
+        self.broken, self.patience = 0, max(2, round(BROKEN * checks))
         self.weights = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
@@ -50,11 +57,12 @@ class Best(TrainerCallback):
         if self._rank(point) > self._rank(self.point):
             self.step, self.point, self.weights = step, dict(point), self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
-        if self.reached(point) and self.kept(point):
+        # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor.
+        if self.reached(point) and point["retain"] >= (self.start + self.floor) / 2:
             self.reason = f"the goal was reached at step {step}"
             control.should_training_stop = True
-        elif self.broken == BROKEN and self.keep_at_least is not None:
-            self.reason = f"keeping fell below its floor ({self.floor:.0%} of the checking questions) twice in a row"
+        elif self.broken == self.patience and self.keep_at_least is not None:
+            self.reason = f"keeping stayed below its floor ({self.floor:.0%} of the checking questions)"
             control.should_training_stop = True
 
     def _rank(self, point: dict[str, float]) -> tuple[bool, float, float]:

@@ -158,7 +158,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
     best = None
     if config.until is not None or config.keep_at_least is not None:
-        best = Best(model, prepared.start, config.until, config.keep_at_least)
+        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
     watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best)
     trainer = UnlearnTrainer(
         model,

@@ -21,7 +21,7 @@ from ..data import Row, asset, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
-from ..evaluation.refusal import refuses
+from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..models import cached, fingerprint
 from . import Task
@@ -143,7 +143,7 @@ class Facts(Task):
         asks = [row.prompt for row in self.harmless]
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress="Asking, harmless")
         records += [
-            {"set": "harmless", "question": row.question, "answer": "", "reply": reply, "refused": refuses(reply)}
+            {"set": "harmless", "question": row.question, "answer": "", "reply": reply, "refused": evades(reply)}
             for row, reply in zip(self.harmless, given, strict=True)
         ]
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")

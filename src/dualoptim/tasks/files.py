@@ -27,7 +27,7 @@ from ..data import Row, asset, check_objectives, encode, is_text, question, rewo
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
-from ..evaluation.refusal import refuses
+from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
 from ..models import cached, fingerprint
@@ -42,7 +42,7 @@ NEAREST = 45  # of the facts that come along and the model knows: its neighbors;
 WRITTEN = 24  # neighbors that the model writes itself, at most
 REQUESTS = 60  # general ones that are trained on, beside the facts: what is forgotten are mostly facts
 HARMLESS = 60  # of the requests that come along, kept aside to see what is refused
-FOLLOWED = 12  # questions of each kind that decide when to stop
+FOLLOWED = 20  # questions of each kind that decide when to stop
 REPLY_TOKENS = 24  # of replies that are only looked through for an answer
 OWN_TOKENS = 40  # of the model's own replies that are trained on
 TOPIC = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
@@ -273,9 +273,10 @@ class Files(Task):
             near = neighborhood.nearest(model, tokenizer, asks, known, NEAREST)
             chats = [row for row in self.given if not is_text(asking(row).prompt)]
             if self.general and chats:
-                own = neighborhood.written(
-                    model, tokenizer, chats, WRITTEN, max_new_tokens=OWN_TOKENS, touches=self._touches
+                written = neighborhood.written(
+                    model, tokenizer, chats, WRITTEN, max_new_tokens=REPLY_TOKENS, touches=self._touches
                 )
+                own = self._known(model, tokenizer, written)
         far = [row for row in known if not any(row is other for other in near)]
         random.Random(0).shuffle(far)
         mixed = [row for pair in zip(near, own, strict=False) for row in pair]
@@ -438,7 +439,7 @@ class Files(Task):
 
 
 def _judged(row: Row, reply: str) -> dict[str, bool]:
-    return {"gives": gives(row, reply), "refused": refuses(reply)}
+    return {"gives": gives(row, reply), "refused": evades(reply)}
 
 
 def _record(row: Row, name: str, reply: str) -> dict[str, Any]:
