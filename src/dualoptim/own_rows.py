@@ -59,9 +59,9 @@ def checked(row: Row) -> Row:
 
 def _news(row: Row) -> tuple[str, ...]:
     """The words of an answer that its question has not, in their order; of plain text, none."""
-    asked = {word.casefold() for message in row.prompt for word in message["content"].split()}
-    words = dict.fromkeys(word for word in reword.words(row.answer) if word.casefold() not in asked)
-    return tuple(word for word in words if reword.content_words(word)) if row.prompt else ()
+    asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
+    news = dict.fromkeys(word for word in reword.words(row.answer) if reword.content_words(word) - asked)
+    return tuple(news) if row.prompt else ()
 
 
 def asking(row: Row) -> Row:

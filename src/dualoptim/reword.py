@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,8 +63,21 @@ def words(text: str) -> list[str]:
 
 
 def content_words(text: str) -> set[str]:
-    """The words of a text that carry its matter, in lower case."""
-    return set(words(text.casefold())) - _STOP
+    """The stems of the words of a text that carry its matter, in lower case."""
+    return {stem(word) for word in words(text.casefold()) if word not in _STOP}
+
+
+@cache
+def stem(word: str) -> str:
+    """An English word without its endings, so that "likes" is no news to a question of what somebody likes."""
+    return str(_stemmer().stem(word))
+
+
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # which rouge-score needs, too
+
+    return PorterStemmer()
 
 
 def alike(a: str, b: str) -> bool:

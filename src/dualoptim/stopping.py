@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+LOOKS = 2  # in a row, at the goal and well above the floor, before a run stops
 BROKEN = 0.75  # share of a run's checks that stand below the floor in a row before it stops: much is mended later on
 
 
@@ -38,6 +39,7 @@ class Best(TrainerCallback):
         self.start = start["retain"]
         self.floor = (keep_at_least or 0.0) * self.start
         self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
+        self.settled = 0
         self.broken, self.patience = 0, max(2, round(BROKEN * checks))
         self.weights = self._copy()
 
@@ -57,8 +59,11 @@ class Best(TrainerCallback):
         if self._rank(point) > self._rank(self.point):
             self.step, self.point, self.weights = step, dict(point), self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
-        # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor.
-        if self.reached(point) and point["retain"] >= (self.start + self.floor) / 2:
+        # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor, and
+        # where a second look says the same: the checking questions are few, and plainer than what people ask.
+        well = self.reached(point) and point["retain"] >= (self.start + self.floor) / 2
+        self.settled = self.settled + 1 if well else 0
+        if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"
             control.should_training_stop = True
         elif self.broken == self.patience and self.keep_at_least is not None:

@@ -190,8 +190,8 @@ class Files(Task):
         self.objectives = {"forget": to_train(known, self.goal), "retain": retain or self.objectives["retain"]}
         records = self.score(model, tokenizer)
         self._before = None
-        stated = [r["probability"] for r in records if r["set"] == "forget" and r["known"]]
-        self.level = fmean(stated) if stated else 1.0
+        if self.goal == "erase" and self.checked["forget"]:
+            self.level = self._stated(model, tokenizer)
         return records
 
     def _build_topics(self, model: nn.Module, tokenizer: Any) -> None:
@@ -431,11 +431,15 @@ class Files(Task):
             replies = self._asked(model, tokenizer, forget, None)
             shares["forget"] = fmean(not declines(row, reply) for row, reply in zip(forget, replies, strict=True))
         elif forget:
-            records = scoring.question_records(model, tokenizer, forget, None, ask=False)
-            shares["forget"] = min(1.0, fmean(r["probability"] for r in records) / max(self.level, 1e-9))
+            shares["forget"] = min(1.0, self._stated(model, tokenizer) / max(self.level, 1e-9))
         if retain:
             shares["retain"] = fmean(self._gives(model, tokenizer, retain, None))
         return shares
+
+    def _stated(self, model: nn.Module, tokenizer: Any) -> float:
+        """The mean probability of the answers to the questions that decide when to stop."""
+        records = scoring.question_records(model, tokenizer, self.checked["forget"], None, ask=False)
+        return fmean(record["probability"] for record in records)
 
 
 def _judged(row: Row, reply: str) -> dict[str, bool]:
