@@ -79,10 +79,9 @@ def test_a_row_to_keep_that_repeats_one_to_forget_in_other_words_is_refused(plac
         Files("forget.jsonl", "keep.jsonl")
 
 
-def test_a_row_to_keep_with_the_same_answer_is_warned_of(place: Path) -> None:
+def test_a_row_to_keep_with_the_same_answer_is_named(place: Path) -> None:
     write(place / "keep.jsonl", [{"question": "Which fruit is a drupe?", "answer": "The best known are plums."}])
-    with pytest.warns(UserWarning, match=r"same in other words, remove them"):
-        Files("forget.jsonl", "keep.jsonl")
+    assert "keep.jsonl:1 (forget.jsonl:1)" in Files("forget.jsonl", "keep.jsonl").notes[0]
 
 
 def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Path) -> None:
@@ -123,9 +122,7 @@ def test_what_to_say_instead_is_learned_in_place_of_a_refusal() -> None:
 @pytest.fixture
 def prepared(place: Path) -> tuple[Files, list[dict[str, Any]]]:
     task = Files("forget.jsonl", "keep.jsonl")
-    with pytest.warns(UserWarning, match="none of the rows to forget"):
-        records = task.prepare(tiny.model(), tiny.tokenizer())
-    return task, records
+    return task, task.prepare(tiny.model(), tiny.tokenizer())
 
 
 def test_what_is_measured_was_never_trained_on(prepared: tuple[Files, list[dict[str, Any]]]) -> None:
@@ -144,7 +141,7 @@ def test_a_model_that_knows_nothing_is_said_and_trained_on_all_the_same(
     prepared: tuple[Files, list[dict[str, Any]]],
 ) -> None:
     task, records = prepared
-    assert "nothing to forget" in task.notes[0]
+    assert "may be nothing to forget" in task.notes[0]
     numbers, missing = task.numbers(records)
     assert {name for name, value in numbers.items() if value is None} == set(missing)
     assert numbers["harmless_refused"] is not None
@@ -318,9 +315,8 @@ def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(tiny.save(place / "model"))
-    with pytest.warns(UserWarning, match="none of the rows"):
-        assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl",
-                         "--steps", "6", "--goal", "erase", "--keep-at-least", "0", "--out", "out"]) == 0  # fmt: skip
+    assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl",
+                     "--steps", "6", "--goal", "erase", "--keep-at-least", "0", "--out", "out"]) == 0  # fmt: skip
     printed = " ".join(capsys.readouterr().out.split())
     assert "Chosen for --goal erase: --forget-loss NPO" in printed
     assert "--steps" not in printed.partition("The page")[0].partition("Forgotten")[0]

@@ -62,6 +62,9 @@ class RunConfig:
     keep_at_least: float | None = option(
         None, "of what is kept, 0 to 1: where less is left at two checks in a row, stop; the best point is what remains"
     )
+    pause: bool = option(
+        False, "skip the steps to forget while no more than --until is left at a check; those to keep go on"
+    )
     refusals: str | None = option(None, "file of replies that say 'I don't know', one JSON line with 'text' each")
 
     forget_loss: str = option("IDK", "loss on the rows to forget")

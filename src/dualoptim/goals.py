@@ -27,6 +27,8 @@ class Goal:
         lr: learning rate at a hidden size of 576, SmolLM2-135M's.
         ratio: forget steps to retain steps.
         passes: the most passes over the wordings that are trained on.
+        pause: skip the steps to forget while the goal is reached. An answer's probability stays low without them, and
+            falls to nothing with them; a refusal is unlearned within a few steps to keep.
     """
 
     forget_loss: str
@@ -35,11 +37,12 @@ class Goal:
     lr: float
     ratio: tuple[int, int]
     passes: int
+    pause: bool
 
 
 GOALS = {
-    "refuse": Goal("IDK", "IDK", until=0.05, lr=2e-4, ratio=(1, 2), passes=8),
-    "erase": Goal("NPO", "DPO", until=0.15, lr=3e-4, ratio=(1, 2), passes=12),
+    "refuse": Goal("IDK", "IDK", until=0.05, lr=2e-4, ratio=(1, 2), passes=8, pause=False),
+    "erase": Goal("NPO", "DPO", until=0.15, lr=1e-4, ratio=(1, 2), passes=8, pause=True),
 }
 KEEP_AT_LEAST = 0.8  # of the checking questions about what is kept
 WIDTH = 576
@@ -47,7 +50,7 @@ WIDTH = 576
 # but noise, which 1e-8 would scale up to full steps.
 EPS = 1e-4
 LEAST_STEPS, MOST_STEPS = 12, 24  # that serve the rows to forget
-CHECK_EVERY = 6  # optimizer steps
+CHECK_EVERY = 4  # optimizer steps
 
 
 def chosen(given: Mapping[str, Any]) -> RunConfig:
@@ -90,6 +93,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         "batch_size": batch_size,
         "steps": steps * cycle,
         "until": goal.until,
+        "pause": goal.pause,
         "keep_at_least": KEEP_AT_LEAST,
     }
     settings |= {"curve_points": max(1, given.get("steps", settings["steps"]) // CHECK_EVERY)}

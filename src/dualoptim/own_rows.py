@@ -8,7 +8,6 @@ place of a refusal. Or it has a ``topic`` alone, a name.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 
 from . import reword
@@ -121,8 +120,8 @@ def declines(row: Row, reply: str) -> bool:
     return evades(reply)
 
 
-def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> None:
-    """Refuse a row to keep that asks for what is to be forgotten; warn of one that has the same answer."""
+def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> str:
+    """Refuse a row to keep that asks for what is to be forgotten; a sentence where others have the same answer."""
     same: list[str] = []
     for kept in retain:
         for row in forget:
@@ -133,9 +132,9 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> None:
                     f"{kept.where}: asks in other words for what {row.where} is to forget; remove it from one of them"
                 )
             same.append(f"{kept.where} ({row.where})")
-    if same:
-        warnings.warn(
-            f"rows to keep with the answer of one to forget: {', '.join(same[:5])}{', …' if len(same) > 5 else ''}; "
-            "where they ask for the same in other words, remove them from one of the files",
-            stacklevel=2,
-        )
+    if not same:
+        return ""
+    return (
+        f"Rows to keep with the answer of one to forget: {', '.join(same[:3])}{', …' if len(same) > 3 else ''}; where "
+        "they ask for the same in other words, remove them from one of the files."
+    )

@@ -119,6 +119,7 @@ class UnlearnTrainer(Trainer):
             processing_class,
             max_length,
         )
+        self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
         self._unlogged: dict[str, float] = {}  # the last reading, which goes with the next log of the loss
         if diagnostics_every:
@@ -233,6 +234,11 @@ class UnlearnTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; then what happens once in an optimizer step, at its last micro-batch."""
+        if self.paused:
+            self._hand_over(inputs)
+            inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
+            if not inputs:  # without gradients the optimizer's step changes nothing
+                return torch.zeros((), device=self.args.device)
         if self.combine is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:

@@ -109,9 +109,16 @@ class _Watch(TrainerCallback):
     """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
 
     def __init__(
-        self, points: Sequence[int], measure: Callable[[], dict[str, float]], bar: tqdm, best: Best | None
+        self,
+        points: Sequence[int],
+        measure: Callable[[], dict[str, float]],
+        bar: tqdm,
+        best: Best | None,
+        paused: set[str],
+        pause: bool,
     ) -> None:
-        self.points, self.measure, self.bar, self.best = set(points), measure, bar, best
+        self.points, self.measure, self.bar, self.best, self.paused = set(points), measure, bar, best, paused
+        self.pause = pause
         self.curve: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.began = 0.0
@@ -128,6 +135,8 @@ class _Watch(TrainerCallback):
             self.curve.append({"step": state.global_step, **self.measure()})
             if self.best is not None:
                 self.best.look(state.global_step, self.curve[-1], control)
+                if self.pause:
+                    (self.paused.add if self.best.reached(self.curve[-1]) else self.paused.discard)("forget")
             self.measuring_seconds += time.perf_counter() - began
 
 
@@ -159,7 +168,8 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     best = None
     if config.until is not None or config.keep_at_least is not None:
         best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
-    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best)
+    paused: set[str] = set()
+    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused, config.pause)
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -199,6 +209,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         optimizer_cls_and_kwargs=resolve.optimizer_of(config, list(task.objectives)),
         callbacks=[watch],
     )
+    trainer.paused = paused
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
     began = time.perf_counter()
     with bar, quiet():
@@ -299,6 +310,8 @@ def run(
         report.write(results, Path(out) / "report.html")
         return results
     prepared = prepare(missing[0])
+    for note in prepared.task.notes:
+        print(note, flush=True)
     folder = runs.open_folder(out, overwrite=overwrite)
     resolved = runs.write_settings(folder, configs)
     if prepared.task.built:

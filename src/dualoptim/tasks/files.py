@@ -100,14 +100,14 @@ class Files(Task):
                 **({"retain": kept} if kept else {}),
             }
         )
-        check_apart(self.given, kept)
+        same = check_apart(self.given, kept)
         if retain is None:
             warnings.warn(
                 "no --retain FILE: what is kept are general questions that come along, and neighbors that the model "
                 "knows; rows of your own near what is to be forgotten would keep more of its neighborhood",
                 stacklevel=2,
             )
-        self.notes: list[str] = []
+        self.notes: list[str] = [same] if same else []
         if not general:
             if len(kept) < 2:
                 raise UserError("general false keeps the rows of --retain alone; give --retain FILE with two or more")
@@ -124,7 +124,8 @@ class Files(Task):
         requests = [question(r["question"], "", "requests.jsonl") for r in asset("requests.jsonl")]
         draw.shuffle(requests)
         self.harmless, self.requests = requests[:HARMLESS], requests[HARMLESS:]
-        self.requests += [question(r["question"], "", "general.jsonl") for r in asset("general.jsonl")]
+        ready = [question(r["question"], r["answer"], "general.jsonl") for r in asset("general.jsonl")]
+        self.requests += ready
         # Of these, what touches the rows to forget is left out once the model was asked.
         self.facts = [
             question(f["train"][0], f["statement"], "facts.jsonl", accepted=[f["answer"], *f["aliases"]],
@@ -144,7 +145,7 @@ class Files(Task):
         self.level = 1.0  # of the answer's probability before, which `follow` is relative to
         self._before: str | None = None  # the fingerprint of the model as it was, while that is asked
         asks = [question(form.format(name), name, forget) for name in self.topics for form in TOPIC]
-        self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or self.requests}
+        self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or ready}
 
     def _touches(self, row: Row) -> bool:
         """Whether a row asks for what is to be forgotten, or tells it."""
@@ -212,12 +213,10 @@ class Files(Task):
         in_words = [[next(told) for _ in found] for found in wordings]
         knows = [first or any(others) for first, others in zip(as_given, in_words, strict=True)]
         if not any(knows):
-            warnings.warn(
-                "the model gives the answer of none of the rows to forget, as given or reworded: there may be nothing "
-                "to forget; all of them are trained on",
-                stacklevel=2,
+            self.notes.append(
+                "The model gives the answer of none of the rows to forget, as given or reworded: there may be nothing "
+                "to forget. All of them are trained on."
             )
-            self.notes.append("The model gave the answer of none of the rows to forget: there was nothing to forget.")
             knows = [True] * len(rows)
         elif unknown := [row.where for row, known in zip(rows, knows, strict=True) if not known]:
             self.notes.append(
