@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+# As the command line does, before torch is loaded: tiny models beside other work otherwise spin their time away.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -214,6 +214,8 @@ def check(config: RunConfig) -> Task:
         raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
     if config.lora_rank and importlib.util.find_spec("peft") is None:
         raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    if config.pause and config.until is None:
+        raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:
         if config.lora_rank:
             raise UserError("train: with lora_rank the adapter alone is trained; leave one of them out")

@@ -137,6 +137,8 @@ def written(
         samples: how often each question is put to the model, at temperature 1.
         seed: of the sampling.
     """
+    if not rows:
+        return []
     shown: list[Message] = [
         message
         for given, wanted in examples

@@ -114,11 +114,9 @@ class _Watch(TrainerCallback):
         measure: Callable[[], dict[str, float]],
         bar: tqdm,
         best: Best | None,
-        paused: set[str],
-        pause: bool,
+        paused: set[str] | None,
     ) -> None:
         self.points, self.measure, self.bar, self.best, self.paused = set(points), measure, bar, best, paused
-        self.pause = pause
         self.curve: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.began = 0.0
@@ -135,7 +133,7 @@ class _Watch(TrainerCallback):
             self.curve.append({"step": state.global_step, **self.measure()})
             if self.best is not None:
                 self.best.look(state.global_step, self.curve[-1], control)
-                if self.pause:
+                if self.paused is not None:
                     (self.paused.add if self.best.reached(self.curve[-1]) else self.paused.discard)("forget")
             self.measuring_seconds += time.perf_counter() - began
 
@@ -168,8 +166,8 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     best = None
     if config.until is not None or config.keep_at_least is not None:
         best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
-    paused: set[str] = set()
-    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused, config.pause)
+    paused: set[str] = set()  # what the watch pauses, the trainer skips
+    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused if config.pause else None)
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(

@@ -40,6 +40,7 @@ HELD_OUT = 3  # every third row to keep is kept aside
 SAMPLES = 4  # replies to each row to forget, at temperature 0.7; the worst counts
 NEAREST = 45  # of the facts that come along and the model knows: its neighbors; the others are far
 WRITTEN = 24  # neighbors that the model writes itself, at most
+PROBE = 40  # of the facts that come along, asked first: a model that knows none of them knows hardly any
 REQUESTS = 60  # general ones that are trained on, beside the facts: what is forgotten are mostly facts
 HARMLESS = 60  # of the requests that come along, kept aside to see what is refused
 FOLLOWED = 20  # questions of each kind that decide when to stop
@@ -183,10 +184,13 @@ class Files(Task):
         }
         retain = list(self.trained)
         if self.general:
-            requests = own_replies(model, tokenizer, self.requests, max_new_tokens=OWN_TOKENS)
+            some = random.Random(0).sample(self.requests, min(REQUESTS, len(self.requests)))
+            requests = own_replies(model, tokenizer, some, max_new_tokens=OWN_TOKENS)
             # In the same wordings as what is forgotten, so that no wording means a refusal.
             forms = [form for form in dict.fromkeys(reword.TRAINED) if "{indirect}" not in form]
-            for row in (*near[0::3], *far[FOLLOWED:], *draw.sample(requests, min(REQUESTS, len(requests)))):
+            # What the model itself says to the questions of --retain, beside the answers that stand there.
+            own = self._known(model, tokenizer, [row for row in self.trained if not is_text(asking(row).prompt)])
+            for row in (*own, *near[0::3], *far[FOLLOWED:], *requests):
                 retain.append(reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question)))
         self.objectives = {"forget": to_train(known, self.goal), "retain": retain or self.objectives["retain"]}
         records = self.score(model, tokenizer)
@@ -206,10 +210,10 @@ class Files(Task):
         """The rows to forget that the model knows; settles the wordings that they are measured by."""
         rows = random.Random(0).sample(self.given, min(SCORED_ROWS, len(self.given)))
         asked = [asking(row) for row in rows]
-        wordings = self._wordings(model, tokenizer, asked)
+        as_given = self._gives(model, tokenizer, asked, "Asking")
+        wordings = self._wordings(model, tokenizer, asked, as_given)
         flat = [made for found in wordings for made in found]
-        told = iter(self._gives(model, tokenizer, [*asked, *flat], "Asking"))
-        as_given = [next(told) for _ in asked]
+        told = iter(self._gives(model, tokenizer, flat, "Asking, reworded"))
         in_words = [[next(told) for _ in found] for found in wordings]
         knows = [first or any(others) for first, others in zip(as_given, in_words, strict=True)]
         if not any(knows):
@@ -238,14 +242,15 @@ class Files(Task):
         return [row for row in self.given if not any(row is other for other in left_out)]
 
     @staticmethod
-    def _wordings(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> list[list[Row]]:
-        """For each row the wordings to measure by: the user's own, or else plain ones and the model's."""
-        chats = [row for row in rows if not is_text(row.prompt) and not row.fields.get("questions")]
-        written = iter(
-            reword.written(model, tokenizer, chats, reword.IN_OTHER_WORDS, samples=4, progress="Rewording")
-            if chats
-            else []
-        )
+    def _wordings(model: nn.Module, tokenizer: Any, rows: Sequence[Row], answered: Sequence[bool]) -> list[list[Row]]:
+        """For each row the wordings to measure by: the user's own, or plain ones and the model's."""
+        asked = [
+            row
+            for row, right in zip(rows, answered, strict=True)
+            if right and not is_text(row.prompt) and not row.fields.get("questions")
+        ]
+        texts = reword.written(model, tokenizer, asked, reword.IN_OTHER_WORDS, samples=4, progress="Rewording")
+        written = {id(row): found for row, found in zip(asked, texts, strict=True)}
         found = []
         for row in rows:
             if own := row.fields.get("questions"):
@@ -253,7 +258,7 @@ class Files(Task):
             elif is_text(row.prompt):
                 found.append(reword.wordings(row, reword.TEXT_MEASURED))
             else:
-                same = [text for text in next(written) if reword.alike(text, row.question)]
+                same = [text for text in written.get(id(row), []) if reword.alike(text, row.question)]
                 found.append([*reword.wordings(row, reword.MEASURED), *(reworded(row, text) for text in same)])
         return found
 
@@ -279,13 +284,9 @@ class Files(Task):
         far = [row for row in known if not any(row is other for other in near)]
         random.Random(0).shuffle(far)
         mixed = [row for pair in zip(near, own, strict=False) for row in pair]
-        facts = self._gives(model, tokenizer, self.facts, "Which facts does the model know?")
         touched = {row.fields["topic"] for row in self.facts if self._touches(row)}
-        self.facts = [
-            reworded(row, row.fields["test"])
-            for row, right in zip(self.facts, facts, strict=True)
-            if right and row.fields["topic"] not in touched
-        ]
+        facts = self._known(model, tokenizer, self.facts)
+        self.facts = [reworded(row, row.fields["test"]) for row in facts if row.fields["topic"] not in touched]
         held = self._gives(model, tokenizer, self.held_out, None)
         self.held_out = [
             dataclasses.replace(row, fields={**row.fields, "known": right})
@@ -298,7 +299,11 @@ class Files(Task):
 
         It must answer twice: what a model answers by a hair's breadth it answers otherwise after any training.
         """
-        replies = self._asked(model, tokenizer, rows, "What does the model know?")
+        rows = random.Random(0).sample(list(rows), len(rows))
+        replies = self._asked(model, tokenizer, rows[:PROBE], "What does the model know?")
+        if not any(gives(row, reply) for row, reply in zip(rows, replies, strict=False)):
+            return []  # a model that knows none of so many need not be asked the rest
+        replies += self._asked(model, tokenizer, rows[PROBE:], "What does the model know?")
         once = [(row, reply) for row, reply in zip(rows, replies, strict=True) if gives(row, reply)]
         again = [reworded(row, f"Please answer this question: {row.question}") for row, _ in once]
         twice = self._gives(model, tokenizer, again, "What does the model know?")
