@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import UnlearnTrainer, cli, resolve
+from dualoptim import UnlearnTrainer, cli, goals, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.errors import UserError
 
@@ -81,7 +82,10 @@ def test_unlearn_leaves_config_environment_results_records_report_and_model(run:
     counters = 3 * 8 * tensors  # of 8 bytes: all steps, and each objective's
     assert entry["optimizer_state_bytes"] == 24 * parameters + counters
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
-    assert len(records) == 2 * 20
+    sets = Counter((record["when"], record["set"]) for record in records)
+    assert sets["before", "forget"] == sets["after", "forget"] == 10
+    assert sets["after", "retain"] == 4  # a third of ten, held out
+    assert sets["after", "harmless"] == 60
     page = (out / "report.html").read_text()
     assert "<svg" in page
     assert "http-equiv" not in page
@@ -110,11 +114,12 @@ def test_the_same_config_gives_the_same_numbers(run: Run, place: Path) -> None:
     assert a["after"] == b["after"]
 
 
-def test_command_line_wins_over_recipe_and_recipe_over_defaults(run: Run, place: Path) -> None:
+def test_command_line_wins_over_recipe_recipe_over_goal_and_goal_over_defaults(run: Run, place: Path) -> None:
     (place / "mine.yaml").write_text("lr: 1e-3\nweight_decay: 0.5\nlr_scales: {forget: 1.5}\n")
     assert run("unlearn", "--recipe", "mine.yaml", "--lr", "2e-3", "--out", "out", "--save-model", "false") == 0
     config = yaml.safe_load((place / "out/config.resolved.yaml").read_text())
-    assert (config["lr"], config["weight_decay"], config["eps"]) == (2e-3, 0.5, 1e-8)
+    assert (config["lr"], config["weight_decay"], config["eps"]) == (2e-3, 0.5, goals.EPS)
+    assert config["max_grad_norm"] == 1.0
     assert config["lr_scales"] == {"forget": 1.5}
 
 

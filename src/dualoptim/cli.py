@@ -233,6 +233,9 @@ def _quickstart(parsed: Namespace) -> None:
     if parsed.dry_run:
         arguments.append("--dry-run")
     _unlearn("compare", _parse(commands["compare"], arguments))
+    if not parsed.dry_run:
+        model = parsed.model or "smollm2"
+        print(f"Your own rows: dualoptim unlearn --model {model} --forget my.jsonl --retain keep.jsonl")
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:

@@ -56,7 +56,7 @@ class Best(TrainerCallback):
 
     def look(self, step: int, point: dict[str, float], control: Any) -> None:
         """Take a measured point into account."""
-        if self._rank(point) > self._rank(self.point):
+        if self._rank(point) >= self._rank(self.point):  # of equals the later one, which was trained further
             self.step, self.point, self.weights = step, dict(point), self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
         # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor, and
