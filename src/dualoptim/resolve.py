@@ -280,6 +280,8 @@ def memory_needed(config: RunConfig, task: Task, model: nn.Module) -> dict[str, 
     needed = {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": state_bytes(config, task, model)}
     if needs_second_model(config, task):
         needed["reference"] = 4 * parameters
+    if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
+        needed["best point"] = 4 * trained
     if config.combine is not None:
         needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
     return needed

@@ -14,6 +14,7 @@ import dataclasses
 import math
 import random
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
@@ -200,11 +201,22 @@ class Files(Task):
         return records
 
     def _build_topics(self, model: nn.Module, tokenizer: Any) -> None:
-        """Rows of what the model itself says about the topics."""
+        """Rows of what the model itself says about the topics; words that it says twice tell the topic."""
         asks = [question(form.format(name), "", name, name=name) for name in self.topics for form in TOPIC]
-        for row in build(model, tokenizer, asks, samples=1):
-            told = [form.format(row.fields["name"]) for form in TOPIC_MEASURED]
-            self.given.append(checked(dataclasses.replace(row, fields={"questions": told})))
+        built = build(model, tokenizer, asks, samples=1)
+        for name in self.topics:
+            said = [row for row in built if row.fields["name"] == name]
+            named = set(reword.words(name.casefold()))
+            counts = Counter(
+                word for row in said for word in set(reword.words(row.answer.casefold())) if reword.content_words(word)
+            )
+            core = [word for word, count in counts.items() if count > 1 and word not in named]
+            told: list[str] | None = [form.format(name) for form in TOPIC_MEASURED]
+            first = {row.question: row for row in reversed(said)}  # of the answers to each, the greedy one
+            for row in first.values():
+                accepted = [word for word in core if metrics.contains_answer(row.answer, [word])] or None
+                self.given.append(checked(dataclasses.replace(row, fields={"accepted": accepted, "questions": told})))
+                told = None  # the others have wordings of their own
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> list[Row]:
         """The rows to forget that the model knows; settles the wordings that they are measured by."""
