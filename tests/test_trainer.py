@@ -70,6 +70,21 @@ def weights(of: UnlearnTrainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in of.model.parameters()])
 
 
+def test_a_paused_objective_steps_for_nothing_and_the_others_go_on(tmp_path: Path) -> None:
+    alternating = trainer(tmp_path / "a", by_turns({"forget": 1, "retain": 1}, 4, 6))
+    alternating.paused = {"forget"}
+    before = weights(alternating).clone()
+    alternating.train()
+    assert not torch.equal(weights(alternating), before)
+    counts = [s["delta_step"] for s in alternating.multi_objective.state.values()]  # type: ignore[union-attr]
+    assert all(count["retain"] == 3 and not count.get("forget") for count in counts)
+    joint = trainer(tmp_path / "b", jointly({"forget": 1, "retain": 1}, 4, 3), optimizer=ADAMW)
+    joint.paused = {"forget"}
+    joint.train()
+    assert not any("loss/forget" in entry for entry in joint.state.log_history)
+    assert any("loss/retain" in entry for entry in joint.state.log_history)
+
+
 RATIO = {"forget": 1, "retain": 2}
 RANKS = """
 import os

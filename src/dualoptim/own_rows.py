@@ -87,9 +87,11 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
             found = reword.wordings(asked, tuple(dict.fromkeys(reword.TRAINED)))
         else:
             found = reword.wordings(asked, reword.TEXT_TRAINED)
-            if goal == "refuse" and not row.fields.get("instead"):
+            given = row.fields.get("instead")
+            others = [f" {given.strip()}"] if given else TEXT_REFUSALS  # a blank stands between beginning and answer
+            if goal == "refuse" or given:
                 found = [
-                    dataclasses.replace(r, fields={**r.fields, "instead": TEXT_REFUSALS[i % len(TEXT_REFUSALS)]})
+                    dataclasses.replace(r, fields={**r.fields, "instead": others[i % len(others)]})
                     for i, r in enumerate(found, len(made))
                 ]
         made += [r if goal == "erase" else dataclasses.replace(r, only=()) for r in found]

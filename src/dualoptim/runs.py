@@ -3,9 +3,10 @@
 `results.json`, schema 1::
 
     {"schema": 1, "task": str, "model": str, "followed": str, "curves": {name: title}, "scores": {objective: metric},
-     "metrics": {name: {"label", "better", "format"}}, "counts": {name: int},
+     "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
      "runs": [{"method": str, "seed": int, "config": {…},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
+               "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
                "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
@@ -14,10 +15,11 @@ A run of one part of a task after the other has "part" as well. `before` and `af
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
 "when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own
 words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
-that are shares were measured; `curve` follows what `followed` says, for each of `curves`; `seconds` is the training,
-without loading, evaluation and curve; `step_seconds` the median optimizer step, forward and backward included;
-`optimizer_state_bytes` is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on
-a GPU, the run's peak of allocated memory).
+that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
+a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
+`followed` says, for each of `curves`; `seconds` is the training, without loading, evaluation and curve; `step_seconds`
+the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the state tensors;
+`peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
 """
 
 from __future__ import annotations
