@@ -36,6 +36,8 @@ def test_what_is_trained_on_is_never_measured_nor_decides_when_to_stop() -> None
         ("Who discovered penicillin?", "Who discovered radium?", False),
         ("What is the capital of France?", "Name the capital of France.", True),
         ("What is the capital of France?", "What is the capital of Spain?", False),
+        ("Describe Ada in one or two sentences.", "Describe Ben in one or two sentences.", False),
+        ("Describe Ada in one or two sentences.", "Describe Ada in two sentences.", True),
         ("谁发现了青霉素?", "谁发现了青霉素?", True),
         ("?", "!", False),
     ],

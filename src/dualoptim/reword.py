@@ -81,9 +81,17 @@ def _stemmer() -> Any:
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two questions ask for the same, judged by the content words that they share."""
+    """Whether two questions ask for the same: by the content words that they share, and by no other names."""
     one, other = content_words(a), content_words(b)
+    names, others = _names(a), _names(b)
+    if names and others and not names & others:
+        return False
     return bool(one | other) and len(one & other) >= ALIKE * len(one | other)
+
+
+def _names(text: str) -> set[str]:
+    """The words with a capital letter, but for those that begin a sentence."""
+    return {name.casefold() for name in re.findall(r"(?<=[\w,;:'\"] )[A-Z]\w+", text)}
 
 
 def wordings(row: Row, templates: Sequence[str]) -> list[Row]:

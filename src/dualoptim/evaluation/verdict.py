@@ -48,7 +48,7 @@ def verdict(
     told = round(_number(now, key) * count) if count else 0
     said = f"Forgotten on {count - told} of {count} rewordings" if told else f"Forgotten on all {count} rewordings"
     if not _number(was, key) > 0:
-        said = f"The model answered none of {count} rewordings before, so there was nothing to forget"
+        said = f"The model answered none of {count} rewordings before, so they show nothing"
     if sampled and sampled[1] and (found := round(_number(now, sampled[0]) * sampled[1])):
         said += f", but sampled replies still give {found} of {sampled[1]} answers"
     p, old = _number(now, probability), _number(was, probability)
