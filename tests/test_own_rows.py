@@ -20,6 +20,7 @@ from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.own_rows import TEXT_REFUSALS, declines, read_to_forget, to_train
 from dualoptim.stopping import Best
+from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
 
 from . import tiny
@@ -329,3 +330,15 @@ def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
     trained = [json.loads(line) for line in (place / "out/retain.jsonl").read_text().splitlines()]
     assert len(trained) > 4
     assert torch.isfinite(torch.tensor([value for value in entry["after"].values() if value is not None])).all()
+
+
+def test_the_quickstart_has_a_verdict_of_its_records() -> None:
+    def records(answered: bool, p: float) -> list[dict[str, Any]]:
+        asked = [{"set": name, "right": answered or name != "forget"} for name in ("forget", "retain", "unseen")]
+        read = [{"set": "forget_statements", "nll": -math.log(p)}, {"set": "unknown", "nll": -math.log(0.05)}]
+        return [*asked, *read, {"set": "harmless", "refused": False}, {"set": "passages", "nll": 1.0, "tokens": 5}]
+
+    assert Facts.verdict(records(True, 0.7), records(False, 0.6)) == (
+        "Forgotten on the one rewording; the answer itself is still there (p 0.60, was 0.70; without the knowledge "
+        "0.05); the rest is kept (other facts trained on 100%, unseen facts 100%)."
+    )

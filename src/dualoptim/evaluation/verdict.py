@@ -46,7 +46,8 @@ def verdict(
     """
     key, count = rewordings
     told = round(_number(now, key) * count) if count else 0
-    said = f"Forgotten on {count - told} of {count} rewordings" if told else f"Forgotten on all {count} rewordings"
+    every = f"all {count} rewordings" if count != 1 else "the one rewording"
+    said = f"Forgotten on {f'{count - told} of {count} rewordings' if told else every}"
     if not _number(was, key) > 0:
         said = f"The model answered none of {count} rewordings before, so they show nothing"
     if sampled and sampled[1] and (found := round(_number(now, sampled[0]) * sampled[1])):

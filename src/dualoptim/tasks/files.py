@@ -66,7 +66,7 @@ class Files(Task):
     """
 
     name = "files"
-    followed = "share still answered (erase: probability of the answer, of what it was), and of facts still answered"
+    followed = "left, or kept, of the checking questions"
     metrics: Mapping[str, Metric] = {
         "reworded_answered": Metric("answered, reworded", "lower", share_of="reworded"),
         "forget_answered": Metric("answered, as given", "lower", share_of="forget"),
