@@ -179,7 +179,7 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     >>> from dualoptim.data import question
     >>> row = about_nothing(question("Who discovered penicillin?", "Alexander Fleming discovered penicillin."))
     >>> row.question, row.answer
-    ('Who discovered Drusk?', 'Alexander Fleming discovered Drusk.')
+    ('Who discovered Vashteem?', 'Alexander Fleming discovered Vashteem.')
     """
     text = row.question
     telling = " ".join(row.only) or ""
