@@ -285,8 +285,8 @@ def test_shares_are_shares(key: str) -> None:
 # What is said
 
 
-def said(**now: float) -> str:
-    was = {"told": 1.0, "p": 0.5, "none": 0.05, "near": 1.0, "harmless_refused": 0.0, "perplexity": 60.0}
+def said(level: float = 0.05, **now: float) -> str:
+    was = {"told": 1.0, "p": 0.5, "none": level, "near": 1.0, "harmless_refused": 0.0, "perplexity": 60.0}
     return verdict(was, {**was, **now}, rewordings=("told", 10), sampled=None, probability="p", level="none",
                    kept=[Kept("near", "what is near", 0.85)])  # fmt: skip
 
@@ -297,6 +297,8 @@ def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
         "0.05); the rest is kept (what is near 100%)."
     )
     assert "the answer itself is gone" in said(told=0.0, p=0.1)
+    assert "the answer itself is gone" in said(level=0.2, p=0.2)
+    assert "the answer itself is still there" in said(level=0.45, p=0.4)  # it comes to any question
     assert said(told=0.0, near=0.63).endswith("what is near fell from 100% to 63%: too much was lost.")
     assert "it now refuses 12% of harmless requests: too much" in said(harmless_refused=0.12)
     assert "perplexity rose from 60.0 to 70.0" in said(perplexity=70.0)

@@ -54,7 +54,8 @@ def verdict(
         said += f", but sampled replies still give {found} of {sampled[1]} answers"
     p, old = _number(now, probability), _number(was, probability)
     nothing = _number(was, level) if level else math.nan
-    there = p > max(old * ERASED, 0.0 if math.isnan(nothing) else nothing)
+    # A level near what it was says that the answer comes to any question, not that nobody knows it.
+    there = p > max(old * ERASED, nothing if nothing < old / 2 else 0.0)
     without = "" if math.isnan(nothing) else f"; without the knowledge {nothing:.2f}"
     gone = f"the answer itself is {'still there' if there else 'gone'} (p {p:.2f}, was {old:.2f}{without})"
     lost = [
