@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,7 +321,12 @@ def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
     model = str(tiny.save(place / "model"))
     assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl",
                      "--steps", "6", "--goal", "erase", "--keep-at-least", "0", "--out", "out"]) == 0  # fmt: skip
-    printed = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    chosen = next(line for line in out.splitlines() if line.startswith("Chosen for --goal erase: "))
+    again = shlex.split(chosen.partition(": ")[2])
+    assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl", "--goal", "erase",
+                     *again, "--dry-run"]) == 0  # fmt: skip
+    printed = " ".join(out.split())
     assert "Chosen for --goal erase: --forget-loss NPO" in printed
     assert "--steps" not in printed.partition("The page")[0].partition("answered none")[0]
     assert "answered none of" in printed  # of random weights

@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import typing
 import warnings
@@ -256,8 +257,14 @@ def _unlearn(name: str, parsed: Namespace) -> None:
 
 def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
     """What the goal chose, as options that would choose the same."""
-    keys = ("forget_loss", "retain_loss", "lr", "ratio", "steps", "batch_size", "until", "keep_at_least")
-    chosen = [f"--{key.replace('_', '-')} {getattr(config, key)}" for key in keys if key not in given]
+    keys = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "steps", "batch_size", "until",
+            "keep_at_least", "pause", "curve_points")  # fmt: skip
+    settings = config.as_dict()
+    values = {key: settings[key] for key in keys if key not in given}
+    chosen = [
+        f"--{key.replace('_', '-')} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}"
+        for key, v in values.items()
+    ]
     if chosen:
         print(f"Chosen for --goal {config.goal}: {' '.join(chosen)}", flush=True)
 
