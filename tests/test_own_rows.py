@@ -324,8 +324,8 @@ def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
     out = capsys.readouterr().out
     chosen = next(line for line in out.splitlines() if line.startswith("Chosen for --goal erase: "))
     again = shlex.split(chosen.partition(": ")[2])
-    assert cli.main(["unlearn", "--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl", "--goal", "erase",
-                     *again, "--dry-run"]) == 0  # fmt: skip
+    files = ["--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl"]
+    assert cli.main(["unlearn", *files, "--goal", "erase", *again, "--dry-run"]) == 0
     printed = " ".join(out.split())
     assert "Chosen for --goal erase: --forget-loss NPO" in printed
     assert "--steps" not in printed.partition("The page")[0].partition("answered none")[0]
