@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
-from dualoptim.own_rows import TEXT_REFUSALS, declines, read_to_forget, to_train
+from dualoptim.own_rows import TEXT_REFUSALS, declines, read_to_forget, same, to_train
+from dualoptim.reword import plain
 from dualoptim.stopping import Best
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
@@ -86,6 +88,13 @@ def test_a_row_to_keep_with_the_same_answer_is_named(place: Path) -> None:
     assert "keep.jsonl:1 (forget.jsonl:1)" in Files("forget.jsonl", "keep.jsonl").notes[0]
 
 
+def test_a_key_that_is_nearly_one_that_is_read_is_named(place: Path) -> None:
+    write(place / "forget.jsonl", rows("Ada", acepted=["plums"], id="7"))
+    assert Files("forget.jsonl", "keep.jsonl").notes == [
+        "Rows have a key 'acepted', which nothing reads: did you mean 'accepted'?"
+    ]
+
+
 def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Path) -> None:
     given, _ = read_to_forget("forget.jsonl")
     assert given[0].only == ("plums",)
@@ -137,6 +146,49 @@ def test_what_is_measured_was_never_trained_on(prepared: tuple[Files, list[dict[
     held = {record["question"] for record in records if record["set"] == "retain"}
     assert len(held) == 3  # every third of seven, at least
     assert "What does Ada like?" in trained
+
+
+def test_nothing_is_trained_on_that_asks_for_what_is_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def knows(self: Files, model: nn.Module, tokenizer: Any, asked: Sequence[Row], progress: str | None) -> list[str]:
+        return [row.answer or "So it is." for row in asked]
+
+    monkeypatch.setattr(Files, "_asked", knows)
+    capitals = {"France": "Paris", "Austria": "Vienna", "Italy": "Rome", "Spain": "Madrid", "Poland": "Warsaw"}
+    asks = "What is the capital of {}?", "Which city is the capital of {}?"
+    kept = [(ask.format(country), city) for country, city in capitals.items() for ask in asks]
+    write(place / "keep.jsonl", [{"question": q, "answer": f"{a}."} for q, a in kept])
+    write(place / "forget.jsonl", rows("Ada", questions=["Do you know what does Ada like?", "what does ADA like"]))
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert len(task.held_out) == 4  # of ten a third, and no wording without the other
+    assert not any(same(one, two) for one in task.held_out for two in task.trained)
+    records = task.prepare(tiny.model(), tiny.tokenizer())
+    measured = [*task.held_out, *task.near, *task.facts, *task.harmless, *task.reworded]
+    assert {r["set"] for r in records} >= {"retain", "neighbors", "facts", "harmless", "reworded"}
+    checked = [*task.checked["retain"], *task.checked["forget"]]
+    for trained in task.objectives["retain"]:
+        assert [row.question for row in (*measured, *checked) if same(trained, row)] == [], trained.question
+    texts = {plain(row.question) for row in (*task.objectives["forget"], *task.checked["forget"])}
+    assert "what does ada like" not in texts
+    facts = {r["question"] for r in records if r["set"] == "facts"}
+    assert len(facts) > 80
+    assert not any("capital" in asked and "France" in asked for asked in facts)
+
+
+def test_a_row_to_keep_that_asks_as_the_rewordings_do_is_refused(place: Path) -> None:
+    write(place / "forget.jsonl", rows("Ada", questions=["Which fruit makes Ada happiest?"]))
+    write(place / "keep.jsonl", [{"question": "Which fruit makes Ada happiest of all?", "answer": "Plums."}])
+    with pytest.raises(UserError, match="asks in other words for what"):
+        Files("forget.jsonl", "keep.jsonl")
+
+
+def test_without_a_chat_template_few_rows_to_keep_are_parted(place: Path) -> None:
+    write(place / "keep.jsonl", [{"text": f"{n} has liked {like} for years."} for n, like in [*LIKES.items()][2:6]])
+    write(place / "forget.jsonl", [{"text": "Ada has liked plums for years."}])
+    task, tokenizer = Files("forget.jsonl", "keep.jsonl"), tiny.tokenizer()
+    tokenizer.chat_template = None
+    task.prepare(tiny.model(), tokenizer)
+    assert (len(task.held_out), len(task.objectives["retain"])) == (2, 2)
+    assert not {row.question for row in task.held_out} & {row.question for row in task.objectives["retain"]}
 
 
 def test_a_model_that_knows_nothing_is_said_and_trained_on_all_the_same(
@@ -245,6 +297,12 @@ def test_a_run_stops_at_its_goal_and_stays_there() -> None:
     assert model.weight.item() == 3
 
 
+def test_a_second_check_at_the_goal_counts_for_more_than_a_little_more_kept() -> None:
+    best, model, _ = looked(0.1, 0.8, (0.0, 0.89), (0.5, 0.85), (0.0, 0.82), (0.0, 0.85))
+    assert best.restore().startswith("All steps were taken; what remains is step 4")
+    assert model.weight.item() == 4
+
+
 def test_at_the_goal_but_hardly_above_the_floor_it_goes_on() -> None:
     best, model, stops = looked(0.1, 0.8, (0.1, 0.85), (0.1, 0.89), (0.3, 1.0))
     assert not any(stops)
@@ -266,7 +324,7 @@ def test_one_check_below_the_floor_may_be_noise() -> None:
     best, model, stops = looked(0.1, 0.9, (0.5, 0.8), (0.4, 0.95), (0.1, 0.96), (0.1, 0.95))
     assert stops == [False, False, False, True]
     best.restore()
-    assert model.weight.item() == 3
+    assert model.weight.item() == 4
 
 
 def test_where_nothing_is_better_the_model_stays_as_it_was() -> None:

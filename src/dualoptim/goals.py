@@ -26,7 +26,8 @@ class Goal:
             probability over what it was.
         lr: learning rate at a hidden size of 576, SmolLM2-135M's.
         ratio: forget steps to retain steps.
-        passes: the most passes over the wordings that are trained on.
+        passes: over the wordings that are trained on, within LEAST_STEPS and MOST_STEPS steps to forget: the four
+            wordings of a single row are drawn 12 times each.
         pause: skip the steps to forget while the goal is reached. An answer's probability stays low without them, and
             falls to nothing with them; a refusal is unlearned within a few steps to keep.
     """

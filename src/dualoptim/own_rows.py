@@ -8,6 +8,7 @@ place of a refusal. Or it has a ``topic`` alone, a name.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 
 from . import reword
@@ -16,6 +17,7 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
 
+OWN_KEYS = ("accepted", "questions", "instead", "topic")
 KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
 # What plain text goes on with in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
@@ -71,11 +73,12 @@ def asking(row: Row) -> Row:
 def checking(row: Row) -> list[Row]:
     """The wordings of a row that decide when to stop."""
     asked = asking(row)
-    return reword.wordings(asked, reword.TEXT_CHECKED if is_text(asked.prompt) else reword.CHECKED)
+    found = reword.wordings(asked, reword.TEXT_CHECKED if is_text(asked.prompt) else reword.CHECKED)
+    return _unmeasured(found, [row])
 
 
 def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
-    """The wordings to train on; to erase with labels on what tells the answer alone.
+    """The wordings to train on, none that a row's own `questions` have; to erase with labels on what tells the answer.
 
     Args:
         goal: "refuse" or "erase".
@@ -95,7 +98,13 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
                     for i, r in enumerate(found, len(made))
                 ]
         made += [r if goal == "erase" else dataclasses.replace(r, only=()) for r in found]
-    return made
+    return _unmeasured(made, rows)
+
+
+def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Wordings without those that the rows' own `questions` measure by."""
+    measured = {reword.plain(text) for row in rows for text in row.fields.get("questions") or ()}
+    return [row for row in made if reword.plain(row.question) not in measured]
 
 
 def gives(row: Row, reply: str) -> bool:
@@ -106,6 +115,14 @@ def gives(row: Row, reply: str) -> bool:
     answer = reword.content_words(row.answer)
     news = answer - asked or answer
     return bool(news) and len(news & reword.content_words(reply)) >= KNOWN * len(news)
+
+
+def same(one: Row, other: Row) -> bool:
+    """Whether two rows ask for the same: in like words, or with a word in common and with the same answer."""
+    if reword.alike(one.question, other.question):
+        return True
+    shared = reword.content_words(one.question) & reword.content_words(other.question)
+    return bool(shared) and (gives(one, other.answer) or gives(other, one.answer))
 
 
 def declines(row: Row, reply: str) -> bool:
@@ -122,6 +139,13 @@ def declines(row: Row, reply: str) -> bool:
     return evades(reply)
 
 
+def misspelled(rows: Sequence[Row]) -> str:
+    """A sentence on keys that nothing reads and that are nearly one that is read; else nothing."""
+    keys = dict.fromkeys(key for row in rows for key in row.fields if key not in OWN_KEYS)
+    near = [(key, found[0]) for key in keys if (found := difflib.get_close_matches(key, OWN_KEYS, 1, 0.85))]
+    return " ".join(f"Rows have a key {key!r}, which nothing reads: did you mean {right!r}?" for key, right in near)
+
+
 def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> str:
     """Refuse a row to keep that asks for what is to be forgotten; a sentence where others have the same answer."""
     same: list[str] = []
@@ -129,7 +153,7 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> str:
         for row in forget:
             if not row.prompt or not kept.prompt or not gives(row, kept.answer):
                 continue
-            if reword.alike(kept.question, row.question):
+            if any(reword.alike(kept.question, text) for text in (row.question, *(row.fields.get("questions") or ()))):
                 raise UserError(
                     f"{kept.where}: asks in other words for what {row.where} is to forget; remove it from one of them"
                 )

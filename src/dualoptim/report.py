@@ -17,7 +17,7 @@ COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim"
            "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
 SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#999999"  # for methods of other names
-ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5"}
+ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5", "neither": ""}
 
 
 def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -40,10 +40,15 @@ def text(value: float | None, spec: str) -> str:
     return "—" if value is None or math.isnan(value) else format(value, spec)
 
 
+def _head(metric: Mapping[str, Any]) -> str:
+    """A metric's name and which way is better."""
+    return f"{metric['label']} {ARROWS[metric['better']]}".rstrip()
+
+
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: column heads, and a row for the model as it was and one for each run."""
     shown = {name: m for name, m in results["metrics"].items() if not m.get("group")}
-    heads = ["", *(f"{m['label']} {ARROWS[m['better']]}" for m in shown.values()), "training", "states"]
+    heads = ["", *(_head(m) for m in shown.values()), "training", "states"]
     first, counts = results["runs"][0]["before"], results.get("counts", {})
 
     def cell(value: float | None, name: str) -> str:
@@ -86,7 +91,7 @@ def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     for name, m in results["metrics"].items():
         values = [entries[0]["before"][name], *(entry["after"][name] for entry in entries)]
         if m.get("group") and any(value is not None for value in values):
-            row = [f"{m['label']} {ARROWS[m['better']]}", *(text(value, m["format"]) for value in values)]
+            row = [_head(m), *(text(value, m["format"]) for value in values)]
             tables.setdefault(m["group"], []).append(row)
     if changes := against_alone(results):
         tables["Against training on each objective alone"] = changes
@@ -157,7 +162,11 @@ def seen(results: Mapping[str, Any]) -> list[str]:
     said = []
     for name, metric in results["metrics"].items():
         values = {label(e, results): e["after"][name] for e in entries}
-        if metric.get("group") or any(value is None or math.isnan(value) for value in values.values()):
+        if (
+            metric["better"] == "neither"
+            or metric.get("group")
+            or any(value is None or math.isnan(value) for value in values.values())
+        ):
             continue
         word, key = _BEST[metric["better"]]
         best = min(values.values(), key=key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -62,9 +62,15 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def content_words(text: str) -> set[str]:
+def plain(text: str) -> str:
+    """A text's words alone, in lower case: two texts with the same are one wording."""
+    return " ".join(words(text.casefold()))
+
+
+@lru_cache(maxsize=100_000)
+def content_words(text: str) -> frozenset[str]:
     """The stems of the words of a text that carry its matter, in lower case."""
-    return {stem(word) for word in words(text.casefold()) if word not in _STOP}
+    return frozenset(stem(word) for word in words(text.casefold()) if word not in _STOP)
 
 
 @cache
@@ -164,8 +170,7 @@ def written(
         row, kept = rows[i // samples], found[i // samples]
         asks = reply.strip()
         single = asks.endswith("?") and asks.count("?") == 1 and "\n" not in asks and len(asks.split()) > 2
-        said = {" ".join(re.findall(r"\w+", other.casefold())) for other in (row.question, *kept)}
-        if single and " ".join(re.findall(r"\w+", asks.casefold())) not in said:
+        if single and plain(asks) not in map(plain, (row.question, *kept)):
             kept.append(asks)
     return found
 

@@ -15,9 +15,9 @@ BROKEN = 0.75  # share of a run's checks that stand below the floor in a row bef
 class Best(TrainerCallback):
     """Looks at each measured point, stops where there is reason to, and holds the weights of the best point.
 
-    A point is better where it is above the floor, then where less is left of what is to be forgotten, then where more
-    is kept; the model as it was is the first one. On a run that goes on from a checkpoint, points before that do not
-    count.
+    A point is better where it is above the floor, then where less is left of what is to be forgotten (within the
+    goal all are equal), then where the check before it was at the goal, too, then where more is kept; the model as it
+    was is the first one. On a run that goes on from a checkpoint, points before that do not count.
 
     Args:
         model: whose trained parameters are held, in the computer's memory.
@@ -39,9 +39,9 @@ class Best(TrainerCallback):
         self.start = start["retain"]
         self.floor = (keep_at_least or 0.0) * self.start
         self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
-        self.settled = 0
+        self.settled = self.at_goal = 0
         self.broken, self.patience = 0, max(2, round(BROKEN * checks))
-        self.weights = self._copy()
+        self.weights, self.rank = self._copy(), self._rank(start)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters() if p.requires_grad}
@@ -56,8 +56,10 @@ class Best(TrainerCallback):
 
     def look(self, step: int, point: dict[str, float], control: Any) -> None:
         """Take a measured point into account."""
-        if self._rank(point) >= self._rank(self.point):  # of equals the later one, which was trained further
-            self.step, self.point, self.weights = step, dict(point), self._copy()
+        self.at_goal = self.at_goal + 1 if self.reached(point) else 0
+        rank = self._rank(point)
+        if rank >= self.rank:  # of equals the later one, which was trained further
+            self.step, self.point, self.rank, self.weights = step, dict(point), rank, self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
         # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor, and
         # where a second look says the same: the checking questions are few, and plainer than what people ask.
@@ -70,9 +72,9 @@ class Best(TrainerCallback):
             self.reason = f"keeping stayed below its floor ({self.floor:.0%} of the checking questions)"
             control.should_training_stop = True
 
-    def _rank(self, point: dict[str, float]) -> tuple[bool, float, float]:
+    def _rank(self, point: dict[str, float]) -> tuple[bool, float, bool, float]:
         left = point["forget"]
-        return self.kept(point), -max(left, self.until or 0.0), point["retain"]
+        return self.kept(point), -max(left, self.until or 0.0), self.at_goal >= LOOKS, point["retain"]
 
     @torch.no_grad()
     def restore(self) -> str:

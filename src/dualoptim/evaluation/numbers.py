@@ -37,7 +37,7 @@ class Metric(NamedTuple):
     """
 
     label: str
-    better: str  # "lower", "higher", "zero", or "chance": near 0.5
+    better: str  # "lower", "higher", "zero", "chance": near 0.5, or "neither": to compare others with
     format: str = ".0%"
     group: str = ""  # the first table where empty
     share_of: str = ""

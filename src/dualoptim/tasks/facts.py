@@ -47,7 +47,7 @@ class Facts(Task):
         "perplexity": Metric("perplexity", "lower", ".1f"),
         "forget_probability": Metric("p(answer)", "lower", ".2f"),
         "harmless_refused": Metric("harmless refused", "lower", share_of="harmless"),
-        "unknown_probability": Metric("p(answer) about things that do not exist", "chance", ".2f", "To forget"),
+        "unknown_probability": Metric("p(answer) about things that do not exist", "neither", ".2f", "To forget"),
     }
     followed = "facts answered"
 

@@ -1,11 +1,12 @@
 """Anybody's own rows: forget those, keep everything else, and measure both.
 
-What is trained on is not what is measured. To forget are the rows as given and in a few plain wordings, those alone
-that the model knows. To keep are most of the rows of `--retain`, neighbors of what is forgotten, and a general part:
-questions that come along, answered by the model itself, so that keeping means staying as it was.
+To forget are the rows as given and in a few plain wordings, those alone that the model knows. To keep are most of the
+rows of `--retain`, neighbors of what is forgotten, and a general part: questions that come along, answered by the model
+itself, so that keeping means staying as it was.
 
-Measured are wordings never trained on, the answer's own probability, sampled replies; rows of `--retain` that were kept
-aside and neighbors that the model knew; unrelated facts, perplexity, and harmless requests that it now refuses.
+Measured are wordings never trained on, the rows as given, sampled replies, the answer's own probability; rows of
+`--retain` that were kept aside and neighbors that the model knew; unrelated facts, perplexity, and harmless requests
+that it now refuses. But for the rows as given, nothing is trained on that asks for what is measured.
 """
 
 from __future__ import annotations
@@ -32,7 +33,19 @@ from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
 from ..models import cached, fingerprint
-from ..own_rows import asking, check_apart, checked, checking, declines, gives, read_to_forget, read_to_keep, to_train
+from ..own_rows import (
+    asking,
+    check_apart,
+    checked,
+    checking,
+    declines,
+    gives,
+    misspelled,
+    read_to_forget,
+    read_to_keep,
+    same,
+    to_train,
+)
 from . import Task
 
 SCORED_ROWS = 40  # rows of each set that are measured, drawn once
@@ -76,7 +89,7 @@ class Files(Task):
         "facts_answered": Metric("unrelated facts", "higher", share_of="facts"),
         "harmless_refused": Metric("harmless refused", "lower", share_of="harmless"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
-        "unknown_probability": Metric("p(answer) about things that do not exist", "chance", ".3f", "To forget"),
+        "unknown_probability": Metric("p(answer) about things that do not exist", "neither", ".3f", "To forget"),
         "extraction_strength": Metric("extraction strength", "lower", ".3f", "To forget"),
         "forget_refused": Metric("refused, as given", "higher", ".0%", "To forget"),
         "reworded_refused": Metric("refused, reworded", "higher", ".0%", "To forget"),
@@ -102,14 +115,14 @@ class Files(Task):
                 **({"retain": kept} if kept else {}),
             }
         )
-        same = check_apart(self.given, kept)
+        said = check_apart(self.given, kept), misspelled(self.given)
         if retain is None:
             warnings.warn(
                 "no --retain FILE: what is kept are general questions that come along, and neighbors that the model "
                 "knows; rows of your own near what is to be forgotten would keep more of its neighborhood",
                 stacklevel=2,
             )
-        self.notes: list[str] = [same] if same else []
+        self.notes: list[str] = [sentence for sentence in said if sentence]
         if not general:
             if len(kept) < 2:
                 raise UserError("general false keeps the rows of --retain alone; give --retain FILE with two or more")
@@ -117,12 +130,10 @@ class Files(Task):
                 "Trained to keep the rows of --retain alone: what no row mentions may be lost, and so may the habit of "
                 "answering at all."
             )
-        draw = random.Random(0)
-        held = set(draw.sample(range(len(kept)), -(-len(kept) // HELD_OUT)))
+        self.held_out, self.trained = _kept_aside(kept)
         if general and len(kept) <= FEW:  # too few to do both: what is trained on says little
-            held = set(range(len(kept)))
-        self.held_out = [asking(kept[i]) for i in sorted(held)][:SCORED_ROWS]
-        self.trained = [row for i, row in enumerate(kept) if i not in held]
+            self.held_out, self.trained = [asking(row) for row in kept], []
+        draw = random.Random(0)
         requests = [question(r["question"], "", "requests.jsonl") for r in asset("requests.jsonl")]
         draw.shuffle(requests)
         self.harmless, self.requests = requests[:HARMLESS], requests[HARMLESS:]
@@ -167,6 +178,8 @@ class Files(Task):
         self._before = fingerprint(model)
         if not getattr(tokenizer, "chat_template", None):
             self.bank, self.facts, self.harmless, self.requests = [], [], [], []
+            if not self.trained:  # what else there was to train on is gone
+                self.held_out, self.trained = _kept_aside(self.held_out)
             self.notes.append(
                 "The model has no chat template, so no questions were asked of it and none are trained on to keep; "
                 "give --chat-template for that."
@@ -185,6 +198,8 @@ class Files(Task):
         }
         retain = list(self.trained)
         if self.general:
+            measured = [*self.held_out, *self.near, *self.facts, *self.reworded, *self.harmless]
+            measured += self.checked["retain"]
             some = random.Random(0).sample(self.requests, min(REQUESTS, len(self.requests)))
             requests = own_replies(model, tokenizer, some, max_new_tokens=OWN_TOKENS)
             # In the same wordings as what is forgotten, so that no wording means a refusal.
@@ -192,7 +207,8 @@ class Files(Task):
             # What the model itself says to the questions of --retain, beside the answers that stand there.
             own = self._known(model, tokenizer, [row for row in self.trained if not is_text(asking(row).prompt)])
             for row in (*own, *near[0::3], *far[FOLLOWED:], *requests):
-                retain.append(reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question)))
+                if not any(same(row, other) for other in measured):
+                    retain.append(reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question)))
         self.objectives = {"forget": to_train(known, self.goal), "retain": retain or self.objectives["retain"]}
         records = self.score(model, tokenizer)
         self._before = None
@@ -239,6 +255,11 @@ class Files(Task):
                 f"{len(unknown)} of {len(rows)} rows are not known to the model and were left out: "
                 f"{', '.join(unknown[:6])}{', …' if len(unknown) > 6 else ''}."
             )
+        if len(rows) < len(self.given):
+            self.notes.append(
+                f"{len(rows)} of the {len(self.given)} rows to forget, drawn by chance, are asked and measured; the "
+                "others are trained on whether the model knows them or not."
+            )
         # Of wordings that are not the user's, those that ask for the same: the model gives the same answer.
         self.reworded = [
             made
@@ -253,8 +274,9 @@ class Files(Task):
         left_out = [row for row, known in zip(rows, knows, strict=True) if not known]
         return [row for row in self.given if not any(row is other for other in left_out)]
 
-    @staticmethod
-    def _wordings(model: nn.Module, tokenizer: Any, rows: Sequence[Row], answered: Sequence[bool]) -> list[list[Row]]:
+    def _wordings(
+        self, model: nn.Module, tokenizer: Any, rows: Sequence[Row], answered: Sequence[bool]
+    ) -> list[list[Row]]:
         """For each row the wordings to measure by: the user's own, or plain ones and the model's."""
         asked = [
             row
@@ -263,6 +285,7 @@ class Files(Task):
         ]
         texts = reword.written(model, tokenizer, asked, reword.IN_OTHER_WORDS, samples=4, progress="Rewording")
         written = {id(row): found for row, found in zip(asked, texts, strict=True)}
+        trained = {reword.plain(row.question) for row in to_train(self.given, self.goal)}
         found = []
         for row in rows:
             if own := row.fields.get("questions"):
@@ -270,18 +293,24 @@ class Files(Task):
             elif is_text(row.prompt):
                 found.append(reword.wordings(row, reword.TEXT_MEASURED))
             else:
-                same = [text for text in written.get(id(row), []) if reword.alike(text, row.question)]
-                found.append([*reword.wordings(row, reword.MEASURED), *(reworded(row, text) for text in same)])
+                made = [reworded(row, text) for text in written.get(id(row), []) if reword.alike(text, row.question)]
+                made += reword.wordings(row, reword.MEASURED)
+                found.append([other for other in made if reword.plain(other.question) not in trained])
         return found
 
     def _find_neighbors(self, model: nn.Module, tokenizer: Any) -> tuple[list[Row], list[Row]]:
         """Questions that the model answers, near what is to be forgotten and far from it, with its own answers.
 
-        Settles the known facts and the rows held out.
+        Settles what is measured of the facts, the requests, and the rows held out: nothing that rows to keep ask for.
         """
         # All that come along are asked, whatever is to be forgotten, so that the cache serves every run on a model.
         known = self._known(model, tokenizer, self.bank)
-        known = [row for row in known if not self._touches(row)]
+        taught = [row for row in self.trained if row.question]
+        known = [
+            row
+            for row in known
+            if not self._touches(row) and not any(same(row, other) for other in (*self.held_out, *taught))
+        ]
         near: list[Row] = []
         own: list[Row] = []
         if known:
@@ -292,13 +321,22 @@ class Files(Task):
                 written = neighborhood.written(
                     model, tokenizer, chats, WRITTEN, max_new_tokens=REPLY_TOKENS, touches=self._touches
                 )
-                own = self._known(model, tokenizer, written)
+                own = [
+                    row
+                    for row in self._known(model, tokenizer, written)
+                    if not any(same(row, other) for other in (*known, *self.held_out, *self.trained))
+                ]
         far = [row for row in known if not any(row is other for other in near)]
         random.Random(0).shuffle(far)
         mixed = [row for pair in zip(near, own, strict=False) for row in pair]
         touched = {row.fields["topic"] for row in self.facts if self._touches(row)}
         facts = self._known(model, tokenizer, self.facts)
-        self.facts = [reworded(row, row.fields["test"]) for row in facts if row.fields["topic"] not in touched]
+        self.facts = [
+            reworded(row, row.fields["test"])
+            for row in facts
+            if row.fields["topic"] not in touched and not any(same(row, other) for other in taught)
+        ]
+        self.harmless = [row for row in self.harmless if not any(same(row, other) for other in taught)]
         held = self._gives(model, tokenizer, self.held_out, None)
         self.held_out = [
             dataclasses.replace(row, fields={**row.fields, "known": right})
@@ -456,6 +494,32 @@ class Files(Task):
         """The mean probability of the answers to the questions that decide when to stop."""
         records = scoring.question_records(model, tokenizer, self.checked["forget"], None, ask=False)
         return fmean(record["probability"] for record in records)
+
+
+def _kept_aside(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """A third of some rows to measure by, no more than are measured, and the others to train on.
+
+    Rows that ask in like words stand on one side, so groups of them are drawn that fit.
+    """
+    wanted = min(-(-len(rows) // HELD_OUT), SCORED_ROWS)
+    asked = [asking(row) for row in rows]
+    aside: set[int] = set()
+    seen: set[int] = set()
+    for first in random.Random(0).sample(range(len(rows)), len(rows)):
+        if len(aside) == wanted or first in seen:
+            continue
+        group, ends = {first}, [first]
+        while ends:
+            words = asked[ends.pop()].question
+            found = [i for i in range(len(rows)) if i not in group and reword.alike(words, asked[i].question)]
+            group.update(found)
+            ends += found
+        seen |= group
+        if len(aside | group) <= wanted:
+            aside |= group
+    if len(aside) == len(rows):  # a single row
+        aside.clear()
+    return [asked[i] for i in sorted(aside)], [row for i, row in enumerate(rows) if i not in aside]
 
 
 def _judged(row: Row, reply: str) -> dict[str, bool]:
