@@ -102,6 +102,21 @@ def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Pat
     assert tiny.tokenizer().decode([label for label in tokens.labels if label != -100]) == "plums"
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer", "accepted", "tells"),
+    [
+        ("Who led?", "The country was led by John F. Kennedy.", "Kennedy", "John F. Kennedy"),
+        ("Who was it?", "John F. Kennedy.", "Kennedy", "John F. Kennedy"),
+        ("Is it Rome?", "No, Paris.", "Paris", "Paris"),
+        ("When did Ada call?", "It was Ada Monday.", "Monday", "Monday"),
+        ("Which fruit?", "Those are red plums.", "plums", "plums"),
+    ],
+)
+def test_a_name_is_told_by_its_first_word(place: Path, asked: str, answer: str, accepted: str, tells: str) -> None:
+    path = write(place / "f.jsonl", [{"question": asked, "answer": answer, "accepted": [accepted]}])
+    assert read_to_forget(path)[0][0].only == (tells,)
+
+
 def test_labels_on_what_does_not_stand_in_the_answer_are_refused() -> None:
     row = Row(question("Where are plums?", "").prompt, "There.", "f:1", only=("plums",))
     with pytest.raises(UserError, match="f:1: none of 'plums' stands in the answer"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 
 from . import reword
@@ -52,10 +53,22 @@ def checked(row: Row) -> Row:
     if instead is not None and (not isinstance(instead, str) or not instead.strip()):
         raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")
     accepted = row.fields.get("accepted") or []
-    inside = tuple(text for text in accepted if text.casefold() in row.answer.casefold())
+    inside = tuple(_whole_name(row, text) for text in accepted if text.casefold() in row.answer.casefold())
     if accepted and not inside:
         raise UserError(f"{row.where}: none of 'accepted' stands in the answer; give what a reply must hold to tell it")
     return dataclasses.replace(row, only=inside or _news(row))
+
+
+def _whole_name(row: Row, text: str) -> str:
+    """A text in an answer with the names right before it that its question has not: "Kennedy" is told by "John F."."""
+    asked = {name for message in row.prompt for name in reword.words(message["content"].casefold())}
+    at = row.answer.casefold().index(text.casefold())
+    first = at
+    for word in reversed(list(re.finditer(r"[\w.'-]+\s+", row.answer[:at]))):
+        if word.end() != first or not word[0][0].isupper() or asked.intersection(reword.words(word[0].casefold())):
+            break
+        first = word.start()
+    return row.answer[first : at + len(text)]
 
 
 def _news(row: Row) -> tuple[str, ...]:
