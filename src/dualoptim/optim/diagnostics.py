@@ -18,10 +18,10 @@ from torch import Tensor
 
 from . import state
 from .optimizer import DualOptimPlus
-from .state import Stored, code_of, local
+from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
 Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
-BLOCKS = 8  # of state.BLOCK coordinates, read of each tensor
+BLOCKS, WIDTH = 8, 256  # blocks of that many coordinates, read of each tensor
 
 
 @torch.no_grad()
@@ -84,28 +84,28 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> dict[str, float]
         with_base = group["base_betas"] is not None
         scale = local(param).numel() / min(local(param).numel(), _sampled(local(param)))
 
-        def read(stored: Stored, name: str, beta: float, steps: Tensor, with_base: bool = with_base) -> Tensor:
-            return _sample(local(stored), name, with_base) / (1 - beta ** int(steps))
+        def read(
+            key: str, beta: float, steps: Tensor, own: Mapping[str, Any] = own, with_base: bool = with_base
+        ) -> Tensor:
+            return _sample(local(kept(own, key)), key, with_base) / (1 - beta ** int(steps))
 
-        base = [torch.zeros(()), torch.zeros(())]
+        nothing = torch.zeros((), dtype=torch.float32, device=local(param).device)
+        base = [nothing, nothing]
         if with_base:
-            base = [
-                read(own[f"base_{name}"], f"base_{name}", beta, own["step"])
-                for name, beta in zip(("exp_avg", "exp_avg_sq"), group["base_betas"], strict=True)
-            ]
+            base = [read(name, beta, own[STEP]) for name, beta in zip(BASE, group["base_betas"], strict=True)]
             add("base", scale * base[0].square().sum())
         updates = {}
-        for objective in (name for name in objectives if name in own["delta_step"]):
+        for objective in (name for name in objectives if int(own[of(DELTA_STEP, name)])):
             mean, square = (
-                read(own[name][objective], name, beta, own["delta_step"][objective])
-                for name, beta in zip(("delta_exp_avg", "delta_exp_avg_sq"), group["betas"], strict=True)
+                read(of(name, objective), beta, own[of(DELTA_STEP, objective)])
+                for name, beta in zip(DELTA, group["betas"], strict=True)
             )
             add(f"delta/{objective}", scale * mean.square().sum())
             square = square + base[1]
             update = (mean + base[0]) / (square.abs().sqrt() + group["eps"])
             bounded = update if group["max_update"] is None else update.clamp(-group["max_update"], group["max_update"])
             updates[objective] = update
-            add(f"count/{objective}", scale * torch.tensor(float(len(update))))
+            add(f"count/{objective}", scale * torch.tensor(float(len(update)), dtype=torch.float64, device="cpu"))
             add(f"negative/{objective}", scale * (square < 0).sum())
             add(f"bounded/{objective}", scale * bounded.square().sum())
             add(f"largest/{objective}", update.abs().max())
@@ -134,20 +134,18 @@ def _measures(sums: Mapping[str, float]) -> dict[str, float]:
 
 def _sampled(tensor: Tensor) -> int:
     """How many coordinates are read of a tensor."""
-    blocks = tensor.numel() // state.BLOCK
-    return tensor.numel() if blocks <= BLOCKS else state.BLOCK * len(range(0, blocks, blocks // BLOCKS))
+    return min(tensor.numel(), BLOCKS * WIDTH)
 
 
 def _sample(stored: Stored, name: str, with_base: bool) -> Tensor:
-    """The coordinates that are read of a moment, fp32."""
-    values = state.flat(stored["codes"] if isinstance(stored, dict) else stored)
-    blocks = values.numel() // state.BLOCK
-    if blocks <= BLOCKS:
-        if isinstance(stored, dict):
-            return state.dequantise(values, stored["scales"], code_of(name, with_base=with_base))
-        return values
-    chosen = values[: blocks * state.BLOCK].view(blocks, state.BLOCK)[:: blocks // BLOCKS].reshape(-1)
-    if isinstance(stored, dict):
-        scales = stored["scales"][:blocks][:: blocks // BLOCKS]
-        return state.dequantise(chosen, scales, code_of(name, with_base=with_base))
-    return chosen
+    """The coordinates that are read of a moment."""
+    values = stored["codes"] if isinstance(stored, dict) else stored
+    length, flat = state.rows_of(values)[1], values.detach().reshape(-1)
+    places = torch.arange(min(len(flat), BLOCKS * WIDTH), dtype=torch.int64, device=values.device)
+    if len(flat) > len(places):
+        places = places // WIDTH * (len(flat) // BLOCKS) + places % WIDTH
+    if not isinstance(stored, dict):
+        return flat[places]
+    per_row = stored["scales"].shape[1]
+    scales = stored["scales"].reshape(-1)[places // length * per_row + places % length // state.BLOCK]
+    return state.decode(flat[places].float(), scales, code_of(name, with_base=with_base))

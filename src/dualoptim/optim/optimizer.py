@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -17,20 +18,21 @@ from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
 from .backends.tables import on_device
+from .memory import Entry, entry
+from .ranks import agreed
 from .rule import Moments, coefficients
-from .state import Stored, code_of, local
+from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, has_values, kept, local, of
 from .validation import (
     KEPT_ON_LOAD,
     check_group_keys,
-    check_hyperparameters,
     check_loadable,
     checked_backend,
     checked_objectives,
+    checked_settings,
     listed,
 )
 
 logger = logging.getLogger(__name__)
-DELTA, BASE = ("delta_exp_avg", "delta_exp_avg_sq"), ("base_exp_avg", "base_exp_avg_sq")
 
 
 class DualOptimPlus(Optimizer):
@@ -42,12 +44,13 @@ class DualOptimPlus(Optimizer):
     .. math:: θ ← θ (1 − lr_o λ) − lr_o \frac{m_o + m_B}{\sqrt{|v_o + v_B|} + ε}, \qquad lr_o = lr · lr\_scales[o]
 
     and the whole rule stands in :mod:`dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
-    precision, 8 bytes per parameter each, or in 8 bits, 2.03 bytes per parameter each; a delta exists from its
-    objective's first step on. `estimate_state_memory` tells beforehand.
+    precision (fp64 for fp64 parameters, which are stepped in it), 8 bytes per parameter each, or in 8 bits, about 2.03
+    bytes per parameter each. A parameter's state is made, for all objectives, when it first has a gradient;
+    `estimate_state_memory` tells its size beforehand.
 
     A step with a gradient that is not finite, or whose square is not, is skipped as a whole: no parameter, state or
-    counter changes, `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of the
-    default group has to take every step. On a GPU nothing of this waits for the host.
+    counter changes, `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of
+    `process_group` has to take every step. On a GPU nothing of this waits for the host.
 
     Args:
         params: parameters or parameter groups, as for any torch optimizer; every hyperparameter may differ by group.
@@ -59,7 +62,8 @@ class DualOptimPlus(Optimizer):
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
-        base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements.
+        base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
+            Parameters of one dimension, of fp64, or distributed by other dimensions than the first stay in 32.
         delta_bits: the same for the deltas' moments.
         max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of
             two averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is
@@ -72,10 +76,11 @@ class DualOptimPlus(Optimizer):
         seed: of that chance. The same seed gives the same run, whatever was drawn elsewhere.
         backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
             fastest that runs on the parameters' device.
+        process_group: the ranks that step together under `torch.distributed`; None for all.
 
     Raises:
-        ValueError: an argument out of its range, an objective that is not known, a step without an objective, a sparse
-            gradient, or a state dict with objectives that this optimizer does not have.
+        ValueError: an argument out of its range, an objective that is not known, a step without an objective, a
+            parameter, gradient or state that cannot be stepped, or a state dict that does not fit.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -108,43 +113,57 @@ class DualOptimPlus(Optimizer):
         stochastic_rounding: bool = True,
         seed: int = 0,
         backend: str | None = None,
+        process_group: Any = None,
     ) -> None:
         self.objectives = checked_objectives(objectives)
         self.backend = checked_backend(backend)
         self.seed = int(seed)
-        self._objective: str | None = None
+        self.process_group = process_group
+        self._choice: list[str] = []  # none or one; a list, as some wrappers share this optimizer's attributes
         self._skipped: dict[str, Tensor] = {}
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "base_betas": base_betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "lr_scales": lr_scales or {},
-                "max_update": max_update,
-                "base_bits": base_bits,
-                "delta_bits": delta_bits,
-                "min_8bit_size": min_8bit_size,
-                "stochastic_rounding": stochastic_rounding,
-            },
-        )
+        settings = {
+            "lr": lr,
+            "betas": betas,
+            "base_betas": base_betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "lr_scales": {} if lr_scales is None else lr_scales,
+            "max_update": max_update,
+            "base_bits": base_bits,
+            "delta_bits": delta_bits,
+            "min_8bit_size": min_8bit_size,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        super().__init__(params, checked_settings(settings, self.objectives))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, its keys and hyperparameters checked as the constructor's arguments are."""
         check_group_keys(param_group)
-        # A dict of its own for each group, or a change to one would be a change to all.
-        check_hyperparameters({**self.defaults, **param_group}, self.objectives)
-        param_group["lr_scales"] = dict(param_group.get("lr_scales", self.defaults["lr_scales"]))
+        settings = checked_settings({**self.defaults, **param_group}, self.objectives)
+        # Mappings of its own for each group, or a change to one would be a change to all; and none is empty, as torch's
+        # checkpoints would lose it.
+        settings["lr_scales"] = settings["lr_scales"] or dict.fromkeys(self.objectives, 1.0)
+        param_group.update(settings, num_skipped=dict.fromkeys(self.objectives, 0))
         super().add_param_group(param_group)
         if any(param.is_complex() for param in self.param_groups[-1]["params"]):
             self.param_groups.pop()
-            raise ValueError("a parameter is complex, which is not supported; optimise torch.view_as_real(parameter)")
+            raise ValueError("a parameter is complex, which is not supported; optimize torch.view_as_real(parameter)")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("objectives", "backend", "seed", "_objective", "_skipped")
+        own = ("objectives", "backend", "seed", "process_group", "_choice", "_skipped")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for param, own in state["state"].items():
+            if isinstance(own, _Loaded):
+                state["state"][param] = own.state
+        super().__setstate__(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualOptimPlus:
+        memo[id(self.process_group)] = self.process_group  # of this process, and there is one of it
+        memo[id(self)] = again = type(self).__new__(type(self))
+        again.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return again
 
     def add_objective(self, name: str) -> None:
         """Add an objective; its delta starts at its first step, from the base as it is then.
@@ -161,12 +180,12 @@ class DualOptimPlus(Optimizer):
 
     @property
     def objective(self) -> str | None:
-        """The objective of the next `step()`; it stays until it is set again. None: not chosen yet."""
-        return self._objective
+        """The objective of the next `step()`, and of that one alone. None: not chosen yet."""
+        return self._choice[0] if self._choice else None
 
     @objective.setter
     def objective(self, name: str | None) -> None:
-        self._objective = None if name is None else self._known(name)
+        self._choice[:] = [] if name is None else [self._known(name)]
 
     def _known(self, name: str) -> str:
         if name not in self.objectives:
@@ -179,169 +198,188 @@ class DualOptimPlus(Optimizer):
     def step(self, closure: None = None, *, objective: str | None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float], *, objective: str | None = None) -> float: ...
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, *, objective: str | None = None) -> float | None:
         """Update every parameter that has a gradient, as a step of one objective.
 
         Args:
-            closure: re-evaluates the model and returns the loss.
-            objective: whose gradients these are, for this step alone; without it, the property `objective` says.
+            closure: re-evaluates the model and returns the loss; it may choose the objective.
+            objective: whose gradients these are; without it, the property `objective` says, and where there is one
+                objective alone, it is that one's step.
 
         Raises:
-            ValueError: no objective chosen, or an unknown one.
+            ValueError: no objective chosen since the last step, an unknown one, or something that cannot be stepped;
+                then nothing was changed.
         """
-        chosen = self._objective if objective is None else self._known(objective)
-        if chosen is None:
-            raise ValueError(
-                "whose step is it? Pass step(objective=…) or set .objective first; "
-                f"this optimizer has {listed(self.objectives)}"
-            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        stepping: dict[torch.device, list[tuple[int, Tensor, dict[str, Any]]]] = {}
-        index = 0
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    if param.grad.is_sparse:  # found before any is updated, or a step would be left half taken
-                        raise ValueError(
-                            "a gradient is sparse, which is not supported; use embeddings with sparse=False"
-                        )
-                    stepping.setdefault(param.device, []).append((index, param, group))
-                index += 1
-        finite = self._all_finite(stepping)
-        if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
-            skipped = self._skipped.get(chosen)
-            skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
-            self._skipped[chosen] = skipped.to(finite.device).add_(~finite)
-        elif not finite:
-            self._skipped[chosen] = self._skipped.get(chosen, torch.zeros((), dtype=torch.int64)) + 1
-            logger.warning(
-                "step of %r skipped: a gradient is not finite (%d skipped so far)", chosen, self._skipped[chosen]
-            )
-            return loss
-        for device, entries in stepping.items():
-            self._step_on(device, entries, chosen, finite if isinstance(finite, Tensor) else None)
+        with torch.inference_mode(False), torch.no_grad():
+            if objective is None and not self._choice and self._is_probed():
+                for param, group in self._parameters():
+                    if param.grad is not None:
+                        self._make_state(param, group)
+            else:
+                self._step(self._whose(objective))
         return loss
 
-    def _all_finite(self, stepping: Mapping[torch.device, list[tuple[int, Tensor, dict[str, Any]]]]) -> bool | Tensor:
+    def _whose(self, objective: str | None) -> str:
+        """The objective of this step; whatever was chosen serves no other."""
+        chosen = self._choice[0] if self._choice else None
+        self._choice.clear()
+        if objective is not None:
+            return self._known(objective)
+        if chosen is None and len(self.objectives) > 1:
+            raise ValueError(
+                "whose step is it? Pass step(objective=…) or set .objective before every step, on this optimizer and "
+                f"not on what wraps it; it has {listed(self.objectives)}"
+            )
+        return chosen or self.objectives[0]
+
+    def _is_probed(self) -> bool:
+        """Whether this is torch.distributed.checkpoint asking for the state: a step that could not do anything else."""
+        return (
+            len(self.objectives) > 1
+            and not self.state
+            and all(float(group["lr"]) == 0 for group in self.param_groups)
+            and all(not local(param.grad).any() for param, _ in self._parameters() if param.grad is not None)
+        )
+
+    def _parameters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self.param_groups:
+            for param in group["params"]:
+                yield param, group
+
+    def _name(self, group: Mapping[str, Any], place: int, index: int) -> str:
+        """A parameter's name for messages."""
+        return f"parameter {group['param_names'][place]!r}" if "param_names" in group else f"parameter {index}"
+
+    def _step(self, objective: str) -> None:
+        entries, index = [], 0
+        for group in self.param_groups:
+            keys = [*(of(name, objective) for name in DELTA), *(BASE if group["base_betas"] is not None else ())]
+            for place, param in enumerate(group["params"]):
+                if param.grad is not None:
+                    own = self.state.get(param, {})
+                    entries.append(entry(index, self._name(group, place, index), param, group, own, keys))
+                index += 1
+        finite = self._all_finite(entries)
+        if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
+            skipped = self._skipped.get(objective)
+            skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
+            self._skipped[objective] = skipped.to(finite.device).add_(~finite)
+        elif not finite:
+            skipped = self._skipped.get(objective, torch.zeros((), dtype=torch.int64, device="cpu")) + 1
+            self._skipped[objective] = skipped
+            logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
+            return
+        for device in dict.fromkeys(each.device for each in entries):
+            there = [each for each in entries if each.device == device]
+            self._step_on(device, there, objective, finite if isinstance(finite, Tensor) else None)
+
+    def _all_finite(self, entries: list[Entry]) -> bool | Tensor:
         """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs."""
-        found = [
-            backends.choose(device.type, self.backend).finite([local(param.grad) for _, param, _ in entries])
-            for device, entries in stepping.items()
-        ]
-        device = next(iter(stepping), torch.device("cpu"))
+        grads: dict[torch.device, list[Tensor]] = {}
+        for each in entries:
+            if has_values(each.grad):
+                grads.setdefault(each.device, []).append(each.grad)
+        if entries and not grads:
+            return True  # there is nothing that could be infinite
+        found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
+        device = next(iter(grads), torch.device("cpu"))
         finite: bool | Tensor
         if found and all(isinstance(answer, Tensor) for answer in found):
             finite = torch.stack([answer.to(device, non_blocking=True) for answer in found]).all()
         else:
             finite = all(map(bool, found))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            there = isinstance(finite, Tensor)
-            flag = torch.as_tensor(finite, device=device).to(torch.int32)
-            dist.all_reduce(flag, dist.ReduceOp.MIN)
-            finite = flag.bool() if there else bool(flag)
-        return finite
+        return agreed(finite, device, self.process_group)
 
-    def _step_on(
-        self,
-        device: torch.device,
-        entries: list[tuple[int, Tensor, dict[str, Any]]],
-        objective: str,
-        proceed: Tensor | None,
-    ) -> None:
+    def _step_on(self, device: torch.device, entries: list[Entry], objective: str, proceed: Tensor | None) -> None:
         """Update the parameters on one device; with `proceed`, where that is true, which the host does not ask."""
         if proceed is not None:
             proceed = proceed.to(device, non_blocking=True)
-        states = [self._state_of(param, objective, group) for _, param, group in entries]
-        steps, delta_steps = [s["step"] for s in states], [s["delta_step"][objective] for s in states]
+        states = [self._make_state(each.param, each.group) for each in entries]
+        steps, delta_steps = [s[STEP] for s in states], [s[of(DELTA_STEP, objective)] for s in states]
         torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
+        if not has_values(entries[0].theta):
+            return  # shapes alone are followed, and there is nothing to compute
         t, t_o = torch.stack(steps), torch.stack(delta_steps)
-        quantised = on_device(
-            tuple(
-                8 in (bits_of(param, group, "base_bits"), bits_of(param, group, "delta_bits"))
-                for _, param, group in entries
-            ),
-            torch.bool,
-            t.device,
-        )
+        items, offsets = [], []
+        for each, own in zip(entries, states, strict=True):
+            delta = Moments(*(local(kept(own, of(name, objective))) for name in DELTA))
+            with_base = each.group["base_betas"] is not None
+            base = Moments(*(local(kept(own, name)) for name in BASE)) if with_base else None
+            items.append(Item(each.theta, each.grad, delta, base))
+            by_chance = each.group["stochastic_rounding"] and each.param.dtype == torch.bfloat16
+            offsets.append(first_element(each.param) if by_chance else -1)
+        quantised = tuple(any(state.bits_of(m) == 8 for m in (*item.delta, *(item.base or ()))) for item in items)
+        in_8_bits = on_device(quantised, torch.bool, t.device)
         rows, first = [], 0
         for group in self.param_groups:  # entries stand in their groups' order
-            last = first + sum(entry[2] is group for entry in entries)
+            last = first + sum(each.group is group for each in entries)
             if last > first:
                 settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
                 lr = group["lr"] * group["lr_scales"].get(objective, 1.0)
-                own = slice(first, last)
-                rows.append(coefficients(t[own], t_o[own], quantised[own], lr=lr, **settings))
+                own_rows = slice(first, last)
+                rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], lr=lr, **settings))
             first = last
-        by_chance = on_device(
-            tuple(group["stochastic_rounding"] and param.dtype == torch.bfloat16 for _, param, group in entries),
-            torch.bool,
-            t.device,
-        )
-        places = on_device(tuple(index for index, _, _ in entries), torch.int64, t.device)
-        seeds = torch.where(by_chance, hashed(hashed(hashed(t + self.seed) + places)), -1)
-
-        items, copies = [], []
-        for (_, param, _), own_state in zip(entries, states, strict=True):
-            theta, grad = local(param).detach(), local(param.grad)
-            if not is_dense(theta):  # a view with gaps: stepped as a dense copy
-                copies.append((theta, theta := theta.contiguous()))
-            if grad.stride() != theta.stride():
-                grad = torch.empty_like(theta, dtype=grad.dtype).copy_(grad)
-            delta = Moments(*(local(own_state[name][objective]) for name in DELTA))
-            base = Moments(*(local(own_state[name]) for name in BASE)) if "base_exp_avg" in own_state else None
-            items.append(Item(theta, grad, delta, base))
+        # Rounding by chance hashes the step, the parameter and the element, counted over all ranks.
+        places = on_device(tuple(each.place for each in entries), torch.int64, t.device)
+        firsts = on_device(tuple(offsets), torch.int64, t.device)
+        seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
+        seeds = torch.where(firsts >= 0, seeds, -1)
         backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
         backend.step(items, torch.cat(rows), seeds, *decided)
-        for original, stepped in copies:
-            original.copy_(stepped)
+        for each in entries:
+            there = local(each.param)
+            if each.theta is not there:
+                there.copy_(each.theta)
+        # As operations of torch do, so that autograd knows a saved weight that has changed since.
+        torch.autograd.graph.increment_version([local(each.param) for each in entries])
 
-    def _state_of(self, param: Tensor, objective: str, group: dict[str, Any]) -> dict[str, Any]:
-        """The parameter's state, with what a step of this objective needs made on its first use."""
+    def _make_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameter's state, with what it lacks of every objective's made."""
         own = self.state[param]
-        if not own:
-            own["step"] = counter(param)
-            own.update({"delta_step": {}, "delta_exp_avg": {}, "delta_exp_avg_sq": {}})
-        if group["base_betas"] is not None and "base_exp_avg" not in own:
-            for name in BASE:
-                own[name] = state.zeros(param, bits_of(param, group, "base_bits"), code_of(name, with_base=True))
-        if objective not in own["delta_step"]:
-            own["delta_step"][objective] = counter(param)
-            for name in DELTA:
-                code = code_of(name, with_base=group["base_betas"] is not None)
-                own[name][objective] = state.zeros(param, bits_of(param, group, "delta_bits"), code)
+        with_base = group["base_betas"] is not None
+        for name in (STEP, *(of(DELTA_STEP, objective) for objective in self.objectives)):
+            if name not in own:
+                own[name] = counter(param)
+        for name in state.moment_keys(self.objectives, with_base=with_base):
+            if name not in own:
+                bits = bits_of(param, group, "base_bits" if name in BASE else "delta_bits")
+                state.keep(own, name, state.zeros(param, bits, code_of(name, with_base=with_base)))
         return own
 
-    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; the counts of skipped steps stand in each group."""
+        skipped = self.num_skipped
+        for group in self.param_groups:
+            group["num_skipped"] = dict(skipped)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, bit for bit: moments stay fp32 also where parameters are bf16 or fp16.
 
+        `base_bits`, `delta_bits`, `min_8bit_size` and `stochastic_rounding` stay this optimizer's own.
+
         Raises:
             ValueError: states of another optimizer, of parameters of other shapes, or of objectives that this one does
-                not have.
+                not have; then nothing was changed.
         """
-        check_loadable(state_dict, self.param_groups, self.objectives)
-        kept = [{key: group[key] for key in KEPT_ON_LOAD} for group in self.param_groups]
-        # Without the states, which torch would cast to the parameters' precision: fp32 moments and counters to bf16.
-        super().load_state_dict({**state_dict, "state": {}})
-        converted = 0
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [(param, group) for group in self.param_groups for param in group["params"]]
-        for group, settings in zip(self.param_groups, kept, strict=True):
-            group.update(settings)
-        for index, (param, group) in zip(saved, own, strict=True):
-            if index in state_dict["state"]:
-                self.state[param], changed = _loaded(state_dict["state"][index], param, group)
-                converted += changed
-        if converted:
-            warnings.warn(
-                f"the state dict holds moments in other precisions: {converted} were converted to this optimizer's "
-                "base_bits and delta_bits",
-                stacklevel=2,
-            )
+        with torch.inference_mode(False), torch.no_grad():
+            # The last of torch's own hooks, so that it reads what others made of the state dict. It hands the states
+            # over as objects that torch does not look into: it would cast moments to the parameters' precision.
+            hook = self.register_load_state_dict_pre_hook(_prepared)
+            try:
+                super().load_state_dict(state_dict)
+            finally:
+                hook.remove()
+            skipped = self.param_groups[0].get("num_skipped", {}) if self.param_groups else {}
+            self._skipped = {
+                name: torch.tensor(int(skipped[name]), dtype=torch.int64, device="cpu")
+                for name in self.objectives
+                if skipped.get(name)
+            }
 
     def __repr__(self) -> str:
         return super().__repr__().replace(" (", f" (\nobjectives: {', '.join(self.objectives)}", 1)
@@ -379,6 +417,7 @@ class DualOptim(DualOptimPlus):
         stochastic_rounding: bool = True,
         seed: int = 0,
         backend: str | None = None,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -395,6 +434,7 @@ class DualOptim(DualOptimPlus):
             stochastic_rounding=stochastic_rounding,
             seed=seed,
             backend=backend,
+            process_group=process_group,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -406,44 +446,71 @@ class DualOptim(DualOptimPlus):
 
 def counter(param: Tensor) -> Tensor:
     """A count of steps. On a GPU it stays there, so that no step waits for the host; elsewhere on the CPU."""
-    return torch.zeros((), dtype=torch.int64, device=param.device if param.device.type == "cuda" else "cpu")
+    there = param.device if param.device.type == "cuda" else torch.device("cpu")
+    return torch.zeros((), dtype=torch.int64, device=there)
 
 
 def bits_of(param: Tensor, group: Mapping[str, Any], name: str) -> int:
     """In how many bits a parameter's moments are kept, `name` being base_bits or delta_bits."""
-    return 32 if param.numel() < group["min_8bit_size"] else group[name]
+    small = param.ndim < 2 or param.numel() < group["min_8bit_size"]
+    by_rows = all(place.is_replicate() or place.is_shard(0) for place in getattr(param, "placements", ()))
+    return 32 if small or not by_rows or param.dtype == torch.float64 else group[name]
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie in memory without gaps or overlaps, in any order of the dimensions."""
-    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+@dataclass(frozen=True)
+class _Loaded:
+    """A parameter's state on its way through torch's `load_state_dict`, which does not look into it."""
+
+    state: dict[str, Any]
 
 
-def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+def _prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict that fits an optimizer, with the states as copies in its own precision."""
+    groups, settings = optimizer.param_groups, []
+    check_loadable(state_dict, groups, optimizer.objectives)
+    states, converted = dict(state_dict["state"]), 0
+    for own, saved in zip(groups, state_dict["param_groups"], strict=True):
+        checked = checked_settings({**own, **saved}, optimizer.objectives, loaded=True)
+        settings.append({**saved, **checked, **{key: own[key] for key in KEPT_ON_LOAD}})
+        for param, index in zip(own["params"], saved["params"], strict=True):
+            if index in states:
+                states[index], changed = _loaded(state_dict["state"][index], param, own)
+                converted += changed
+    if converted:
+        warnings.warn(
+            f"the state dict holds moments in other precisions: {converted} were converted to this optimizer's "
+            "base_bits and delta_bits",
+            stacklevel=4,
+        )
+    return {**state_dict, "state": states, "param_groups": settings}
+
+
+def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> tuple[_Loaded, int]:
     """A parameter's saved state in this optimizer's precision, as a copy, and how many moments changed theirs."""
-    changed = 0
+    own: dict[str, Any] = {}
+    changed, with_base = 0, group["base_betas"] is not None
+    for key, value in saved.items():
+        kind = key.partition("/")[0]
+        if kind in (*DELTA, *BASE):
+            bits = bits_of(param, group, "base_bits" if kind in BASE else "delta_bits")
+            stored = kept(saved, key)
+            changed += state.bits_of(stored) != bits
+            if isinstance(stored, dict):
+                moved: Stored = {part: _copied(tensor, param) for part, tensor in stored.items()}
+            else:
+                moved = _copied(stored, param, state.precision(param))
+            state.keep(own, key, state.converted(moved, param, bits, code_of(key, with_base=with_base)))
+        elif kind in (STEP, DELTA_STEP):
+            own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu"))
+        elif kind != state.SCALES:  # somebody else's
+            own[key] = _copied(value, param) if isinstance(value, Tensor) else copy.deepcopy(value)
+    return _Loaded(own), changed
 
-    def count(value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.int64).to(counter(param).device, copy=True)
 
-    def moment(stored: Stored, name: str) -> Stored:
-        nonlocal changed
-        bits = bits_of(param, group, "base_bits" if name.startswith("base") else "delta_bits")
-        changed += state.bits_of(stored) != bits
-        if isinstance(stored, dict):
-            copied: Stored = {key: value.to(param.device, copy=True) for key, value in stored.items()}
-        else:
-            copied = stored.to(param.device, torch.float32, copy=True)
-        return state.converted(copied, param, bits, code_of(name, with_base=group["base_betas"] is not None))
-
-    own: dict[str, Any] = {"step": count(saved["step"])}
-    own["delta_step"] = {name: count(value) for name, value in saved["delta_step"].items()}
-    for name in DELTA:
-        own[name] = {objective: moment(stored, name) for objective, stored in saved[name].items()}
-    for name in BASE:
-        if name in saved:
-            own[name] = moment(saved[name], name)
-    return own, changed
+def _copied(tensor: Tensor, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy on the parameter's device, in row-major order."""
+    moved = tensor.detach().to(param.device, dtype or tensor.dtype, copy=True)
+    return moved.clone(memory_format=torch.contiguous_format)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
@@ -472,7 +539,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
 def estimate_state_memory(
     model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any
 ) -> int:
-    """Bytes that an optimizer's state will take once every objective has stepped, without allocating any.
+    """Bytes that an optimizer's state will take once every parameter has had a gradient, without allocating any.
 
     Args:
         model: a module, taken by its `parameter_groups`, or what an optimizer takes as its `params`.
@@ -490,9 +557,9 @@ def estimate_state_memory(
     total = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
-            n, deltas = param.numel(), len(optimizer.objectives)
-            total += 2 * deltas * state.nbytes(n, bits_of(param, group, "delta_bits"))
+            deltas = len(optimizer.objectives)
+            total += 2 * deltas * state.nbytes(param, bits_of(param, group, "delta_bits"))
             if group["base_betas"] is not None:
-                total += 2 * state.nbytes(n, bits_of(param, group, "base_bits"))
+                total += 2 * state.nbytes(param, bits_of(param, group, "base_bits"))
             total += (1 + deltas) * counter(param).element_size()
     return total

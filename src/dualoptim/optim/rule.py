@@ -39,14 +39,14 @@ FLOOR, FIRST_FLOOR = 1e-3, 2.0**-20  # f in 8 bits
 
 
 class Moments(NamedTuple):
-    """A first and a second moment, fp32."""
+    """A first and a second moment, in fp32, or in fp64 for a parameter in fp64."""
 
     exp_avg: Any
     exp_avg_sq: Any
 
 
 class Coefficients(NamedTuple):
-    """The numbers of one parameter's step. Each is rounded to fp32 once, from fp64."""
+    """The numbers of one parameter's step. Each is rounded once to the precision of the step, from fp64."""
 
     weight1: Any  # 1 − β1
     beta2: Any  # β2
@@ -114,7 +114,7 @@ def coefficients(
     weight_decay: float,
     max_update: float | None,
 ) -> Tensor:
-    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 15) fp32.
+    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 15) fp64.
 
     Args:
         steps: (P,) t of each parameter, this step included.
@@ -134,8 +134,11 @@ def coefficients(
 
     (beta1, beta2), (base1, base2) = betas, base_betas or (0.0, 0.0)
     # Filled in, not copied there: a GPU would be waited for.
-    there = isinstance(lr, Tensor) and lr.device == t.device
-    rate = torch.as_tensor(lr).double() if there else torch.full((), float(lr), dtype=torch.float64, device=t.device)
+    rate = (
+        lr.detach().double().reshape(())
+        if isinstance(lr, Tensor) and lr.device == t.device
+        else torch.full((), float(lr), dtype=torch.float64, device=t.device)
+    )
     columns = Coefficients(
         weight1=1 - beta1,
         beta2=beta2,
@@ -154,4 +157,4 @@ def coefficients(
         decay=1 - rate * weight_decay,
     )
     filled = [column.expand_as(t) if isinstance(column, Tensor) else torch.full_like(t, column) for column in columns]
-    return torch.stack(filled, dim=-1).float()
+    return torch.stack(filled, dim=-1)

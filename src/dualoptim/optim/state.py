@@ -1,4 +1,11 @@
-"""Precision as a type: a moment is an fp32 tensor, or 8-bit codes with one fp32 scale for every block of 256 elements.
+"""A parameter's state: how its moments are kept, under which keys, and on which ranks.
+
+A moment is a tensor in fp32 (fp64 for fp64 parameters), or 8-bit codes with one fp32 scale for every block of 256
+elements. Blocks do not cross the rows of dimension 0, so that codes and scales are sharded alike and can be resharded.
+Elements stand in row-major order, whatever the parameter's own order in memory is.
+
+The state is flat, as torch's tools expect it: ``step``, ``base_exp_avg``, ``delta_step/forget``,
+``delta_exp_avg/forget`` and so on, with the scales of 8-bit codes under ``scales/base_exp_avg``.
 
 A block's scale s is the largest magnitude in it, with no floor, so that gradients of any size keep their digits. A code
 c of at most L levels stands for::
@@ -14,7 +21,9 @@ nearest to fp32 (`docs/log.md`).
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +53,10 @@ SIGNED, UNSIGNED = Code(signed=True), Code(signed=False)
 
 
 def code_of(name: str, *, with_base: bool) -> Code:
-    """The map of a moment: averages of squares have no sign, but a delta's with a base is a difference."""
-    return UNSIGNED if name == "base_exp_avg_sq" or (name == "delta_exp_avg_sq" and not with_base) else SIGNED
+    """The map of a moment, named with or without its objective: averages of squares have no sign, but a delta's with a
+    base is a difference."""
+    kind = name.partition("/")[0]
+    return UNSIGNED if kind == "base_exp_avg_sq" or (kind == "delta_exp_avg_sq" and not with_base) else SIGNED
 
 
 def decode(code: Any, scale: Any, map: Code) -> Any:
@@ -70,32 +81,87 @@ def fourth_root(x: Any) -> Any:
     return torch.sqrt(torch.sqrt(x))
 
 
-# What is stored for a moment: the tensor itself, or {"codes": …, "scales": …}. Plain containers, so that a saved state
-# loads under weights_only=True.
+# What is stored for a moment: the tensor itself, or its codes and their scales.
 Stored = Tensor | dict[str, Tensor]
+DELTA, BASE = ("delta_exp_avg", "delta_exp_avg_sq"), ("base_exp_avg", "base_exp_avg_sq")
+STEP, DELTA_STEP, SCALES = "step", "delta_step", "scales"
+
+
+def of(name: str, objective: str) -> str:
+    """The key of what an objective has of its own."""
+    return f"{name}/{objective}"
+
+
+def moment_keys(objectives: tuple[str, ...], *, with_base: bool) -> Iterator[str]:
+    """The keys of all moments of a parameter."""
+    for objective in objectives:
+        for name in DELTA:
+            yield of(name, objective)
+    if with_base:
+        yield from BASE
+
+
+def kept(own: Mapping[str, Any], key: str) -> Stored:
+    """The moment under a key."""
+    scales = own.get(f"{SCALES}/{key}")
+    return own[key] if scales is None else {"codes": own[key], "scales": scales}
+
+
+def keep(own: dict[str, Any], key: str, stored: Stored) -> None:
+    """Put a moment under a key."""
+    if isinstance(stored, dict):
+        own[key], own[f"{SCALES}/{key}"] = stored["codes"], stored["scales"]
+    else:
+        own[key] = stored
+        own.pop(f"{SCALES}/{key}", None)
 
 
 def zeros(param: Tensor, bits: int, map: Code) -> Stored:
-    """A moment that is zero, laid out in memory as the parameter is."""
+    """A moment that is zero, on the ranks on which the parameter is."""
     if bits == 32:
-        return torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format)
-    codes = torch.zeros_like(param, dtype=map.dtype, memory_format=torch.preserve_format)
-    return {"codes": codes, "scales": torch.zeros(num_blocks(local(codes)), device=local(codes).device)}
+        return _zeros(param, precision(param))
+    codes: Any = _zeros(param, map.dtype)
+    there = local(codes)
+    scales = torch.zeros(num_blocks(there), dtype=torch.float32, device=there.device)
+    if there is not codes:
+        shape = torch.Size(num_blocks(codes))
+        placed = {"run_check": False, "shape": shape, "stride": (shape[1], 1)}
+        scales = type(codes).from_local(scales, codes.device_mesh, codes.placements, **placed)
+    return {"codes": codes, "scales": scales}
 
 
-def num_blocks(tensor: Tensor) -> int:
-    """How many blocks a tensor has, the last one partial perhaps."""
-    return math.ceil(tensor.numel() / BLOCK)
+def _zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
+    if hasattr(param, "to_local") or not has_values(param):
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format, requires_grad=False)
+    return torch.zeros(param.shape, dtype=dtype, device=param.device)  # of a subclass, too, a plain one
+
+
+def precision(param: Tensor) -> torch.dtype:
+    """In which a parameter's moments are kept and its steps are computed."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def rows_of(tensor: Tensor) -> tuple[int, int]:
+    """How many rows dimension 0 has, and the elements of each; what has one dimension or none is a single row."""
+    if tensor.ndim < 2:
+        return 1, tensor.numel()
+    return tensor.shape[0], math.prod(tensor.shape[1:])
+
+
+def num_blocks(tensor: Tensor) -> tuple[int, int]:
+    """The rows and, in each of them, the blocks, the last one partial perhaps."""
+    rows, length = rows_of(tensor)
+    return rows, math.ceil(length / BLOCK)
 
 
 def bits_of(stored: Stored) -> int:
-    """32 or 8."""
+    """32 or 8; moments in fp64 count as 32, that is, not as 8."""
     return 8 if isinstance(stored, dict) else 32
 
 
-def nbytes(param_numel: int, bits: int) -> int:
-    """Bytes of one moment of a parameter of so many elements."""
-    return 4 * param_numel if bits == 32 else param_numel + 4 * math.ceil(param_numel / BLOCK)
+def nbytes(param: Tensor, bits: int) -> int:
+    """Bytes of one moment of a parameter."""
+    return param.numel() * precision(param).itemsize if bits == 32 else param.numel() + 4 * math.prod(num_blocks(param))
 
 
 def local(tensor: Any) -> Any:
@@ -105,22 +171,45 @@ def local(tensor: Any) -> Any:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """A dense tensor's elements in the order in which they lie in memory."""
-    tensor = local(tensor).detach()
-    return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers behind a tensor: not on the meta device, nor when only shapes are followed."""
+    return tensor.device.type != "meta" and not isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def first_element(param: Any) -> int:
+    """Where a parameter's part on this rank begins, counted in elements of the whole."""
+    if not hasattr(param, "to_local"):
+        return 0
+    return _first_row(param.shape, param.device_mesh, param.placements) * rows_of(param)[1]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _first_row(shape: torch.Size, mesh: Any, placements: Any) -> int:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return int(compute_local_shape_and_global_offset(shape, mesh, placements)[1][0]) if shape else 0
 
 
 def dequantise(codes: Tensor, scales: Tensor, map: Code) -> Tensor:
-    """Flat codes that begin at a block's beginning → fp32 values."""
-    return decode(codes.float(), scales.repeat_interleave(BLOCK)[: len(codes)], map)
+    """(R, C) codes and their (R, blocks of C) scales → fp32 values."""
+    return decode(codes.float(), scales.repeat_interleave(BLOCK, dim=1)[:, : codes.shape[1]], map)
 
 
 def quantise_(codes: Tensor, scales: Tensor, values: Tensor, map: Code) -> None:
-    """Flat fp32 values that begin at a block's beginning → codes and scales, in place."""
-    blocks = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
-    scales.copy_(blocks.abs().amax(1))
-    codes.copy_(encode(blocks, scales[:, None], map).view(-1)[: len(codes)])
+    """(R, C) fp32 values → codes and scales of the same rows, in place."""
+    if not values.numel():
+        return
+    blocks = scales.shape[1]
+    if blocks > 1:
+        values = F.pad(values, (0, -values.shape[1] % BLOCK))
+    grouped = values.reshape(len(values), blocks, -1)
+    scales.copy_(grouped.abs().amax(2))
+    codes.copy_(encode(grouped, scales[:, :, None], map).view(len(values), -1)[:, : codes.shape[1]])
+
+
+def in_rows(tensor: Tensor) -> Tensor:
+    """A row-major tensor as (R, C)."""
+    return tensor.view(rows_of(tensor))
 
 
 def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
@@ -128,11 +217,9 @@ def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
     if bits_of(stored) == bits:
         return stored
     result = zeros(param, bits, map)
-    if isinstance(stored, dict):
-        assert isinstance(result, Tensor)
-        flat(result).copy_(dequantise(flat(stored["codes"]), stored["scales"], map))
+    there, given = local(result), local(stored)
+    if isinstance(given, dict):
+        in_rows(there).copy_(dequantise(in_rows(given["codes"]), given["scales"], map))
     else:
-        assert isinstance(result, dict)
-        same_layout = torch.empty_like(param, dtype=torch.float32, memory_format=torch.preserve_format).copy_(stored)
-        quantise_(flat(result["codes"]), result["scales"], flat(same_layout), map)
+        quantise_(in_rows(there["codes"]), there["scales"], in_rows(given.contiguous().float()), map)
     return result

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .backends import NAMES
+from .state import DELTA_STEP, STEP, code_of, kept, moment_keys, num_blocks
 
 RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
 # How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
 KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "stochastic_rounding")
 SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
-OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr"}  # what torch and its schedulers put beside settings
+# What torch and its schedulers put beside settings, and what this optimizer counts.
+OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "num_skipped"}
 
 
 def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
@@ -35,42 +40,64 @@ def checked_backend(backend: str | None) -> str | None:
     return backend
 
 
-def check_hyperparameters(group: Mapping[str, Any], objectives: tuple[str, ...]) -> None:
-    """Refuse what no step could mean, naming the argument, the value and the range."""
+def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, loaded: bool = False) -> dict[str, Any]:
+    """The settings among some values, as plain numbers, tuples and dicts; what no step could mean is refused.
 
-    def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    Args:
+        given: all settings, and what else there is, which is left out.
+        loaded: whether they come from a state dict. Its learning rate may be negative, which a schedule may have made
+            it, with a warning.
+
+    Raises:
+        ValueError: names the argument, the value and the range.
+    """
+
+    def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> Any:
+        # NumPy's numbers and others that are as good, but neither True nor "1e-5".
+        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
             raise ValueError(f"{name} must be a number, but is {value!r}")
+        if not isinstance(value, Tensor):
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
         in_range = low < value < below if strictly else low <= value < below
         if not in_range:
             raise ValueError(f"{name} must be {'>' if strictly else 'at least'} {low:g} and < {below:g}, is {value}")
+        return value
 
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(group['lr'].shape)}")
-    number("lr", group["lr"], 0)
-    number("eps", group["eps"], 0)
-    number("weight_decay", group["weight_decay"], 0)
+    settings = {key: given[key] for key in SETTINGS}
+    lr = settings["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(lr.shape)}")
+    settings["lr"] = number("lr", lr, -math.inf if loaded else 0)
+    if loaded and lr < 0:
+        warnings.warn(f"the state dict's learning rate is negative ({float(lr):g}): steps go uphill", stacklevel=6)
+    for name in ("eps", "weight_decay", "min_8bit_size"):
+        settings[name] = number(name, settings[name], 0)
     for name in ("betas", "base_betas"):
-        if group[name] is None and name == "base_betas":
+        if settings[name] is None and name == "base_betas":
             continue
-        if not isinstance(group[name], (tuple, list)) or len(group[name]) != 2:
-            raise ValueError(f"{name} must be two numbers, but is {group[name]!r}")
-        for i, beta in enumerate(group[name]):
-            number(f"{name}[{i}]", beta, 0, below=1)
-    if group["max_update"] is not None:
-        number("max_update", group["max_update"], 0, strictly=True)
+        try:
+            pair = tuple(settings[name])
+        except TypeError:
+            pair = ()
+        if len(pair) != 2 or isinstance(settings[name], str):
+            raise ValueError(f"{name} must be two numbers, but is {settings[name]!r}")
+        settings[name] = tuple(float(number(f"{name}[{i}]", beta, 0, below=1)) for i, beta in enumerate(pair))
+    if settings["max_update"] is not None:
+        settings["max_update"] = number("max_update", settings["max_update"], 0, strictly=True)
     for name in ("base_bits", "delta_bits"):
-        if group.get(name, 32) not in (32, 8):
-            raise ValueError(f"{name} must be 32 or 8, but is {group[name]!r}")
-    number("min_8bit_size", group.get("min_8bit_size", 0), 0)
-    if not isinstance(group.get("stochastic_rounding", True), bool):
-        raise ValueError(f"stochastic_rounding must be True or False, but is {group['stochastic_rounding']!r}")
-    if not isinstance(group["lr_scales"], Mapping):
-        raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {group['lr_scales']!r}")
-    for name, scale in group["lr_scales"].items():
+        if settings[name] not in (32, 8):
+            raise ValueError(f"{name} must be 32 or 8, but is {settings[name]!r}")
+    if not isinstance(settings["stochastic_rounding"], bool):
+        raise ValueError(f"stochastic_rounding must be True or False, but is {settings['stochastic_rounding']!r}")
+    if not isinstance(settings["lr_scales"], Mapping):
+        raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {settings['lr_scales']!r}")
+    for name in settings["lr_scales"]:
         if name not in objectives:
             raise ValueError(f"lr_scales names {name!r}, but the objectives are {listed(objectives)}")
-        number(f"lr_scales[{name!r}]", scale, 0)
+    settings["lr_scales"] = {
+        name: number(f"lr_scales[{name!r}]", scale, 0) for name, scale in settings["lr_scales"].items()
+    }
+    return settings
 
 
 def check_group_keys(param_group: Mapping[str, Any]) -> None:
@@ -87,15 +114,25 @@ def check_loadable(
     objectives: tuple[str, ...],
 ) -> None:
     """Refuse a state dict of another optimizer, of other objectives, or of parameters of other shapes."""
-    found = {name for state in state_dict["state"].values() for name in state.get("delta_step", {})}
+    states, saved_groups = state_dict["state"], state_dict["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
+        sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
+        raise ValueError(
+            f"the state dict has parameter groups of {listed(sizes[0])} parameters, and this optimizer of "
+            f"{listed(sizes[1])}; make the same groups"
+        )
+    if any(isinstance(own.get(DELTA_STEP), Mapping) for own in states.values()):
+        raise ValueError(
+            "the state dict was saved by an earlier version, whose states were nested; load it with that version, or "
+            "begin with a new state"
+        )
+    found = {key.partition("/")[2] for own in states.values() for key in own if key.startswith(f"{DELTA_STEP}/")}
     if unknown := sorted(found - set(objectives)):
         raise ValueError(
             f"the state dict holds {listed(unknown)}, which this optimizer does not have "
             f"({listed(objectives)}); name them in objectives=…"
         )
-    if len(groups) != len(state_dict["param_groups"]):
-        return  # torch says so itself
-    for own, group in zip(groups, state_dict["param_groups"], strict=True):
+    for own, group in zip(groups, saved_groups, strict=True):
         if missing := sorted(RULE_SETTINGS - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
@@ -104,17 +141,46 @@ def check_loadable(
                 + ("without a base" if group["base_betas"] is None else "with a base")
                 + ", and this one is not; make it with the same base_betas"
             )
-        check_hyperparameters(group, objectives)
-        for param, index in zip(own["params"], group["params"], strict=False):
-            for name, moment in state_dict["state"].get(index, {}).get("delta_exp_avg", {}).items():
-                shape = (moment["codes"] if isinstance(moment, dict) else moment).shape
-                if shape != param.shape:
-                    raise ValueError(
-                        f"the state dict's moments of parameter {index} for {name!r} have shape "
-                        f"{tuple(shape)}, and the parameter {tuple(param.shape)}; is it the same model?"
-                    )
+        for place, (param, index) in enumerate(zip(own["params"], group["params"], strict=True)):
+            if index in states:
+                name = f"parameter {own['param_names'][place] if 'param_names' in own else index!r}"
+                _check_state(states[index], param, name, with_base=own["base_betas"] is not None)
 
 
-def listed(names: Iterable[str]) -> str:
+def _check_state(own: Mapping[str, Any], param: Tensor, name: str, *, with_base: bool) -> None:
+    """Refuse a saved state that lacks something, or is not of the parameter's shape."""
+    stepped = [key.partition("/")[2] for key in own if key.startswith(f"{DELTA_STEP}/")]
+    for key in (STEP, *moment_keys(tuple(stepped), with_base=with_base)):
+        if key not in own:
+            raise ValueError(f"the state dict has no {key!r} for {name}; was it saved whole?")
+    for key in moment_keys(tuple(stepped), with_base=with_base):
+        stored = kept(own, key)
+        parts = (
+            {key: stored} if isinstance(stored, Tensor) else {key: stored["codes"], f"scales/{key}": stored["scales"]}
+        )
+        for part, tensor in parts.items():
+            shape = param.shape if part == key else torch.Size(num_blocks(param))
+            found = tuple(getattr(tensor, "shape", ()))
+            if part == key and found != shape:
+                raise ValueError(
+                    f"the state dict's {key!r} of {name} have shape {found}, and the parameter {tuple(shape)}; "
+                    "is it the same model?"
+                )
+            if found != shape:
+                raise ValueError(
+                    f"the state dict's {part!r} of {name} have shape {found} in place of {tuple(shape)}; were they "
+                    "saved by an earlier version?"
+                )
+            if getattr(tensor, "placements", None) != getattr(param, "placements", None):
+                raise ValueError(
+                    f"the state dict's {part!r} of {name} is not distributed as the parameter is; load it by "
+                    "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+                )
+        codes = parts[key].dtype in (torch.int8, torch.uint8)
+        if codes != isinstance(stored, dict) or (codes and parts[key].dtype != code_of(key, with_base=with_base).dtype):
+            raise ValueError(f"the state dict's {key!r} of {name} has precision {parts[key].dtype}, which does not fit")
+
+
+def listed(names: Iterable[Any]) -> str:
     """Names for a message, quoted."""
     return ", ".join(repr(name) for name in names)

@@ -25,7 +25,7 @@ FASTEST = {"cpu": "compiled", "cuda": "gpu"}
 
 
 class Item(NamedTuple):
-    """One parameter's step. All tensors are dense, with their elements in the same order in memory."""
+    """One parameter's step. All tensors are row-major, with memory of their own (`memory.entry`)."""
 
     param: Tensor
     grad: Tensor

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients
-from ..state import SIGNED, UNSIGNED, bits_of
+from ..state import SIGNED, UNSIGNED, bits_of, rows_of
 from . import Item, plain
 from .source import CPP, code_lines, rule_lines
 
@@ -76,11 +76,14 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
             plain.step(some, rows, their_seeds)
             continue
         pointers = [pointer for item in some for pointer in _pointers(item)]
+        in_rows = 8 in kind[2:]
+        rounded = rows.float()
         library(kind).step(
             (ctypes.c_void_p * len(pointers))(*pointers),
             (ctypes.c_int64 * len(some))(*(item.param.numel() for item in some)),
+            (ctypes.c_int64 * len(some))(*(rows_of(item.param)[1] if in_rows else item.param.numel() for item in some)),
             their_seeds.data_ptr(),
-            rows.data_ptr(),
+            rounded.data_ptr(),
             len(some),
             torch.get_num_threads(),
         )
@@ -144,7 +147,7 @@ def library(kind: Kind) -> ctypes.CDLL:
         refusal = "" if made.is_file() else _compile(path, tuning, text, made)
         if not refusal:
             kernel = ctypes.CDLL(str(made))
-            kernel.step.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int]
+            kernel.step.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64, ctypes.c_int]
             kernel.step.restype = None
             kernel.largest.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_int]
             kernel.largest.restype = ctypes.c_float

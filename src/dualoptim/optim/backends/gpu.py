@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients, Moments
-from ..state import BLOCK, bits_of
+from ..state import BLOCK, bits_of, precision, rows_of
 from . import Item, plain
 from .tables import on_device
 
 SUPPORTED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # others step by `plain`
-# Rows of 256 elements and warps of a program: four elements a thread are 16 bytes of fp32, the widest load there is.
-ROWS, WARPS = 4, 8
+# Blocks of 256 elements and warps of a program: four elements a thread are 16 bytes of fp32, the widest load there is.
+BLOCKS, WARPS = 4, 8
 
 # Parameter, gradient, bits of the deltas, bits of the base or 0, and whether all is aligned to 16 bytes and elements.
 Kind = tuple[torch.dtype, torch.dtype, int, int, bool]
@@ -38,10 +38,10 @@ def missing(device_type: str) -> str | None:
     if device_type != "cuda":
         return f"it runs on a GPU, and the parameters are on {device_type}"
     try:  # Triton needs a C compiler, and a GPU that it knows
-        some = torch.zeros(1, device="cuda")
+        some = torch.zeros(1, dtype=torch.float32, device="cuda")
         step(
             [Item(some, some, Moments(some, some), None)],
-            torch.ones(1, len(Coefficients._fields), device="cuda"),
+            torch.ones(1, len(Coefficients._fields), dtype=torch.float64, device="cuda"),
             torch.full((1,), -1, dtype=torch.int64, device="cuda"),
         )
     except Exception as error:  # whatever the compiler raises
@@ -51,16 +51,17 @@ def missing(device_type: str) -> str | None:
 
 
 def finite(grads: Sequence[Tensor]) -> Tensor:
-    """Whether every gradient and its square are finite in fp32: a 0-dim tensor on their device."""
+    """Whether every gradient and its square are finite, in fp32 or, where the gradient is, in fp64: a 0-dim tensor on
+    their device."""
     largest: list[Tensor] = []
     for dtype in {grad.dtype for grad in grads}:
         some = [grad for grad in grads if grad.dtype == dtype and grad.numel()]
         if some:
-            largest += torch._foreach_norm(some, torch.inf, dtype=torch.float32)
+            norms = torch.stack(torch._foreach_norm(some, torch.inf, dtype=precision(some[0])))
+            largest.append((norms * norms).isfinite().all())
     if not largest:
         return torch.ones((), dtype=torch.bool, device=grads[0].device)
-    norms = torch.stack(largest)
-    return (norms * norms).isfinite().all()
+    return torch.stack(largest).all()
 
 
 def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Tensor | None = None) -> None:
@@ -75,14 +76,16 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
         if item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
             others.append(i)
         elif item.param.numel():
-            row = (*_addresses(item), item.param.numel())
+            codes = any(bits_of(moment) == 8 for moment in (*item.delta, *(item.base or ())))
+            numel = item.param.numel()
+            row = (*_addresses(item), numel, rows_of(item.param)[1] if codes else numel)
             base_bits = 0 if item.base is None else bits_of(item.base[0])
             aligned = all(number % 16 == 0 for number in row)
             kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits, aligned].append((*row, i))
     if others and (proceed is None or bool(proceed)):
         plain.step([items[i] for i in others], coefficients[others], seeds[others])
     if kinds:
-        device = coefficients.device
+        device, coefficients = coefficients.device, coefficients.float()
         flag = on_device((True,), torch.bool, device) if proceed is None else proceed
         # Triton launches on the current device; the interpreter has none.
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -96,7 +99,7 @@ def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, s
     from . import gpu_kernel
 
     param, grad, delta_bits, base_bits, aligned = kind
-    programs = tuple(-(-row[-2] // (ROWS * BLOCK)) for row in rows)
+    programs = tuple(-(-(numel // length) * -(-length // BLOCK) // BLOCKS) for *_, numel, length, _ in rows)
     numbers: list[int] = []
     first = 0
     for row, count in zip(rows, programs, strict=True):
@@ -114,7 +117,7 @@ def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, s
         DELTA_BITS=delta_bits,
         BASE_BITS=base_bits,
         ALIGNED=aligned,
-        ROWS=ROWS,
+        BLOCKS=BLOCKS,
         WIDTH=gpu_kernel.WIDTH,
         NUM_COEFFICIENTS=len(Coefficients._fields),
         num_warps=WARPS,
@@ -122,9 +125,10 @@ def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, s
     )
 
 
-def _owners(programs: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _owners(programs: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Which tensor each program works on."""
-    return torch.repeat_interleave(torch.arange(len(programs), dtype=dtype), torch.tensor(programs))
+    counts = torch.tensor(programs, dtype=torch.int64, device=device)
+    return torch.repeat_interleave(torch.arange(len(programs), dtype=dtype, device=device), counts)
 
 
 def _addresses(item: Item) -> list[int]:

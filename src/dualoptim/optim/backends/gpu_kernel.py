@@ -1,7 +1,8 @@
 """The Triton kernel: loads, stores and rounding by hand, the mathematics from the traced rule.
 
-A program steps one block of ROWS · 256 elements of one tensor. Which tensor and which block it finds in tables, so that
-any number of tensors is stepped by one launch; where their data lie is read from a table too, and made a pointer here.
+A program steps some blocks of up to 256 elements of one tensor, which do not cross its rows. Which tensor and which
+blocks it finds in tables, so that any number of tensors is stepped by one launch; where their data lie is read from a
+table too, and made a pointer here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..state import SIGNED, UNSIGNED
 from .source import TRITON, code_lines, rule_lines
 
 # The columns of a tensor's row in the table, in gpu.py's order: param, grad, the four moments (delta, base), their four
-# scales, the number of elements, the row of its coefficients and its first program.
-WIDTH = 13
+# scales, the number of elements, that of a row, the row of its coefficients and its first program.
+WIDTH = 14
 
 
 # What the dialect calls
@@ -188,23 +189,27 @@ def step_block(
     DELTA_BITS: tl.constexpr,
     BASE_BITS: tl.constexpr,
     ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
     NUM_COEFFICIENTS: tl.constexpr,
 ):
-    """One program: a block of a tensor, unless the step is to be skipped."""
+    """One program: some blocks of a tensor, unless the step is to be skipped."""
     if tl.load(proceed) == 0:
         return
     program = tl.program_id(0)
     at = table + tl.load(owners + program).to(tl.int64) * WIDTH
     numel = tl.load(at + 10)
+    length = tl.load(at + 11)
     if ALIGNED:
-        numel = tl.multiple_of(numel, 16)
-    place = tl.load(at + 11)
-    block = program - tl.load(at + 12)
-    rows = block * ROWS + tl.arange(0, ROWS)[:, None]
-    offsets = block * (ROWS * 256) + (tl.arange(0, ROWS)[:, None] * 256 + tl.arange(0, 256)[None, :])
-    mask, rows_mask = offsets < numel, rows * 256 < numel
+        length = tl.multiple_of(length, 16)
+    place = tl.load(at + 12)
+    rows = (program - tl.load(at + 13)) * BLOCKS + tl.arange(0, BLOCKS)[:, None]  # of scales, one for each block
+    per_row = (length + 255) // 256
+    row = rows // per_row
+    columns = (rows - row * per_row) * 256 + tl.arange(0, 256)[None, :]
+    offsets = row * length + columns
+    rows_mask = row * length < numel
+    mask = rows_mask & (columns < length)
 
     theta = pointer(at, PARAM, ALIGNED) + offsets
     param = tl.load(theta, mask=mask, other=0.0).to(tl.float32)
@@ -212,17 +217,17 @@ def step_block(
     # A second delta has a sign with a base, where it is a difference, and none without: `state.code_of`.
     mean = read(at + 2, at + 6, offsets, mask, rows, rows_mask, DELTA_BITS, True, ALIGNED)
     square = read(at + 3, at + 7, offsets, mask, rows, rows_mask, DELTA_BITS, BASE_BITS != 0, ALIGNED)
-    row = coefficients + place * NUM_COEFFICIENTS
+    own = coefficients + place * NUM_COEFFICIENTS
     if BASE_BITS != 0:
         base_mean = read(at + 4, at + 8, offsets, mask, rows, rows_mask, BASE_BITS, True, ALIGNED)
         base_square = read(at + 5, at + 9, offsets, mask, rows, rows_mask, BASE_BITS, False, ALIGNED)
         param, mean, square, base_mean, base_square = updated_with_base(
-            param, grad, mean, square, base_mean, base_square, row
+            param, grad, mean, square, base_mean, base_square, own
         )
         write(base_mean, at + 4, at + 8, offsets, mask, rows, rows_mask, BASE_BITS, True, ALIGNED)
         write(base_square, at + 5, at + 9, offsets, mask, rows, rows_mask, BASE_BITS, False, ALIGNED)
     else:
-        param, mean, square = updated(param, grad, mean, square, row)
+        param, mean, square = updated(param, grad, mean, square, own)
     write(mean, at + 2, at + 6, offsets, mask, rows, rows_mask, DELTA_BITS, True, ALIGNED)
     write(square, at + 3, at + 7, offsets, mask, rows, rows_mask, DELTA_BITS, BASE_BITS != 0, ALIGNED)
     if tl.bfloat16 == PARAM:

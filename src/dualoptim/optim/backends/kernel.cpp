@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t BLOCK = DELTA_BITS == 8 || BASE_BITS == 8 ? 256 : 4096;  // 256 is one scale's
 struct bf16 { std::uint16_t bits; };
+// A block's first element and its place among all blocks of its tensor, which do not cross the tensor's rows.
+struct Block { int64_t first, place; };
 
 inline float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
@@ -88,14 +90,14 @@ struct Unsigned {
 // A moment's block: where it is read from and written to. In 32 bits that is memory itself.
 template <class Map, int BITS> struct Moment;
 template <class Map> struct Moment<Map, 0> {
-  Moment(void*, void*, int64_t, int64_t) {}
+  Moment(void*, void*, Block, int64_t) {}
   float get(int64_t) const { return 0.0f; }
   void set(int64_t, float) {}
   void finish(int64_t) {}
 };
 template <class Map> struct Moment<Map, 32> {
   float* values;
-  Moment(void* data, void*, int64_t block, int64_t) : values(static_cast<float*>(data) + block * BLOCK) {}
+  Moment(void* data, void*, Block block, int64_t) : values(static_cast<float*>(data) + block.first) {}
   float get(int64_t i) const { return values[i]; }
   void set(int64_t i, float x) { values[i] = x; }
   void finish(int64_t) {}
@@ -104,8 +106,8 @@ template <class Map> struct Moment<Map, 8> {
   typename Map::Code* codes;
   float* scale;
   float values[BLOCK];
-  Moment(void* data, void* scales, int64_t block, int64_t n)
-      : codes(static_cast<typename Map::Code*>(data) + block * BLOCK), scale(static_cast<float*>(scales) + block) {
+  Moment(void* data, void* scales, Block block, int64_t n)
+      : codes(static_cast<typename Map::Code*>(data) + block.first), scale(static_cast<float*>(scales) + block.place) {
     const float size = *scale;
 #pragma omp simd simdlen(16)
     for (int64_t i = 0; i < n; i++) values[i] = Map::decode(static_cast<float>(codes[i]), size);
@@ -132,16 +134,16 @@ template <class Map> struct Moment<Map, 8> {
 enum { THETA, GRADIENT, DELTA_MEAN, DELTA_SQUARE, BASE_MEAN, BASE_SQUARE, DELTA_MEAN_SCALES, DELTA_SQUARE_SCALES,
        BASE_MEAN_SCALES, BASE_SQUARE_SCALES, POINTERS };
 
-void update_block(void* const* at, int64_t block, int64_t n, int64_t seed, const float* coefficients) {
-  PARAM* theta = static_cast<PARAM*>(at[THETA]) + block * BLOCK;
-  const GRAD* gradient = static_cast<const GRAD*>(at[GRADIENT]) + block * BLOCK;
+void update_block(void* const* at, Block block, int64_t n, int64_t seed, const float* coefficients) {
+  PARAM* theta = static_cast<PARAM*>(at[THETA]) + block.first;
+  const GRAD* gradient = static_cast<const GRAD*>(at[GRADIENT]) + block.first;
   Moment<Signed, DELTA_BITS> delta_mean(at[DELTA_MEAN], at[DELTA_MEAN_SCALES], block, n);
   Moment<std::conditional_t<BASE_BITS == 0, Unsigned, Signed>, DELTA_BITS> delta_square(at[DELTA_SQUARE], at[DELTA_SQUARE_SCALES], block, n);
   Moment<Signed, BASE_BITS> base_mean(at[BASE_MEAN], at[BASE_MEAN_SCALES], block, n);
   Moment<Unsigned, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block, n);
   $coefficients
   const bool by_chance = seed >= 0;
-  const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block * BLOCK);
+  const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block.first);
 #pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; i++) {
     const float param = load(theta, i), grad = load(gradient, i);
@@ -164,16 +166,21 @@ uint32_t magnitude(const float* p, int64_t i) { return to_bits(p[i]) & 0x7FFFFFF
 uint32_t magnitude(const bf16* p, int64_t i) { return static_cast<uint32_t>(p[i].bits & 0x7FFFu) << 16; }
 
 // Calls work(tensor, block, elements) for every block of every tensor, an even share of all blocks on each thread.
-template <class Work> void for_blocks(const int64_t* numels, int64_t count, int threads, Work work) {
+template <class Work>
+void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, int threads, Work work) {
+  const auto in_row = [&](int64_t k) { return (lengths[k] + BLOCK - 1) / BLOCK; };
+  const auto in_tensor = [&](int64_t k) { return numels[k] ? numels[k] / lengths[k] * in_row(k) : 0; };
   int64_t total = 0;
-  for (int64_t k = 0; k < count; k++) total += (numels[k] + BLOCK - 1) / BLOCK;
+  for (int64_t k = 0; k < count; k++) total += in_tensor(k);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int share = 0; share < threads; share++) {
     int64_t next = total * share / threads, end = total * (share + 1) / threads, tensor = 0, before = 0;
     for (; next < end; tensor++) {
-      const int64_t blocks = (numels[tensor] + BLOCK - 1) / BLOCK;
-      for (; next < std::min(end, before + blocks); next++)
-        work(tensor, next - before, std::min(BLOCK, numels[tensor] - (next - before) * BLOCK));
+      const int64_t blocks = in_tensor(tensor), per_row = in_row(tensor), length = lengths[tensor];
+      for (; next < std::min(end, before + blocks); next++) {
+        const int64_t place = next - before, row = place / per_row, start = (place - row * per_row) * BLOCK;
+        work(tensor, Block{row * length + start, place}, std::min(BLOCK, length - start));
+      }
       before += blocks;
     }
   }
@@ -183,11 +190,11 @@ template <class Work> void for_blocks(const int64_t* numels, int64_t count, int 
 
 extern "C" {
 
-// `pointers` (count, POINTERS), `numels` (count,), `seeds` (count,; −1 to round to the nearest), `coefficients`
-// (count, 14).
-void step(void* const* pointers, const int64_t* numels, const int64_t* seeds, const float* coefficients, int64_t count,
-          int threads) {
-  for_blocks(numels, count, threads, [&](int64_t tensor, int64_t block, int64_t n) {
+// `pointers` (count, POINTERS), `numels` (count,), `lengths` (count,) of a row, `seeds` (count,; −1 to round to the
+// nearest), `coefficients` (count, 15).
+void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, const int64_t* seeds,
+          const float* coefficients, int64_t count, int threads) {
+  for_blocks(numels, lengths, count, threads, [&](int64_t tensor, Block block, int64_t n) {
     update_block(pointers + tensor * POINTERS, block, n, seeds[tensor], coefficients + tensor * NUM_COEFFICIENTS);
   });
 }
@@ -195,8 +202,8 @@ void step(void* const* pointers, const int64_t* numels, const int64_t* seeds, co
 // The largest magnitude among all gradients: an infinity or a NaN is larger than all numbers, as its bits are.
 float largest(void* const* gradients, const int64_t* numels, int64_t count, int threads) {
   std::atomic<uint32_t> found{0};
-  for_blocks(numels, count, threads, [&](int64_t tensor, int64_t block, int64_t n) {
-    const GRAD* gradient = static_cast<const GRAD*>(gradients[tensor]) + block * BLOCK;
+  for_blocks(numels, numels, count, threads, [&](int64_t tensor, Block block, int64_t n) {
+    const GRAD* gradient = static_cast<const GRAD*>(gradients[tensor]) + block.first;
     uint32_t here = 0;
 #pragma omp simd reduction(max : here)
     for (int64_t i = 0; i < n; i++) here = std::max(here, magnitude(gradient, i));

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +35,8 @@ def missing(device_type: str) -> str | None:
 
 
 def finite(grads: Sequence[Tensor]) -> bool:
-    """Whether every gradient and its square are finite in fp32."""
-    largest = [torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float32) for grad in grads if grad.numel()]
+    """Whether every gradient and its square are finite, in fp32 or, where the gradient is, in fp64."""
+    largest = [torch.linalg.vector_norm(grad, torch.inf, dtype=state.precision(grad)) for grad in grads if grad.numel()]
     return all(bool((norm * norm).isfinite()) for norm in largest)
 
 
@@ -44,33 +44,53 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     """One step of one objective on every item.
 
     Args:
-        coefficients: (P, 14) fp32, row i is item i's `rule.Coefficients`.
+        coefficients: (P, 15) fp64, row i is item i's `rule.Coefficients`.
         seeds: (P,) of each bf16 parameter's stochastic rounding; −1 to round it to the nearest.
     """
-    for item, row, seed in zip(items, coefficients.tolist(), seeds.tolist(), strict=True):
+    exact = coefficients.tolist()
+    rounded = coefficients.float().tolist()
+    for i, (item, seed) in enumerate(zip(items, seeds.tolist(), strict=True)):
         item = flattened(item)
-        size = CPU_SLICE if item.param.device.type == "cpu" else DEVICE_SLICE
+        dtype, device = state.precision(item.param), item.param.device
+        row = Coefficients(*(exact if dtype == torch.float64 else rounded)[i])
+        size = CPU_SLICE if device.type == "cpu" else DEVICE_SLICE
         _, _, num_buffers = _plan(with_base=item.base is not None)
-        buffers = [torch.empty(min(size, item.param.numel()), device=item.param.device) for _ in range(num_buffers)]
-        for start in range(0, item.param.numel(), size):
-            end = min(start + size, item.param.numel())
-            _step_slice(item, Coefficients(*row), seed, start, end, [buffer[: end - start] for buffer in buffers])
+        length = min(size, item.param.numel())
+        buffers = [torch.empty(length, dtype=dtype, device=device) for _ in range(num_buffers)]
+        for start, end in _slices(item, size):
+            _step_slice(item, row, seed, start, end, [buffer[: end - start] for buffer in buffers])
 
 
 def flattened(item: Item) -> Item:
-    """The item with one-dimensional tensors, in the order in which their elements lie in memory."""
+    """The item with one-dimensional tensors, but for codes and scales, which stand in rows."""
 
     def flat(stored: Stored) -> Stored:
         if isinstance(stored, dict):
-            return {"codes": state.flat(stored["codes"]), "scales": stored["scales"]}
-        return state.flat(stored)
+            return {"codes": state.in_rows(stored["codes"]), "scales": stored["scales"]}
+        return stored.view(-1)
 
     delta, base = Moments(*map(flat, item.delta)), item.base and Moments(*map(flat, item.base))
-    return Item(state.flat(item.param), state.flat(item.grad), delta, base)
+    return Item(item.param.detach().view(-1), item.grad.detach().view(-1), delta, base)
+
+
+def _slices(item: Item, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most so many elements; where there are codes, of whole rows, or of blocks of one row."""
+    numel = item.param.numel()
+    codes = [moment["codes"] for moment in (*item.delta, *(item.base or ())) if isinstance(moment, dict)]
+    length = codes[0].shape[1] if codes else numel
+    if not numel:
+        return
+    if codes and length <= size:
+        size -= size % length
+    for first in range(0, numel, numel if not codes or length <= size else length):
+        last = numel if not codes or length <= size else first + length
+        for start in range(first, last, size):
+            yield start, min(start + size, last)
 
 
 def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int, buffers: list[Tensor]) -> None:
     param, grad = item.param[start:end], item.grad[start:end]
+    dtype = state.precision(param)
     moments = {"delta": item.delta, "base": item.base} if item.base else {"delta": item.delta}
     stored = [
         (moment, code_of(f"{kind}_{name}", with_base=item.base is not None))
@@ -79,7 +99,7 @@ def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int, bu
     ]
     values = [_read(moment, code, start, end) for moment, code in stored]
     operations, results, _ = _plan(with_base=item.base is not None)
-    registers: list[Any] = [param.float(), grad.float(), *values, *c, *buffers]
+    registers: list[Any] = [param.to(dtype), grad.to(dtype), *values, *c, *buffers]
     for operation in operations:
         arguments = [registers[i] for i in operation.arguments]
         named = {name: registers[i] for name, i in operation.named.items()}
@@ -149,17 +169,24 @@ def _plan(*, with_base: bool) -> tuple[list[Operation], list[int], int]:
 def _read(stored: Stored, code: Code, start: int, end: int) -> Tensor:
     if isinstance(stored, Tensor):
         return stored[start:end]
-    blocks = slice(start // state.BLOCK, -(-end // state.BLOCK))
-    return state.dequantise(stored["codes"][start:end], stored["scales"][blocks], code)
+    return state.dequantise(*_part(stored, start, end), code).reshape(-1)
 
 
 def _write(stored: Stored, values: Tensor, code: Code, start: int, end: int) -> None:
     if isinstance(stored, Tensor):
-        if stored.data_ptr() + 4 * start != values.data_ptr():  # else it was written in place
+        if stored[start:end].data_ptr() != values.data_ptr():  # else it was written in place
             stored[start:end] = values
     else:
-        blocks = slice(start // state.BLOCK, -(-end // state.BLOCK))
-        state.quantise_(stored["codes"][start:end], stored["scales"][blocks], values, code)
+        codes, scales = _part(stored, start, end)
+        state.quantise_(codes, scales, values.view(codes.shape), code)
+
+
+def _part(stored: dict[str, Tensor], start: int, end: int) -> tuple[Tensor, Tensor]:
+    """The codes of some rows, or of some blocks of a row, and their scales."""
+    length = stored["codes"].shape[1]
+    (row, first), (last_row, last) = divmod(start, length), divmod(end - 1, length)
+    rows, blocks = slice(row, last_row + 1), slice(first // state.BLOCK, last // state.BLOCK + 1)
+    return stored["codes"][rows, first : last + 1], stored["scales"][rows, blocks]
 
 
 def stochastically_rounded(values: Tensor, seed: int, start: int) -> Tensor:

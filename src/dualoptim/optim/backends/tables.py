@@ -21,20 +21,22 @@ def on_device(
     device: torch.device,
     make: Callable[..., Tensor] = torch.tensor,
 ) -> Tensor:
-    """The tensor `make(values, dtype=dtype)` on a device; the same tensor again for the same values.
+    """The tensor `make(values, dtype=dtype, device="cpu")` on a device; the same tensor again for the same values.
 
     Args:
         values: numbers; they are what the table is known by.
         dtype: the table's.
         device: where it is read.
-        make: makes it on the CPU.
+        make: makes it on a device.
     """
     key = (values, dtype, device, make)
     table = _captured.get(key)
     if table is None:
         table = _recent.get(key)
         if table is None:
-            table = make(values, dtype=dtype)
+            table = make(values, dtype=dtype, device="cpu")
+            if type(table) is not Tensor:  # made while shapes alone are followed: not for others
+                return table
             if device.type == "cuda":
                 table = table.pin_memory().to(device, non_blocking=True)
             _recent[key] = table

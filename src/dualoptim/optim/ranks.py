@@ -1,0 +1,43 @@
+"""What ranks have to agree on: whether a step is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def agreed(finite: bool | Tensor, device: torch.device, group: Any = None) -> bool | Tensor:
+    """Whether the gradients of all ranks are finite; a tensor where this rank's own answer is one.
+
+    Args:
+        device: where the answer is wanted.
+        group: the ranks that step together; None for all.
+
+    Raises:
+        ValueError: the group serves no device that is there.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) <= 1:
+        return finite
+    flag = torch.as_tensor(finite, device=_served(device, group)).to(torch.int32)
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
+    return flag.to(device, torch.bool) if isinstance(finite, Tensor) else bool(flag)
+
+
+def _served(device: torch.device, group: Any) -> torch.device:
+    """The device itself where the group's backends serve its kind, else one that they do."""
+    backends = dist.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
+    kinds = [part.partition(":")[0] for part in backends.split(",")]
+    if device.type in kinds:
+        return device
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is not None and found.type in kinds:
+        return torch.device(found.type, torch.accelerator.current_device_index())
+    raise ValueError(
+        f"ranks must agree on each step, but the process group ({backends}) serves no device of this one; "
+        f"use init_process_group('cpu:gloo,cuda:nccl'), or give the optimizer process_group=…"
+    )
