@@ -113,10 +113,13 @@ def test_gradients_can_be_released_as_soon_as_they_are_there() -> None:
 
 
 RANKS = """
+import copy
 import os
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from dualoptim import DualOptimPlus
 
@@ -158,7 +161,46 @@ for bits in (32, 8):
         for ours, theirs in zip(train(model, bits), alone.parameters()):
             off = float((ours - theirs).abs().max())
             assert off < (1e-5 if bits == 32 else 0.02), (name, bits, off)
+
+# A parameter that is distributed by another dimension than the first stays in 32 bits.
+mesh = init_device_mesh("cpu", (2,))
+turned = torch.nn.Parameter(distribute_tensor(torch.ones(4, 512), mesh, [Shard(1)]))
+turned.grad = distribute_tensor(torch.ones(4, 512), mesh, [Shard(1)])
+before = turned._version
+opt = DualOptimPlus([turned], lr=0.1, base_bits=8, delta_bits=8, min_8bit_size=0)
+opt.step(objective="forget")
+assert opt.state[turned]["base_exp_avg"].dtype == torch.float32
+assert (turned.full_tensor() < 1).all() and turned._version > before
+
+# Ranks that step without the others say so; without it, those who wait would wait for ever.
+mine = [dist.new_group([0]), dist.new_group([1])][rank]
+weight = torch.nn.Parameter(torch.ones(3))
+opt = DualOptimPlus([weight], process_group=mine)
+for _ in range(1 + rank):
+    weight.grad = torch.full((3,), float("nan") if rank else 1.0)
+    opt.step(objective="retain")
+assert opt.num_skipped["retain"] == 2 * rank
+assert copy.deepcopy(opt).process_group is mine
+
+# A rank without gradients goes along.
+opt = DualOptimPlus([weight])
+weight.grad = None if rank else torch.full((3,), float("nan"))
+opt.step(objective="retain")
+assert opt.num_skipped["retain"] == 1
 dist.barrier()
+dist.destroy_process_group()
+
+# A group for GPUs alone, on a machine without one.
+if not torch.accelerator.is_available():
+    dist.init_process_group("cuda:gloo")
+    weight.grad = torch.ones(3)
+    try:
+        opt.step(objective="retain")
+    except ValueError as error:
+        assert "init_process_group('cpu:gloo,cuda:nccl')" in str(error), error
+    else:
+        raise AssertionError("agreed with nobody")
+    assert torch.equal(weight, torch.ones(3))
 os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order
 """
 

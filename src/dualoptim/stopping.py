@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-LOOKS = 2  # in a row, at the goal and well above the floor, before a run stops
+LOOKS = 2  # in a row, at the goal and with this share kept of what was kept before, before a run stops
+WELL = 0.95
 BROKEN = 0.75  # share of a run's checks that stand below the floor in a row before it stops: much is mended later on
 
 
@@ -61,9 +62,9 @@ class Best(TrainerCallback):
         if rank >= self.rank:  # of equals the later one, which was trained further
             self.step, self.point, self.rank, self.weights = step, dict(point), rank, self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
-        # What is kept goes on to mend as the rate falls, so a run ends before its time only well above the floor, and
+        # What is kept goes on to mend as the rate falls, so a run ends before its time only where nearly all is kept, and
         # where a second look says the same: the checking questions are few, and plainer than what people ask.
-        well = self.reached(point) and point["retain"] >= (self.start + self.floor) / 2
+        well = self.reached(point) and point["retain"] >= max(self.floor, WELL * self.start)
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"

@@ -59,10 +59,10 @@ def entry(
     if has_values(theta):
         if theta.is_inference():
             raise ValueError(f"{name} was made in inference mode, so it cannot be trained; make it outside")
-        if not _whole(theta) or not _whole(grad):
-            raise ValueError(f"the memory of {name} or of its gradient was given back, so it cannot be stepped")
         if any(stride == 0 < size - 1 for stride, size in zip(theta.stride(), shape, strict=True)):
             raise ValueError(f"several elements of {name} share a place in memory; step the tensor that was expanded")
+        if not _whole(theta) or not _whole(grad):
+            raise ValueError(f"the memory of {name} or of its gradient was given back, so it cannot be stepped")
         theta = _in_order(theta)
         # A gradient of higher precision than its step is computed in is rounded first, as it may not be finite there.
         grad = _in_order(grad.to(dtype) if grad.dtype == torch.float64 else grad)
@@ -90,17 +90,17 @@ def _ready(
         and not (moment.is_neg() or moment.is_inference())
     ):
         return
-    found = f"has {key!r} of {tuple(moment.shape)} {moment.dtype} on {moment.device} in its state"
+    found = f"{key!r} in its state is {tuple(moment.shape)} {moment.dtype} on {moment.device}"
     fitting = moment.shape == shape and moment.dtype in dtypes and moment.device == theta.device
     if not fitting or has_values(moment) != has_values(theta) or not _whole(moment):
-        expected = f"{tuple(shape)} {' or '.join(map(str, dtypes))} on {theta.device}"
         raise ValueError(
-            f"{name} {found}, which should be {expected}; a parameter that was changed or moved after its first step "
-            "needs its state changed alike, or a new optimizer"
+            f"{name} is {tuple(theta.shape)} {theta.dtype} on {theta.device}, but {found} and should be {tuple(shape)} "
+            f"{' or '.join(map(str, dtypes))}; a parameter that was changed or moved after its first step needs its "
+            "state changed alike, or a new optimizer"
         )
     if has_values(moment):
         if type(moment) is not Tensor:
-            raise ValueError(f"{name} {found} as a {type(moment).__name__}, which should be a plain tensor")
+            raise ValueError(f"{found}, a {type(moment).__name__}, where it should be a plain tensor ({name})")
         own[key] = own[key].resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
@@ -108,7 +108,10 @@ def _whole(tensor: Tensor) -> bool:
     """Whether a tensor's elements lie within its memory; what is no plain tensor is read by torch, which knows."""
     if type(tensor) not in PLAIN:
         return True
-    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
+    extent = tensor.numel()
+    if extent and not tensor.is_contiguous():
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + extent) * tensor.itemsize if extent else True
 
 
 def _in_order(tensor: Tensor) -> Tensor:

@@ -335,7 +335,9 @@ class DualOptimPlus(Optimizer):
             if each.theta is not there:
                 there.copy_(each.theta)
         # As operations of torch do, so that autograd knows a saved weight that has changed since.
-        torch.autograd.graph.increment_version([local(each.param) for each in entries])
+        torch.autograd.graph.increment_version([each.param for each in entries])
+        if parts := [local(each.param) for each in entries if local(each.param) is not each.param]:
+            torch.autograd.graph.increment_version(parts)
 
     def _make_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The parameter's state, with what it lacks of every objective's made."""

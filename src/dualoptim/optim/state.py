@@ -180,7 +180,7 @@ def first_element(param: Any) -> int:
     """Where a parameter's part on this rank begins, counted in elements of the whole."""
     if not hasattr(param, "to_local"):
         return 0
-    return _first_row(param.shape, param.device_mesh, param.placements) * rows_of(param)[1]
+    return _first_row(param.shape, param.device_mesh, param.placements) * math.prod(param.shape[1:])
 
 
 @functools.lru_cache(maxsize=10_000)

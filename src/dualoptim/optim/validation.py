@@ -69,7 +69,7 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
         raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(lr.shape)}")
     settings["lr"] = number("lr", lr, -math.inf if loaded else 0)
     if loaded and lr < 0:
-        warnings.warn(f"the state dict's learning rate is negative ({float(lr):g}): steps go uphill", stacklevel=6)
+        warnings.warn(f"the state dict's learning rate is below zero: {float(lr):g}", stacklevel=7)
     for name in ("eps", "weight_decay", "min_8bit_size"):
         settings[name] = number(name, settings[name], 0)
     for name in ("betas", "base_betas"):

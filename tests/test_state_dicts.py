@@ -1,0 +1,243 @@
+"""State dicts: through torch's own machinery, all or nothing, and what was stepped with also loads."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections import UserList
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LambdaLR
+
+from dualoptim import DualOptim, DualOptimPlus
+from dualoptim.optim import estimate_state_memory
+
+from .test_optim import assert_same, gradients, randn, run
+
+EIGHT = {"base_bits": 8, "delta_bits": 8, "min_8bit_size": 0}
+
+
+def stepped(*shapes: tuple[int, ...], **settings: Any) -> tuple[DualOptimPlus, list[Parameter]]:
+    params = [Parameter(randn(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    opt = DualOptimPlus(params, **settings)
+    for step, objective in enumerate(("forget", "retain", "retain")):
+        for i, param in enumerate(params):
+            param.grad = randn(*param.shape, seed=10 * step + i)
+        opt.step(objective=objective)
+    return opt, params
+
+
+# Hooks
+
+
+def test_pre_hooks_see_the_whole_state_dict_and_what_they_return_is_loaded() -> None:
+    opt, (a, b) = stepped((4,), (4,))
+    again = DualOptimPlus([b, a])
+    again.register_load_state_dict_pre_hook(
+        lambda opt, saved: {**saved, "state": {1 - i: own for i, own in saved["state"].items()}}
+    )
+    again.load_state_dict(opt.state_dict())
+    for param in (a, b):
+        assert_same(dict(again.state[param]), dict(opt.state[param]))
+
+
+def test_what_a_hook_returns_is_checked() -> None:
+    opt, _ = stepped((4,), (5,))
+    opt.register_load_state_dict_pre_hook(
+        lambda opt, saved: {**saved, "state": {1 - i: own for i, own in saved["state"].items()}}
+    )
+    with pytest.raises(ValueError, match=r"of parameter 0 have shape \(5,\), and the parameter \(4,\)"):
+        opt.load_state_dict(opt.state_dict())
+
+
+def test_post_hooks_see_what_was_loaded() -> None:
+    opt, _ = stepped((4,))
+    again, seen = DualOptimPlus([Parameter(torch.ones(4))]), []
+    again.register_load_state_dict_post_hook(lambda opt: seen.append(copy.deepcopy(opt.state_dict())))
+    again.load_state_dict(opt.state_dict())
+    assert_same(seen[0]["state"], opt.state_dict()["state"])
+
+
+def test_what_others_keep_beside_the_moments_is_kept() -> None:
+    opt, (param,) = stepped((4,))
+    opt.state[param]["average"] = torch.ones(4)
+    again = DualOptimPlus([Parameter(torch.ones(4))])
+    again.load_state_dict(opt.state_dict())
+    assert torch.equal(again.state_dict()["state"][0]["average"], torch.ones(4))
+
+
+# All or nothing
+
+
+def without(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda saved: saved["state"][1].pop(key)
+
+
+def put(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda saved: saved["state"][1].update({key: value})
+
+
+BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "base of another shape": (
+        put("base_exp_avg", torch.zeros(7, 3)),
+        "'base_exp_avg' of parameter 1 have shape (7, 3)",
+    ),
+    "delta of another shape": (
+        put("delta_exp_avg_sq/retain", torch.zeros(2)),
+        "'delta_exp_avg_sq/retain' of parameter 1 have shape (2,)",
+    ),
+    "turned": (put("base_exp_avg_sq", torch.zeros(300, 7)), "have shape (300, 7), and the parameter (7, 300)"),
+    "no base": (without("base_exp_avg"), "no 'base_exp_avg' for parameter 1"),
+    "no delta": (without("delta_exp_avg/forget"), "no 'delta_exp_avg/forget' for parameter 1"),
+    "no count": (without("step"), "no 'step' for parameter 1"),
+    "no scales": (without("scales/base_exp_avg"), "'base_exp_avg' of parameter 1 has precision torch.int8"),
+    "other scales": (
+        put("scales/base_exp_avg", torch.zeros(9)),
+        "'scales/base_exp_avg' of parameter 1 have shape (9,) in place of (7, 2)",
+    ),
+    "an objective more": (put("delta_step/style", torch.tensor(1)), "'style', which this optimizer does not have"),
+    "no rate": (lambda saved: saved["param_groups"][0].pop("lr"), "another optimizer's: its groups have no 'lr'"),
+    "a rate that is none": (
+        lambda saved: saved["param_groups"][0].update(lr=float("nan")),
+        "lr must be at least -inf and < inf, is nan",
+    ),
+    "a group more": (lambda saved: saved["param_groups"].append({"params": []}), "make the same groups"),
+    "nested": (put("delta_step", {"forget": torch.tensor(1)}), "saved by an earlier version"),
+}
+
+
+@pytest.mark.parametrize(("broken", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_refused_state_dict_leaves_all_as_it_was(broken: Callable[[dict[str, Any]], object], said: str) -> None:
+    opt, params = stepped((4,), (7, 300), **EIGHT)
+    saved = copy.deepcopy(opt.state_dict())
+    broken(saved)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=re.escape(said)):
+        opt.load_state_dict(saved)
+    assert_same(opt.state_dict(), before)
+    assert [opt.state[param]["step"] for param in params] == [3, 3]
+
+
+def test_a_parameter_is_named_by_its_name() -> None:
+    model = torch.nn.Linear(3, 2)
+    opt = DualOptimPlus(model.named_parameters())
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    opt.step(objective="forget")
+    saved = opt.state_dict()
+    saved["state"][1]["base_exp_avg"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="of parameter 'bias' have shape"):
+        opt.load_state_dict(saved)
+
+
+# What was stepped with also loads
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "NumPy's": {
+        "lr": np.float32(0.1),
+        "betas": np.array([0.9, 0.95]),
+        "eps": np.float64(1e-8),
+        "weight_decay": np.float64(0.01),
+        "min_8bit_size": np.int32(100),
+        "max_update": np.float32(1),
+    },
+    "lists": {"betas": [0.9, 0.95], "base_betas": UserList([0.9, 0.95])},
+    "fractions": {"lr": Fraction(1, 10)},
+    "a tensor": {"lr": torch.tensor(0.1)},
+}
+
+
+@pytest.mark.parametrize("settings", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_of_other_kinds_are_numbers(settings: dict[str, Any]) -> None:
+    opt, (param,) = stepped((4,), **settings)
+    _, (other,) = stepped((4,), **({"lr": 0.1} if "lr" in settings else {}))
+    torch.testing.assert_close(param, other, rtol=0, atol=1e-8)
+    group = opt.param_groups[0]
+    assert type(group["betas"]) is tuple
+    assert all(type(beta) is float for beta in group["betas"])
+    again = DualOptimPlus([Parameter(torch.ones(4))])
+    again.load_state_dict(opt.state_dict())
+    assert again.param_groups[0]["lr"] == pytest.approx(float(group["lr"]))
+
+
+@pytest.mark.parametrize("factor", [np.float32(0.5), np.float64(0.5), 0, np.array(0.5)], ids=repr)
+def test_a_rate_that_a_schedule_made_loads(factor: Any) -> None:
+    opt, (param,) = stepped((4,))
+    schedule = LambdaLR(opt, lambda epoch: factor)
+    param.grad = torch.ones(4)
+    opt.step(objective="forget")
+    schedule.step()
+    again = DualOptimPlus([Parameter(torch.ones(4))])
+    again.load_state_dict(opt.state_dict())
+    assert again.param_groups[0]["lr"] == pytest.approx(1e-5 * float(factor))
+
+
+def test_a_rate_below_zero_loads_with_a_warning() -> None:
+    opt, (param,) = stepped((4,))
+    opt.param_groups[0]["lr"] = -1e-20
+    param.grad = torch.ones(4)
+    opt.step(objective="forget")
+    again = DualOptimPlus([Parameter(torch.ones(4))])
+    with pytest.warns(UserWarning, match="learning rate is below zero: -1e-20") as seen:
+        again.load_state_dict(opt.state_dict())
+    assert seen[0].filename == __file__
+    with pytest.raises(ValueError, match="lr must be at least 0"):
+        DualOptimPlus([param], lr=-1e-20)
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, [0.1]], ids=repr)
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="lr must be a number"):
+        DualOptimPlus([Parameter(torch.ones(1))], lr=value)
+
+
+def test_the_count_of_skipped_steps_comes_back() -> None:
+    opt, (param,) = stepped((4,))
+    for objective in ("retain", "retain", "forget"):
+        param.grad = torch.full((4,), float("nan"))
+        opt.step(objective=objective)
+    again = DualOptimPlus([Parameter(torch.ones(4))])
+    again.load_state_dict(opt.state_dict())
+    assert again.num_skipped == {"forget": 1, "retain": 2}
+    param.grad = torch.full((4,), float("nan"))
+    opt.step(objective="retain")
+    opt.load_state_dict(again.state_dict())
+    assert opt.num_skipped == {"forget": 1, "retain": 2}
+
+
+def test_no_mapping_in_a_group_is_empty() -> None:
+    for cls in (DualOptim, DualOptimPlus):
+        group = cls([Parameter(torch.ones(1))]).state_dict()["param_groups"][0]
+        assert all(value for value in group.values() if isinstance(value, dict))
+        assert group["lr_scales"] == {"forget": 1.0, "retain": 1.0}
+
+
+# Moving the state
+
+
+@pytest.mark.parametrize("settings", [{}, EIGHT], ids=["32", "8"])
+def test_one_loop_over_the_state_reaches_all_of_it(settings: dict[str, Any]) -> None:
+    opt, (param,) = stepped((7, 300), **settings)
+    moved = 0
+    for own in opt.state.values():
+        for key, value in own.items():
+            assert isinstance(value, Tensor)
+            own[key] = value.clone()
+            moved += value.numel() * value.element_size()
+    assert moved == estimate_state_memory([param], **settings)
+    run(opt, param, gradients(param, 2))
+
+
+def test_loading_and_stepping_warn_of_nothing() -> None:
+    opt, _ = stepped((7, 300), **EIGHT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DualOptimPlus([Parameter(torch.ones(7, 300))], **EIGHT).load_state_dict(opt.state_dict())
