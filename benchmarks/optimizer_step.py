@@ -251,6 +251,17 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
         yield value
 
 
+def share_of_check(shapes: Shapes, rounds: int) -> float:
+    """The part of a 32-bit step's time in which parameters, gradients and moments are looked through: the median."""
+    opt = MAKERS[PLUS](parameters(shapes, torch.float32))
+    assert isinstance(opt, DualOptimPlus)
+    step = step_of(opt)
+    for _ in range(2):
+        step()
+    check = functools.partial(opt._entries, "retain")
+    return statistics.median(seconds_of(check) / seconds_of(step) for _ in range(rounds))
+
+
 def by_size(cases: Sequence[tuple[int, int]], rounds: int) -> dict[tuple[int, int], str]:
     """Nanoseconds per parameter of a DualOptim+ step with one objective, or why not, by millions and bits."""
     noise = torch.randn(1000, 1000)
@@ -362,7 +373,7 @@ def cold_table(every_bits: Sequence[int]) -> list[str]:
     return lines
 
 
-def targets(rows: Mapping[str, Row]) -> list[str]:
+def targets(rows: Mapping[str, Row], check: float | None) -> list[str]:
     """What was aimed at, beside what was measured."""
 
     def line(what: str, value: float | None, unit: str, met: Callable[[float], bool]) -> str:
@@ -373,12 +384,27 @@ def targets(rows: Mapping[str, Row]) -> list[str]:
     def ratio(name: str) -> float | None:
         return rows[name].ratio if rows[name].seconds and rows[name].fused else None
 
-    lines = [line("32-bit step, compiled, at most 1.8 × fused AdamW", ratio(PLUS), "×", lambda x: x <= 1.8)]
-    for rival in (BITSANDBYTES, TORCHAO):
+    lines = [
+        line("32-bit step, compiled, at most 1.75 × fused AdamW", ratio(PLUS), "×", lambda x: x <= 1.75),
+        line(
+            "the look at memory before a step, at most 2 % of a compiled 32-bit step",
+            None if check is None else 100 * check,
+            "%",
+            lambda x: x <= 2,
+        ),
+    ]
+    for rival, times_as_fast in ((BITSANDBYTES, 4.5), (TORCHAO, 4.0)):
         row = rows[rival]
         pairs = list(zip(row.seconds, row.ours, strict=True)) if row.ours else []
         times = statistics.median(theirs / own for theirs, own in pairs) if pairs else None
-        lines.append(line(f"8-bit step at least 4 times as fast as {rival}", times, "times", lambda x: x >= 4))
+        lines.append(
+            line(
+                f"8-bit step at least {times_as_fast:g} times as fast as {rival}",
+                times,
+                "times",
+                lambda x, aim=times_as_fast: x >= aim,
+            )
+        )
     lines.append(line("32-bit step, plain, at most 5 × fused AdamW", ratio(PLUS_PLAIN), "×", lambda x: x <= 5))
     state = rows[PLUS_8].state_bytes / rows[PLUS_8].elements if rows[PLUS_8].elements else None
     lines.append(line("8-bit state at most 6.2 bytes per parameter", state, "bytes", lambda x: x <= 6.2))
@@ -422,6 +448,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if FUSED in found and found[FUSED].seconds:
             fused.append(f"{1e3 * statistics.median(found[FUSED].seconds):.0f}")
     rows = {name: rows[name] for name in MAKERS if name in rows}
+    print("measuring the look at memory …", file=sys.stderr)
+    try:
+        check: float | None = alone(share_of_check, shapes, 3 * rounds)
+    except Exception:
+        check = None
     print("measuring sizes …", file=sys.stderr)
     sizes = sizes_table(SIZES[:2] if options.quick else SIZES, rounds)
     print("measuring first steps …", file=sys.stderr)
@@ -452,7 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "",
             "Targets:",
             "",
-            *targets(rows),
+            *targets(rows, check),
             "",
             "## By the number of parameters",
             "",

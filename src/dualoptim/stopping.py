@@ -62,8 +62,8 @@ class Best(TrainerCallback):
         if rank >= self.rank:  # of equals the later one, which was trained further
             self.step, self.point, self.rank, self.weights = step, dict(point), rank, self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
-        # What is kept goes on to mend as the rate falls, so a run ends before its time only where nearly all is kept, and
-        # where a second look says the same: the checking questions are few, and plainer than what people ask.
+        # What is kept goes on to mend as the rate falls, so a run ends before its time only where nearly all is kept,
+        # and where a second look says the same: the checking questions are few, and plainer than what people ask.
         well = self.reached(point) and point["retain"] >= max(self.floor, WELL * self.start)
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:

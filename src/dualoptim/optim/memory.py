@@ -6,16 +6,29 @@ order; what is not, such as a view with gaps, is stepped as a copy and written b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .state import SCALES, has_values, local, num_blocks, precision
+from .state import SCALES, Stored, has_values, local, num_blocks, precision
 
 CODES = (torch.int8, torch.uint8)
+SCALED = (torch.float32,)
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # of which the elements lie where `data_ptr` says
+
+
+class Keys(NamedTuple):
+    """Of a moment and of its scales."""
+
+    moment: str
+    scales: str
+
+
+def keys_of(moments: Sequence[str]) -> tuple[Keys, ...]:
+    """Keys of moments in a parameter's state, made once for all parameters of a step."""
+    return tuple(Keys(name, f"{SCALES}/{name}") for name in moments)
 
 
 class Entry(NamedTuple):
@@ -24,98 +37,114 @@ class Entry(NamedTuple):
     place: int  # among all parameters of the optimizer
     param: Tensor
     group: dict[str, Any]
-    theta: Tensor  # the parameter's elements on this rank, in row-major order: itself or a copy
-    grad: Tensor  # the gradient's, the same
-    device: torch.device
+    there: Tensor  # the parameter's elements on this rank
+    theta: Tensor  # the same in row-major order: itself or a copy
+    grad: Tensor  # the gradient's, in row-major order
+    moments: list[Stored]  # of the step, in the order of its keys; fewer before they are made
+    real: bool  # whether there are values
 
 
 def entry(
-    place: int, name: str, param: Tensor, group: dict[str, Any], own: dict[str, Any], keys: Iterable[str]
+    place: int,
+    param: Tensor,
+    group: dict[str, Any],
+    own: dict[str, Any],
+    keys: Sequence[Keys],
+    name: Callable[[], str],
 ) -> Entry:
     """A parameter with a gradient, ready to be stepped.
 
     Args:
-        name: for the message.
         own: its state, with nothing in it before its first step.
-        keys: the moments that the step will write.
+        keys: of the moments that the step will write.
+        name: tells the parameter's name for a message.
 
     Raises:
         ValueError: parameter, gradient and moments do not go together, or have no memory that could be written.
     """
     given = param.grad
     assert given is not None
-    if given.layout != torch.strided:  # else a step would be left half taken
-        raise ValueError(f"the gradient of {name} is sparse, which is not supported; use embeddings with sparse=False")
-    if param.is_complex():
-        raise ValueError(f"{name} is complex, which is not supported; optimize torch.view_as_real(parameter)")
-    theta, grad = local(param), local(given)
+    if given.layout is not torch.strided:
+        raise ValueError(
+            f"the gradient of {name()} is sparse, which is not supported; use embeddings with sparse=False"
+        )
+    theta, grad = there, _ = local(param), local(given)
     device, shape = theta.device, theta.shape
     if grad.shape != shape or grad.device != device:
         raise ValueError(
-            f"{name} has shape {tuple(shape)} on {device}, but its gradient {tuple(grad.shape)} on {grad.device}; "
+            f"{name()} has shape {tuple(shape)} on {device}, but its gradient {tuple(grad.shape)} on {grad.device}; "
             "make the gradient again after a parameter was changed"
         )
     dtype = precision(param)
-    if has_values(theta):
+    real = (type(theta) in PLAIN and device.type != "meta") or has_values(theta)
+    if real:
         if theta.is_inference():
-            raise ValueError(f"{name} was made in inference mode, so it cannot be trained; make it outside")
-        if any(stride == 0 < size - 1 for stride, size in zip(theta.stride(), shape, strict=True)):
-            raise ValueError(f"several elements of {name} share a place in memory; step the tensor that was expanded")
-        if not _whole(theta) or not _whole(grad):
-            raise ValueError(f"the memory of {name} or of its gradient was given back, so it cannot be stepped")
-        theta = _in_order(theta)
+            raise ValueError(f"{name()} was made in inference mode, so it cannot be trained; make it outside")
+        theta = _in_order(theta, name)
         # A gradient of higher precision than its step is computed in is rounded first, as it may not be finite there.
-        grad = _in_order(grad.to(dtype) if grad.dtype == torch.float64 else grad)
-    for key in keys:
+        grad = _in_order(grad if grad.dtype is not torch.float64 else grad.to(dtype), name, written=False)
+    moments: list[Stored] = []
+    for key, scales_key in keys:
         if key in own:
-            codes = f"{SCALES}/{key}" in own
-            _ready(own, key, name, theta, shape, CODES if codes else (dtype,))
-            if codes:
-                _ready(own, f"{SCALES}/{key}", name, theta, num_blocks(theta), (torch.float32,))
-    return Entry(place, param, group, theta, grad, device)
+            if scales_key not in own:
+                moments.append(_ready(own, key, shape, (dtype,), theta, device, real, name))
+            else:
+                codes = _ready(own, key, shape, CODES, theta, device, real, name)
+                scales = _ready(own, scales_key, torch.Size(num_blocks(theta)), SCALED, theta, device, real, name)
+                moments.append({"codes": codes, "scales": scales})
+    return Entry(place, param, group, there, theta, grad, moments, real)
 
 
 def _ready(
-    own: dict[str, Any], key: str, name: str, theta: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    """Refuse a moment that does not fit its parameter; one that lies otherwise in memory is laid out anew."""
-    moment = local(own[key])
-    if (
-        type(moment) is Tensor
-        and moment.shape == shape
-        and moment.dtype in dtypes
-        and moment.device == theta.device
-        and moment.is_contiguous()
-        and _whole(moment)
-        and not (moment.is_neg() or moment.is_inference())
-    ):
-        return
+    own: dict[str, Any],
+    key: str,
+    shape: torch.Size,
+    dtypes: tuple[torch.dtype, ...],
+    theta: Tensor,
+    device: torch.device,
+    real: bool,
+    name: Callable[[], str],
+) -> Tensor:
+    """A moment that fits its parameter; one that lies otherwise in memory is laid out anew."""
+    moment: Tensor = local(own[key])
+    fitting = moment.shape == shape and moment.dtype in dtypes and moment.device == device
+    if fitting and type(moment) is Tensor and _lies_in_order(moment) and not moment.is_inference():
+        return moment
     found = f"{key!r} in its state is {tuple(moment.shape)} {moment.dtype} on {moment.device}"
-    fitting = moment.shape == shape and moment.dtype in dtypes and moment.device == theta.device
-    if not fitting or has_values(moment) != has_values(theta) or not _whole(moment):
+    if not fitting or has_values(moment) != real or (real and type(moment) is Tensor and not _whole(moment)):
         raise ValueError(
-            f"{name} is {tuple(theta.shape)} {theta.dtype} on {theta.device}, but {found} and should be {tuple(shape)} "
-            f"{' or '.join(map(str, dtypes))}; a parameter that was changed or moved after its first step needs its "
-            "state changed alike, or a new optimizer"
+            f"{name()} is {tuple(theta.shape)} {theta.dtype} on {theta.device}, but {found} and should be "
+            f"{tuple(shape)} {' or '.join(map(str, dtypes))}; a parameter that was changed or moved after its first "
+            "step needs its state changed alike, or a new optimizer"
         )
-    if has_values(moment):
+    if real:
         if type(moment) is not Tensor:
-            raise ValueError(f"{found}, a {type(moment).__name__}, where it should be a plain tensor ({name})")
+            raise ValueError(f"{found}, a {type(moment).__name__}, where it should be a plain tensor ({name()})")
         own[key] = own[key].resolve_neg().clone(memory_format=torch.contiguous_format)
+        return local(own[key])
+    return moment
+
+
+def _lies_in_order(tensor: Tensor) -> bool:
+    """Whether a plain tensor's elements lie in row-major order within its memory, and are what lies there."""
+    end = tensor.nbytes + (tensor.storage_offset() * tensor.itemsize if tensor.storage_offset() else 0)
+    return tensor.is_contiguous() and end <= tensor.untyped_storage().nbytes() and not tensor.is_neg()
 
 
 def _whole(tensor: Tensor) -> bool:
-    """Whether a tensor's elements lie within its memory; what is no plain tensor is read by torch, which knows."""
-    if type(tensor) not in PLAIN:
-        return True
-    extent = tensor.numel()
-    if extent and not tensor.is_contiguous():
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + extent) * tensor.itemsize if extent else True
+    """Whether a plain tensor's elements lie within its memory, in whatever order."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + extent) * tensor.itemsize
+    return not tensor.numel() or end <= tensor.untyped_storage().nbytes()
 
 
-def _in_order(tensor: Tensor) -> Tensor:
-    """The elements in row-major order in memory of their own: the tensor itself where that is so."""
-    if type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_neg():
+def _in_order(tensor: Tensor, name: Callable[[], str], *, written: bool = True) -> Tensor:
+    """The elements in row-major order in memory of their own: the tensor itself where that is so, or a copy."""
+    plain = type(tensor) in PLAIN
+    if plain and _lies_in_order(tensor):
         return tensor
+    if written and any(stride == 0 < size - 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(f"several elements of {name()} share a place in memory; step the tensor that was expanded")
+    if plain and not _whole(tensor):
+        raise ValueError(f"the memory of {name()} or of its gradient was given back, so it cannot be stepped")
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

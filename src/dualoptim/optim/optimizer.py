@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -18,10 +20,10 @@ from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
 from .backends.tables import on_device
-from .memory import Entry, entry
+from .memory import Entry, Keys, entry, keys_of
 from .ranks import agreed
 from .rule import Moments, coefficients
-from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, has_values, kept, local, of
+from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, kept, local, of
 from .validation import (
     KEPT_ON_LOAD,
     check_group_keys,
@@ -250,19 +252,29 @@ class DualOptimPlus(Optimizer):
             for param in group["params"]:
                 yield param, group
 
-    def _name(self, group: Mapping[str, Any], place: int, index: int) -> str:
+    def _name(self, place: int) -> str:
         """A parameter's name for messages."""
-        return f"parameter {group['param_names'][place]!r}" if "param_names" in group else f"parameter {index}"
-
-    def _step(self, objective: str) -> None:
-        entries, index = [], 0
+        index = place
         for group in self.param_groups:
-            keys = [*(of(name, objective) for name in DELTA), *(BASE if group["base_betas"] is not None else ())]
-            for place, param in enumerate(group["params"]):
+            if index < len(group["params"]):
+                return f"parameter {group['param_names'][index]!r}" if "param_names" in group else f"parameter {place}"
+            index -= len(group["params"])
+        raise AssertionError(place)
+
+    def _entries(self, objective: str) -> list[Entry]:
+        """All that a step will read and write; what cannot be stepped is refused here, before anything is written."""
+        entries, place = [], 0
+        for group in self.param_groups:
+            keys = _keys(objective, group)
+            for param in group["params"]:
                 if param.grad is not None:
                     own = self.state.get(param, {})
-                    entries.append(entry(index, self._name(group, place, index), param, group, own, keys))
-                index += 1
+                    entries.append(entry(place, param, group, own, keys, partial(self._name, place)))
+                place += 1
+        return entries
+
+    def _step(self, objective: str) -> None:
+        entries = self._entries(objective)
         finite = self._all_finite(entries)
         if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
             skipped = self._skipped.get(objective)
@@ -273,16 +285,18 @@ class DualOptimPlus(Optimizer):
             self._skipped[objective] = skipped
             logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
             return
-        for device in dict.fromkeys(each.device for each in entries):
-            there = [each for each in entries if each.device == device]
-            self._step_on(device, there, objective, finite if isinstance(finite, Tensor) else None)
+        parts: dict[tuple[torch.device, bool], list[Entry]] = {}
+        for each in entries:
+            parts.setdefault((each.there.device, each.real), []).append(each)
+        for (device, real), some in parts.items():
+            self._step_on(device, some, objective, finite if isinstance(finite, Tensor) else None, real=real)
 
     def _all_finite(self, entries: list[Entry]) -> bool | Tensor:
         """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs."""
         grads: dict[torch.device, list[Tensor]] = {}
         for each in entries:
-            if has_values(each.grad):
-                grads.setdefault(each.device, []).append(each.grad)
+            if each.real:
+                grads.setdefault(each.there.device, []).append(each.grad)
         if entries and not grads:
             return True  # there is nothing that could be infinite
         found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
@@ -294,25 +308,32 @@ class DualOptimPlus(Optimizer):
             finite = all(map(bool, found))
         return agreed(finite, device, self.process_group)
 
-    def _step_on(self, device: torch.device, entries: list[Entry], objective: str, proceed: Tensor | None) -> None:
+    def _step_on(
+        self, device: torch.device, entries: list[Entry], objective: str, proceed: Tensor | None, *, real: bool
+    ) -> None:
         """Update the parameters on one device; with `proceed`, where that is true, which the host does not ask."""
         if proceed is not None:
             proceed = proceed.to(device, non_blocking=True)
         states = [self._make_state(each.param, each.group) for each in entries]
-        steps, delta_steps = [s[STEP] for s in states], [s[of(DELTA_STEP, objective)] for s in states]
+        count = of(DELTA_STEP, objective)
+        steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
         torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
-        if not has_values(entries[0].theta):
+        if not real:
             return  # shapes alone are followed, and there is nothing to compute
         t, t_o = torch.stack(steps), torch.stack(delta_steps)
         items, offsets = [], []
         for each, own in zip(entries, states, strict=True):
-            delta = Moments(*(local(kept(own, of(name, objective))) for name in DELTA))
-            with_base = each.group["base_betas"] is not None
-            base = Moments(*(local(kept(own, name)) for name in BASE)) if with_base else None
-            items.append(Item(each.theta, each.grad, delta, base))
-            by_chance = each.group["stochastic_rounding"] and each.param.dtype == torch.bfloat16
+            moments = each.moments
+            if len(moments) < (2 if each.group["base_betas"] is None else 4):  # made just now
+                moments = [local(kept(own, key.moment)) for key in _keys(objective, each.group)]
+            items.append(
+                Item(each.theta, each.grad, Moments(*moments[:2]), Moments(*moments[2:]) if moments[2:] else None)
+            )
+            by_chance = each.param.dtype is torch.bfloat16 and each.group["stochastic_rounding"]
             offsets.append(first_element(each.param) if by_chance else -1)
-        quantised = tuple(any(state.bits_of(m) == 8 for m in (*item.delta, *(item.base or ()))) for item in items)
+        quantised = tuple(
+            isinstance(item.delta[0], dict) or isinstance(item.base and item.base[0], dict) for item in items
+        )
         in_8_bits = on_device(quantised, torch.bool, t.device)
         rows, first = [], 0
         for group in self.param_groups:  # entries stand in their groups' order
@@ -331,18 +352,19 @@ class DualOptimPlus(Optimizer):
         backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
         backend.step(items, torch.cat(rows), seeds, *decided)
         for each in entries:
-            there = local(each.param)
-            if each.theta is not there:
-                there.copy_(each.theta)
+            if each.theta is not each.there:
+                each.there.copy_(each.theta)
         # As operations of torch do, so that autograd knows a saved weight that has changed since.
         torch.autograd.graph.increment_version([each.param for each in entries])
-        if parts := [local(each.param) for each in entries if local(each.param) is not each.param]:
+        if parts := [each.there for each in entries if each.there is not each.param]:
             torch.autograd.graph.increment_version(parts)
 
     def _make_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The parameter's state, with what it lacks of every objective's made."""
         own = self.state[param]
         with_base = group["base_betas"] is not None
+        if own.keys() >= _all_keys(self.objectives, with_base):
+            return own
         for name in (STEP, *(of(DELTA_STEP, objective) for objective in self.objectives)):
             if name not in own:
                 own[name] = counter(param)
@@ -444,6 +466,23 @@ class DualOptim(DualOptimPlus):
         if param_group.get("base_betas") is not None:
             raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
         super().add_param_group(param_group)
+
+
+def _keys(objective: str, group: Mapping[str, Any]) -> tuple[Keys, ...]:
+    """Of the moments that a step of an objective reads and writes."""
+    return _keys_of(objective, group["base_betas"] is not None)
+
+
+@functools.cache
+def _keys_of(objective: str, with_base: bool) -> tuple[Keys, ...]:
+    return keys_of([*(of(name, objective) for name in DELTA), *(BASE if with_base else ())])
+
+
+@functools.cache
+def _all_keys(objectives: tuple[str, ...], with_base: bool) -> frozenset[str]:
+    """Of all that a parameter's state has, but for scales."""
+    counts = (of(DELTA_STEP, objective) for objective in objectives)
+    return frozenset((STEP, *counts, *state.moment_keys(objectives, with_base=with_base)))
 
 
 def counter(param: Tensor) -> Tensor:

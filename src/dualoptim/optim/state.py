@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK = 256
 SMALLEST = torch.finfo(torch.float32).tiny  # scales below it, whose inverse may overflow, code zeros
@@ -166,6 +166,8 @@ def nbytes(param: Tensor, bits: int) -> int:
 
 def local(tensor: Any) -> Any:
     """A distributed tensor's part on this rank, and anything else itself, the codes of a dict too."""
+    if type(tensor) is Tensor or type(tensor) is nn.Parameter:
+        return tensor
     if isinstance(tensor, dict):
         return {key: local(value) for key, value in tensor.items()}
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

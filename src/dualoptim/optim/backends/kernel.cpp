@@ -58,14 +58,15 @@ inline uint32_t hashed(uint32_t x) {
   x = (x ^ (x >> 15)) * 0x846CA68Bu;
   return x ^ (x >> 16);
 }
-// x^(1/4) for x of 0 to 1, to a few units in the last place: three Newton steps for x^(-1/4), a third of two roots' time.
+// x^(1/4) for x of 0 to 1, to a few units in the last place: an estimate y of x^(-1/4) from x's bits, off by at most 3 %,
+// and x y^3 (1 - r)^(-3/4), where r = 1 - x y^4, by a polynomial fitted for |r| < 0.124. Half a second root's time.
 inline float root4(float x) {
-  float y = from_bits(0x4F58A0E0u - (to_bits(x) >> 2));
-  for (int i = 0; i < 3; i++) {
-    const float square = y * y;
-    y *= 1.25f - 0.25f * x * square * square;
-  }
-  return x * y * y * y;
+  const float y = from_bits(0x4F581800u - (to_bits(x) >> 2)), cube = x * (y * y * y), r = fma(-cube, y, 1.0f);
+  float series = fma(r, 0.5482861f, 0.57590526f);
+  series = fma(r, series, 0.6014777f);
+  series = fma(r, series, 0.65618134f);
+  series = fma(r, series, 0.7500001f);
+  return cube * fma(r, series, 1.0f);
 }
 // To bf16: to the nearest, ties to even, or up by chance (`noise`, 0 to 65535).
 inline void store(float* p, int64_t i, float x, uint32_t, bool) { p[i] = x; }
