@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, overload
 
 import torch
@@ -20,7 +19,7 @@ from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
 from .backends.tables import on_device
-from .memory import Entry, Keys, entry, keys_of
+from .memory import Candidate, Entry, Keys, entries, keys_of
 from .ranks import agreed
 from .rule import Moments, coefficients
 from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, kept, local, of
@@ -263,19 +262,18 @@ class DualOptimPlus(Optimizer):
 
     def _entries(self, objective: str) -> list[Entry]:
         """All that a step will read and write; what cannot be stepped is refused here, before anything is written."""
-        entries, place = [], 0
+        candidates, place = [], 0
         for group in self.param_groups:
             keys = _keys(objective, group)
             for param in group["params"]:
                 if param.grad is not None:
-                    own = self.state.get(param, {})
-                    entries.append(entry(place, param, group, own, keys, partial(self._name, place)))
+                    candidates.append(Candidate(place, param, group, self.state.get(param, {}), keys))
                 place += 1
-        return entries
+        return entries(candidates, self._name)
 
     def _step(self, objective: str) -> None:
-        entries = self._entries(objective)
-        finite = self._all_finite(entries)
+        ready = self._entries(objective)
+        finite = self._all_finite(ready)
         if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
             skipped = self._skipped.get(objective)
             skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
@@ -286,18 +284,18 @@ class DualOptimPlus(Optimizer):
             logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
             return
         parts: dict[tuple[torch.device, bool], list[Entry]] = {}
-        for each in entries:
+        for each in ready:
             parts.setdefault((each.there.device, each.real), []).append(each)
         for (device, real), some in parts.items():
             self._step_on(device, some, objective, finite if isinstance(finite, Tensor) else None, real=real)
 
-    def _all_finite(self, entries: list[Entry]) -> bool | Tensor:
+    def _all_finite(self, ready: list[Entry]) -> bool | Tensor:
         """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs."""
         grads: dict[torch.device, list[Tensor]] = {}
-        for each in entries:
+        for each in ready:
             if each.real:
                 grads.setdefault(each.there.device, []).append(each.grad)
-        if entries and not grads:
+        if ready and not grads:
             return True  # there is nothing that could be infinite
         found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
         device = next(iter(grads), torch.device("cpu"))
@@ -309,12 +307,12 @@ class DualOptimPlus(Optimizer):
         return agreed(finite, device, self.process_group)
 
     def _step_on(
-        self, device: torch.device, entries: list[Entry], objective: str, proceed: Tensor | None, *, real: bool
+        self, device: torch.device, ready: list[Entry], objective: str, proceed: Tensor | None, *, real: bool
     ) -> None:
         """Update the parameters on one device; with `proceed`, where that is true, which the host does not ask."""
         if proceed is not None:
             proceed = proceed.to(device, non_blocking=True)
-        states = [self._make_state(each.param, each.group) for each in entries]
+        states = [self._make_state(each.param, each.group) for each in ready]
         count = of(DELTA_STEP, objective)
         steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
         torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
@@ -322,7 +320,7 @@ class DualOptimPlus(Optimizer):
             return  # shapes alone are followed, and there is nothing to compute
         t, t_o = torch.stack(steps), torch.stack(delta_steps)
         items, offsets = [], []
-        for each, own in zip(entries, states, strict=True):
+        for each, own in zip(ready, states, strict=True):
             moments = each.moments
             if len(moments) < (2 if each.group["base_betas"] is None else 4):  # made just now
                 moments = [local(kept(own, key.moment)) for key in _keys(objective, each.group)]
@@ -336,8 +334,8 @@ class DualOptimPlus(Optimizer):
         )
         in_8_bits = on_device(quantised, torch.bool, t.device)
         rows, first = [], 0
-        for group in self.param_groups:  # entries stand in their groups' order
-            last = first + sum(each.group is group for each in entries)
+        for group in self.param_groups:  # they stand in their groups' order
+            last = first + sum(each.group is group for each in ready)
             if last > first:
                 settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
                 lr = group["lr"] * group["lr_scales"].get(objective, 1.0)
@@ -345,18 +343,18 @@ class DualOptimPlus(Optimizer):
                 rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], lr=lr, **settings))
             first = last
         # Rounding by chance hashes the step, the parameter and the element, counted over all ranks.
-        places = on_device(tuple(each.place for each in entries), torch.int64, t.device)
+        places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
         firsts = on_device(tuple(offsets), torch.int64, t.device)
         seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
         seeds = torch.where(firsts >= 0, seeds, -1)
         backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
         backend.step(items, torch.cat(rows), seeds, *decided)
-        for each in entries:
+        for each in ready:
             if each.theta is not each.there:
                 each.there.copy_(each.theta)
         # As operations of torch do, so that autograd knows a saved weight that has changed since.
-        torch.autograd.graph.increment_version([each.param for each in entries])
-        if parts := [each.there for each in entries if each.there is not each.param]:
+        torch.autograd.graph.increment_version([each.param for each in ready])
+        if parts := [each.there for each in ready if each.there is not each.param]:
             torch.autograd.graph.increment_version(parts)
 
     def _make_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
