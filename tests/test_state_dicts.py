@@ -236,6 +236,19 @@ def test_one_loop_over_the_state_reaches_all_of_it(settings: dict[str, Any]) -> 
     run(opt, param, gradients(param, 2))
 
 
+@pytest.mark.parametrize("change", [float, Tensor.double, Tensor.int, int, lambda count: count.reshape(())], ids=str)
+def test_counts_that_were_cast_count_on(change: Callable[[Tensor], Any]) -> None:
+    opt, (param,) = stepped((4,))
+    other, (twin,) = stepped((4,))
+    for key in ("step", "delta_step/forget"):
+        opt.state[param][key] = change(opt.state[param][key])
+    for one, weight in ((opt, param), (other, twin)):
+        weight.grad = torch.ones(4)
+        one.step(objective="forget")
+    assert torch.equal(param, twin)
+    assert_same(dict(opt.state[param]), dict(other.state[twin]))
+
+
 def test_loading_and_stepping_warn_of_nothing() -> None:
     opt, _ = stepped((7, 300), **EIGHT)
     with warnings.catch_warnings():

@@ -168,6 +168,36 @@ def test_accelerate() -> None:
         opt.step()
 
 
+def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, step: Tensor) -> dict[str, Tensor]:
+            return {"loss": loss_of(self.inner, int(step))}
+
+    class Trainer(transformers.Trainer):  # type: ignore[misc, name-defined]
+        def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+            opt.objective = TURNS[self.state.global_step]
+            return super().training_step(*arguments, **named)  # type: ignore[no-any-return]
+
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    model = Model()
+    opt = made(model)
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=len(TURNS), per_device_train_batch_size=1, report_to=[], use_cpu=True,
+        max_grad_norm=0.0, lr_scheduler_type="constant", disable_tqdm=True, save_strategy="no", seed=0,
+    )  # fmt: skip
+    rows = [{"step": step} for step in range(len(TURNS))]
+    Trainer(model=model, args=settings, train_dataset=rows, optimizers=(opt, None)).train()
+    assert_trained(model.inner)
+
+
 def lightning_module(kind: str) -> Any:
     from lightning import LightningModule
 

@@ -1,8 +1,8 @@
 """The optimizers. This package needs torch alone.
 
 `rule` holds the mathematics, `state` the precisions in which moments are kept, `backends` how a step is executed,
-`optimizer` the torch.optim.Optimizer around them, `diagnostics` what the objectives do to each other, `validation` what
-is refused.
+`optimizer` the torch.optim.Optimizer around them, `diagnostics` what the objectives do to each other. `validation` is
+what is refused of settings and state dicts, `memory` what a step may read and write, `ranks` what ranks agree on.
 """
 
 from .diagnostics import diagnostics

@@ -22,7 +22,7 @@ from .backends.tables import on_device
 from .memory import Candidate, Entry, Keys, entries, keys_of
 from .ranks import agreed
 from .rule import Moments, coefficients
-from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, kept, local, of
+from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, has_values, kept, local, of
 from .validation import (
     KEPT_ON_LOAD,
     check_group_keys,
@@ -158,6 +158,12 @@ class DualOptimPlus(Optimizer):
         for param, own in state["state"].items():
             if isinstance(own, _Loaded):
                 state["state"][param] = own.state
+        if "_skipped" not in state:  # from `load_state_dict`, which hands over states and groups alone
+            groups = state["param_groups"]
+            counts = (groups[0].get("num_skipped") if groups else None) or {}
+            state["_skipped"] = {
+                name: torch.tensor(int(count), dtype=torch.int64, device="cpu") for name, count in counts.items()
+            }
         super().__setstate__(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DualOptimPlus:
@@ -243,8 +249,13 @@ class DualOptimPlus(Optimizer):
             len(self.objectives) > 1
             and not self.state
             and all(float(group["lr"]) == 0 for group in self.param_groups)
-            and all(not local(param.grad).any() for param, _ in self._parameters() if param.grad is not None)
+            and not any(has_values(grad) and grad.any() for grad in self._local_gradients())
         )
+
+    def _local_gradients(self) -> Iterator[Tensor]:
+        for param, _ in self._parameters():
+            if param.grad is not None:
+                yield local(param.grad)
 
     def _parameters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self.param_groups:
@@ -314,6 +325,12 @@ class DualOptimPlus(Optimizer):
             proceed = proceed.to(device, non_blocking=True)
         states = [self._make_state(each.param, each.group) for each in ready]
         count = of(DELTA_STEP, objective)
+        like = counter(ready[0].param)
+        for own in states:
+            for name in (STEP, count):
+                value = own[name]
+                if type(value) is not type(like) or value.dtype is not like.dtype or value.device != like.device:
+                    own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # others moved or cast it
         steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
         torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
         if not real:
@@ -396,12 +413,6 @@ class DualOptimPlus(Optimizer):
                 super().load_state_dict(state_dict)
             finally:
                 hook.remove()
-            skipped = self.param_groups[0].get("num_skipped", {}) if self.param_groups else {}
-            self._skipped = {
-                name: torch.tensor(int(skipped[name]), dtype=torch.int64, device="cpu")
-                for name in self.objectives
-                if skipped.get(name)
-            }
 
     def __repr__(self) -> str:
         return super().__repr__().replace(" (", f" (\nobjectives: {', '.join(self.objectives)}", 1)
