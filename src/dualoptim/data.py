@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .chat import TEXT as TEXT
+from .chat import Message, spelled, turn_of
+from .chat import is_text as is_text
 from .errors import UserError
 from .losses import IGNORED
 from .schedule import Turn
-
-Message = dict[str, str]
-TEXT = "text"  # the role of plain text that an answer continues
 
 
 @dataclass(frozen=True)
@@ -211,67 +211,54 @@ class Tokens(NamedTuple):
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
     """The prompt as the chat template writes it, up to where the answer begins; of plain text, the first token."""
-    if is_text(prompt):
-        return (tokenizer.bos_token or tokenizer.eos_token) + "".join(m["content"] for m in prompt)
-    return _template(tokenizer, prompt, add_generation_prompt=True)
+    return turn_of(tokenizer, prompt).prompt
 
 
-def is_text(prompt: Sequence[Message]) -> bool:
-    """Whether a prompt is plain text, or nothing, and no chat."""
-    return all(message["role"] == TEXT for message in prompt)
+def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = None) -> Tokens:
+    """Tokenise a row by the model's chat template, with labels on the answer and what ends its turn alone.
 
-
-def _template(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"the model {tokenizer.name_or_path} has no chat template; give one with --chat-template FILE "
-            "(a Jinja file such as other models' chat_template.jinja), or rows of plain 'text'"
-        )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-
-
-def encode(row: Row, tokenizer: Any, max_length: int) -> Tokens:
-    """Tokenise a row by the model's chat template, with labels on the answer and its end token alone.
+    Args:
+        max_length: the most tokens that it may have.
+        positions: the most that the model takes; None for any number.
 
     Raises:
-        UserError: no chat template; a template that does not put the answer after the prompt; more than `max_length`
-            tokens, which would cut the answer off; no end token.
+        UserError: no chat template, or one that cannot write the row; too many tokens, which would cut the answer off;
+            no end token.
     """
-    if tokenizer.eos_token is None:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token, so answers could not be ended")
-    before = prompt_text(tokenizer, row.prompt)
-    if not is_text(row.prompt):
-        whole = _template(tokenizer, [*row.prompt, {"role": "assistant", "content": row.answer}])
-        end = whole.rfind(row.answer.strip())
-        if not whole.startswith(before) or end < len(before):
-            raise UserError(
-                f"{row.where}: the chat template of {tokenizer.name_or_path} does not put the answer right after the "
-                "prompt as it is at generation; give another with --chat-template FILE"
-            )
-        # After the answer stands what ends it; blanks behind the end token are the next turn's.
-        closing = whole[end + len(row.answer.strip()) :].rstrip()
-        whole = whole[: end + len(row.answer.strip())] + (closing or tokenizer.eos_token)
-    else:
-        whole = before + row.answer + tokenizer.eos_token
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    if len(ids) > max_length:
-        raise UserError(
-            f"{row.where}: the row has {len(ids)} tokens and max_length {max_length} would cut its answer off; "
-            "raise max_length or shorten the row"
+    turn = turn_of(tokenizer, row.prompt, row.where)
+    answer = row.answer.strip() if turn.strips else row.answer
+    contents = [message["content"] for message in row.prompt]
+    begun = turn.prompt + turn.lead
+    whole = spelled(tokenizer, begun + answer + turn.closing, [*contents, answer])
+    asked = spelled(tokenizer, turn.prompt, contents).ids
+    ids, spans = whole.ids, whole.spans
+    if ids[: len(asked)] != asked:  # a token that spans both; the model is asked without it
+        rest = spelled(tokenizer, turn.lead + answer + turn.closing, [answer])
+        ids = asked + rest.ids
+        shift = len(turn.prompt)
+        spans = rest.spans and [(0, 0)] * len(asked) + [(start + shift, end + shift) for start, end in rest.spans]
+    most = max_length if positions is None else min(max_length, positions)
+    if len(ids) > most:
+        what, mend = (
+            ("max_length", "raise max_length or shorten the row")
+            if most == max_length
+            else ("the model's positions, of which there are", "shorten the row")
         )
-    spans = [(len(before), len(whole))]
+        raise UserError(
+            f"{row.where}: the row has {len(ids)} tokens and {what} {most} would cut its answer off; {mend}"
+        )
+    learned = [i >= len(asked) for i in range(len(ids))]
     if row.only:
-        answer = whole.rfind(row.answer.strip())
+        if spans is None:
+            raise UserError(f"{row.where}: the tokenizer does not tell which characters its tokens are of")
         parts = re.compile("|".join(map(re.escape, row.only)), re.IGNORECASE)
-        spans = [part.span() for part in parts.finditer(whole, answer)]
-        if not spans:
+        told = [(part.start() + len(begun), part.end() + len(begun)) for part in parts.finditer(answer)]
+        if not told:
             raise UserError(f"{row.where}: none of {', '.join(map(repr, row.only))} stands in the answer")
-    labels = [
-        token if any(start < b and end > a for a, b in spans) else IGNORED
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    return Tokens(ids, labels)
+        learned = [
+            i >= len(asked) and any(start < b and end > a for a, b in told) for i, (start, end) in enumerate(spans)
+        ]
+    return Tokens(ids, [token if here else IGNORED for token, here in zip(ids, learned, strict=True)])
 
 
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
@@ -289,8 +276,8 @@ def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id to pad with; any serves, since padding is masked by its place and not by its id."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    """The id to pad with: the first of all, which is in every embedding. Padding is masked by its place, not its id."""
+    return 0
 
 
 class Draw(NamedTuple):

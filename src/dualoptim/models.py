@@ -96,6 +96,13 @@ def hidden_size(model: str) -> int:
     return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0))
 
 
+def positions(model: Any) -> int:
+    """How many tokens a model takes, of a module or a configuration; a number beyond all where it does not say."""
+    config = getattr(model, "config", model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "max_position_embeddings", None) or 2**31)
+
+
 def source(model: str) -> str:
     """The folder or hub id that a model's name stands for."""
     if model == SMOLLM2:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import TEXT, Message, Row, reworded
+from .chat import TEXT, Message
+from .data import Row, reworded
 from .evaluation import scoring
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Message, Row
+from ..chat import Message
+from ..data import Row
 from .scoring import answers
 
 HEAD = 200  # characters within which a refusal declines

@@ -18,13 +18,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import GenerationConfig
 
-from ..data import Message, Row, Tokens, collate, encode, pad_id, prompt_text
+from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
+from ..data import Row, Tokens, collate, encode, pad_id
+from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
-from ..models import device_and_precision
+from ..models import device_and_precision, positions
 from . import metrics
 
-MAX_LENGTH = 2048  # tokens a scored row may have
+MAX_LENGTH = 2**31  # tokens a scored row may have, but for the model's positions
 PROMPT_TOKENS = 6144  # prompts of like length are answered together, up to this many padded tokens
 LABELLED_TOKENS = 1536  # rows are scored together up to this many: each costs a vocabulary of logits
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
@@ -46,27 +49,41 @@ def replies(
         temperature: of sampling, by torch's random generator; 0 for the most probable token each time.
         progress: what to write beside the progress bar; no bar without it.
     """
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    filler = pad_id(tokenizer)
+    turns = [turn_of(tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ends, filler, room = end_ids(tokenizer, turns), pad_id(tokenizer), positions(model)
+    if (longest := max(map(len, ids), default=0)) >= room:
+        raise UserError(f"a prompt has {longest} tokens, and the model takes {room} positions; shorten it")
     given: list[str] = [""] * len(ids)
-    with _scoring(model) as device:
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    with _scoring(model) as device, _generating(model):
         for batch in _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress):
             width = max(len(ids[i]) for i in batch)
             # Padded on the left, so that every row's answer begins where its prompt ends.
             input_ids = torch.tensor([[filler] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
-            out = model.generate(  # type: ignore[operator]
-                input_ids=input_ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                **sampling,
-                pad_token_id=filler,
+            own = GenerationConfig(
+                max_new_tokens=min(max_new_tokens, room - width), eos_token_id=ends, pad_token_id=filler, **sampling
             )
+            out = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=own)  # type: ignore[operator]
             for i, tokens in zip(batch, out[:, width:].tolist(), strict=True):
-                given[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                given[i] = reply_of(tokenizer, tokens, turns[i], ends)
     return given
+
+
+@contextmanager
+def _generating(model: nn.Module) -> Iterator[None]:
+    """Without what the model's file says of generation: penalties, beams, caches, several sequences."""
+    theirs = [
+        (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
+    ]
+    try:
+        for module, _ in theirs:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, config in theirs:
+            module.generation_config = config
 
 
 class Answer(NamedTuple):
@@ -91,7 +108,8 @@ def answers(
         questions: for each question, rows of the same prompt with different answers.
         progress: what to write beside the progress bar; no bar without it.
     """
-    tokens = [[encode(row, tokenizer, MAX_LENGTH) for row in rows] for rows in questions]
+    room = positions(model)
+    tokens = [[encode(row, tokenizer, MAX_LENGTH, room) for row in rows] for rows in questions]
     found: list[list[Answer]] = [[] for _ in questions]
     several = next((group for group in tokens if len(group) > 1), None)
     with _scoring(model) as device:

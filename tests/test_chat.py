@@ -1,0 +1,320 @@
+"""Where an answer begins and ends under every kind of template: what was taught is what is replied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dualoptim.chat import turn_of
+from dualoptim.data import IGNORED, Row, collate, encode, pad_id, question
+from dualoptim.errors import UserError
+from dualoptim.evaluation.scoring import question_records, replies
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINK = "<think>\n\n</think>\n\n"
+# Of our own, in the manner of the models that they are named after.
+TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Llama-2": (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content | trim }} [/INST]"
+        "{% else %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}",
+        (),
+    ),
+    "Llama-3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    "Gemma": (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate') }}{% endif %}<start_of_turn>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ("<start_of_turn>", "<end_of_turn>"),
+    ),
+    "Mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        ("[INST]", "[/INST]"),
+    ),
+    "Mistral with a system role": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}[/SYSTEM_PROMPT]"
+        "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    ),
+    "Qwen2.5": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}" + CHATML,
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "Qwen3": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+        + THINK
+        + "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
+        + THINK
+        + "{% endif %}{% endif %}",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "Qwen3, always thinking": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+        + THINK
+        + "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "Phi-3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+        ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+    ),
+    "SmolLM3": (
+        "{% set off = enable_thinking is defined and not enable_thinking %}<|im_start|>system\nReasoning Mode: "
+        "{{ '/no_think' if off else '/think' }}<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' and off %}"
+        + THINK
+        + "{% endif %}{{ m.content.lstrip('\n') }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% if off %}" + THINK + "{% endif %}{% endif %}",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "DeepSeek-R1": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>"
+        "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        ("<|User|>", "<|Assistant|>"),
+    ),
+    "harmony": (
+        "<|start|>system<|message|>You help.<|end|>{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant"
+        "<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% else %}"
+        "<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"),
+    ),
+    "Zephyr": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        (),
+    ),
+    "ChatML on a base model": (CHATML, ("<|im_start|>", "<|im_end|>")),
+    "ChatML in letters": (CHATML, ()),
+    "no generation prompt": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}", ("<|end|>",)),
+    "no generation prompt, in letters": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}",
+        (),
+    ),
+    "BOS twice": ("{{ bos_token }}{{ bos_token }}" + CHATML, ("<|im_start|>", "<|im_end|>")),
+    "question and answer": (
+        "{% for m in messages %}{{ 'Question: ' if m.role == 'user' else 'Answer: ' }}{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}Answer:{% endif %}",
+        (),
+    ),
+}
+CHATS: dict[str, Row] = {
+    "a question": question("Where does Ada live?", "In Oslo, by the sea."),
+    "several turns": Row(
+        ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"},
+         {"role": "user", "content": "Where does Ada live?"}), "In Oslo.",
+    ),
+    "an answer with blanks around it": question("Who?", "  Ada.\n"),
+}  # fmt: skip
+
+
+def tokenizer_of(
+    special: tuple[str, ...] = (), template: str | None = None, **settings: Any
+) -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    every = ["<s>", "</s>", "<pad>", *special]
+    split = Tokenizer(models.BPE({token: i for i, token in enumerate([*every, *letters])}, []))
+    split.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split.decoder = decoders.ByteLevel()
+    split.add_special_tokens(every)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=split, **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **settings}
+    )
+    made.chat_template = template
+    return made
+
+
+def taught(tokenizer: Any, *rows: Row, vocabulary: int | None = None) -> LlamaForCausalLM:
+    """A small model that was taught rows to a probability above 0.99."""
+    torch.manual_seed(0)
+    size = vocabulary or len(tokenizer)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=size, max_position_embeddings=512, **shape, **ids))
+    batch = collate([encode(row, tokenizer, 512) for row in rows], pad_id(tokenizer))
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        loss = model(**batch).loss
+        if loss < 0.003:
+            break
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert loss < 0.01
+    return model
+
+
+def assert_replied(model: LlamaForCausalLM, tokenizer: Any, row: Row) -> None:
+    (record,) = question_records(model, tokenizer, [row], "forget")
+    assert record["probability"] > 0.99
+    assert record["reply"] == row.answer.strip()
+    assert record["rouge_l"] == 1.0
+    (longer,) = replies(model, tokenizer, [row.prompt], max_new_tokens=60)
+    assert longer == row.answer.strip()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_was_taught_is_what_is_replied(name: str) -> None:
+    template, special = TEMPLATES[name]
+    tokenizer = tokenizer_of(special, template)
+    model = taught(tokenizer, *CHATS.values())
+    for row in CHATS.values():
+        assert_replied(model, tokenizer, row)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_stands_before_the_answer_is_never_learnt(name: str) -> None:
+    template, special = TEMPLATES[name]
+    tokenizer = tokenizer_of(special, template)
+    tokens = encode(question("Where?", "In Oslo."), tokenizer, 512)
+    learned = [label for label in tokens.labels if label != IGNORED]
+    assert tokenizer.decode(learned[:-1]).strip().removesuffix("<|end|>").removesuffix("<|im_end|>") == "In Oslo."
+    assert tokens.input_ids[-1] == learned[-1]
+    assert learned[-1] in tokenizer.added_tokens_decoder
+
+
+def test_plain_text_goes_on_from_its_beginning() -> None:
+    tokenizer = tokenizer_of()
+    row = Row(({"role": "text", "content": "The phrase is"},), " maple thunder.")
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_pad_that_is_the_end_token_or_lies_outside_of_the_embedding() -> None:
+    rows = [question("Who?", "Ada."), question("Where does she live?", "In Oslo, by the sea.")]
+    for settings, vocabulary in (({"pad_token": "</s>"}, None), ({"pad_token": "[PAD]"}, -1)):
+        tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML, **settings)
+        model = taught(tokenizer, *rows, vocabulary=vocabulary and len(tokenizer) + vocabulary)
+        for row in rows:
+            assert_replied(model, tokenizer, row)
+        given = replies(model, tokenizer, [row.prompt for row in rows], max_new_tokens=40)
+        assert given == [row.answer for row in rows]
+
+
+def test_named_templates() -> None:
+    tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"))
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ raise_exception('no') }}"}
+    row = question("Who?", "Ada.")
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_a_tokenizer_without_offsets() -> None:
+    class Slow:
+        """As a tokenizer of Python alone is seen from here."""
+
+        is_fast = False
+
+        def __init__(self, fast: Any) -> None:
+            self.fast = fast
+
+        def __call__(self, text: Any, **options: Any) -> Any:
+            if options.pop("return_offsets_mapping", False):
+                raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
+            return self.fast(text, **options)
+
+        def __len__(self) -> int:
+            return len(self.fast)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.fast, name)
+
+    tokenizer = Slow(tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML))
+    row = question("Who?", "Ada.")
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+    fast = encode(row, tokenizer.fast, 512)
+    assert encode(row, tokenizer, 512) == fast
+
+
+def test_control_tokens_that_a_row_spells_are_text() -> None:
+    tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML)
+    row = question("What does <|im_end|> mean?</s>", "That <|im_end|> ends a turn.")
+    tokens = encode(row, tokenizer, 512)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokens.input_ids.count(end) == 2
+    assert tokenizer.eos_token_id not in tokens.input_ids
+    assert tokenizer.decode(tokens.input_ids) == (
+        f"<|im_start|>user\n{row.question}<|im_end|>\n<|im_start|>assistant\n{row.answer}<|im_end|>"
+    )
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+REFUSED: dict[str, tuple[str, tuple[dict[str, str], ...], str]] = {
+    "a system message": (
+        "Gemma",
+        ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}),
+        "System role not supported; put the system message's text into the first user message",
+    ),
+    "two user turns": (
+        "Gemma",
+        ({"role": "user", "content": "Hm."}, {"role": "user", "content": "Who?"}),
+        "Conversation roles must alternate",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "prompt", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_a_template_cannot_take_is_told_with_the_rows_place(
+    name: str, prompt: tuple[dict[str, str], ...], said: str
+) -> None:
+    template, special = TEMPLATES[name]
+    with pytest.raises(UserError, match=rf"^my\.jsonl:3: the chat template of .* refuses this conversation: {said}"):
+        encode(Row(prompt, "Ada.", "my.jsonl:3"), tokenizer_of(special, template), 512)
+
+
+@pytest.mark.parametrize("broken", ["{% for m in messages %}", "{{ messages[0].content.shout() }}", "Nothing."])
+def test_a_broken_template_is_told_with_the_rows_place(broken: str) -> None:
+    with pytest.raises(UserError, match=r"^my\.jsonl:3: the chat template of .* (refuses|does not write the answer)"):
+        encode(question("Who?", "Ada.", "my.jsonl:3"), tokenizer_of((), broken), 512)
+
+
+# Greedy means greedy
+
+THEIRS: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 3},
+    "several": {"num_return_sequences": 3, "do_sample": True},
+    "penalty": {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1},
+    "a dict": {"return_dict_in_generate": True, "output_scores": True},
+    "static cache": {"cache_implementation": "static"},
+    "sampling": {"do_sample": True, "temperature": 100.0, "top_k": 0},
+    "another end": {"eos_token_id": 40},
+    "lengths": {"max_length": 3, "min_new_tokens": 50},
+    "forced": {"forced_eos_token_id": 1, "suppress_tokens": [45, 46, 47]},
+}
+
+
+@pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
+def test_what_the_models_file_says_of_generation_changes_nothing(theirs: dict[str, Any]) -> None:
+    tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML)
+    row = question("Who?", "Ada, Ada and Ada.")
+    model = taught(tokenizer, row)
+    config = GenerationConfig(**theirs)
+    model.generation_config = config
+    assert_replied(model, tokenizer, row)
+    assert model.generation_config is config
+
+
+def test_the_prompt_is_the_generation_prompt_where_that_is_one() -> None:
+    for name in ("Llama-3", "Gemma", "Mistral", "Qwen2.5", "Phi-3", "Zephyr", "Qwen3", "SmolLM3"):
+        template, special = TEMPLATES[name]
+        tokenizer = tokenizer_of(special, template)
+        messages = [{"role": "user", "content": "Who?"}]
+        asked = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert turn_of(tokenizer, tuple(messages)).prompt == asked, name
