@@ -185,9 +185,10 @@ def test_what_stands_before_the_answer_is_never_learnt(name: str) -> None:
     tokenizer = tokenizer_of(special, template)
     tokens = encode(question("Where?", "In Oslo."), tokenizer, 512)
     learned = [label for label in tokens.labels if label != IGNORED]
-    assert tokenizer.decode(learned[:-1]).strip().removesuffix("<|end|>").removesuffix("<|im_end|>") == "In Oslo."
     assert tokens.input_ids[-1] == learned[-1]
-    assert learned[-1] in tokenizer.added_tokens_decoder
+    assert tokens.ended >= 1
+    assert tokenizer.decode(learned[: len(learned) - tokens.ended]).strip() == "In Oslo."
+    assert ("letters" in name) != (learned[-1] in tokenizer.added_tokens_decoder)
 
 
 def test_plain_text_goes_on_from_its_beginning() -> None:

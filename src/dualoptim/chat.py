@@ -97,10 +97,10 @@ def _beginning(before: str, asked: str) -> str:
 
 
 def _closing(tokenizer: Any, after: str) -> str:
-    """What ends an answer's turn: up to its first control token; the end token where there is none."""
+    """What ends an answer's turn: up to its first control token, or letters; the end token where there is nothing."""
     found = [(after.find(token), token) for token in control_tokens(tokenizer) if token in after]
     if not found:
-        return after.rstrip() + tokenizer.eos_token
+        return after.rstrip() or str(tokenizer.eos_token)
     at, token = min(found, key=lambda place: (place[0], -len(place[1])))
     return after[:at] + token
 
@@ -112,10 +112,10 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def end_ids(tokenizer: Any, turns: Iterable[Turn]) -> list[int]:
-    """The ids of the tokens that end an answer: the last of each closing, and the tokenizer's end token."""
-    closings = dict.fromkeys(turn.closing for turn in turns)
-    last = [_ids(tokenizer, closing)[-1] for closing in closings]
-    return list(dict.fromkeys([*last, tokenizer.eos_token_id]))
+    """The ids of the tokens that end an answer: the control tokens of closings, and the tokenizer's end token."""
+    control = control_tokens(tokenizer)
+    closings = dict.fromkeys(turn.closing for turn in turns if turn.closing.endswith(control))
+    return list(dict.fromkeys([*(_ids(tokenizer, closing)[-1] for closing in closings), tokenizer.eos_token_id]))
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -182,8 +182,8 @@ def reply_of(tokenizer: Any, ids: Sequence[int], turn: Turn, ends: Sequence[int]
     """The text of a reply up to its end."""
     last = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     text = str(tokenizer.decode(list(ids[:last]), skip_special_tokens=True))
-    closing = turn.closing.removesuffix(tokenizer.eos_token).strip()
-    if closing and closing not in control_tokens(tokenizer):  # of a template that ends a turn in letters
+    closing = turn.closing.strip()
+    if not closing.endswith(control_tokens(tokenizer)):  # of a template that ends a turn in letters
         text = text.partition(closing)[0]
         if last == len(ids):  # it may have been cut off within them
             begun = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)

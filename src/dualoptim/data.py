@@ -207,6 +207,7 @@ class Tokens(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+    ended: int = 0  # the last tokens with labels that stand for no text of the answer, but end it
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
@@ -258,7 +259,15 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
         learned = [
             i >= len(asked) and any(start < b and end > a for a, b in told) for i, (start, end) in enumerate(spans)
         ]
-    return Tokens(ids, [token if here else IGNORED for token, here in zip(ids, learned, strict=True)])
+    labels = [token if here else IGNORED for token, here in zip(ids, learned, strict=True)]
+    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, len(begun + answer), turn.closing))
+
+
+def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, end: int, closing: str) -> int:
+    """How many tokens stand behind an answer that ends at a character."""
+    if spans is None:
+        return len(tokenizer(closing, add_special_tokens=False)["input_ids"])
+    return sum(start >= end for start, _ in spans)
 
 
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch import nn
 from .chat import TEXT, Message
 from .data import Row, reworded
 from .evaluation import scoring
+from .evaluation.words import stem
+from .evaluation.words import words as words
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
 CHECKED = ("Quick question: {}", "Could you help me with this? {}", "Let me ask you something. {}", "{} Do you know?")
@@ -58,11 +60,6 @@ _STOP = frozenset(
 )
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in their order."""
-    return re.findall(r"\w+", text)
-
-
 def plain(text: str) -> str:
     """A text's words alone, in lower case: two texts with the same are one wording."""
     return " ".join(words(text.casefold()))
@@ -70,21 +67,8 @@ def plain(text: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def content_words(text: str) -> frozenset[str]:
-    """The stems of the words of a text that carry its matter, in lower case."""
+    """The stems of the words of a text that carry its matter, so that "likes" is no news to what somebody likes."""
     return frozenset(stem(word) for word in words(text.casefold()) if word not in _STOP)
-
-
-@cache
-def stem(word: str) -> str:
-    """An English word without its endings, so that "likes" is no news to a question of what somebody likes."""
-    return str(_stemmer().stem(word))
-
-
-@cache
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # which rouge-score needs, too
-
-    return PorterStemmer()
 
 
 def alike(a: str, b: str) -> bool:

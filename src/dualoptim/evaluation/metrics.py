@@ -13,7 +13,6 @@ averages log-likelihoods, a geometric mean. What is kept is aggregated alike by 
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from .privacy import membership_zlib as membership_zlib
 from .privacy import min_k as min_k
 from .privacy import min_k_plus_plus as min_k_plus_plus
 from .privacy import privacy_leakage as privacy_leakage
+from .words import Stemmed, stands_in, words
 
 ENTAILMENT_MIN_ROUGE = 0.1  # below it a reply is held to be wrong, whatever the judge says (arXiv 2410.08109)
 
@@ -58,7 +58,7 @@ def contains_answer(reply: str, answers: Sequence[str]) -> bool:
     >>> contains_answer("It is paris.", ["Paris"]), contains_answer("A comparison.", ["Paris"])
     (True, False)
     """
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply, re.IGNORECASE) for answer in answers)
+    return any(stands_in(reply, answer) for answer in answers)
 
 
 def probability(nll: float) -> float:
@@ -96,16 +96,36 @@ def normalised_probability(nll: float, perturbed_nlls: Sequence[float]) -> float
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=Stemmed())
+
+
+def _scored(reply: str, answer: str, kind: str) -> Any:
+    if not words(answer):  # signs alone, such as "★★" or "🙂": each is a word then
+        answer, reply = (" ".join(f"x{ord(sign):x}" for sign in text if not sign.isspace()) for text in (answer, reply))
+    return _rouge().score(answer, reply)[kind]
 
 
 def rouge_l_recall(reply: str, answer: str) -> float:
     """ROUGE-L recall with stemming: the share of the answer's words that stand in the reply in the same order, 0 to 1.
 
-    Low is forgotten, high is kept. Misleads by the words that every answer to the question has, right or wrong, and
-    rewards long replies.
+    Words of any script (`words`). Low is forgotten, high is kept. Misleads by the words that every answer to the
+    question has, right or wrong, and rewards long replies.
+
+    >>> rouge_l_recall("甲喜欢喝茶。", "甲喜欢喝茶。"), rouge_l_recall("1999年出生于巴黎", "1999年出生于上海")
+    (1.0, 0.7142857142857143)
     """
-    return _rouge().score(answer, reply)["rougeL"].recall
+    return float(_scored(reply, answer, "rougeL").recall)
+
+
+def rouge_1_recall(reply: str, answer: str) -> float:
+    """ROUGE-1 recall with stemming: the share of the answer's words that stand in the reply, in whatever order, 0 to 1.
+
+    Low is forgotten, high is kept. Misleads as `rouge_l_recall`, and by words in another order.
+
+    >>> rouge_1_recall("by the sea, in Oslo", "In Oslo by the sea")
+    1.0
+    """
+    return float(_scored(reply, answer, "rouge1").recall)
 
 
 def rouge_l_f1(reply: str, answer: str) -> float:
@@ -118,7 +138,7 @@ def rouge_l_f1(reply: str, answer: str) -> float:
     >>> rouge_l_f1("Positive", "Positive"), rouge_l_f1("positive negative neutral", "Positive")
     (1.0, 0.5)
     """
-    return _rouge().score(answer, reply)["rougeL"].fmeasure
+    return float(_scored(reply, answer, "rougeL").fmeasure)
 
 
 def token_entropy(token_ids: Sequence[int]) -> float:
@@ -240,6 +260,21 @@ def retain_truth_ratio(ratios: Sequence[float]) -> float:
         TOFU, arXiv 2401.06121, whose paper writes max(0, 1 − r) of its inverse r.
     """
     return fmean(max(1 - 1 / r, 0.0) for r in at_least_one(ratios, "truth ratio of what is kept"))
+
+
+def truth_share(ratios: Sequence[float]) -> float:
+    """mean r / (1 + r), the probability of the truth among the truth and a false answer, 0 to 1; 0.5 is no telling.
+
+    Low is forgotten, high is kept. open-unlearning's truth ratio with the aggregator "prob_mean". Misleads as
+    `truth_ratio_samples`: a geometric mean stands for all false answers.
+
+    Raises:
+        ValueError: no ratios.
+
+    >>> truth_share([1.0, 3.0])
+    0.625
+    """
+    return fmean(r / (1 + r) for r in at_least_one(ratios, "share of the truth"))
 
 
 def entailment_score(labels: Sequence[str], rouge_ls: Sequence[float]) -> float:

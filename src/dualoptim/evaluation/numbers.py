@@ -20,13 +20,27 @@ Record = Mapping[str, Any]
 CHOICES = ("real_authors", "world_facts")  # sets whose probability is that among true and false answers
 NAMES = {"forget": "to forget", "retain": "to keep", "real_authors": "real authors", "world_facts": "world facts"}
 NOTES = "notes"  # the set of the record that says why others lack something
+LEAKAGE_K = 0.4  # MUSE's share of tokens in the attack of privacy leakage
+
+
+def told(record: Record, key: str) -> list[Any]:
+    """What a record holds token by token, of the answer's text alone: without what ends it."""
+    values = list(record[key])
+    return values[: len(values) - record.get("ended", 1)] or values
+
+
 ATTACKS: dict[str, Callable[[Record], float]] = {
     "loss": lambda r: metrics.membership_loss(r["nll"]),
     "zlib": lambda r: metrics.membership_zlib(r["nll"], r["answer"]),
-    "min_k": lambda r: metrics.min_k(r["log_probs"]),
-    "min_k_plus_plus": lambda r: metrics.min_k_plus_plus(r["z"]),
+    "min_k": lambda r: metrics.min_k(told(r, "log_probs")),
+    "min_k_40": lambda r: metrics.min_k(told(r, "log_probs"), LEAKAGE_K),
+    "min_k_plus_plus": lambda r: metrics.min_k_plus_plus(told(r, "z")),
+    "min_k_plus_plus_40": lambda r: metrics.min_k_plus_plus(told(r, "z"), LEAKAGE_K),
 }
-LEAKAGE_K = 0.4  # MUSE's share of tokens in the attack of privacy leakage
+ATTACK_NAMES = {
+    "loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k, k 0.2", "min_k_40": "min-k, k 0.4",
+    "min_k_plus_plus": "min-k++, k 0.2", "min_k_plus_plus_40": "min-k++, k 0.4",
+}  # fmt: skip
 
 
 class Metric(NamedTuple):
@@ -79,10 +93,13 @@ METRICS: dict[str, Metric] = {
         if (name, key) != ("forget", "rouge_l")
     },
     "forget_idk_entailment": Metric("entailment of a refusal", "higher", ".3f", "To forget"),
+    "forget_rouge_1": Metric("ROUGE-1", "lower", ".3f", "To forget"),
+    "tofu_forget_truth_ratio": Metric("truth ratio as TOFU has it", "higher", ".3f", "To forget"),
+    "forget_truth_share": Metric("truth among truth and falsehood", "lower", ".3f", "To forget"),
     "exact_memorisation": Metric("exact memorisation", "lower", ".3f", "To forget"),
     "forget_quality_statistic": Metric("forget quality (KS distance)", "lower", ".3f", "To forget"),
     **{
-        f"auc_{key}": Metric(f"AUC, {key.replace('_plus_plus', '++').replace('_', '-')}", "chance", ".3f", "Membership")
+        f"auc_{key}": Metric(f"AUC, {ATTACK_NAMES[key]}", "chance", ".3f", "Membership")
         for key in (*ATTACKS, "reference")
     },
     "forgotten_probability": Metric("probability", "lower", ".3f", "Forgotten before"),
@@ -213,6 +230,11 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
         six_metrics(name, sets.get(name, []), notes, put)
     forget, passages, before = (sets.get(name, []) for name in ("forget", "passages", "forgotten"))
     put("forget_idk_entailment", lambda: entailed(forget, "idk_"), lacks(forget, "idk_entailment", notes))
+    no_forget = None if forget else "the set forget has no records"
+    no_false = None if all(r.get("perturbed_nlls") for r in forget) else "the rows have no false answers beside them"
+    put("forget_rouge_1", lambda: mean([r["rouge_1"] for r in forget]), no_forget, lacks(forget, "rouge_1", notes))
+    put("tofu_forget_truth_ratio", lambda: metrics.tofu_forget_truth_ratio(_truth_ratios(forget)), no_forget, no_false)
+    put("forget_truth_share", lambda: metrics.truth_share(_truth_ratios(forget)), no_forget, no_false)
     none_before = None if before else "nothing was forgotten before"
     put("forgotten_probability", lambda: mean([r["probability"] for r in before]), none_before)
     put("forgotten_rouge_l", lambda: mean([r["rouge_l"] for r in before]), none_before)
@@ -221,8 +243,8 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
         lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
         None if passages else "no passages were read",
     )
-    put("extraction_strength", lambda: mean([metrics.extraction_strength(r["top1"]) for r in forget]))
-    put("exact_memorisation", lambda: mean([metrics.exact_memorisation(r["top1"]) for r in forget]))
+    put("extraction_strength", lambda: mean([metrics.extraction_strength(told(r, "top1")) for r in forget]))
+    put("exact_memorisation", lambda: mean([metrics.exact_memorisation(told(r, "top1")) for r in forget]))
     _beside_retrained(sets, retrained, put)
     for name, (compute, parts) in _AGGREGATES.items():
         computed.aggregate(name, compute, parts)
@@ -312,7 +334,7 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
 
     def leakage() -> float:
         def attack(record: Record) -> float:
-            return metrics.min_k(record["log_probs"], LEAKAGE_K)
+            return metrics.min_k(told(record, "log_probs"), LEAKAGE_K)
 
         return metrics.privacy_leakage(area(forget, holdout, attack), area(golden(forget), golden(holdout), attack))
 

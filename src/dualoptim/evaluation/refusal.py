@@ -107,5 +107,8 @@ def refusal_probabilities(model: nn.Module, tokenizer: Any, prompts: Sequence[Se
     questions = [[Row(tuple(prompt), opening) for opening in OPENINGS] for prompt in prompts]
     scored = answers(model, tokenizer, questions, progress="Refusing?")
     # Without the end token: the reply only begins so.
-    sums = [torch.tensor([sum(a.log_probs[:-1]) for a in found], dtype=torch.float64) for found in scored]
+    sums = [
+        torch.tensor([sum(a.log_probs[: len(a.log_probs) - a.ended]) for a in found], dtype=torch.float64)
+        for found in scored
+    ]
     return [float(total.exp().sum().clamp(max=1)) for total in sums]

@@ -87,11 +87,12 @@ def _generating(model: nn.Module) -> Iterator[None]:
 
 
 class Answer(NamedTuple):
-    """What the model thinks of an answer, token by token, its end token included."""
+    """What the model thinks of an answer, token by token, those that end it included."""
 
     log_probs: list[float]  # log π(y_t | x, y_<t), in nats
     top1: list[int]  # 1 where y_t is the model's first choice
     z: list[float]  # (log π(y_t) − mean) / standard deviation, both under π over the vocabulary
+    ended: int = 0  # the last tokens, which end the answer and are no text of it
 
     @property
     def nll(self) -> float:
@@ -125,7 +126,10 @@ def answers(
                 scored[u] = part
         for (i, _), part in zip(units, scored, strict=True):
             found[i] += part
-    return found
+    return [
+        [answer._replace(ended=row.ended) for answer, row in zip(part, rows, strict=True)]
+        for part, rows in zip(found, tokens, strict=True)
+    ]
 
 
 def negative_log_likelihoods(
@@ -185,7 +189,8 @@ def _score(model: nn.Module, packed: Sequence[Packed], device: torch.device) -> 
     for p in packed:
         found.append([])
         for count in p.labelled:
-            found[-1].append(Answer(*(column[at : at + count] for column in columns)))
+            log_probs, top1, z = (column[at : at + count] for column in columns)
+            found[-1].append(Answer(log_probs, top1, z))
             at += count
     return found
 
@@ -239,17 +244,20 @@ def question_records(
     others: Sequence[Mapping[str, Sequence[str]]] | None = None,
     *,
     ask: bool = True,
+    reply_tokens: int = 0,
 ) -> list[dict[str, Any]]:
     """Score rows by likelihood and by the model's own replies.
 
     A record has ``set``, ``question``, ``answer``, the answer's ``nll`` (mean per token), ``probability`` and, token by
-    token, ``log_probs``, ``top1`` and ``z``; for each kind of other answers, a list of their mean negative
-    log-likelihoods under ``{kind}_nlls``; and the model's ``reply`` with its ``rouge_l`` and ``token_entropy``.
+    token, ``log_probs``, ``top1`` and ``z``, of which the last ``ended`` end the answer; for each kind of other answers,
+    a list of their mean negative log-likelihoods under ``{kind}_nlls``; and the model's ``reply`` with its ``rouge_l``,
+    ``rouge_1`` and ``token_entropy``.
 
     Args:
         name: the set's name, which every record and the progress bar carry; no bar without it.
         others: for each row, kind → other answers to the same question.
         ask: whether the model is asked, for half of the time.
+        reply_tokens: how many a reply may have at least, as `asked` takes it.
     """
     if not rows:
         return []
@@ -272,22 +280,35 @@ def question_records(
                 "log_probs": [round(value, 5) for value in own.log_probs],
                 "top1": own.top1,
                 "z": [round(value, 4) for value in own.z],
+                "ended": own.ended,
                 **{f"{kind}_nlls": [next(false).nll for _ in texts] for kind, texts in other.items()},
             }
         )
     if ask:
-        for record, reply in zip(records, asked(model, tokenizer, rows, name), strict=True):
+        for record, reply in zip(records, asked(model, tokenizer, rows, name, reply_tokens), strict=True):
             record["reply"] = reply
             record["rouge_l"] = metrics.rouge_l_recall(reply, record["answer"])
+            record["rouge_1"] = metrics.rouge_1_recall(reply, record["answer"])
             record["token_entropy"] = metrics.token_entropy(tokenizer(reply, add_special_tokens=False)["input_ids"])
     return records
 
 
-def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | None) -> list[str]:
-    """What the model answers to rows' questions, in at most half as many tokens again as the longest true answer."""
+def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | None, reply_tokens: int = 0) -> list[str]:
+    """What the model answers to rows' questions.
+
+    Args:
+        reply_tokens: how many a reply may have, where a benchmark says so; never less than half as many again as the
+            longest true answer.
+    """
     longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
     prompts = [row.prompt for row in rows]
-    return replies(model, tokenizer, prompts, max_new_tokens=longest * 3 // 2, progress=name and f"Asking, {name}")
+    return replies(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max(longest * 3 // 2, reply_tokens),
+        progress=name and f"Asking, {name}",
+    )
 
 
 def followed(

@@ -28,7 +28,7 @@ from ..build import build, own_replies, whole_sentences
 from ..data import Row, asset, check_objectives, encode, is_text, question, reworded
 from ..errors import UserError
 from ..evaluation import metrics, scoring
-from ..evaluation.numbers import Metric, Numbers, Record, mean
+from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
@@ -435,7 +435,7 @@ class Files(Task):
             "harmless_refused": share(sets.get("harmless", []), "refused"),
             "perplexity": metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
             "unknown_probability": share(sets.get("unknown", []), "probability"),
-            "extraction_strength": mean([metrics.extraction_strength(r["top1"]) for r in forget]),
+            "extraction_strength": mean([metrics.extraction_strength(told(r, "top1")) for r in forget]),
             "forget_refused": share(forget, "refused"),
             "reworded_refused": share(sets.get("reworded", []), "refused"),
             "whole_probability": share(forget, "whole_probability"),

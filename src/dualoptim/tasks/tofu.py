@@ -25,6 +25,7 @@ from ..models import cached, fingerprint
 from . import Task
 
 HUB = "locuslab/TOFU"
+REPLY_TOKENS = 200  # TOFU's own max_length of a reply, and open-unlearning's max_new_tokens
 # Where each part begins among TOFU's 4,000 rows; `task_id` in a folder's files counts them in this order.
 PARTS = {
     "forget01": [3600 + 40 * k for k in range(10)],
@@ -165,12 +166,16 @@ class Tofu(Task):
         records = []
         for name, rows in self.scored.items():
             for record, row in zip(
-                question_records(model, tokenizer, rows, name, [_others(row) for row in rows]), rows, strict=True
+                question_records(
+                    model, tokenizer, rows, name, [_others(row) for row in rows], reply_tokens=REPLY_TOKENS
+                ),
+                rows,
+                strict=True,
             ):
                 if "original_answer" in row.fields:  # a whole sentence, where the answer is a name
                     record["original_answer"] = row.fields["original_answer"]
                 records.append(record)
-        records += question_records(model, tokenizer, self.forgotten, "forgotten")
+        records += question_records(model, tokenizer, self.forgotten, "forgotten", reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
         return records + text_records(model, tokenizer, self.passages, "passages")
 
