@@ -1,5 +1,6 @@
 """Where an answer begins and ends under every kind of template: what was taught is what is replied."""
 
+# ruff: noqa: E501, a template is easier to read in long lines
 from __future__ import annotations
 
 from typing import Any

@@ -73,3 +73,15 @@ def test_the_heat_map_shows_every_layer() -> None:
     assert all(layer in drawn for layer in layers)
     assert "forget · retain" in drawn
     assert report.heat_map({"diagnostics": None}) == ""
+
+
+def test_objectives_may_be_called_as_what_is_measured() -> None:
+    measured = []
+    for names in (("a", "b"), ("count", "largest"), ("delta", "product")):
+        weight = torch.nn.Parameter(torch.ones(4))
+        opt = DualOptimPlus([weight], objectives=names)
+        for name, grad in zip(names, ([1.0, 2.0, -1.0, 0.5], [1.0, -2.0, 3.0, 0.1]), strict=True):
+            weight.grad = torch.tensor(grad)
+            opt.step(objective=name)
+        measured.append(list(diagnostics(opt)["all"].values()))
+    assert measured[0] == measured[1] == measured[2]

@@ -119,7 +119,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from dualoptim import DualOptimPlus
 
@@ -171,6 +171,15 @@ opt = DualOptimPlus([turned], lr=0.1, base_bits=8, delta_bits=8, min_8bit_size=0
 opt.step(objective="forget")
 assert opt.state[turned]["base_exp_avg"].dtype == torch.float32
 assert (turned.full_tensor() < 1).all() and turned._version > before
+
+# A gradient that tensor parallelism leaves in parts is summed first, on every rank alike.
+shared = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))
+shared.grad = DTensor.from_local(torch.tensor([1.0, -3.0, 2.0, 0.5]) * (1 if rank else -0.5), mesh, [Partial()])
+alone = torch.nn.Parameter(torch.ones(4))
+alone.grad = torch.tensor([1.0, -3.0, 2.0, 0.5]) * 0.5
+for param in (shared, alone):
+    DualOptimPlus([param], lr=0.1).step(objective="forget")
+assert torch.equal(shared.to_local(), alone), (shared.to_local(), alone)
 
 # Ranks that step without the others say so; without it, those who wait would wait for ever.
 mine = [dist.new_group([0]), dist.new_group([1])][rank]

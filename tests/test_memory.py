@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import Parameter
 
 from dualoptim import DualOptim, DualOptimPlus
-from dualoptim.optim import backends
+from dualoptim.optim import backends, estimate_state_memory
 
 from .test_optim import SCHEDULE, gradients, randn, run
 from .test_reductions import BACKENDS
@@ -214,14 +217,14 @@ def test_shapes_can_be_followed_without_memory(backend: str, bits: int) -> None:
         for objective in ("forget", "retain"):
             model(torch.randn(3, 4)).sum().backward()
             opt.step(objective=objective)
-    assert type(opt.state[model.weight]["base_exp_avg"]).__name__ == "FakeTensor"
+    assert {type(value).__name__ for value in opt.state[model.weight].values()} == {"FakeTensor"}
     with torch.device("meta"):
         model = nn.Linear(4, 2)
     opt = optimizer(model.parameters(), bits=bits, backend=backend)
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     opt.step(objective="forget")
-    assert opt.state[model.weight]["base_exp_avg"].device.type == "meta"
+    assert {value.device.type for value in opt.state[model.weight].values() if value.ndim} == {"meta"}
     weight = Parameter(torch.ones(4, 2))  # and nothing of it is left behind
     run(optimizer([weight], bits=bits, backend=backend), weight, [torch.ones(4, 2)] * 2)
     assert (weight < 1).all()
@@ -287,3 +290,181 @@ def test_parameters_in_fp64_are_stepped_in_it() -> None:
     assert opt.num_skipped["forget"] == 0
     assert opt.state[weight]["base_exp_avg"].dtype == torch.float64
     torch.testing.assert_close(weight.detach(), torch.full((3, 3), -0.1, dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+def test_the_context_changes_nothing_in_many_elements() -> None:
+    start = randn(128, 256)
+    grads = gradients(start, 6)
+    param, other = Parameter(start.clone()), Parameter(start.clone())
+    expected = run(optimizer([param], bits=8, max_update=None), param, grads)[-1]
+    with default(torch.set_default_dtype, torch.bfloat16, torch.float32):
+        assert torch.equal(run(optimizer([other], bits=8, max_update=None), other, grads)[-1], expected)
+
+
+# Whose memory is another's, too
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("turned", [False, True])
+def test_parameters_of_one_memory_are_stepped_one_after_the_other(turned: bool, backend: str) -> None:
+    results = []
+    for make in (
+        lambda params: optimizer(params, DualOptim, objectives=("o",), backend=backend, weight_decay=0.0),
+        lambda params: torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.999), weight_decay=0.0, foreach=False),
+    ):
+        memory = torch.zeros(300, 300)
+        params = [Parameter(memory), Parameter(memory.t() if turned else memory)]
+        opt = make(params)
+        for step in range(3):
+            for i, param in enumerate(params):
+                param.grad = randn(300, 300, seed=2 * step + i)
+            opt.step()
+        results.append(memory)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+
+
+def test_elements_that_share_a_place_are_refused() -> None:
+    weight = Parameter(torch.zeros(5).as_strided((3, 3), (1, 1)))
+    weight.grad = torch.ones(3, 3)
+    refused(weight, optimizer([weight]), "several elements of parameter 0 share a place")
+
+
+def test_a_parameter_stands_once_in_its_group() -> None:
+    weight = Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="parameter 1 stands in its parameter group twice"):
+        optimizer([weight, weight])
+
+
+FORKED = """
+import os, sys, torch
+from dualoptim import DualOptimPlus
+torch.set_num_threads(2)
+big, small = (torch.nn.Parameter(torch.zeros(n)) for n in (2**20, 64))
+opt, other = DualOptimPlus([big]), DualOptimPlus([small])
+big.grad = torch.ones_like(big); opt.step(objective="forget")
+if (child := os.fork()) == 0:
+    small.grad = torch.ones_like(small); other.step(objective="forget")
+    os._exit(int(not (small < 0).all()))
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_steps_small_parameters() -> None:
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60, check=False).returncode == 0
+
+
+# What no step could mean
+
+
+WITHOUT_MEANING: dict[str, tuple[Callable[[Parameter], None], str]] = {
+    "whole numbers": (lambda w: setattr(w, "grad", torch.ones(10, 4, dtype=torch.int32)), "its gradient torch.int32"),
+    "complex": (lambda w: setattr(w, "grad", torch.ones(10, 4, dtype=torch.complex64)), "its gradient torch.complex64"),
+    "a sparse gradient": (lambda w: setattr(w, "grad", torch.ones(10, 4).to_sparse()), "is sparse"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), WITHOUT_MEANING.values(), ids=WITHOUT_MEANING)
+def test_gradients_of_other_kinds_are_refused(spoil: Callable[[Parameter], None], said: str) -> None:
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([("head.weight", weight)])
+    run(opt, weight, [torch.ones(10, 4)])
+    if hasattr(weight, "grad_dtype"):
+        weight.grad = None
+        weight.grad_dtype = None
+    spoil(weight)
+    assert "head.weight" in refused(weight, opt, said)
+
+
+def test_a_base_that_is_turned_off_or_on_is_refused() -> None:
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([weight])
+    run(opt, weight, [torch.ones(10, 4)])
+    opt.param_groups[0]["base_betas"] = None
+    refused(weight, opt, "had its base_betas turned off after its first step")
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([weight], base_betas=None)
+    run(opt, weight, [torch.ones(10, 4)])
+    opt.param_groups[0]["base_betas"] = (0.9, 0.95)
+    refused(weight, opt, "had its base_betas turned on after its first step")
+
+
+@EVERY_BACKEND
+def test_8_bits_of_a_parameter_that_became_fp64_are_refused(backend: str) -> None:
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([weight], bits=8, backend=backend)
+    run(opt, weight, [torch.ones(10, 4)])
+    weight.grad = None
+    weight.data = weight.data.double()
+    weight.grad = torch.ones(10, 4, dtype=torch.float64)
+    refused(weight, opt, "is torch.float64, but its moments are in 8 bits")
+
+
+@EVERY_BACKEND
+def test_a_moment_that_is_lost_is_made_in_the_bits_of_its_pair(backend: str) -> None:
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([weight], bits=8, backend=backend)
+    run(opt, weight, [torch.ones(10, 4)])
+    opt.param_groups[0]["delta_bits"] = 32
+    for key in [key for key in opt.state[weight] if key.endswith("delta_exp_avg/forget")]:
+        del opt.state[weight][key]
+    run(opt, weight, [torch.ones(10, 4)])
+    assert {key for key in opt.state[weight] if key.endswith("delta_exp_avg/forget")} == {
+        "codes/delta_exp_avg/forget",
+        "scales/delta_exp_avg/forget",
+    }
+    own = opt.state[weight]
+    own["delta_exp_avg/forget"] = torch.zeros(10, 4)
+    weight.grad = torch.ones(10, 4)
+    refused(weight, opt, "one moment of a pair in 8 bits and the other in 32")
+
+
+@pytest.mark.parametrize("lr", ["0.1", torch.tensor([0.1, 0.1]), None], ids=repr)
+def test_a_setting_that_fails_changes_no_count(lr: Any) -> None:
+    weight = Parameter(torch.zeros(10, 4))
+    opt = optimizer([weight])
+    run(opt, weight, [torch.ones(10, 4)])
+    weight.grad = torch.ones(10, 4)
+    opt.param_groups[0]["lr"] = lr
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        opt.step(objective="forget")
+    assert int(opt.state[weight]["step"]) == 1
+
+
+@EVERY_BACKEND
+def test_a_gradient_that_is_zero_without_memory(backend: str) -> None:
+    weight = Parameter(torch.ones(3))
+    weight.grad = torch._efficientzerotensor((3,))
+    optimizer([weight], backend=backend, weight_decay=0.0).step(objective="forget")
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_real_parameters_where_shapes_alone_are_followed_are_refused() -> None:
+    weight = Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    opt = optimizer([weight])
+    for mode in (FakeTensorMode(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode, pytest.raises(ValueError, match="needs parameters that were made in it"):
+            opt.step(objective="forget")
+    assert not opt.state.get(weight)
+    opt.step(objective="forget")
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_within_a_compiled_function_it_is_the_same(bits: int, backend: str) -> None:
+    one, other = Parameter(randn(10, 300)), Parameter(randn(10, 300))
+    opt, again = (optimizer([param], bits=bits, backend=backend) for param in (one, other))
+    step = torch.compile(lambda: again.step(objective="forget"), backend="eager")
+    for grad in gradients(one, 3):
+        one.grad, other.grad = grad.clone(), grad.clone()
+        opt.step(objective="forget")
+        step()
+    assert torch.equal(one, other)
+
+
+def test_an_estimate_leaves_the_groups_as_they_are() -> None:
+    groups = [{"params": [Parameter(torch.ones(70, 70))], "lr": 0.1}]
+    estimate_state_memory(groups, base_bits=8, delta_bits=8, objectives=("a", "b"))
+    assert set(groups[0]) == {"params", "lr"}

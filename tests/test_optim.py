@@ -785,10 +785,15 @@ def test_under_a_gradient_scaler_steps_are_the_same_and_infinite_ones_are_skippe
         scaler.update()
         assert torch.equal(plain, scaled)
 
-    scaler.scale((scaled * torch.inf).sum()).backward()
-    scaler.step(opt)
-    assert torch.equal(plain, scaled)
-    assert opt.state[scaled]["step"] == len(SCHEDULE)
+    for chosen in ("forget", None):
+        scaler.scale((scaled * torch.inf).sum()).backward()
+        opt.objective = chosen
+        scaler.step(opt)
+        scaler.update()
+        assert opt.objective is None  # the choice served the step that was skipped
+        assert torch.equal(plain, scaled)
+        assert opt.state[scaled]["step"] == len(SCHEDULE)
+    assert opt.num_skipped == {"forget": 1, "retain": 0}
 
 
 # Mistakes
@@ -953,7 +958,8 @@ def test_groups_do_not_share_their_lr_scales() -> None:
     params = [{"params": [Parameter(torch.ones(1))]}, {"params": [Parameter(torch.ones(1))], "lr_scales": scales}]
     opt = DualOptimPlus(params, lr_scales=scales)
     opt.param_groups[0]["lr_scales"]["forget"] = 3.0
-    assert scales == opt.param_groups[1]["lr_scales"] == {"forget": 1.5}
+    assert scales == {"forget": 1.5}
+    assert opt.param_groups[1]["lr_scales"] == {"forget": 1.5, "retain": 1.0}
 
 
 def test_a_bf16_parameter_is_rounded_once_a_step() -> None:

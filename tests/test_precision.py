@@ -162,7 +162,7 @@ def test_embeddings_and_small_tensors_stay_in_32_bits_unless_their_group_says_ot
         for param in model.parameters():
             param.grad = torch.ones_like(param)
         opt.step(objective="forget")
-        return [state.bits_of(state.kept(opt.state[param], "base_exp_avg")) for param in model.parameters()]
+        return [state.stored_bits(state.kept(opt.state[param], "base_exp_avg")) for param in model.parameters()]
 
     assert kept(parameter_groups(model)) == [32, 8, 32]
     assert kept([{**group, **bits, "min_8bit_size": 0} for group in parameter_groups(model)]) == [8, 8, 32]
@@ -357,7 +357,7 @@ def test_precisions_are_converted_on_load_with_a_note() -> None:
     with pytest.warns(UserWarning, match="6 were converted"):
         eight.load_state_dict(full.state_dict())
     kept = eight.state[other]
-    assert kept["base_exp_avg"].dtype == torch.int8
+    assert kept["codes/base_exp_avg"].dtype == torch.int8
     assert kept["scales/base_exp_avg"].shape == (100, 1)
     assert eight.param_groups[0]["base_bits"] == 8
     assert int(kept["step"]) == len(SCHEDULE)

@@ -87,18 +87,18 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
 
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "base of another shape": (
-        put("base_exp_avg", torch.zeros(7, 3)),
-        "'base_exp_avg' of parameter 1 have shape (7, 3)",
+        put("codes/base_exp_avg", torch.zeros(7, 3)),
+        "'codes/base_exp_avg' of parameter 1 have shape (7, 3)",
     ),
     "delta of another shape": (
-        put("delta_exp_avg_sq/retain", torch.zeros(2)),
-        "'delta_exp_avg_sq/retain' of parameter 1 have shape (2,)",
+        put("codes/delta_exp_avg_sq/retain", torch.zeros(2)),
+        "'codes/delta_exp_avg_sq/retain' of parameter 1 have shape (2,)",
     ),
-    "turned": (put("base_exp_avg_sq", torch.zeros(300, 7)), "have shape (300, 7), and the parameter (7, 300)"),
-    "no base": (without("base_exp_avg"), "no 'base_exp_avg' for parameter 1"),
-    "no delta": (without("delta_exp_avg/forget"), "no 'delta_exp_avg/forget' for parameter 1"),
+    "turned": (put("codes/base_exp_avg_sq", torch.zeros(300, 7)), "have shape (300, 7), and the parameter (7, 300)"),
+    "no base": (without("codes/base_exp_avg"), "no 'codes/base_exp_avg' for parameter 1"),
+    "no delta": (without("codes/delta_exp_avg/forget"), "no 'codes/delta_exp_avg/forget' for parameter 1"),
     "no count": (without("step"), "no 'step' for parameter 1"),
-    "no scales": (without("scales/base_exp_avg"), "'base_exp_avg' of parameter 1 has precision torch.int8"),
+    "no scales": (without("scales/base_exp_avg"), "no 'scales/base_exp_avg' for parameter 1"),
     "other scales": (
         put("scales/base_exp_avg", torch.zeros(9)),
         "'scales/base_exp_avg' of parameter 1 have shape (9,) in place of (7, 2)",
@@ -110,6 +110,18 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "lr must be at least -inf and < inf, is nan",
     ),
     "a group more": (lambda saved: saved["param_groups"].append({"params": []}), "make the same groups"),
+    "no count of an objective": (without("delta_step/retain"), "no 'delta_step/retain' for parameter 1"),
+    "a count that is none": (put("step", torch.ones(2)), "no count as 'step' for parameter 1"),
+    "no tensor": (put("scales/base_exp_avg", [1.0]), "'scales/base_exp_avg' of parameter 1 is no tensor with values"),
+    "sparse": (put("codes/base_exp_avg", torch.ones(7, 300).to_sparse()), "parameter 1 is no tensor with values"),
+    "whole numbers": (
+        lambda saved: saved["state"][0].update(base_exp_avg=torch.ones(4, dtype=torch.int32)),
+        "'base_exp_avg' of parameter 0 has precision torch.int32",
+    ),
+    "of other bits": (
+        lambda saved: saved["param_groups"][0].update(base_bits=32),
+        "'base_exp_avg' of parameter 1 is not in the 32 bits that its group says",
+    ),
     "nested": (put("delta_step", {"forget": torch.tensor(1)}), "saved by an earlier version"),
 }
 
@@ -211,6 +223,57 @@ def test_the_count_of_skipped_steps_comes_back() -> None:
     opt.step(objective="retain")
     opt.load_state_dict(again.state_dict())
     assert opt.num_skipped == {"forget": 1, "retain": 2}
+
+
+def test_an_empty_entry_is_a_parameter_that_never_stepped() -> None:
+    opt, (_, unused) = stepped((4,), (5,))
+    opt.state[unused].clear()
+    opt.load_state_dict(opt.state_dict())
+    assert not opt.state.get(unused)
+
+
+def test_a_post_hook_may_ask_for_the_state_dict() -> None:
+    opt, (param,) = stepped((4,))
+    param.grad = torch.full((4,), float("nan"))
+    opt.step(objective="forget")
+    again, seen = DualOptimPlus([Parameter(torch.ones(4))]), []
+    again.register_load_state_dict_post_hook(lambda opt: seen.append((opt.num_skipped, opt.state_dict())) and None)
+    again.load_state_dict(opt.state_dict())
+    assert again.num_skipped == seen[0][0] == {"forget": 1, "retain": 0}
+
+
+def test_an_objective_that_the_state_dict_does_not_know_keeps_its_scale() -> None:
+    opt, _ = stepped((4,), lr_scales={"forget": 2.0})
+    more = DualOptimPlus([Parameter(torch.ones(4))], objectives=("forget", "retain", "style"), lr_scales={"style": 0.1})
+    more.load_state_dict(opt.state_dict())
+    assert more.param_groups[0]["lr_scales"] == {"forget": 2.0, "retain": 1.0, "style": 0.1}
+    opt.add_objective("style")
+    assert opt.param_groups[0]["lr_scales"] == {"forget": 2.0, "retain": 1.0, "style": 1.0}
+
+
+def test_what_is_no_parameters_state_is_left_alone() -> None:
+    opt, _ = stepped((4,))
+    saved = opt.state_dict()
+    saved["state"]["iteration"] = 3
+    opt.load_state_dict(saved)
+    assert opt.state["iteration"] == 3
+
+
+def test_torch_distributed_refuses_another_precision() -> None:
+    """What has one name would be cast: codes are not moments."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = torch.nn.Linear(64, 64, bias=False)
+    eight = DualOptimPlus(model.parameters(), **EIGHT)
+    full = DualOptimPlus(model.parameters())
+    model.weight.grad = torch.ones(64, 64)
+    eight.step(objective="forget")
+    model.weight.grad = None
+    saved = get_optimizer_state_dict(model, eight)
+    template = get_optimizer_state_dict(model, full)
+    assert not {key for key in saved["state"]["weight"] if "exp_avg" in key} & set(template["state"]["weight"])
+    with pytest.warns(UserWarning, match="6 were converted"):
+        set_optimizer_state_dict(model, full, saved)
 
 
 def test_no_mapping_in_a_group_is_empty() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import logging
 import os
@@ -107,6 +108,39 @@ def test_a_choice_is_used_up(used: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
+def test_a_closure_that_fails_uses_up_the_choice() -> None:
+    model = network()
+    opt = made(model)
+    opt.objective = "forget"
+
+    def closure() -> float:
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        opt.step(closure)
+    assert opt.objective is None
+
+
+def test_an_objective_in_the_closures_place_is_told() -> None:
+    with pytest.raises(ValueError, match=r"call step\(objective='forget'\)"):
+        made(network()).step("forget")  # type: ignore[call-overload]
+
+
+def test_an_enumeration_of_strings_names_objectives() -> None:
+    class Objective(str, enum.Enum):
+        FORGET = "forget"
+        RETAIN = "retain"
+
+    model, other = network(), network()
+    opt, plain = DualOptimPlus(model.parameters(), objectives=Objective), made(other)
+    assert opt.objectives == ("forget", "retain")
+    for each, objective in ((opt, "forget"), (plain, Objective.RETAIN), (opt, Objective.FORGET)):
+        loss_of(model if each is opt else other, 0).backward()
+        each.step(objective=objective)
+    assert int(opt.state[next(model.parameters())]["delta_step/forget"]) == 2
+    assert int(plain.state[next(other.parameters())]["delta_step/retain"]) == 1
+
+
 def test_with_one_objective_there_is_nothing_to_choose() -> None:
     weight = nn.Parameter(torch.ones(3))
     opt = DualOptimPlus([weight], objectives=("only",))
@@ -116,10 +150,13 @@ def test_with_one_objective_there_is_nothing_to_choose() -> None:
     assert int(opt.state[weight]["delta_step/only"]) == 3
 
 
-def test_a_step_of_zeros_at_rate_zero_is_nobodys_only_while_there_is_no_state() -> None:
-    """How torch.distributed.checkpoint asks for the state; it must not become a way to step for nobody."""
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_a_step_of_zeros_is_nobodys_only_while_there_is_no_state(lr: float) -> None:
+    """How torch.distributed.checkpoint and DeepSpeed ask for the state; not to become a way to step for nobody."""
     weight = nn.Parameter(torch.ones(3))
-    opt = DualOptimPlus([weight], lr=0.0)
+    opt = DualOptimPlus([weight], lr=lr)
+    with pytest.raises(ValueError, match="whose step is it"):
+        opt.step()
     weight.grad = torch.zeros(3)
     opt.step()
     assert sorted(opt.state[weight]) == sorted(
@@ -127,6 +164,7 @@ def test_a_step_of_zeros_at_rate_zero_is_nobodys_only_while_there_is_no_state() 
         + [f"{key}/{name}" for key in ("delta_step", "delta_exp_avg", "delta_exp_avg_sq") for name in opt.objectives]
     )
     assert not any(value.any() for value in opt.state[weight].values())
+    assert torch.equal(weight, torch.ones(3))
     with pytest.raises(ValueError, match="whose step is it"):
         opt.step()
     other = DualOptimPlus([nn.Parameter(torch.ones(3))], lr=0.0)

@@ -249,9 +249,9 @@ def question_records(
     """Score rows by likelihood and by the model's own replies.
 
     A record has ``set``, ``question``, ``answer``, the answer's ``nll`` (mean per token), ``probability`` and, token by
-    token, ``log_probs``, ``top1`` and ``z``, of which the last ``ended`` end the answer; for each kind of other answers,
-    a list of their mean negative log-likelihoods under ``{kind}_nlls``; and the model's ``reply`` with its ``rouge_l``,
-    ``rouge_1`` and ``token_entropy``.
+    token, ``log_probs``, ``top1`` and ``z``, of which the last ``ended`` end the answer; for each kind of other
+    answers, a list of their mean negative log-likelihoods under ``{kind}_nlls``; and the model's ``reply`` with its
+    ``rouge_l``, ``rouge_1`` and ``token_entropy``.
 
     Args:
         name: the set's name, which every record and the progress bar carry; no bar without it.

@@ -21,6 +21,7 @@ from .optimizer import DualOptimPlus
 from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
 Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
+Sums = dict[tuple[str, ...], float]  # by what is summed and whose it is
 BLOCKS, WIDTH = 8, 256  # blocks of that many coordinates, read of each tensor
 
 
@@ -60,10 +61,10 @@ def diagnostics(
                 layers.setdefault(_layer(names.get(id(param), f"parameter {index}")), []).append((param, own, group))
             index += 1
     sums = {layer: _sums(entries, optimizer.objectives) for layer, entries in layers.items()}
-    total: dict[str, float] = {}
+    total: Sums = {}
     for part in sums.values():
         for key, value in part.items():
-            total[key] = max(total.get(key, 0.0), value) if key.startswith("largest") else total.get(key, 0.0) + value
+            total[key] = max(total.get(key, 0.0), value) if key[0] == "largest" else total.get(key, 0.0) + value
     return {layer: _measures(part) for layer, part in {**sums, "all": total}.items() if part}
 
 
@@ -73,11 +74,11 @@ def _layer(name: str) -> str:
     return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
 
 
-def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> dict[str, float]:
+def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> Sums:
     """Sums over a layer's coordinates of what the measures are made of."""
-    parts: dict[str, list[Tensor]] = {}
+    parts: dict[tuple[str, ...], list[Tensor]] = {}
 
-    def add(key: str, value: Tensor) -> None:
+    def add(*key: str, value: Tensor) -> None:
         parts.setdefault(key, []).append(value.double())
 
     for param, own, group in entries:
@@ -93,42 +94,42 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> dict[str, float]
         base = [nothing, nothing]
         if with_base:
             base = [read(name, beta, own[STEP]) for name, beta in zip(BASE, group["base_betas"], strict=True)]
-            add("base", scale * base[0].square().sum())
+            add("base", value=scale * base[0].square().sum())
         updates = {}
         for objective in (name for name in objectives if int(own[of(DELTA_STEP, name)])):
             mean, square = (
                 read(of(name, objective), beta, own[of(DELTA_STEP, objective)])
                 for name, beta in zip(DELTA, group["betas"], strict=True)
             )
-            add(f"delta/{objective}", scale * mean.square().sum())
+            add("delta", objective, value=scale * mean.square().sum())
             square = square + base[1]
             update = (mean + base[0]) / (square.abs().sqrt() + group["eps"])
             bounded = update if group["max_update"] is None else update.clamp(-group["max_update"], group["max_update"])
             updates[objective] = update
-            add(f"count/{objective}", scale * torch.tensor(float(len(update)), dtype=torch.float64, device="cpu"))
-            add(f"negative/{objective}", scale * (square < 0).sum())
-            add(f"bounded/{objective}", scale * bounded.square().sum())
-            add(f"largest/{objective}", update.abs().max())
-            add(f"{objective}/{objective}", scale * update.clamp(-1, 1).square().sum())
+            add("count", objective, value=torch.full_like(nothing, scale * len(update), dtype=torch.float64))
+            add("negative", objective, value=scale * (square < 0).sum())
+            add("bounded", objective, value=scale * bounded.square().sum())
+            add("largest", objective, value=update.abs().max())
+            add("product", objective, objective, value=scale * update.clamp(-1, 1).square().sum())
         for a, b in itertools.combinations(updates, 2):
-            add(f"{a}/{b}", scale * (updates[a].clamp(-1, 1) * updates[b].clamp(-1, 1)).sum())
+            add("product", a, b, value=scale * (updates[a].clamp(-1, 1) * updates[b].clamp(-1, 1)).sum())
     return {
-        key: float(torch.stack(values).max() if key.startswith("largest") else torch.stack(values).sum())
+        key: float(torch.stack(values).max() if key[0] == "largest" else torch.stack(values).sum())
         for key, values in parts.items()
     }
 
 
-def _measures(sums: Mapping[str, float]) -> dict[str, float]:
-    measures = {"base_norm": math.sqrt(sums["base"])} if "base" in sums else {}
-    objectives = [key.removeprefix("count/") for key in sums if key.startswith("count/")]
+def _measures(sums: Sums) -> dict[str, float]:
+    measures = {"base_norm": math.sqrt(sums["base",])} if ("base",) in sums else {}
+    objectives = [key[1] for key in sums if key[0] == "count"]
     for name in objectives:
-        measures[f"cancelling/{name}"] = sums[f"negative/{name}"] / sums[f"count/{name}"]
-        measures[f"update/{name}"] = math.sqrt(sums[f"bounded/{name}"] / sums[f"count/{name}"])
-        measures[f"largest/{name}"] = sums[f"largest/{name}"]
-        measures[f"delta_norm/{name}"] = math.sqrt(sums[f"delta/{name}"])
+        measures[f"cancelling/{name}"] = sums["negative", name] / sums["count", name]
+        measures[f"update/{name}"] = math.sqrt(sums["bounded", name] / sums["count", name])
+        measures[f"largest/{name}"] = sums["largest", name]
+        measures[f"delta_norm/{name}"] = math.sqrt(sums["delta", name])
     for a, b in itertools.combinations(objectives, 2):
-        norm = math.sqrt(sums[f"{a}/{a}"] * sums[f"{b}/{b}"])
-        measures[f"cosine/{a}/{b}"] = sums[f"{a}/{b}"] / norm if norm else 0.0
+        norm = math.sqrt(sums["product", a, a] * sums["product", b, b])
+        measures[f"cosine/{a}/{b}"] = sums["product", a, b] / norm if norm else 0.0
     return measures
 
 

@@ -6,30 +6,31 @@ order; what is not, such as a view with gaps, is stepped as a copy and written b
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 
-from .state import SCALES, Stored, has_values, local, num_blocks, precision
+from .state import BASE, CODES, SCALES, Stored, code_of, has_values, local, num_blocks, precision
 
-CODES = (torch.int8, torch.uint8)
 SCALED = (torch.float32,)
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # of which the elements lie where `data_ptr` says
 
 
 class Keys(NamedTuple):
-    """Of a moment and of its scales."""
+    """Of a moment, and in 8 bits of its codes and scales."""
 
     moment: str
+    codes: str
     scales: str
 
 
 def keys_of(moments: Sequence[str]) -> tuple[Keys, ...]:
     """Keys of moments in a parameter's state, made once for all parameters of a step."""
-    return tuple(Keys(name, f"{SCALES}/{name}") for name in moments)
+    return tuple(Keys(name, f"{CODES}/{name}", f"{SCALES}/{name}") for name in moments)
 
 
 class Entry(NamedTuple):
@@ -65,11 +66,16 @@ def entries(candidates: Sequence[Candidate], name_of: Callable[[int], str]) -> l
         ValueError: parameter, gradient and moments do not go together, or have no memory that could be written.
     """
     as_they_are = [
-        Entry(place, param, group, param, param, grad, [own[key] for key, _ in keys if key in own], True)
+        Entry(place, param, group, param, param, grad, [own[each.moment] for each in keys if each.moment in own], True)
         for place, param, group, own, keys in candidates
         if (grad := param.grad) is not None
     ]
-    return as_they_are if _all_in_order(as_they_are) else [_entry(each, name_of) for each in candidates]
+    # Moments in 8 bits are not among these.
+    whole = all(
+        not each.own or (len(entry.moments) == len(each.keys) and has_base(each.own) == (len(each.keys) == 4))
+        for entry, each in zip(as_they_are, candidates, strict=True)
+    )
+    return as_they_are if whole and _all_in_order(as_they_are) else [_entry(each, name_of) for each in candidates]
 
 
 LAYOUT, DEVICE, DTYPE, SHAPE, NBYTES = map(operator.attrgetter, ("layout", "device", "dtype", "shape", "nbytes"))
@@ -93,6 +99,7 @@ def _all_in_order(some: Sequence[Entry]) -> bool:
         and shapes == list(map(SHAPE, grads))
         and [shape for each, shape in zip(some, shapes, strict=True) for _ in each.moments] == list(map(SHAPE, moments))
         and all(map(Tensor.is_contiguous, tensors))
+        and all(map(Tensor.data_ptr, tensors))
         and not any(map(Tensor.is_neg, tensors))
         and not any(map(Tensor.is_inference, tensors))
         and all(map(operator.le, _ends(tensors), map(UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))))
@@ -118,8 +125,22 @@ def _entry(candidate: Candidate, name_of: Callable[[int], str]) -> Entry:
     assert given is not None
     if given.layout is not torch.strided:
         raise ValueError(
-            f"the gradient of {name()} is sparse, which is not supported; use embeddings with sparse=False"
+            f"the gradient of {name()} is {'sparse' if 'sparse' in str(given.layout) else given.layout}, which is not "
+            "supported; use embeddings with sparse=False"
         )
+    if not param.is_floating_point() or not given.is_floating_point():
+        raise ValueError(
+            f"{name()} is {param.dtype} and its gradient {given.dtype}, of which no step can be taken; both must be "
+            "floating-point numbers"
+        )
+    if own and has_base(own) != (group["base_betas"] is not None):
+        raise ValueError(
+            f"the group of {name()} had its base_betas turned {'off' if has_base(own) else 'on'} after its first step; "
+            "turn them back, or begin with a new optimizer"
+        )
+    placed, wanted = getattr(given, "placements", None), getattr(param, "placements", None)
+    if placed is not None and wanted is not None and placed != wanted:  # as tensor parallelism leaves it
+        given = cast(Any, given).redistribute(cast(Any, param).device_mesh, wanted)
     theta, grad = there, _ = local(param), local(given)
     device, shape = theta.device, theta.shape
     if grad.shape != shape or grad.device != device:
@@ -135,19 +156,28 @@ def _entry(candidate: Candidate, name_of: Callable[[int], str]) -> Entry:
         if not _lies_in_order(theta):
             theta = _in_order(theta, name)
         # A gradient of higher precision than its step is computed in is rounded first, as it may not be finite there.
-        if grad.dtype is torch.float64 is not dtype:
+        if grad.dtype not in COMMON and grad.dtype is not dtype:
             grad = grad.to(dtype)
         if not _lies_in_order(grad):
             grad = _in_order(grad, name, written=False)
     moments: list[Stored] = []
-    for key, scales_key in keys:
+    for key, codes_key, scales_key in keys:
         if key in own:
-            if scales_key not in own:
-                moments.append(_ready(own, key, shape, (dtype,), theta, device, real, name))
-            else:
-                codes = _ready(own, key, shape, CODES, theta, device, real, name)
-                scales = _ready(own, scales_key, torch.Size(num_blocks(theta)), SCALED, theta, device, real, name)
-                moments.append({"codes": codes, "scales": scales})
+            moments.append(_ready(own, key, shape, (dtype,), theta, device, real, name))
+        elif codes_key in own:
+            if dtype is not torch.float32:
+                raise ValueError(
+                    f"{name()} is {param.dtype}, but its moments are in 8 bits; make a new optimizer for it"
+                )
+            signed = code_of(key, with_base=group["base_betas"] is not None).dtype
+            codes = _ready(own, codes_key, shape, (signed,), theta, device, real, name)
+            scales = _ready(own, scales_key, torch.Size(num_blocks(theta)), SCALED, theta, device, real, name)
+            moments.append({"codes": codes, "scales": scales})
+    kinds = [isinstance(moment, dict) for moment in moments]
+    if len(moments) == len(keys) and (kinds[0] != kinds[1] or kinds[-2] != kinds[-1]):
+        raise ValueError(
+            f"{name()} has one moment of a pair in 8 bits and the other in 32; make a new optimizer for it"
+        )
     return Entry(place, param, group, there, theta, grad, moments, real)
 
 
@@ -186,21 +216,55 @@ def _lies_in_order(tensor: Tensor) -> bool:
     return (
         type(tensor) in PLAIN
         and tensor.is_contiguous()
+        and (tensor.data_ptr() != 0 or not tensor.numel())
         and not tensor.is_neg()
         and tensor.nbytes + tensor.storage_offset() * tensor.itemsize <= tensor.untyped_storage().nbytes()
     )
 
 
+def has_base(own: dict[str, Any]) -> bool:
+    """Whether a state was made with a base."""
+    return BASE[0] in own or f"{CODES}/{BASE[0]}" in own
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several elements of a tensor may share a place in memory."""
+    reached = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reached:
+                return True
+            reached += (size - 1) * stride
+    return False
+
+
+def overlapping(ready: Sequence[Entry]) -> bool:
+    """Whether parameters share memory, such as two that are made of one tensor."""
+    spans = []
+    for each in ready:
+        if type(each.there) in PLAIN and each.there.numel():
+            start = each.there.data_ptr()
+            spans.append((start, start + _extent(each.there) * each.there.itemsize))
+    spans.sort()
+    return any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def _extent(tensor: Tensor) -> int:
+    """From a tensor's first element to its last, in elements."""
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _whole(tensor: Tensor) -> bool:
     """Whether a plain tensor's elements lie within its memory, in whatever order."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + extent) * tensor.itemsize
+    end = (tensor.storage_offset() + _extent(tensor)) * tensor.itemsize
     return not tensor.numel() or end <= tensor.untyped_storage().nbytes()
 
 
 def _in_order(tensor: Tensor, name: Callable[[], str], *, written: bool = True) -> Tensor:
     """A copy of the elements in row-major order."""
-    if written and any(stride == 0 < size - 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    if written and _overlaps_itself(tensor):
         raise ValueError(f"several elements of {name()} share a place in memory; step the tensor that was expanded")
     if type(tensor) in PLAIN and not _whole(tensor):
         raise ValueError(f"the memory of {name()} or of its gradient was given back, so it cannot be stepped")

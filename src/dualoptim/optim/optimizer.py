@@ -13,16 +13,31 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
 from .backends.tables import on_device
-from .memory import Candidate, Entry, Keys, entries, keys_of
+from .memory import Candidate, Entry, Keys, entries, keys_of, overlapping
 from .ranks import agreed
 from .rule import Moments, coefficients
-from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, first_element, has_values, kept, local, of
+from .state import (
+    BASE,
+    CODES,
+    DELTA,
+    DELTA_STEP,
+    STEP,
+    Stored,
+    bits_of,
+    code_of,
+    first_element,
+    has_values,
+    kept,
+    local,
+    of,
+)
 from .validation import (
     KEPT_ON_LOAD,
     check_group_keys,
@@ -143,12 +158,23 @@ class DualOptimPlus(Optimizer):
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         # Mappings of its own for each group, or a change to one would be a change to all; and none is empty, as torch's
         # checkpoints would lose it.
-        settings["lr_scales"] = settings["lr_scales"] or dict.fromkeys(self.objectives, 1.0)
+        settings["lr_scales"] = {**dict.fromkeys(self.objectives, 1.0), **settings["lr_scales"]}
         param_group.update(settings, num_skipped=dict.fromkeys(self.objectives, 0))
-        super().add_param_group(param_group)
-        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
-            self.param_groups.pop()
-            raise ValueError("a parameter is complex, which is not supported; optimize torch.view_as_real(parameter)")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate parameters")
+            super().add_param_group(param_group)
+        first = sum(len(group["params"]) for group in self.param_groups[:-1])
+        seen: set[int] = set()
+        for place, param in enumerate(self.param_groups[-1]["params"], first):
+            if param.is_complex() or id(param) in seen:
+                name = self._name(place)
+                self.param_groups.pop()
+                if param.is_complex():
+                    raise ValueError(
+                        f"{name} is complex, which is not supported; optimize torch.view_as_real(parameter)"
+                    )
+                raise ValueError(f"{name} stands in its parameter group twice; give it once")
+            seen.add(id(param))
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("objectives", "backend", "seed", "process_group", "_choice", "_skipped")
@@ -179,6 +205,8 @@ class DualOptimPlus(Optimizer):
             ValueError: it is there already, or is no name.
         """
         self.objectives = checked_objectives((*self.objectives, name))
+        for group in self.param_groups:
+            group["lr_scales"].setdefault(self.objectives[-1], 1.0)
 
     @property
     def num_skipped(self) -> dict[str, int]:
@@ -195,11 +223,12 @@ class DualOptimPlus(Optimizer):
         self._choice[:] = [] if name is None else [self._known(name)]
 
     def _known(self, name: str) -> str:
-        if name not in self.objectives:
-            close = difflib.get_close_matches(str(name), self.objectives, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown objective {name!r}: this optimizer has {listed(self.objectives)}{hint}")
-        return name
+        for own in self.objectives:
+            if own == name:
+                return own
+        close = difflib.get_close_matches(str(name), self.objectives, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown objective {name!r}: this optimizer has {listed(self.objectives)}{hint}")
 
     @overload
     def step(self, closure: None = None, *, objective: str | None = None) -> None: ...
@@ -217,18 +246,57 @@ class DualOptimPlus(Optimizer):
             ValueError: no objective chosen since the last step, an unknown one, or something that cannot be stepped;
                 then nothing was changed.
         """
+        if isinstance(closure, str):
+            raise ValueError(f"step takes a closure first; to choose the objective, call step(objective={closure!r})")
         loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            try:
+                with torch.enable_grad():
+                    loss = closure()
+            except BaseException:
+                self._choice.clear()
+                raise
         with torch.inference_mode(False), torch.no_grad():
-            if objective is None and not self._choice and self._is_probed():
-                for param, group in self._parameters():
-                    if param.grad is not None:
-                        self._make_state(param, group)
-            else:
-                self._step(self._whose(objective))
+            self._step_of(objective)
         return loss
+
+    @_disable_dynamo  # within a compiled function it is taken as it is
+    def _step_of(self, objective: str | None) -> None:
+        if objective is None and not self._choice and self._is_probed():
+            for param, group in self._parameters():
+                if param.grad is not None:
+                    self._make_state(param, group)
+            return
+        sound = self._unscaled()
+        if not sound and objective is None and not self._choice:  # skipped, whosever it would have been
+            agreed(False, self._device(), self.process_group)
+            return
+        self._step(self._whose(objective), sound=sound)
+
+    def _device(self) -> torch.device:
+        """The first parameter's, as a rank without gradients must take part where the others do."""
+        return next((local(param).device for param, _ in self._parameters()), torch.device("cpu"))
+
+    # So that torch.amp.GradScaler hands over its skipping, too: else a choice would outlive a step that it skips.
+    _step_supports_amp_scaling = True
+
+    def _unscaled(self) -> bool:
+        """Divide the gradients by a gradient scaler's factor, if there is one; whether it found them finite."""
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found is not None and bool(found):
+            return False
+        if scale is not None:
+            grads: dict[torch.device, list[Tensor]] = {}
+            for grad in self._local_gradients():
+                grads.setdefault(grad.device, []).append(grad)
+            for device, some in grads.items():
+                torch._foreach_div_(some, scale.to(device))
+        return True
+
+    def _skip(self, objective: str) -> None:
+        skipped = self._skipped.get(objective, torch.zeros((), dtype=torch.int64, device="cpu")) + 1
+        self._skipped[objective] = skipped
+        logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
 
     def _whose(self, objective: str | None) -> str:
         """The objective of this step; whatever was chosen serves no other."""
@@ -241,16 +309,12 @@ class DualOptimPlus(Optimizer):
                 "whose step is it? Pass step(objective=…) or set .objective before every step, on this optimizer and "
                 f"not on what wraps it; it has {listed(self.objectives)}"
             )
-        return chosen or self.objectives[0]
+        return self._known(chosen or self.objectives[0])
 
     def _is_probed(self) -> bool:
-        """Whether this is torch.distributed.checkpoint asking for the state: a step that could not do anything else."""
-        return (
-            len(self.objectives) > 1
-            and not self.state
-            and all(float(group["lr"]) == 0 for group in self.param_groups)
-            and not any(has_values(grad) and grad.any() for grad in self._local_gradients())
-        )
+        """Whether somebody asks for the state by a first step of zeros: torch.distributed.checkpoint or DeepSpeed."""
+        grads = [] if self.state or len(self.objectives) == 1 else list(self._local_gradients())
+        return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
 
     def _local_gradients(self) -> Iterator[Tensor]:
         for param, _ in self._parameters():
@@ -280,19 +344,20 @@ class DualOptimPlus(Optimizer):
                 if param.grad is not None:
                     candidates.append(Candidate(place, param, group, self.state.get(param, {}), keys))
                 place += 1
-        return entries(candidates, self._name)
+        ready = entries(candidates, self._name)
+        if any(each.real for each in ready) and not has_values(torch.empty(0, dtype=torch.float32, device="cpu")):
+            raise ValueError("a step within FakeTensorMode needs parameters that were made in it")
+        return ready
 
-    def _step(self, objective: str) -> None:
+    def _step(self, objective: str, *, sound: bool) -> None:
         ready = self._entries(objective)
-        finite = self._all_finite(ready)
+        finite = self._all_finite(ready, sound=sound)
         if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
             skipped = self._skipped.get(objective)
             skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
             self._skipped[objective] = skipped.to(finite.device).add_(~finite)
         elif not finite:
-            skipped = self._skipped.get(objective, torch.zeros((), dtype=torch.int64, device="cpu")) + 1
-            self._skipped[objective] = skipped
-            logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
+            self._skip(objective)
             return
         parts: dict[tuple[torch.device, bool], list[Entry]] = {}
         for each in ready:
@@ -300,16 +365,22 @@ class DualOptimPlus(Optimizer):
         for (device, real), some in parts.items():
             self._step_on(device, some, objective, finite if isinstance(finite, Tensor) else None, real=real)
 
-    def _all_finite(self, ready: list[Entry]) -> bool | Tensor:
-        """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs."""
+    def _all_finite(self, ready: list[Entry], *, sound: bool) -> bool | Tensor:
+        """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs.
+
+        Args:
+            sound: false where a gradient scaler found them not to be.
+        """
         grads: dict[torch.device, list[Tensor]] = {}
         for each in ready:
             if each.real:
                 grads.setdefault(each.there.device, []).append(each.grad)
         if ready and not grads:
             return True  # there is nothing that could be infinite
-        found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
-        device = next(iter(grads), torch.device("cpu"))
+        found: list[Any] = [False]
+        if sound:
+            found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
+        device = self._device()
         finite: bool | Tensor
         if found and all(isinstance(answer, Tensor) for answer in found):
             finite = torch.stack([answer.to(device, non_blocking=True) for answer in found]).all()
@@ -332,10 +403,11 @@ class DualOptimPlus(Optimizer):
                 if type(value) is not type(like) or value.dtype is not like.dtype or value.device != like.device:
                     own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # others moved or cast it
         steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
-        torch._foreach_add_([*steps, *delta_steps], 1 if proceed is None else proceed.long())
-        if not real:
-            return  # shapes alone are followed, and there is nothing to compute
-        t, t_o = torch.stack(steps), torch.stack(delta_steps)
+        more = 1 if proceed is None else proceed.long()
+        if not real:  # shapes alone are followed, and there is nothing to compute
+            torch._foreach_add_([*steps, *delta_steps], more)
+            return
+        t, t_o = torch.stack(steps) + 1, torch.stack(delta_steps) + 1
         items, offsets = [], []
         for each, own in zip(ready, states, strict=True):
             moments = each.moments
@@ -365,10 +437,19 @@ class DualOptimPlus(Optimizer):
         seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
         seeds = torch.where(firsts >= 0, seeds, -1)
         backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
-        backend.step(items, torch.cat(rows), seeds, *decided)
-        for each in ready:
-            if each.theta is not each.there:
-                each.there.copy_(each.theta)
+        table = torch.cat(rows)
+        if overlapping(ready):  # one after the other, as each may read what the one before wrote
+            for i, (each, item) in enumerate(zip(ready, items, strict=True)):
+                theta = each.theta if each.theta is each.there else each.theta.copy_(each.there)
+                backend.step([item._replace(param=theta)], table[i : i + 1], seeds[i : i + 1], *decided)
+                if each.theta is not each.there:
+                    each.there.copy_(theta)
+        else:
+            backend.step(items, table, seeds, *decided)
+            for each in ready:
+                if each.theta is not each.there:
+                    each.there.copy_(each.theta)
+        torch._foreach_add_([*steps, *delta_steps], more)
         # As operations of torch do, so that autograd knows a saved weight that has changed since.
         torch.autograd.graph.increment_version([each.param for each in ready])
         if parts := [each.there for each in ready if each.there is not each.param]:
@@ -384,8 +465,11 @@ class DualOptimPlus(Optimizer):
             if name not in own:
                 own[name] = counter(param)
         for name in state.moment_keys(self.objectives, with_base=with_base):
-            if name not in own:
-                bits = bits_of(param, group, "base_bits" if name in BASE else "delta_bits")
+            if name not in own and f"{CODES}/{name}" not in own:
+                kind, slash, objective = name.partition("/")
+                first, second = DELTA if kind in DELTA else BASE
+                other = (second if kind == first else first) + slash + objective  # of the pair, alike in both
+                bits = 32 if other in own else 8 if f"{CODES}/{other}" in own else bits_of(param, group, name)
                 state.keep(own, name, state.zeros(param, bits, code_of(name, with_base=with_base)))
         return own
 
@@ -500,13 +584,6 @@ def counter(param: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=there)
 
 
-def bits_of(param: Tensor, group: Mapping[str, Any], name: str) -> int:
-    """In how many bits a parameter's moments are kept, `name` being base_bits or delta_bits."""
-    small = param.ndim < 2 or param.numel() < group["min_8bit_size"]
-    by_rows = all(place.is_replicate() or place.is_shard(0) for place in getattr(param, "placements", ()))
-    return 32 if small or not by_rows or param.dtype == torch.float64 else group[name]
-
-
 @dataclass(frozen=True)
 class _Loaded:
     """A parameter's state on its way through torch's `load_state_dict`, which does not look into it."""
@@ -521,11 +598,14 @@ def _prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     states, converted = dict(state_dict["state"]), 0
     for own, saved in zip(groups, state_dict["param_groups"], strict=True):
         checked = checked_settings({**own, **saved}, optimizer.objectives, loaded=True)
+        checked["lr_scales"] = {**own["lr_scales"], **checked["lr_scales"]}
         settings.append({**saved, **checked, **{key: own[key] for key in KEPT_ON_LOAD}})
         for param, index in zip(own["params"], saved["params"], strict=True):
-            if index in states:
+            if states.get(index):
                 states[index], changed = _loaded(state_dict["state"][index], param, own)
                 converted += changed
+            else:  # torch's tools make an entry for a parameter that has never had a gradient
+                states.pop(index, None)
     if converted:
         warnings.warn(
             f"the state dict holds moments in other precisions: {converted} were converted to this optimizer's "
@@ -540,18 +620,21 @@ def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -
     own: dict[str, Any] = {}
     changed, with_base = 0, group["base_betas"] is not None
     for key, value in saved.items():
-        kind = key.partition("/")[0]
+        kind = str(key).partition("/")[0]
+        if kind == CODES:
+            key = key.partition("/")[2]
+            kind = key.partition("/")[0]
         if kind in (*DELTA, *BASE):
-            bits = bits_of(param, group, "base_bits" if kind in BASE else "delta_bits")
-            stored = kept(saved, key)
-            changed += state.bits_of(stored) != bits
+            bits, stored = bits_of(param, group, key), kept(saved, key)
+            changed += state.stored_bits(stored) != bits
             if isinstance(stored, dict):
-                moved: Stored = {part: _copied(tensor, param) for part, tensor in stored.items()}
+                codes, scales = stored["codes"], stored["scales"]
+                moved: Stored = {"codes": _copied(codes, param), "scales": _copied(scales, param, torch.float32)}
             else:
                 moved = _copied(stored, param, state.precision(param))
             state.keep(own, key, state.converted(moved, param, bits, code_of(key, with_base=with_base)))
         elif kind in (STEP, DELTA_STEP):
-            own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu"))
+            own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(()))
         elif kind != state.SCALES:  # somebody else's
             own[key] = _copied(value, param) if isinstance(value, Tensor) else copy.deepcopy(value)
     return _Loaded(own), changed
@@ -603,13 +686,15 @@ def estimate_state_memory(
         >>> estimate_state_memory(layer, base_bits=8, delta_bits=8) / layer.weight.numel()
         6.0938...
     """
-    optimizer = cls(parameter_groups(model) if isinstance(model, nn.Module) else model, **arguments)
+    given = parameter_groups(model) if isinstance(model, nn.Module) else list(model)
+    groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds to them
+    optimizer = cls(groups, **arguments)
     total = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
             deltas = len(optimizer.objectives)
-            total += 2 * deltas * state.nbytes(param, bits_of(param, group, "delta_bits"))
+            total += 2 * deltas * state.nbytes(param, bits_of(param, group, DELTA[0]))
             if group["base_betas"] is not None:
-                total += 2 * state.nbytes(param, bits_of(param, group, "base_bits"))
+                total += 2 * state.nbytes(param, bits_of(param, group, BASE[0]))
             total += (1 + deltas) * counter(param).element_size()
     return total

@@ -151,7 +151,8 @@ def coefficients(
         base_correction1=correction(base1, t - 1),
         base_correction2=correction(base2, t - 1),
         eps=eps,
-        floor=torch.where(quantised, torch.where(t_o > 1, FLOOR, FIRST_FLOOR), 0.0),
+        # In fp64 by its own, where two plain numbers would be of the default precision.
+        floor=torch.where(quantised, torch.where(t_o > 1, torch.full_like(t, FLOOR), FIRST_FLOOR), 0.0),
         bound=float("inf") if max_update is None else max_update,
         lr=rate,
         decay=1 - rate * weight_decay,

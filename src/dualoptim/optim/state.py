@@ -5,7 +5,8 @@ elements. Blocks do not cross the rows of dimension 0, so that codes and scales 
 Elements stand in row-major order, whatever the parameter's own order in memory is.
 
 The state is flat, as torch's tools expect it: ``step``, ``base_exp_avg``, ``delta_step/forget``,
-``delta_exp_avg/forget`` and so on, with the scales of 8-bit codes under ``scales/base_exp_avg``.
+``delta_exp_avg/forget`` and so on; in 8 bits ``codes/base_exp_avg`` and ``scales/base_exp_avg`` in its place. Those
+names differ, as torch.distributed.checkpoint casts what has one name to the precision that it finds there.
 
 A block's scale s is the largest magnitude in it, with no floor, so that gradients of any size keep their digits. A code
 c of at most L levels stands for::
@@ -84,7 +85,7 @@ def fourth_root(x: Any) -> Any:
 # What is stored for a moment: the tensor itself, or its codes and their scales.
 Stored = Tensor | dict[str, Tensor]
 DELTA, BASE = ("delta_exp_avg", "delta_exp_avg_sq"), ("base_exp_avg", "base_exp_avg_sq")
-STEP, DELTA_STEP, SCALES = "step", "delta_step", "scales"
+STEP, DELTA_STEP, CODES, SCALES = "step", "delta_step", "codes", "scales"
 
 
 def of(name: str, objective: str) -> str:
@@ -103,17 +104,18 @@ def moment_keys(objectives: tuple[str, ...], *, with_base: bool) -> Iterator[str
 
 def kept(own: Mapping[str, Any], key: str) -> Stored:
     """The moment under a key."""
-    scales = own.get(f"{SCALES}/{key}")
-    return own[key] if scales is None else {"codes": own[key], "scales": scales}
+    if key in own:
+        moment: Stored = own[key]
+        return moment
+    return {"codes": own[f"{CODES}/{key}"], "scales": own[f"{SCALES}/{key}"]}
 
 
 def keep(own: dict[str, Any], key: str, stored: Stored) -> None:
     """Put a moment under a key."""
     if isinstance(stored, dict):
-        own[key], own[f"{SCALES}/{key}"] = stored["codes"], stored["scales"]
+        own[f"{CODES}/{key}"], own[f"{SCALES}/{key}"] = stored["codes"], stored["scales"]
     else:
         own[key] = stored
-        own.pop(f"{SCALES}/{key}", None)
 
 
 def zeros(param: Tensor, bits: int, map: Code) -> Stored:
@@ -154,9 +156,18 @@ def num_blocks(tensor: Tensor) -> tuple[int, int]:
     return rows, math.ceil(length / BLOCK)
 
 
-def bits_of(stored: Stored) -> int:
+def stored_bits(stored: Stored) -> int:
     """32 or 8; moments in fp64 count as 32, that is, not as 8."""
     return 8 if isinstance(stored, dict) else 32
+
+
+def bits_of(param: Tensor, group: Mapping[str, Any], key: str) -> int:
+    """In how many bits a parameter's moment is to be kept."""
+    small = param.ndim < 2 or param.numel() < group["min_8bit_size"]
+    by_rows = all(place.is_replicate() or place.is_shard(0) for place in getattr(param, "placements", ()))
+    if small or not by_rows or param.dtype == torch.float64:
+        return 32
+    return int(group["base_bits" if key in BASE else "delta_bits"])
 
 
 def nbytes(param: Tensor, bits: int) -> int:
@@ -216,7 +227,7 @@ def in_rows(tensor: Tensor) -> Tensor:
 
 def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
     """A moment of a parameter in other bits."""
-    if bits_of(stored) == bits:
+    if stored_bits(stored) == bits:
         return stored
     result = zeros(param, bits, map)
     there, given = local(result), local(stored)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backends import NAMES
-from .state import DELTA_STEP, STEP, code_of, kept, moment_keys, num_blocks
+from .state import CODES, DELTA, DELTA_STEP, SCALES, STEP, bits_of, code_of, has_values, moment_keys, num_blocks
 
 RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
 # How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
@@ -30,7 +30,7 @@ def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
     names = tuple(objectives)
     if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"objectives must be one or more different names, but is {names!r}")
-    return names
+    return tuple(map(str.__str__, names))  # of an enumeration of strings, the strings
 
 
 def checked_backend(backend: str | None) -> str | None:
@@ -53,6 +53,8 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     """
 
     def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> Any:
+        if loaded and not strictly:  # what was stepped with loads
+            low = -math.inf
         # NumPy's numbers and others that are as good, but neither True nor "1e-5".
         if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
             raise ValueError(f"{name} must be a number, but is {value!r}")
@@ -67,7 +69,7 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     lr = settings["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(lr.shape)}")
-    settings["lr"] = number("lr", lr, -math.inf if loaded else 0)
+    settings["lr"] = number("lr", lr, 0)
     if loaded and lr < 0:
         warnings.warn(f"the state dict's learning rate is below zero: {float(lr):g}", stacklevel=7)
     for name in ("eps", "weight_decay", "min_8bit_size"):
@@ -82,11 +84,12 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
         if len(pair) != 2 or isinstance(settings[name], str):
             raise ValueError(f"{name} must be two numbers, but is {settings[name]!r}")
         settings[name] = tuple(float(number(f"{name}[{i}]", beta, 0, below=1)) for i, beta in enumerate(pair))
-    if settings["max_update"] is not None:
+    if settings["max_update"] is not None and not (loaded and settings["max_update"] == math.inf):
         settings["max_update"] = number("max_update", settings["max_update"], 0, strictly=True)
     for name in ("base_bits", "delta_bits"):
         if settings[name] not in (32, 8):
             raise ValueError(f"{name} must be 32 or 8, but is {settings[name]!r}")
+        settings[name] = int(settings[name])
     if not isinstance(settings["stochastic_rounding"], bool):
         raise ValueError(f"stochastic_rounding must be True or False, but is {settings['stochastic_rounding']!r}")
     if not isinstance(settings["lr_scales"], Mapping):
@@ -95,7 +98,7 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
         if name not in objectives:
             raise ValueError(f"lr_scales names {name!r}, but the objectives are {listed(objectives)}")
     settings["lr_scales"] = {
-        name: number(f"lr_scales[{name!r}]", scale, 0) for name, scale in settings["lr_scales"].items()
+        str.__str__(name): number(f"lr_scales[{name!r}]", scale, 0) for name, scale in settings["lr_scales"].items()
     }
     return settings
 
@@ -114,19 +117,23 @@ def check_loadable(
     objectives: tuple[str, ...],
 ) -> None:
     """Refuse a state dict of another optimizer, of other objectives, or of parameters of other shapes."""
-    states, saved_groups = state_dict["state"], state_dict["param_groups"]
+    saved_groups = state_dict["param_groups"]
+    indices = [index for group in saved_groups for index in group["params"]]
+    states = {index: state_dict["state"][index] for index in indices if state_dict["state"].get(index)}
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
         raise ValueError(
             f"the state dict has parameter groups of {listed(sizes[0])} parameters, and this optimizer of "
             f"{listed(sizes[1])}; make the same groups"
         )
+    if any(not isinstance(own, Mapping) for own in states.values()):
+        raise ValueError("the state dict's 'state' must hold a mapping for each parameter")
     if any(isinstance(own.get(DELTA_STEP), Mapping) for own in states.values()):
         raise ValueError(
             "the state dict was saved by an earlier version, whose states were nested; load it with that version, or "
             "begin with a new state"
         )
-    found = {key.partition("/")[2] for own in states.values() for key in own if key.startswith(f"{DELTA_STEP}/")}
+    found = {objective for own in states.values() for objective in _objectives(own)}
     if unknown := sorted(found - set(objectives)):
         raise ValueError(
             f"the state dict holds {listed(unknown)}, which this optimizer does not have "
@@ -144,41 +151,69 @@ def check_loadable(
         for place, (param, index) in enumerate(zip(own["params"], group["params"], strict=True)):
             if index in states:
                 name = f"parameter {own['param_names'][place] if 'param_names' in own else index!r}"
-                _check_state(states[index], param, name, with_base=own["base_betas"] is not None)
+                _check_state(states[index], param, group, name)
 
 
-def _check_state(own: Mapping[str, Any], param: Tensor, name: str, *, with_base: bool) -> None:
-    """Refuse a saved state that lacks something, or is not of the parameter's shape."""
-    stepped = [key.partition("/")[2] for key in own if key.startswith(f"{DELTA_STEP}/")]
-    for key in (STEP, *moment_keys(tuple(stepped), with_base=with_base)):
-        if key not in own:
-            raise ValueError(f"the state dict has no {key!r} for {name}; was it saved whole?")
-    for key in moment_keys(tuple(stepped), with_base=with_base):
-        stored = kept(own, key)
-        parts = (
-            {key: stored} if isinstance(stored, Tensor) else {key: stored["codes"], f"scales/{key}": stored["scales"]}
+def _objectives(own: Mapping[str, Any]) -> list[str]:
+    """The objectives that a parameter's saved state has something of."""
+    found: dict[str, None] = {}
+    for key in own:
+        parts = str(key).split("/", 1)
+        if parts[0] in (CODES, SCALES):
+            parts = parts[1].split("/", 1)
+        if parts[0] in (DELTA_STEP, *DELTA) and len(parts) == 2:
+            found[parts[1]] = None
+    return list(found)
+
+
+def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any], name: str) -> None:
+    """Refuse a saved state that lacks something, is not of the parameter's shape, or not what its group says it is."""
+    stepped, with_base = tuple(_objectives(own)), group["base_betas"] is not None
+    for key in (STEP, *(f"{DELTA_STEP}/{objective}" for objective in stepped)):
+        count = own.get(key)
+        if count is None or (isinstance(count, Tensor) and count.numel() != 1) or not hasattr(count, "__int__"):
+            found = "no" if count is None else "no count as"
+            raise ValueError(f"the state dict has {found} {key!r} for {name}; was it saved whole?")
+    for key in moment_keys(stepped, with_base=with_base):
+        codes, scales = f"{CODES}/{key}", f"{SCALES}/{key}"
+        in_8_bits = codes in own or scales in own
+        expected = bits_of(param, group, key)
+        if (key in own and in_8_bits) or (in_8_bits != (expected == 8) and (key in own or in_8_bits)):
+            raise ValueError(
+                f"the state dict's {key!r} of {name} is not in the {expected} bits that its group says; it was loaded "
+                "into states of other bits, so make the optimizer with those that it was saved with"
+            )
+        for part in (codes, scales) if in_8_bits else (key,):
+            _check_part(own, part, param, code_of(key, with_base=with_base).dtype, name)
+
+
+def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dtype, name: str) -> None:
+    """Refuse a moment, or its codes or scales, that does not fit its parameter."""
+    if key not in own:
+        raise ValueError(f"the state dict has no {key!r} for {name}; was it saved whole?")
+    tensor, whole = own[key], not key.startswith(f"{SCALES}/")
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not has_values(tensor):
+        raise ValueError(f"the state dict's {key!r} of {name} is no tensor with values; was it saved whole?")
+    shape = param.shape if whole else torch.Size(num_blocks(param))
+    found = tuple(tensor.shape)
+    if found != shape and whole:
+        raise ValueError(
+            f"the state dict's {key!r} of {name} have shape {found}, and the parameter {tuple(shape)}; "
+            "is it the same model?"
         )
-        for part, tensor in parts.items():
-            shape = param.shape if part == key else torch.Size(num_blocks(param))
-            found = tuple(getattr(tensor, "shape", ()))
-            if part == key and found != shape:
-                raise ValueError(
-                    f"the state dict's {key!r} of {name} have shape {found}, and the parameter {tuple(shape)}; "
-                    "is it the same model?"
-                )
-            if found != shape:
-                raise ValueError(
-                    f"the state dict's {part!r} of {name} have shape {found} in place of {tuple(shape)}; were they "
-                    "saved by an earlier version?"
-                )
-            if getattr(tensor, "placements", None) != getattr(param, "placements", None):
-                raise ValueError(
-                    f"the state dict's {part!r} of {name} is not distributed as the parameter is; load it by "
-                    "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
-                )
-        codes = parts[key].dtype in (torch.int8, torch.uint8)
-        if codes != isinstance(stored, dict) or (codes and parts[key].dtype != code_of(key, with_base=with_base).dtype):
-            raise ValueError(f"the state dict's {key!r} of {name} has precision {parts[key].dtype}, which does not fit")
+    if found != shape:
+        raise ValueError(
+            f"the state dict's {key!r} of {name} have shape {found} in place of {tuple(shape)}; were they saved by an "
+            "earlier version?"
+        )
+    if getattr(tensor, "placements", None) != getattr(param, "placements", None):
+        raise ValueError(
+            f"the state dict's {key!r} of {name} is not distributed as the parameter is; load it by "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, in the bits that it was saved in"
+        )
+    fits = tensor.dtype == code if key.startswith(f"{CODES}/") else tensor.is_floating_point()
+    if not fits:
+        raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
 
 
 def listed(names: Iterable[Any]) -> str:

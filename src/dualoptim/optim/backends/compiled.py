@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients
-from ..state import SIGNED, UNSIGNED, bits_of, rows_of
+from ..state import SIGNED, UNSIGNED, rows_of, stored_bits
 from . import Item, plain
 from .source import CPP, code_lines, rule_lines
 
@@ -68,8 +68,11 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     """As `plain.step`."""
     kinds: dict[Kind, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
-        base_bits = 0 if item.base is None else bits_of(item.base[0])
-        kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits].append(i)
+        base_bits = 0 if item.base is None else stored_bits(item.base[0])
+        kinds[item.param.dtype, item.grad.dtype, stored_bits(item.delta[0]), base_bits].append(i)
+    for kind in kinds:  # compiled before anything is written
+        if kind[0] in SUPPORTED and kind[1] in SUPPORTED:
+            library(kind)
     for kind, indices in kinds.items():
         some, rows, their_seeds = [items[i] for i in indices], coefficients[indices], seeds[indices]
         if kind[0] not in SUPPORTED or kind[1] not in SUPPORTED:
@@ -171,12 +174,12 @@ def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
 
 def _cache_folder() -> Path:
     """A folder that can be written to."""
-    folder = Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim") / "kernels"
     try:
+        folder = Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim") / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where the user has no home
         pass
     return Path(tempfile.mkdtemp(prefix="dualoptim-kernels-"))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients, Moments
-from ..state import BLOCK, bits_of, precision, rows_of
+from ..state import BLOCK, precision, rows_of, stored_bits
 from . import Item, plain
 from .tables import on_device
 
@@ -76,12 +76,12 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
         if item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
             others.append(i)
         elif item.param.numel():
-            codes = any(bits_of(moment) == 8 for moment in (*item.delta, *(item.base or ())))
+            codes = any(stored_bits(moment) == 8 for moment in (*item.delta, *(item.base or ())))
             numel = item.param.numel()
             row = (*_addresses(item), numel, rows_of(item.param)[1] if codes else numel)
-            base_bits = 0 if item.base is None else bits_of(item.base[0])
+            base_bits = 0 if item.base is None else stored_bits(item.base[0])
             aligned = all(number % 16 == 0 for number in row)
-            kinds[item.param.dtype, item.grad.dtype, bits_of(item.delta[0]), base_bits, aligned].append((*row, i))
+            kinds[item.param.dtype, item.grad.dtype, stored_bits(item.delta[0]), base_bits, aligned].append((*row, i))
     if others and (proceed is None or bool(proceed)):
         plain.step([items[i] for i in others], coefficients[others], seeds[others])
     if kinds:

@@ -173,7 +173,9 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
   const auto in_tensor = [&](int64_t k) { return numels[k] ? numels[k] / lengths[k] * in_row(k) : 0; };
   int64_t total = 0;
   for (int64_t k = 0; k < count; k++) total += in_tensor(k);
-#pragma omp parallel for schedule(static) num_threads(threads)
+  // Little is done by this thread alone, which also serves a process that was forked: others' threads are not in it.
+  if (total * BLOCK < 32768) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int share = 0; share < threads; share++) {
     int64_t next = total * share / threads, end = total * (share + 1) / threads, tensor = 0, before = 0;
     for (; next < end; tensor++) {

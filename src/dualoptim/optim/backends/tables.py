@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 KEPT = 64  # gradients may come at new addresses with every step, so that not every table can be kept
 
+_lock = threading.Lock()
 _recent: OrderedDict[Any, Tensor] = OrderedDict()
 _captured: dict[Any, Tensor] = {}  # a CUDA graph goes on reading what it has read when it was captured
 
@@ -30,6 +32,12 @@ def on_device(
         make: makes it on a device.
     """
     key = (values, dtype, device, make)
+    with _lock:
+        return _on_device(key)
+
+
+def _on_device(key: tuple[Any, ...]) -> Tensor:
+    values, dtype, device, make = key
     table = _captured.get(key)
     if table is None:
         table = _recent.get(key)
