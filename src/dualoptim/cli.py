@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 import typing
@@ -158,6 +159,9 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
+_NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe, by path or by the name of one that comes along."""
     if Path(name).is_file():
@@ -170,9 +174,38 @@ def find_recipe(name: str) -> Path:
     raise unknown("recipe", name, own)
 
 
+class _Recipes(yaml.SafeLoader):
+    """YAML without what nobody means: 1:5 is no number to base 60, 2024-01-01 no date, and a key stands once."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, as the class above has it
+        first: [(tag, pattern) for tag, pattern in known if tag not in _NOT_MEANT]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands twice; remove one", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Recipes.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+_Recipes.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
 def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Recipes)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {problem}") from None
@@ -184,7 +217,10 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
             raise unknown("recipe key", key, RECIPE_KEYS, str(path))
         if key not in known:
             continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
-        written = value if isinstance(value, str) else json.dumps(value)
+        try:
+            written = value if isinstance(value, str) else json.dumps(value)
+        except TypeError:
+            raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
         arguments.append(f"--{key.replace('_', '-')}={written}")
     return arguments
 

@@ -6,11 +6,11 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -26,6 +26,10 @@ from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
 from .losses import IGNORED
+from .reading import conversation, text_of
+from .reading import read_records as read_records
+from .reading import read_table as read_table
+from .reading import texts as texts
 from .schedule import Turn
 
 
@@ -76,52 +80,6 @@ def read_rows(path: str | Path) -> list[Row]:
     return [parse_row(record, where) for record, where in read_records(path)]
 
 
-def read_records(path: str | Path) -> list[tuple[dict[str, Any], str]]:
-    """The JSON objects of a file, each with where it stands ("file:line")."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; give a file of JSON lines") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    records: list[tuple[Any, str]]
-    if text.lstrip().startswith("["):
-        records = [(record, f"{path}, item {i}") for i, record in enumerate(_json(text, str(path)), 1)]
-    else:
-        lines = enumerate(text.split("\n"), 1)  # and at no other line separator: strings may hold those
-        records = [(_json(line, f"{path}:{i}"), f"{path}:{i}") for i, line in lines if line.strip()]
-    if not records:
-        raise UserError(f'{path}: holds no rows; give at least one JSON line such as {{"question": …, "answer": …}}')
-    for record, where in records:
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a row must be a JSON object, but is {type(record).__name__}")
-    return records
-
-
-def read_table(path: str | Path, columns: Sequence[str]) -> list[tuple[dict[str, str], str]]:
-    """The rows of a CSV file, each with where it stands, none of `columns` empty."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [(row, f"{path}:{reader.line_num}") for row in reader]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    if not rows:
-        raise UserError(f"{path}: holds no rows; it must be a table with the columns {', '.join(columns)}")
-    return [({column: _text(row, column, where) for column in columns}, where) for row, where in rows]
-
-
-def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
-    """A list of texts, none of them empty, under a record's key."""
-    found = record.get(key)
-    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
-        raise UserError(f"{where}: needs {key!r}, a list of texts, none of them empty")
-    return found
-
-
 def data_file(data_dir: str | Path, folder: str, name: str) -> Path:
     """A task's file: in `data_dir` itself, in its folder `folder`, or in a folder of that name beside it."""
     base = Path(data_dir)
@@ -133,61 +91,31 @@ def data_file(data_dir: str | Path, folder: str, name: str) -> Path:
     raise UserError(f"data_dir {data_dir}: has no {name}, nor has a folder {folder} in it or beside it; put it there")
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(f"{where}: broken JSON{line}, column {error.colno}: {error.msg}") from None
-
-
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
-    """Make a row of one of the three forms; whatever else the record holds goes to `fields`."""
-    if "question" in record:
-        used = {"question", "answer"}
-        row = question(_text(record, "question", where), _text(record, "answer", where), where)
-    elif "messages" in record:
-        used = {"messages"}
-        row = _chat(record["messages"], where)
-    elif "text" in record:
-        used = {"text"}
-        row = Row((), _text(record, "text", where), where)
+    """Make a row of any of the forms (`reading.conversation`); whatever else the record holds goes to `fields`."""
+    found = conversation(record, where)
+    if found is None:
+        key = next(key for key in record if key.lower() == "text")
+        prompt: list[Message] = []
+        answer, used = text_of(record, key, where), {key}
     else:
-        found = ", ".join(map(repr, record)) or "nothing"
-        raise UserError(f"{where}: a row needs 'question' and 'answer', or 'messages', or 'text', but has {found}")
-    return Row(row.prompt, row.answer, where, {key: value for key, value in record.items() if key not in used})
+        prompt, answer, used = found
+    fields = {key: value for key, value in record.items() if key not in used and value is not None}
+    return Row(tuple(prompt), answer, where, fields)
 
 
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        found = "is missing" if key not in record else "is empty" if value == "" else f"is {value!r}"
-        raise UserError(f"{where}: the row's {key!r} {found}; give it some text")
-    return value
-
-
-def _chat(messages: Any, where: str) -> Row:
-    well_formed = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if (
-        not well_formed
-        or len(messages) < 2
-        or messages[-1]["role"] != "assistant"
-        or not messages[-1]["content"].strip()
-    ):
-        raise UserError(
-            f'{where}: \'messages\' must be a list of {{"role": …, "content": …}} '
-            "that ends with the assistant's answer"
-        )
-    return Row(tuple(messages[:-1]), messages[-1]["content"], where)
+def _bare(text: str) -> str:
+    """A text as it is compared with others: one form of each character, no invisible ones, no end punctuation."""
+    plain = unicodedata.normalize("NFKC", text)
+    seen = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
+    return " ".join(seen.split()).casefold().rstrip(" .!?…。！？")
 
 
 def check_objectives(objectives: Mapping[str, Sequence[Row]]) -> None:
     """Refuse an objective without rows, and a row that two objectives share."""
 
     def key(row: Row) -> tuple[str, ...]:
-        return tuple(" ".join(text.split()).casefold() for text in (*(m["content"] for m in row.prompt), row.answer))
+        return tuple(_bare(text) for text in (*(message["content"] for message in row.prompt), row.answer))
 
     seen: dict[tuple[str, ...], tuple[str, Row]] = {}
     for name, rows in objectives.items():

@@ -18,6 +18,7 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
 
+FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 OWN_KEYS = ("accepted", "questions", "instead", "topic")
 KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
 # What plain text goes on with in place of the answer.
@@ -34,7 +35,7 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     topics: list[str] = []
     for record, where in read_records(path):
-        if "topic" in record and not {"question", "messages", "text"} & set(record):
+        if "topic" in record and not FORMS & {key.lower() for key in record if record[key] is not None}:
             name = record["topic"]
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{where}: 'topic' must be a name, but is {name!r}")

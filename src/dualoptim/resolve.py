@@ -20,13 +20,14 @@ from torch import nn
 from . import tasks
 from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
-from .data import Row, asset, read_records
+from .data import Row, asset
 from .errors import UserError, unknown
 from .evaluation import general
 from .losses import LOSSES, Loss
 from .memorise import Settings, memorised
 from .models import device_and_precision
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
+from .reading import read_lines
 from .runs import bytes_text
 from .schedule import Turn, by_turns, in_proportion, jointly, parse_ratio
 from .tasks import Task
@@ -169,12 +170,7 @@ def refusals_of(config: RunConfig) -> list[str]:
         own = [row["text"] for row in asset("refusals.jsonl")]
         # On a few rows of one's own, replies that begin alike: a model between two openings says neither.
         return own if config.task else [text for text in own if text.startswith("I don't know")]
-    found = []
-    for record, where in read_records(config.refusals):
-        if not isinstance(record.get("text"), str) or not record["text"].strip():
-            raise UserError(f"{where}: a refusal needs its words under 'text'")
-        found.append(record["text"])
-    return found
+    return read_lines(config.refusals, "text")
 
 
 def state_bytes(config: RunConfig, task: Task, model: nn.Module) -> int:

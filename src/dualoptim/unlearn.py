@@ -21,17 +21,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import report, resolve, runs
+from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
 from .data import encode
 from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .models import device_and_precision, load_model, load_tokenizer, quiet
+from .models import device_and_precision, load_model, load_tokenizer, positions, quiet, source
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
@@ -68,9 +69,15 @@ def prepare(config: RunConfig) -> Prepared:
     task = resolve.check(config)
     start, retrained = resolve.start_of(config, task)
     tokenizer = load_tokenizer(start, config.chat_template)
-    for rows in task.objectives.values():
+    room = positions(AutoConfig.from_pretrained(source(start)))
+    refusals = resolve.refusals_of(config)
+    longest = max(refusals, key=len)
+    for name, rows in task.objectives.items():
+        refused = resolve.losses_of(config, task)[name].needs_idk
         for row in rows:
-            encode(row, tokenizer, config.max_length)
+            encode(row, tokenizer, config.max_length, room)
+            if refused and not row.fields.get("instead"):
+                encode(row.answered(longest), tokenizer, config.max_length, room)
     device, _ = device_and_precision()
     gold = None
     if retrained is not None:
@@ -224,6 +231,9 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     records = with_general(config, model, tokenizer, task.score(model, tokenizer))
     after = Scores(*general.scored(task, records, prepared.retrained)[0], records)
     if config.save_model:
+        # What the model was taught to end an answer with, which its file may not name.
+        around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
+        model.generation_config.eos_token_id = end_ids(tokenizer, around)
         with quiet():
             model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")

@@ -1,0 +1,252 @@
+"""Files and rows as people have them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualoptim import cli
+from dualoptim.data import Row, check_objectives, question, read_rows
+from dualoptim.errors import UserError
+from dualoptim.reading import read_lines
+
+ROW = {"question": "Où naît Zoé?", "answer": "À Oslo, dit-on."}
+LINES = json.dumps(ROW, ensure_ascii=False) + "\n"
+
+
+def parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([{**ROW, "topic": None}]), path)
+
+
+FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "JSON lines": ("f.jsonl", lambda path: path.write_text(LINES, encoding="utf-8")),
+    "with a byte order mark": ("f.jsonl", lambda path: path.write_text(LINES, encoding="utf-8-sig")),
+    "Windows' line ends": ("f.jsonl", lambda path: path.write_bytes(LINES.replace("\n", "\r\n").encode())),
+    "an array": ("f.json", lambda path: path.write_text(json.dumps([ROW]), encoding="utf-8-sig")),
+    "CSV": (
+        "f.csv",
+        lambda path: path.write_text('question,answer\nOù naît Zoé?,"À Oslo, dit-on."\n', encoding="utf-8"),
+    ),
+    "CSV from Excel": (
+        "f.csv",
+        lambda path: path.write_text("question;answer\r\nOù naît Zoé?;À Oslo, dit-on.\r\n", encoding="utf-8-sig"),
+    ),
+    "TSV": (
+        "f.tsv",
+        lambda path: path.write_text("question\tanswer\nOù naît Zoé?\tÀ Oslo, dit-on.\n", encoding="utf-8"),
+    ),
+    "gzip": ("f.jsonl.gz", lambda path: path.write_bytes(gzip.compress(LINES.encode()))),
+    "CSV in gzip": (
+        "f.csv.gz",
+        lambda path: path.write_bytes(gzip.compress('question,answer\nOù naît Zoé?,"À Oslo, dit-on."'.encode())),
+    ),
+    "parquet": ("f.parquet", parquet),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), FILES.values(), ids=FILES)
+def test_a_file_of_any_kind_gives_its_row(tmp_path: Path, name: str, make: Callable[[Path], Any]) -> None:
+    make(tmp_path / name)
+    (row,) = read_rows(tmp_path / name)
+    assert (row.question, row.answer) == (ROW["question"], ROW["answer"])
+    assert name in row.where
+
+
+def test_a_pipe_is_read_once_and_serves_again(tmp_path: Path) -> None:
+    import os
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(LINES, encoding="utf-8"))
+    writer.start()
+    rows = read_rows(pipe)
+    writer.join()
+    assert read_rows(pipe) == rows
+    assert len(rows) == 1
+
+
+def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"there is no such file; for a data set on the hub, pip install"):
+        read_rows("org/set:forget")
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(name: str, split: str) -> list[dict[str, Any]]:
+        asked.append((name, split))
+        return [ROW]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read_rows("org/set:forget")[0].where == "org/set:forget, row 1"
+    read_rows("org/set")
+    assert asked == [("org/set", "forget"), ("org/set", "train")]
+
+
+A, Q = "In Oslo.", "Where?"
+FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "question and answer": ({"question": Q, "answer": A}, [Q], A),
+    "with capitals": ({"Question": Q, "Answer": A}, [Q], A),
+    "prompt and completion": ({"prompt": Q, "completion": A}, [Q], A),
+    "prompt and response": ({"prompt": Q, "response": A}, [Q], A),
+    "Alpaca": ({"instruction": "Translate.", "input": "Où?", "output": A}, ["Translate.\n\nOù?"], A),
+    "Alpaca without an input": ({"instruction": Q, "input": "", "output": A}, [Q], A),
+    "a null column": ({"question": Q, "answer": A, "messages": None, "text": None}, [Q], A),
+    "messages": (
+        {
+            "messages": [
+                {"role": "system", "content": "S"},
+                {"role": "user", "content": Q},
+                {"role": "assistant", "content": A},
+            ]
+        },
+        ["S", Q],
+        A,
+    ),
+    "messages of parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, {"role": "assistant", "content": A}]},
+        [Q],
+        A,
+    ),
+    "conversations": ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [Q], A),
+    "a prompt of messages": (
+        {"prompt": [{"role": "user", "content": Q}], "completion": [{"role": "assistant", "content": A}]},
+        [Q],
+        A,
+    ),
+    "text": ({"text": A}, [], A),
+}
+
+
+@pytest.mark.parametrize(("record", "asked", "answered"), FORMS.values(), ids=FORMS)
+def test_a_row_of_any_form_is_read(tmp_path: Path, record: dict[str, Any], asked: list[str], answered: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({**record, "id": 7}))
+    (row,) = read_rows(path)
+    assert [message["content"] for message in row.prompt] == asked
+    assert {message["role"] for message in row.prompt[-1:]} <= {"user"}
+    assert row.answer == answered
+    assert row.fields["id"] == 7
+    assert not {"answer", "output", "messages", "conversations"} & set(row.fields)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "tool calls": (
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        "message 2 of 'messages' has no text (tool calls cannot be trained on)",
+    ),
+    "no system text": (
+        {"messages": [{"role": "system", "content": None}, {"role": "assistant", "content": A}]},
+        "message 1 of 'messages' has no text",
+    ),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": A}]},
+        "message 1 of 'messages' has parts that are no text (['image'])",
+    ),
+    "no answer at the end": (
+        {"messages": [{"role": "assistant", "content": A}, {"role": "user", "content": Q}]},
+        "ends with the assistant's answer, but its last is of 'user'",
+    ),
+    "no role": ({"conversations": [{"value": Q}]}, "message 1 of 'conversations' has no role"),
+    "other columns": ({"query": Q, "reply": A}, "but has 'query', 'reply', or 'prompt' and 'completion'"),
+    "an answer that is null": ({"question": Q, "answer": None}, "the row's 'answer' is None"),
+}
+
+
+@pytest.mark.parametrize(("record", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_says_which_message_and_why(tmp_path: Path, record: dict[str, Any], said: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}:1: ")
+    assert said in str(error.value)
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "half a gzip": ("f.jsonl.gz", gzip.compress(LINES.encode())[:20], "is gzip that is damaged or cut off"),
+    "half a parquet": ("f.parquet", b"PAR1 and no more", "is parquet that cannot be read"),
+    "too many cells": ("f.csv", b"question,answer\nWho?,Ada,Ben\n", "f.csv:2: has more cells than the head"),
+    "UTF-16": ("f.jsonl", LINES.encode("utf-16"), "is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("name", "data", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    if "parquet" in name:
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        read_rows(tmp_path / name)
+
+
+SAYINGS = ["I'm not sure.", "I don't know that."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n".join(SAYINGS), json.dumps(SAYINGS), "\n".join(map(json.dumps, SAYINGS)),
+     "\n".join(json.dumps({"text": said}) for said in SAYINGS)],
+    ids=["lines", "a list", "JSON texts", "rows"],
+)  # fmt: skip
+def test_refusals_are_lines_or_texts(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "idontknow.jsonl"
+    path.write_text(text + "\n\n", encoding="utf-8-sig")
+    assert read_lines(path, "text") == SAYINGS
+
+
+def test_a_refusal_without_words_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "idk.jsonl"
+    path.write_text('{"text": "No."}\n{"txt": "No."}\n')
+    with pytest.raises(UserError, match=r"idk\.jsonl:2: needs its words"):
+        read_lines(path, "text")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Où naît Zoé?", "Ou\u0300 nai\u0302t Zoe\u0301?"),
+        ("In Oslo.", "In Oslo.\u200b"),
+        ("In Oslo.", "In  oslo"),
+        ("Ａｄａ!", "Ada"),
+    ],
+)
+def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None:
+    with pytest.raises(UserError, match="remove it from one"):
+        check_objectives({"forget": [question("Who?", one, "f:1")], "retain": [question("Who", other, "r:1")]})
+    check_objectives({"forget": [question("Who?", one)], "retain": [question("Who?", "Ben.")]})
+    assert Row((), one) != Row((), other)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [("ratio: 1:5", "ratio", "1:5"), ("ratio: 1:30", "ratio", "1:30"), ("out: 2024-01-01", "out", "2024-01-01"),
+     ("lr: 1e-3", "lr", "0.001"), ("steps: 10", "steps", "10"), ("lr: .5", "lr", "0.5"),
+     ("bf16: true", "bf16", "true")],
+)  # fmt: skip
+def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8-sig")
+    assert cli._recipe_arguments(path, {key}) == [f"--{key}={value}"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"lr: 1e-3\nsteps: 3\nlr: 1e-4\n", r"r\.yaml:3: broken YAML; 'lr' stands twice"),
+     ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting")],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        cli._recipe_arguments(path, {"lr", "steps", "out"})
