@@ -1,18 +1,22 @@
+# ruff: noqa: E501, RUF001, rows in other scripts
 """The metrics against the published aggregates, and what each of them promises at its ends."""
 
 from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
-from dualoptim.evaluation import metrics
+from dualoptim.evaluation import metrics, numbers
+from dualoptim.evaluation.words import words
 
 from .conftest import GOLDEN as GOLDEN_FOLDER
 from .conftest import golden_metrics
@@ -495,3 +499,59 @@ def test_there_is_no_number_of_nothing(call: Any) -> None:
 def test_a_negative_part_has_no_harmonic_mean() -> None:
     with pytest.raises(ValueError, match=r"must not be negative, and the least of them is -0\.5"):
         metrics.harmonic_mean({"a": 1.0, "b": -0.5})
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@given(st.lists(st.text(st.characters(min_codepoint=9, max_codepoint=126), max_size=60), min_size=2, max_size=2))
+def test_of_ascii_text_rouge_is_rouge_scores_own(texts: list[str]) -> None:
+    answer, reply = texts
+    if not words(answer):
+        return
+    theirs = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(answer, reply)
+    assert metrics.rouge_l_recall(reply, answer) == theirs["rougeL"].recall
+    assert metrics.rouge_l_f1(reply, answer) == theirs["rougeL"].fmeasure
+    assert metrics.rouge_1_recall(reply, answer) == theirs["rouge1"].recall
+
+
+SCRIPTS = {
+    "Chinese": "甲喜欢喝茶。", "Japanese": "彼女は東京に住んでいます。", "Arabic": "تعيش زوي في أوسلو.", "Hindi": "ज़ोई ओस्लो में रहती है।",
+    "Thai": "เธออาศัยอยู่ที่ออสโล", "Russian": "Она живёт в Осло.", "Greek": "Ζει στο Όσλο.", "French": "Émile naît à Oslo.",
+    "Korean": "그녀는 오슬로에 산다.", "signs": "★★☆", "emoji": "🙂👍",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_a_text_repeats_itself_in_every_script(text: str) -> None:
+    for said in (text, unicodedata.normalize("NFD", text), f"… {text} …"):
+        assert metrics.rouge_l_recall(said, text) == 1
+        assert metrics.contains_answer(said, [text.rstrip(".。।")])
+    for other in SCRIPTS.values():
+        if other != text:
+            assert metrics.rouge_l_recall(other, text) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "share"),
+    [("1999年出生于巴黎", "1999年出生于上海", 5 / 7), ("Zoé", "Zoë", 0), ("Emile", "Émile", 0), ("我住在北京市", "北京", 1),
+     ("🙂", "🙁", 0), ("★★", "★★★", 2 / 3)],
+)  # fmt: skip
+def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: float) -> None:
+    assert metrics.rouge_l_recall(reply, answer) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "there"),
+    [("我住在北京市", "北京", True), ("Zoë lives here.", "Zoe", False), ("Cafe\u0301 Oslo", "café", True),
+     ("Улица", "лица", False), ("An Oslo-based man", "Oslo", True), ("C++ is one", "C++", True)],
+)  # fmt: skip
+def test_an_answer_stands_in_a_reply_as_whole_words(reply: str, answer: str, there: bool) -> None:
+    assert metrics.contains_answer(reply, [answer]) is there
+
+
+def test_what_ends_an_answer_is_no_text_of_it() -> None:
+    record = {"log_probs": [-1.0, -5.0, -0.1], "top1": [1, 1, 0], "z": [0.0, 1.0, 2.0], "ended": 1}
+    assert numbers.told(record, "top1") == [1, 1]
+    assert metrics.extraction_strength(numbers.told(record, "top1")) == 1.0
+    assert numbers.ATTACKS["min_k_40"](record | {"nll": 0.0}) == -5.0
+    assert numbers.told({**record, "ended": 3}, "top1") == [1, 1, 0]  # an answer without a token of its own
+    assert numbers.told({"top1": [1, 0]}, "top1") == [1]  # records of before
