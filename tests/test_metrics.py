@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001, rows in other scripts
+# ruff: noqa: E501, rows in other scripts
 """The metrics against the published aggregates, and what each of them promises at its ends."""
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from dualoptim.evaluation import metrics, numbers
+from dualoptim.evaluation import metrics
+from dualoptim.evaluation.numbers import ATTACKS, told
 from dualoptim.evaluation.words import words
 
 from .conftest import GOLDEN as GOLDEN_FOLDER
@@ -550,8 +551,8 @@ def test_an_answer_stands_in_a_reply_as_whole_words(reply: str, answer: str, the
 
 def test_what_ends_an_answer_is_no_text_of_it() -> None:
     record = {"log_probs": [-1.0, -5.0, -0.1], "top1": [1, 1, 0], "z": [0.0, 1.0, 2.0], "ended": 1}
-    assert numbers.told(record, "top1") == [1, 1]
-    assert metrics.extraction_strength(numbers.told(record, "top1")) == 1.0
-    assert numbers.ATTACKS["min_k_40"](record | {"nll": 0.0}) == -5.0
-    assert numbers.told({**record, "ended": 3}, "top1") == [1, 1, 0]  # an answer without a token of its own
-    assert numbers.told({"top1": [1, 0]}, "top1") == [1]  # records of before
+    assert told(record, "top1") == [1, 1]
+    assert metrics.extraction_strength(told(record, "top1")) == 1.0
+    assert ATTACKS["min_k_40"](record | {"nll": 0.0}) == -5.0
+    assert told({**record, "ended": 3}, "top1") == [1, 1, 0]  # an answer without a token of its own
+    assert told({"top1": [1, 0]}, "top1") == [1]  # records of before
