@@ -3,17 +3,32 @@
 # ruff: noqa: E501, a template is easier to read in long lines
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from dualoptim import cli
 from dualoptim.chat import turn_of
-from dualoptim.data import IGNORED, Row, collate, encode, pad_id, question
+from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
+from dualoptim.models import load_model
+
+from . import tiny
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -320,3 +335,74 @@ def test_the_prompt_is_the_generation_prompt_where_that_is_one() -> None:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         assert turn_of(tokenizer, tuple(messages)).prompt == asked, name
+
+
+# Before anything long
+
+
+def spoiled(folder: Path, how: str) -> str:
+    tiny.save(folder)
+    weights = folder / "model.safetensors"
+    if how == "a pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif how == "cut off":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif how == "not finite":
+        model = tiny.model()
+        model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+        model.save_pretrained(folder)
+    elif how == "not all there":
+        state = {key: value for key, value in tiny.model().state_dict().items() if "up_proj" not in key}
+        save_file(state, weights, metadata={"format": "pt"})
+    else:
+        weights.rename(folder / "model.gguf")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("a pointer", "is a Git LFS pointer and no weights; run git lfs pull"),
+        ("cut off", "could not be loaded"),
+        ("not finite", "its weight model.layers.0.mlp.up_proj.weight holds numbers that are not finite"),
+        ("not all there", "its files lack 2 of its weights, model.layers.0.mlp.up_proj.weight first"),
+        ("GGUF", "has GGUF files alone, which are not trained"),
+    ],
+)
+def test_a_model_that_is_not_what_it_seems_is_one_sentence(tmp_path: Path, how: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_model(spoiled(tmp_path / "model", how))
+
+
+def test_plain_text_has_no_refusal() -> None:
+    with pytest.raises(UserError, match=r"f:1: plain text asks nothing that a refusal could answer"):
+        ObjectiveRows({"forget": [Row((), "Some prose.", "f:1")]}, {"forget": ["No."]}, tiny.tokenizer(), 64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal", "said"),
+    [
+        ("A" * 60, "No.", r"f\.jsonl:1: the row has \d+ tokens and the model's positions, of which there are 48"),
+        ("Ada.", "N" * 60, r"f\.jsonl:1: the row has \d+ tokens and the model's positions, of which there are 48"),
+    ],
+)
+def test_positions_beyond_the_models_are_found_before_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    refusal: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    folder = tiny.save(tmp_path / "model")
+    shape = {"vocab_size": 260, "n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    (tmp_path / "f.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps({"question": f"W{i}?", "answer": "B."}) for i in range(2)))
+    (tmp_path / "no.txt").write_text(refusal)
+    told = ["--model", str(folder), "--forget", "f.jsonl", "--retain", "r.jsonl", "--refusals", "no.txt"]
+    assert cli.main(["unlearn", *told, "--general", "false", "--steps", "2", "--out", "out"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

