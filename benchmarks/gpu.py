@@ -138,13 +138,14 @@ def check_plain(bits: int, dtype: torch.dtype) -> str:
     results = []
     for backend in ("plain", "gpu"):
         generator = torch.Generator().manual_seed(1)
-        params = [torch.nn.Parameter(torch.randn(n, generator=generator).to(DEVICE, dtype)) for n in (70_001, 8192, 3)]
+        shapes = ((7, 10_001), (32, 256), (3,))
+        params = [torch.nn.Parameter(torch.randn(n, generator=generator).to(DEVICE, dtype)) for n in shapes]
         opt = DualOptimPlus(params, lr=0.01, base_bits=bits, delta_bits=bits, backend=backend)
         for objective in SCHEDULE:
             for param in params:
                 param.grad = torch.randn(param.shape, generator=generator).to(DEVICE, dtype)
             opt.step(objective=objective)
-        results.append(torch.cat([param.detach().double() for param in params]))
+        results.append(torch.cat([param.detach().double().flatten() for param in params]))
     difference = (results[0] - results[1]).abs()
     close = float((difference <= 2 * torch.finfo(dtype).eps * results[0].abs() + 1e-5).double().mean())
     name = f"{bits} bits, {str(dtype).removeprefix('torch.')}"
@@ -248,9 +249,9 @@ def tune() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for bits in (32, 8):
             opt = optimizer(parameters(large(SIZES[1]), dtype), bits)
-            for gpu.ROWS, gpu.WARPS in SHAPES_TRIED:
+            for gpu.BLOCKS, gpu.WARPS in SHAPES_TRIED:
                 time = milliseconds(lambda opt=opt: opt.step(objective="retain"))
-                print(f"{dtype}, {bits} bits, ROWS {gpu.ROWS}, WARPS {gpu.WARPS}: {time:.2f} ms", flush=True)
+                print(f"{dtype}, {bits} bits, BLOCKS {gpu.BLOCKS}, WARPS {gpu.WARPS}: {time:.2f} ms", flush=True)
             del opt
             torch.cuda.empty_cache()
 
