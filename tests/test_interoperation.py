@@ -191,6 +191,21 @@ for _ in range(1 + rank):
 assert opt.num_skipped["retain"] == 2 * rank
 assert copy.deepcopy(opt).process_group is mine
 
+# A step that one rank refuses is refused by all, and none waits for it.
+refusing = torch.nn.Parameter(torch.ones(4))
+opt = DualOptimPlus([refusing])
+for shape in ((4,), (3,) if rank else (4,)):
+    refusing.data, refusing.grad = torch.ones(shape), None
+    refusing.grad = torch.ones(shape)
+    try:
+        opt.step(objective="retain")
+    except ValueError as error:
+        assert ("in its state is" if rank else "another rank refused") in str(error), error
+        assert torch.equal(refusing, torch.ones(shape))
+    else:
+        assert shape == (4,) and int(opt.state[refusing]["step"]) == 1
+assert int(opt.state[refusing]["step"]) == 1
+
 # A rank without gradients goes along.
 opt = DualOptimPlus([weight])
 weight.grad = None if rank else torch.full((3,), float("nan"))

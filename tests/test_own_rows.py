@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
-from dualoptim.own_rows import TEXT_REFUSALS, declines, read_to_forget, same, to_train
+from dualoptim.own_rows import TEXT_REFUSALS, declines, gives, read_to_forget, same, to_train
 from dualoptim.reword import plain
 from dualoptim.stopping import Best
 from dualoptim.tasks.facts import Facts
@@ -115,6 +116,21 @@ def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Pat
 def test_a_name_is_told_by_its_first_word(place: Path, asked: str, answer: str, accepted: str, tells: str) -> None:
     path = write(place / "f.jsonl", [{"question": asked, "answer": answer, "accepted": [accepted]}])
     assert read_to_forget(path)[0][0].only == (tells,)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_rows_of_other_scripts_are_read(place: Path, form: Any) -> None:
+    asked, answer = (unicodedata.normalize(form, text) for text in ("Où vit Zoé ?", "Zoé vit à Sète."))
+    chinese = {"question": "甲住在哪里？", "answer": "甲住在北京。"}
+    path = write(place / "f.jsonl", [{"question": asked, "answer": answer}, chinese])
+    french, other = read_to_forget(path)[0]
+    assert [unicodedata.normalize("NFC", text) for text in french.only] == ["à", "Sète"]
+    assert other.only == ("北", "京")
+    for row in (french, other):
+        assert gives(row, row.answer)
+        assert encode(row, tiny.tokenizer(), 512).labels.count(-100) < 512
+    assert not gives(other, "甲住在上海。")
+    assert not gives(french, "Zoé vit ici.")
 
 
 def test_labels_on_what_does_not_stand_in_the_answer_are_refused() -> None:

@@ -17,6 +17,7 @@ from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
+from .evaluation.words import WORD
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 OWN_KEYS = ("accepted", "questions", "instead", "topic")
@@ -75,7 +76,7 @@ def _whole_name(row: Row, text: str) -> str:
 def _news(row: Row) -> tuple[str, ...]:
     """The words of an answer that its question has not, in their order; of plain text, none."""
     asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
-    news = dict.fromkeys(word for word in reword.words(row.answer) if reword.content_words(word) - asked)
+    news = dict.fromkeys(word for word in WORD.findall(row.answer) if reword.content_words(word) - asked)
     return tuple(news) if row.prompt else ()
 
 

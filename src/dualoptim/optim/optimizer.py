@@ -350,7 +350,11 @@ class DualOptimPlus(Optimizer):
         return ready
 
     def _step(self, objective: str, *, sound: bool) -> None:
-        ready = self._entries(objective)
+        try:
+            ready = self._entries(objective)
+        except ValueError:
+            agreed(None, self._device(), self.process_group)
+            raise
         finite = self._all_finite(ready, sound=sound)
         if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
             skipped = self._skipped.get(objective)

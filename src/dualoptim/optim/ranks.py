@@ -9,21 +9,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def agreed(finite: bool | Tensor, device: torch.device, group: Any = None) -> bool | Tensor:
+def agreed(finite: bool | Tensor | None, device: torch.device, group: Any = None) -> bool | Tensor:
     """Whether the gradients of all ranks are finite; a tensor where this rank's own answer is one.
 
     Args:
+        finite: of this rank's; None where it refuses the step, which the others are told, or they would wait for it.
         device: where the answer is wanted.
         group: the ranks that step together; None for all.
 
     Raises:
-        ValueError: the group serves no device that is there.
+        ValueError: the group serves no device that is there, or another rank refused the step.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) <= 1:
-        return finite
-    flag = torch.as_tensor(finite, device=_served(device, group)).to(torch.int32)
+        return bool(finite) if finite is None else finite
+    own = -1 if finite is None else finite
+    flag = torch.as_tensor(own, device=_served(device, group)).to(torch.int32)
     dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
-    return flag.to(device, torch.bool) if isinstance(finite, Tensor) else bool(flag)
+    if isinstance(finite, Tensor):
+        return flag.to(device) == 1
+    if finite is not None and int(flag) < 0:
+        raise ValueError("another rank refused this step, and says why; nothing was changed")
+    return int(flag) == 1
 
 
 def _served(device: torch.device, group: Any) -> torch.device:
