@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from dualoptim import DualOptim, DualOptimPlus, runs
-from dualoptim.optim.memory import Entry
+from dualoptim.optim.memory import Entry, overlapping
 from dualoptim.optim.state import BASE, DELTA
 
 
@@ -270,6 +270,11 @@ def share_of_check(shapes: Shapes, rounds: int) -> float:
             for i, p in enumerate(group["params"])
         ]
 
+    def look() -> list[Entry]:
+        ready = opt._entries("retain")
+        assert not overlapping(ready)
+        return ready
+
     def addresses(made: Callable[[], list[Entry]]) -> list[int]:
         return [t.data_ptr() for each in made() for t in (each.theta, each.grad, *each.moments)]
 
@@ -277,7 +282,7 @@ def share_of_check(shapes: Shapes, rounds: int) -> float:
         step()
     shares = []
     for _ in range(rounds):
-        whole, looked = seconds_of(step), seconds_of(lambda: addresses(lambda: opt._entries("retain")))
+        whole, looked = seconds_of(step), seconds_of(lambda: addresses(look))
         step()
         shares.append((looked - seconds_of(lambda: addresses(gathered))) / whole)
     return statistics.median(shares)

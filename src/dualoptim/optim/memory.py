@@ -78,30 +78,31 @@ def entries(candidates: Sequence[Candidate], name_of: Callable[[int], str]) -> l
     return as_they_are if whole and _all_in_order(as_they_are) else [_entry(each, name_of) for each in candidates]
 
 
-LAYOUT, DEVICE, DTYPE, SHAPE, NBYTES = map(operator.attrgetter, ("layout", "device", "dtype", "shape", "nbytes"))
+LAYOUT, DEVICE, DTYPE, NBYTES = map(operator.attrgetter, ("layout", "device", "dtype", "nbytes"))
 COMMON = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def _all_in_order(some: Sequence[Entry]) -> bool:
     """Whether nothing has to be done for any of them: nearly always so, and found in a fraction of `_entry`'s time."""
     params, grads = [each.param for each in some], [each.grad for each in some]
+    given = [*params, *grads]  # by somebody else, and so of any kind; moments are made here
     moments: list[Any] = [moment for each in some for moment in each.moments]
-    tensors = [*params, *grads, *moments]
-    devices, shapes = set(map(DEVICE, tensors)), list(map(SHAPE, params))
+    tensors = [*given, *moments]
+    devices = set(map(DEVICE, tensors))
     return (
-        {*map(type, params), *map(type, grads)} <= set(PLAIN)
+        set(map(type, given)) <= set(PLAIN)
         and set(map(type, moments)) <= {Tensor}
         and set(map(LAYOUT, grads)) <= {torch.strided}
         and len(devices) == 1
         and "meta" not in {device.type for device in devices}
-        and {*map(DTYPE, params), *map(DTYPE, grads)} <= COMMON
+        and set(map(DTYPE, given)) <= COMMON
         and set(map(DTYPE, moments)) <= {torch.float32}
-        and shapes == list(map(SHAPE, grads))
-        and [shape for each, shape in zip(some, shapes, strict=True) for _ in each.moments] == list(map(SHAPE, moments))
+        and all(map(Tensor.is_same_size, params, grads))
+        and all(map(Tensor.is_same_size, [each.param for each in some for _ in each.moments], moments))
         and all(map(Tensor.is_contiguous, tensors))
         and all(map(Tensor.data_ptr, tensors))
-        and not any(map(Tensor.is_neg, tensors))
-        and not any(map(Tensor.is_inference, tensors))
+        and not any(map(Tensor.is_neg, given))
+        and not any(map(Tensor.is_inference, given))
         and all(map(operator.le, _ends(tensors), map(UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))))
     )
 
@@ -240,13 +241,15 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 def overlapping(ready: Sequence[Entry]) -> bool:
     """Whether parameters share memory, such as two that are made of one tensor."""
-    spans = []
-    for each in ready:
-        if type(each.there) in PLAIN and each.there.numel():
-            start = each.there.data_ptr()
-            spans.append((start, start + _extent(each.there) * each.there.itemsize))
-    spans.sort()
+    plain = [each.there for each in ready if type(each.there) in PLAIN]
+    starts = list(map(Tensor.data_ptr, plain))
+    spans = sorted(zip(starts, map(operator.add, starts, map(_reach, plain)), strict=True))
     return any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def _reach(tensor: Tensor) -> int:
+    """From a tensor's first element to its last, in bytes."""
+    return tensor.nbytes if tensor.is_contiguous() else _extent(tensor) * tensor.itemsize
 
 
 def _extent(tensor: Tensor) -> int:
