@@ -78,7 +78,7 @@ def entries(candidates: Sequence[Candidate], name_of: Callable[[int], str]) -> l
     return as_they_are if whole and _all_in_order(as_they_are) else [_entry(each, name_of) for each in candidates]
 
 
-LAYOUT, DEVICE, DTYPE, NBYTES = map(operator.attrgetter, ("layout", "device", "dtype", "nbytes"))
+LAYOUT, DEVICE, DTYPE, SHAPE, NBYTES = map(operator.attrgetter, ("layout", "device", "dtype", "shape", "nbytes"))
 COMMON = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -88,7 +88,7 @@ def _all_in_order(some: Sequence[Entry]) -> bool:
     given = [*params, *grads]  # by somebody else, and so of any kind; moments are made here
     moments: list[Any] = [moment for each in some for moment in each.moments]
     tensors = [*given, *moments]
-    devices = set(map(DEVICE, tensors))
+    devices, shapes = set(map(DEVICE, tensors)), list(map(SHAPE, params))
     return (
         set(map(type, given)) <= set(PLAIN)
         and set(map(type, moments)) <= {Tensor}
@@ -97,8 +97,8 @@ def _all_in_order(some: Sequence[Entry]) -> bool:
         and "meta" not in {device.type for device in devices}
         and set(map(DTYPE, given)) <= COMMON
         and set(map(DTYPE, moments)) <= {torch.float32}
-        and all(map(Tensor.is_same_size, params, grads))
-        and all(map(Tensor.is_same_size, [each.param for each in some for _ in each.moments], moments))
+        and shapes == list(map(SHAPE, grads))
+        and [shape for each, shape in zip(some, shapes, strict=True) for _ in each.moments] == list(map(SHAPE, moments))
         and all(map(Tensor.is_contiguous, tensors))
         and all(map(Tensor.data_ptr, tensors))
         and not any(map(Tensor.is_neg, given))
