@@ -2,29 +2,40 @@
 
 All that a Trainer does stays as it is: callbacks, logging, `report_to`, mixed precision, gradient checkpointing,
 checkpoints and resume. What is added: batches carry their objective, each objective has its own loss, a
-multi-objective optimizer is told whose step it is, and what the reference says is computed once where that suffices.
+multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices, and
+checkpoints are whole or not there (`dualoptim.checkpoints`).
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
+import json
+import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from . import checkpoints
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .losses import Loss, sequence_log_probs
 from .optim import DualOptimPlus, diagnostics, parameter_groups
 from .schedule import Turn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,7 +69,8 @@ class UnlearnTrainer(Trainer):
     Args:
         model: a causal language model.
         args: `TrainingArguments`. `per_device_train_batch_size`, `num_train_epochs` and `max_steps` are not read:
-            `turns` says how many steps of how many sequences there are; `gradient_accumulation_steps` splits them.
+            `turns` says how many steps of how many sequences there are; `gradient_accumulation_steps` splits them. A
+            loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
         objectives: name → `Objective`.
         turns: what each optimizer step serves, from `dualoptim.schedule`.
         processing_class: the model's tokenizer.
@@ -72,12 +84,15 @@ class UnlearnTrainer(Trainer):
         diagnostics_every: optimizer steps between readings of what the objectives do to each other
             (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
             `self.diagnostics`. A reading costs about as much as one optimizer step.
+        fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
+            checkpoint of a run that was made of something else.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
             `optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-5})` choose the optimizer. One that does not know
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
-        ValueError: a loss without the reference model or the refusals it needs, a turn of several objectives with an
+        ValueError: a loss without the reference model or the refusals it needs, arguments that want the best checkpoint
+            by an evaluation, a turn of several objectives with an
             optimizer that steps for one, or a batch whose objective is not the one whose turn it is.
     """
 
@@ -95,6 +110,7 @@ class UnlearnTrainer(Trainer):
         combine: Rule | None = None,
         max_length: int = 512,
         diagnostics_every: int = 50,
+        fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         if reference is None and hasattr(model, "disable_adapter"):
@@ -105,7 +121,10 @@ class UnlearnTrainer(Trainer):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
             if objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
+        if args.load_best_model_at_end or args.save_strategy == "best":
+            raise ValueError("a best checkpoint is chosen by an evaluation, which this trainer has none of")
         args.max_steps = len(turns)
+        args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self.compute_loss, **kwargs)
         self.objectives, self.turns = dict(objectives), list(turns)
@@ -119,6 +138,8 @@ class UnlearnTrainer(Trainer):
             processing_class,
             max_length,
         )
+        self.given_fingerprints = dict(fingerprints or {})
+        self._beside: str | None = None  # where a checkpoint is being written
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
         self._unlogged: dict[str, float] = {}  # the last reading, which goes with the next log of the loss
@@ -154,6 +175,78 @@ class UnlearnTrainer(Trainer):
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
             self.rows.reference_log_probs.update(zip(keys, totals.tolist(), strict=True))
         frozen.train(training)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what the run is made of: the rows, their order, and what was given."""
+
+        def digest(*values: Any) -> str:
+            return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return {
+            **self.given_fingerprints,
+            "rows": digest(self.rows.tokens, self.rows.refusals),
+            "schedule": digest([dict(turn) for turn in self.turns], seed),
+        }
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, but that it goes on from a whole checkpoint of the same run, or not at all.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one of the output folder.
+
+        Raises:
+            ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
+                is none.
+        """
+        if resume_from_checkpoint is True:
+            out = Path(str(self.args.output_dir))
+            if (found := checkpoints.newest(out, self.fingerprints)) is None:
+                raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
+            resume_from_checkpoint = str(found)
+        elif resume_from_checkpoint:
+            checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
+        if isinstance(resume_from_checkpoint, str):
+            for each in self._beside_states():
+                each.load_from(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _beside_states(self) -> list[Any]:
+        """Callbacks with files of their own in a checkpoint."""
+        return [each for each in self.callback_handler.callbacks if hasattr(each, "save_to")]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._beside or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer's, but written beside, and put in its place once it is all there."""
+        out = Path(super()._get_output_dir(trial))
+        name = f"{checkpoints.PREFIX}{self.state.global_step}"
+        beside = out / checkpoints.PARTIAL
+        try:
+            if self.args.should_save:
+                shutil.rmtree(beside / name, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._beside = str(beside)
+            super()._save_checkpoint(model, trial)
+            self._beside = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for each in self._beside_states():
+                    each.save_to(beside / name)
+                checkpoints.seal(beside / name, self.fingerprints)
+                checkpoints.put(beside / name, out / name)
+                checkpoints.rotate(out, self.args.save_total_limit)
+        except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
+            if self.args.world_size > 1:  # the others wait
+                raise
+            shutil.rmtree(beside, ignore_errors=True)
+            reason = " ".join(str(error).split())
+            logger.warning("checkpoint %s could not be written (%s); training goes on without it", out / name, reason)
+        finally:
+            self._beside = None
+        self.accelerator.wait_for_everyone()
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -1,0 +1,144 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is written beside the others, then sealed by a manifest, and renamed last. The manifest holds the size and
+the SHA-256 of every file, and the fingerprints of what the run is made of, so that a checkpoint that was cut off,
+changed, or is of another run is told from one to go on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
+PREFIX = "checkpoint-"
+
+logger = logging.getLogger(__name__)
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while part := opened.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
+
+
+def seal(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Write the manifest of a checkpoint that is all there."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in _files(folder)
+    }
+    text = json.dumps({"files": files, "fingerprints": dict(fingerprints)}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def put(beside: Path, folder: Path) -> None:
+    """Give a sealed checkpoint its place; one of the same step that was there before goes."""
+    remove(folder)
+    os.replace(beside, folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, of which no part is ever taken for one."""
+    if not folder.exists():
+        return
+    away = folder.parent / PARTIAL / f"removed-{folder.name}"
+    shutil.rmtree(away, ignore_errors=True)
+    away.parent.mkdir(exist_ok=True)
+    os.replace(folder, away)
+    shutil.rmtree(away)
+
+
+def numbered(out: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first, by their numbers: clocks are put back now and then."""
+    found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+
+
+def rotate(out: Path, keep: int | None) -> None:
+    """Remove all but the newest so many checkpoints; None for none."""
+    for folder in numbered(out)[keep:] if keep else []:
+        remove(folder)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {"files": dict(manifest["files"]), "fingerprints": dict(manifest["fingerprints"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    manifest = _manifest(folder)
+    if not manifest:
+        return f"it has no readable {MANIFEST}, so it was not written to its end"
+    there = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    for name, known in manifest["files"].items():
+        if name not in there:
+            return f"its {name} is missing"
+        if (folder / name).stat().st_size != known["bytes"] or sha256(folder / name) != known["sha256"]:
+            return f"its {name} is not as it was written"
+    if not any("optim" in name for name in there):  # a Trainer would go on with new ones, and say nothing
+        return "it was saved without the optimizer's states"
+    return None
+
+
+def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:
+    """The first of the fingerprints in which a checkpoint's run was another one; None where it is the same."""
+    before = _manifest(folder).get("fingerprints", {})
+    return next((name for name, value in fingerprints.items() if before.get(name) != value), None)
+
+
+def check(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that one cannot go on from.
+
+    Raises:
+        UserError: it is not whole, or of a run that is made of something else.
+    """
+    if not folder.is_dir():
+        raise UserError(f"checkpoint {folder}: there is no such folder")
+    if found := flaw(folder):
+        raise UserError(f"checkpoint {folder}: {found}; go on from another, or begin anew")
+    if differs := other(folder, fingerprints):
+        raise UserError(
+            f"checkpoint {folder}: is of a run with other {differs} than this one; give them as they were, or another "
+            "folder"
+        )
+
+
+def newest(out: Path, fingerprints: Mapping[str, str]) -> Path | None:
+    """The newest whole checkpoint in a folder, those passed over being told; None where there is none.
+
+    Raises:
+        UserError: it is of a run that is made of something else.
+    """
+    for folder in numbered(out):
+        if found := flaw(folder):
+            logger.warning("checkpoint %s is passed over: %s", folder, found)
+            continue
+        check(folder, fingerprints)
+        return folder
+    return None
+
+
+def clear(out: Path) -> None:
+    """Remove what writing and removing left when it was cut off."""
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)

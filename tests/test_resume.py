@@ -1,0 +1,186 @@
+"""Checkpoints that are whole or not there, and what a run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dualoptim import checkpoints
+from dualoptim.data import question
+from dualoptim.errors import UserError
+from dualoptim.schedule import by_turns
+from dualoptim.trainer import UnlearnTrainer
+
+from . import test_trainer as made
+
+TURNS = by_turns({"forget": 1, "retain": 1}, 4, 8)
+SAVES = {"save_strategy": "steps", "save_steps": 2}
+
+
+class _Killed(BaseException):
+    pass
+
+
+def run(folder: Path, **arguments: Any) -> UnlearnTrainer:
+    return made.trainer(folder, TURNS, **{**SAVES, **arguments})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    run(folder).train()
+    return folder
+
+
+@pytest.fixture
+def stopped(saved: Path, tmp_path: Path) -> Path:
+    """A folder with the checkpoints of the steps 2, 4, 6 and 8."""
+    return Path(shutil.copytree(saved, tmp_path / "stopped"))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    whole = run(tmp_path_factory.mktemp("whole"), save_strategy="no")
+    whole.train()
+    return made.weights(whole)
+
+
+def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stopped: torch.Tensor) -> None:
+    assert [path.name for path in checkpoints.numbered(stopped)] == [f"checkpoint-{n}" for n in (8, 6, 4, 2)]
+    assert all(checkpoints.flaw(path) is None for path in checkpoints.numbered(stopped))
+    assert not list((stopped / checkpoints.PARTIAL).glob("*"))
+    for step in (2, 4, 6):
+        again = run(stopped, save_strategy="no")
+        again.train(str(stopped / f"checkpoint-{step}"))
+        assert torch.equal(made.weights(again), never_stopped)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+                                  "trainer_state.json", "manifest.json"])  # fmt: skip
+@pytest.mark.parametrize("harm", [cut, flipped, Path.unlink])
+def test_one_that_is_not_whole_is_passed_over(
+    stopped: Path, never_stopped: torch.Tensor, name: str, harm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (8, 6):
+        harm(stopped / f"checkpoint-{step}" / name)
+    again = run(stopped, save_strategy="no")
+    with pytest.raises(UserError, match=f"checkpoint-8: .*{name}"):
+        again.train(str(stopped / "checkpoint-8"))
+    begun: list[int] = []
+    again.add_callback(_First(begun))
+    again.train(True)
+    assert begun == [4]
+    assert "checkpoint-8 is passed over" in caplog.text
+    assert torch.equal(made.weights(again), never_stopped)
+
+
+class _First(made.TrainerCallback):
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.append(state.global_step)
+
+
+def test_one_of_another_run_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="other schedule"):
+        run(stopped, seed=1).train(True)
+    monkeypatch.setattr(made, "RETAIN", [*made.RETAIN[:-1], question("Who is 7?", "Somebody else.")])
+    with pytest.raises(UserError, match="other rows"):
+        run(stopped).train(True)
+
+
+def test_one_without_the_optimizer_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, save_only_model=True).train()
+    with pytest.raises(UserError, match="without the optimizer's states"):
+        run(tmp_path).train(str(tmp_path / "checkpoint-8"))
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        run(tmp_path).train(True)
+
+
+def test_rotation_goes_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = checkpoints.put
+
+    def clock_put_back(beside: Path, folder: Path) -> None:
+        put(beside, folder)
+        earlier = 2e9 - int(folder.name.split("-")[1])
+        os.utime(folder, (earlier, earlier))
+
+    monkeypatch.setattr(checkpoints, "put", clock_put_back)
+    run(tmp_path, save_total_limit=2).train()
+    assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-8", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("at", ["save_model", "_save_rng_state"])
+def test_killed_while_it_is_written(
+    tmp_path: Path, never_stopped: torch.Tensor, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    first = run(tmp_path, save_total_limit=1)
+    whole = getattr(first, at)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        if first.state.global_step == 6:
+            raise _Killed
+        whole(*arguments, **options)
+
+    monkeypatch.setattr(first, at, killed)
+    with pytest.raises(_Killed):
+        first.train()
+    assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-4"]
+    again = run(tmp_path, save_total_limit=1)
+    again.train(True)
+    assert torch.equal(made.weights(again), never_stopped)
+    assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-8"]
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(
+    tmp_path: Path, never_stopped: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = run(tmp_path)
+
+    def no_space(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(full, "_save_rng_state", no_space)
+    full.train()
+    assert torch.equal(made.weights(full), never_stopped)
+    assert not checkpoints.numbered(tmp_path)
+    assert "could not be written" in caplog.text
+    assert "No space left" in caplog.text
+
+
+def test_what_removing_left_is_no_checkpoint(stopped: Path) -> None:
+    beside = stopped / checkpoints.PARTIAL
+    shutil.move(stopped / "checkpoint-8", beside / "checkpoint-8")
+    newest = checkpoints.newest(stopped, {})
+    assert newest is not None
+    assert newest.name == "checkpoint-6"
+    checkpoints.clear(stopped)
+    assert not beside.exists()
+
+
+def test_a_loss_that_is_no_number_is_logged_as_it_is(tmp_path: Path) -> None:
+    bad = made.trainer(tmp_path, TURNS, optimizer=made.ADAMW)
+    with torch.no_grad():
+        next(bad.model.parameters()).fill_(float("nan"))
+    bad.train()
+    losses = [entry["loss"] for entry in bad.state.log_history if "loss" in entry]
+    assert losses
+    assert all(str(loss) == "nan" for loss in losses)
+    assert json.dumps(losses)
