@@ -85,20 +85,26 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+def damage(folder: Path) -> str | None:
+    """In what a sealed folder is not as it was written; None where it is."""
     manifest = _manifest(folder)
     if not manifest:
         return f"it has no readable {MANIFEST}, so it was not written to its end"
-    there = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name, known in manifest["files"].items():
-        if name not in there:
+        path = folder / name
+        if not path.is_file():
             return f"its {name} is missing"
-        if (folder / name).stat().st_size != known["bytes"] or sha256(folder / name) != known["sha256"]:
+        if path.stat().st_size != known["bytes"] or sha256(path) != known["sha256"]:
             return f"its {name} is not as it was written"
-    if not any("optim" in name for name in there):  # a Trainer would go on with new ones, and say nothing
-        return "it was saved without the optimizer's states"
     return None
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    found = damage(folder)
+    if found is None and not any("optim" in name for name in _manifest(folder)["files"]):
+        return "it was saved without the optimizer's states"  # and a Trainer would go on with new ones, in silence
+    return found
 
 
 def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:

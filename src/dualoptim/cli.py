@@ -23,7 +23,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from .config import ALONE, MAIN, METHODS, RunConfig
-from .errors import UserError, unknown
+from .errors import NotFiniteError, UserError, unknown
+from .folder import RESULTS
 
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
@@ -36,11 +37,11 @@ COMMANDS = {
 }
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "lm_eval", "lm_eval_limit", "max_length")  # fmt: skip
+                     "data_dir", "forget", "retain", "private", "lm_eval", "lm_eval_limit", "max_length")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 2 a user's mistake."""
+    """Run a command; the exit status: 0 done, 2 a user's mistake, 3 a model that is not finite, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = _parsers()
     try:
@@ -58,12 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
         _run(name, parsed)
         return 0
-    except UserError as error:
-        print(f"dualoptim: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # whoever reads has seen enough, as in `dualoptim ls | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it when it ends
         return 0
+    except UserError as error:
+        print(f"dualoptim: error: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:  # a full disk, a file that was taken away
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"dualoptim: error: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        print("dualoptim: error: there was not enough memory; use a smaller batch or model", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dualoptim: stopped", file=sys.stderr)
         return 130
@@ -280,15 +290,21 @@ def _unlearn(name: str, parsed: Namespace) -> None:
 
     config = _config(parsed)
     configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
+    inputs = {"recipe": parsed.recipe}
     if parsed.dry_run:
-        dry_run.show(configs)
+        dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
     resume = parsed.resume and not parsed.overwrite
     if config.task is None:
         _print_chosen(config, parsed.given)
-    results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite)
+    results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)
     print(f"\nThe page: {Path(config.out) / 'report.html'}")
+    if broken := [entry["method"] for entry in results["runs"] if not entry["finite"]]:
+        raise NotFiniteError(
+            f"{', '.join(broken)}: the weights are not finite after training; lower the learning rate, or take a loss "
+            "that has a bound, such as NPO in place of GA"
+        )
 
 
 def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
@@ -306,36 +322,43 @@ def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
 
 
 def _evaluate(parsed: Namespace) -> None:
-    from . import resolve, runs, unlearn
+    from . import runs, unlearn
     from .evaluation import general
-    from .models import device_and_precision, load_model, load_tokenizer
 
     if parsed.from_records:
         _evaluate_records(parsed)
         return
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
-    if parsed.scores and Path(parsed.scores).exists():
-        raise UserError(f"scores {parsed.scores}: exists already; give another file")
-    task = resolve.check(config)
-    model, retrained = resolve.start_of(config, task)
-    device, _ = device_and_precision()
-    tokenizer = load_tokenizer(model, config.chat_template)
-    gold = task.score_retrained(load_model(retrained).to(device), tokenizer) if retrained else None
-    first = load_model(parsed.base or model).to(device)
-    before = unlearn.with_general(config, first, tokenizer, task.prepare(first, tokenizer))
-    after = before
-    if parsed.base:
-        second = load_model(model).to(device)
-        after = unlearn.with_general(config, second, tokenizer, task.score(second, tokenizer))
-    models = {**({"before": before} if parsed.base else {}), "after": after}
-    scores: dict[str, Any] = {"task": config.task or "files", "model": model}
+    if parsed.scores:
+        _new_file("scores", Path(parsed.scores))
+    resolved, models, gold = unlearn.evaluate(config, parsed.base)
+    task = resolved.task
+    scores: dict[str, Any] = {"task": config.task or "files", "model": config.model}
+
+    def kept(records: Any) -> Any:
+        return [runs.hashed(record) for record in records] if config.private else records
+
     for when, records in models.items():
-        scores[when] = {**general.scored(task, records, gold)[0]._asdict(), "records": records}
-    scores["retrained"] = {"records": gold} if gold else None
-    _print_numbers(task, models.get("before"), after, gold)
+        scores[when] = {**general.scored(task, records, gold)[0]._asdict(), "records": kept(records)}
+    scores["retrained"] = {"records": kept(gold)} if gold else None
     if parsed.scores:
         runs.write_json(Path(parsed.scores), scores)
+    _print_numbers(task, models.get("before"), models["after"], gold)
+    if parsed.scores:
         print(f"Every sample: {parsed.scores}")
+
+
+def _new_file(what: str, path: Path) -> None:
+    """Refuse a file that is there already, or that could not be written."""
+    try:
+        if path.exists():
+            raise UserError(f"{what} {path}: exists already; give another file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x"):
+            pass
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"{what} {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def _evaluate_records(parsed: Namespace) -> None:
@@ -375,7 +398,7 @@ def _report(parsed: Namespace) -> None:
     several = [runs.read_results(run) for run in parsed.runs]
     folders = [path if path.is_dir() else path.parent for path in map(Path, parsed.runs)]
     together = Path(os.path.relpath(os.path.commonpath([folder.absolute() for folder in folders])))
-    if len(several) > 1 and not parsed.out and (together / runs.RESULTS).exists():
+    if len(several) > 1 and not parsed.out and (together / RESULTS).exists():
         raise UserError(f"report: {together} has a page of its own; give --out FILE.html for this one")
     out = Path(parsed.out) if parsed.out else (together if len(several) > 1 else folders[0]) / "report.html"
     report.write(several[0], out, *several[1:])

@@ -115,7 +115,16 @@ class RunConfig:
     report_to: str = option("none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …")
     save_every: int = option(0, "steps between checkpoints to resume from; 0 for none")
     save_model: bool = option(True, "write the unlearned model to OUT/model")
+    private: bool = option(
+        False, "write no text of rows or replies: results, records and page hold numbers and hashes alone"
+    )
     out: str = option("runs/unlearn", "folder for the results")
+
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """The settings that name a file or folder which is read, or may."""
+        names = ("model", "retrained", "chat_template", "task", "data_dir", "forget", "retain", "refusals")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def method(self) -> str:

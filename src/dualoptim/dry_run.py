@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import resolve, runs, tiny
+from . import runs
 from .config import RunConfig
 from .data import Draw, ObjectiveRows, Plan
+from .folder import check
 from .losses import IGNORED
-from .models import load_tokenizer, source
+from .resolved import resolve
 
 SHOWN_TURNS = 12
 
 
-def show(configs: Sequence[RunConfig]) -> None:
+def show(configs: Sequence[RunConfig], *, overwrite: bool, inputs: Mapping[str, str | None]) -> None:
     """Print what the runs would do. Nothing is written and no weights are loaded."""
-    for each in configs:
-        task = resolve.check(each)
-        runs.check_folder(each.out, resume=True, overwrite=False)
-    stages = task.stages()
+    check(configs[0].out, {**configs[0].inputs, **inputs}, resume=True, overwrite=overwrite)
+    stages = resolve(configs)[0].task.stages()
     for i, arguments in enumerate(stages, 1):
         print(f"{chr(10) * (i > 1)}━━ part {arguments['part']}, {i} of {len(stages)}, from what the one before left ━━")
         _show([each.replace(task_args={**each.task_args, **arguments}) for each in configs])
@@ -32,22 +29,22 @@ def show(configs: Sequence[RunConfig]) -> None:
         _show(configs)
 
 
+def _settings(config: RunConfig) -> str:
+    """The settings, those that are not the defaults first."""
+    settings, defaults = config.as_dict(), RunConfig().as_dict()
+    changed = {key: value for key, value in settings.items() if value != defaults[key]}
+    rest = {key: value for key, value in settings.items() if key not in changed}
+    return "\n".join(yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (changed, rest) if part)
+
+
 def _show(configs: Sequence[RunConfig]) -> None:
-    config = configs[0]
-    task = resolve.check(config)
-    if config.model == tiny.TINY:  # made of the rows, in a second
-        model, tokenizer = tiny.build(task.known())
-    else:
-        tokenizer = load_tokenizer(config.model, config.chat_template)
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source(config.model)))
-        model.tie_weights()  # which empty weights lose, and would be counted twice
-    resolve.check_losses(config, task, model)
-    print("── config ──")
-    print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), end="")
+    several = resolve(configs)
+    first = several[0]
+    config, task, tokenizer, losses = first.config, first.task, first.tokenizer, first.losses
+    print("── settings, changed ones first ──")
+    print(_settings(config), end="")
     rows = task.objectives
-    losses = resolve.losses_of(config, task)
-    refusals = {name: resolve.refusals_of(config) for name, loss in losses.items() if loss.needs_idk}
+    refusals = {name: first.refusals for name, loss in losses.items() if loss.needs_idk}
     dataset = ObjectiveRows(rows, refusals, tokenizer, config.max_length)
     if config.memorise:
         print(f"\nfirst {config.model} memorises {len(task.known())} rows, unless the cache has it")
@@ -59,8 +56,8 @@ def _show(configs: Sequence[RunConfig]) -> None:
     for name, part in rows.items():
         lengths = [len(tokens.input_ids) for tokens in dataset.tokens[name]]
         print(f"{name}: {len(part)} rows of {min(lengths)} to {max(lengths)} tokens")
-    for each in configs:
-        turns = resolve.turns_of(each, task)
+    for of in several:
+        each, turns = of.config, of.turns()
         begins = ", ".join("+".join(f"{n} {name}" for name, n in turn.items()) for turn in turns[:SHOWN_TURNS])
         total = Counter({name: sum(turn.get(name, 0) for turn in turns) for name in rows})
         print(f"\n── schedule: {each.method} ──")
@@ -70,7 +67,7 @@ def _show(configs: Sequence[RunConfig]) -> None:
         print(f"{len(turns)} steps: " + ", ".join(f"{count} sequences of {name}" for name, count in total.items()))
     print("\n── one batch of each objective; what is learnt stands in ⟦ ⟧ ──")
     shown: set[str] = set()
-    for draws in Plan(resolve.turns_of(config, task), dataset, 1, config.seed):
+    for draws in Plan(first.turns(), dataset, 1, config.seed):
         for name in {draw.objective for draw in draws} - shown:
             shown.add(name)
             for draw in draws:
@@ -79,10 +76,10 @@ def _show(configs: Sequence[RunConfig]) -> None:
         if shown == set(rows):
             break
     print("\n── memory ──")
-    for each in configs:
-        needed = resolve.memory_needed(each, task, model)
+    for of in several:
+        needed = of.needed
         parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in needed.items())
-        print(f"{each.method}: {runs.bytes_text(sum(needed.values()))} besides activations: {parts}")
+        print(f"{of.config.method}: {runs.bytes_text(sum(needed.values()))} besides activations: {parts}")
 
 
 def _show_row(name: str, dataset: ObjectiveRows, draw: Draw, tokenizer: Any) -> None:

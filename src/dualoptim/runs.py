@@ -24,13 +24,15 @@ the median optimizer step, forward and backward included; `optimizer_state_bytes
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,68 +40,70 @@ import yaml
 
 from .config import RunConfig
 from .errors import UserError
+from .folder import ENVIRONMENT, SETTINGS
+from .folder import RECORDS as RECORDS
+from .folder import RESULTS as RESULTS
 
-if TYPE_CHECKING:  # which imports torch, and a report does without
+if TYPE_CHECKING:  # which import torch, and a report does without
     from .data import Row
+    from .resolved import Resolved
 
 SCHEMA = 1
-RESULTS = "results.json"
-RECORDS = "records.jsonl"
 
 
-def check_folder(out: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that holds something that a run would destroy unasked; changes nothing.
+def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, Any], Resolved]]:
+    """The entries of a folder's results.json, each with what it is a run of, to go on from.
 
     Raises:
-        UserError: it is a file, holds a run while neither `resume` nor `overwrite` says what to do with it, or holds
-            other things.
+        UserError: the folder was begun with settings, rows or a model that are not these.
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out {folder}: is a file; give a folder")
-    if _holds_a_run(folder):
-        if not (resume or overwrite):
-            raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"out {folder}: is not empty and holds no run; give an empty or a new folder")
-
-
-def _holds_a_run(folder: Path) -> bool:
-    return (folder / "config.resolved.yaml").exists()
-
-
-def open_folder(out: str | Path, *, overwrite: bool) -> Path:
-    """Make the output folder, emptied of an earlier run under `overwrite`."""
-    folder = Path(out)
-    if overwrite and _holds_a_run(folder):
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out {folder}: cannot be made ({error.strerror}); give another folder") from None
-    return folder
-
-
-def finished(out: str | Path, configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """The entries of a folder's results.json, to go on from.
-
-    Raises:
-        UserError: the folder was begun with settings that are not among these, which going on would overwrite.
-    """
-    path = Path(out) / "config.resolved.yaml"
+    path = out / SETTINGS
     if not path.exists():
         return []
-    begun = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wanted = [config.as_dict() for config in configs]
-    for other in begun.get("runs", [begun]):
-        if other not in wanted:
-            nearest = min(wanted, key=lambda mine: sum(mine[key] != other.get(key) for key in mine))
-            key = next(key for key in nearest if nearest[key] != other.get(key))
+    try:
+        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        begun = begun.get("runs", [begun])
+        assert all(isinstance(one, dict) for one in begun)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, AssertionError):
+        raise UserError(f"{path}: is damaged; give another folder, or --overwrite") from None
+    wanted = {json.dumps(of.config.as_dict(), sort_keys=True): of for of in resolved}
+    for other in begun:
+        if json.dumps(other, sort_keys=True) not in wanted:
+            mine = [of.config.as_dict() for of in resolved]
+            nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
+            key = next((key for key in nearest if nearest[key] != other.get(key)), None)
+            differs = f"{key}: {other.get(key)} there, {nearest[key]} here" if key else "of another version"
             raise UserError(
-                f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest[key]} here); "
-                "give another folder, or --overwrite"
+                f"out {out}: holds a run with other settings ({differs}); give another folder, or --overwrite"
             )
-    return read_results(out)["runs"] if (Path(out) / RESULTS).exists() else []
+    found = []
+    for entry in read_results(out)["runs"] if (out / RESULTS).exists() else []:
+        of = wanted[json.dumps(entry["config"], sort_keys=True)]
+        before = entry.get("fingerprints", {})
+        for name, value in of.identity.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"out {out}: holds a run of another {name} (its contents changed, though its name did not); give "
+                    "another folder, or --overwrite"
+                )
+        found.append((entry, of))
+    return found
+
+
+def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong with runs, in sentences."""
+    found = []
+    for entry in entries:
+        name = f"{entry['method']}, seed {entry['seed']}"
+        if not entry["finite"]:
+            found.append(f"{name}: its weights are not finite after training, so nothing was measured of it.")
+        for objective, count in entry["skipped_steps"].items():
+            if count:
+                found.append(f"{name}: {count} steps to {objective} were skipped, as their gradients were not finite.")
+    versions = list(dict.fromkeys(entry["fingerprints"]["versions"] for entry in entries))
+    if len(versions) > 1:
+        found.append(f"Not all was run with the same versions: {'; '.join(versions)}.")
+    return found
 
 
 def slug(text: str) -> str:
@@ -131,14 +135,64 @@ def write_records(
     before: Sequence[dict[str, Any]],
     after: Sequence[dict[str, Any]],
     retrained: Sequence[dict[str, Any]] | None,
+    *,
+    private: bool,
 ) -> None:
-    """Every sample's scores before and after, and a retrained model's, as JSON lines."""
+    """Every sample's scores before and after, and a retrained model's, as JSON lines; in private without any text."""
     lines = [
-        json.dumps({"when": when, **record}, ensure_ascii=False)
+        json.dumps(_finite({"when": when, **(hashed(record) if private else record)}), ensure_ascii=False)
         for when, records in (("before", before), ("after", after), ("retrained", retrained or ()))
         for record in records
     ]
     _write(path, "\n".join(lines) + "\n")
+
+
+def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with hashes in place of texts."""
+
+    def plain(key: str, value: Any) -> Any:
+        if isinstance(value, str) and key != "set":
+            return hashlib.sha256(value.encode()).hexdigest()
+        if isinstance(value, (list, tuple)):
+            return [plain("", each) for each in value]
+        if isinstance(value, Mapping):
+            return {name: plain("", each) for name, each in value.items()}
+        return value
+
+    return {key: plain(key, value) for key, value in record.items()}
+
+
+def texts_of(task: Any) -> list[str]:
+    """All texts of the rows that a task holds, the longest first."""
+    from .data import Row
+
+    found: set[str] = set()
+
+    def gather(value: Any) -> None:
+        if isinstance(value, Row):
+            gather([message["content"] for message in value.prompt])
+            gather([value.answer, *value.fields.values(), *value.only])
+        elif isinstance(value, str):
+            found.add(value.strip())
+        elif isinstance(value, Mapping):
+            gather(list(value.values()))
+        elif isinstance(value, (list, tuple, set)):
+            for each in value:
+                gather(each)
+
+    gather([task.objectives, [each for each in vars(task).values() if not isinstance(each, str)]])
+    return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
+
+
+def without(secrets: Sequence[str], value: Any) -> Any:
+    """Values with no text of rows in them, nor samples."""
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        return functools.reduce(lambda text, secret: text.replace(secret, "[private]"), secrets, value)
+    if isinstance(value, Mapping):
+        return {key: [] if key == "samples" else without(secrets, each) for key, each in value.items()}
+    return [without(secrets, each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
@@ -186,11 +240,15 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
     return read_results(beside)["runs"][0]["config"]["task"] or "files", records
 
 
-def write_settings(folder: Path, configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """Write what is run, config.resolved.yaml, and what it may depend on, env.json; the configs as plain values."""
+def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> list[dict[str, Any]]:
+    """Write what may matter to a run, env.json, and what is run, config.resolved.yaml; the configs as plain values.
+
+    Args:
+        rows: objectives whose rows are written as well.
+    """
     resolved = [config.as_dict() for config in configs]
-    write_yaml(folder / "config.resolved.yaml", resolved[0] if len(resolved) == 1 else {"runs": resolved})
-    write_json(folder / "env.json", environment())
+    write_json(folder / ENVIRONMENT, {**environment(), "rows": [f"{name}.jsonl" for name in rows]})
+    write_yaml(folder / SETTINGS, resolved[0] if len(resolved) == 1 else {"runs": resolved})
     return resolved
 
 
@@ -200,8 +258,16 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as JSON, whole or not at all."""
-    _write(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    """Write values as strict JSON, whole or not at all; null for what is not finite."""
+    _write(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _write(path: Path, text: str) -> None:

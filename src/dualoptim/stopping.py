@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 LOOKS = 2  # in a row, at the goal and with this share kept of what was kept before, before a run stops
 WELL = 0.95
 BROKEN = 0.75  # share of a run's checks that stand below the floor in a row before it stops: much is mended later on
 
 
-class Best(TrainerCallback):
+HELD = "best.safetensors"  # in a checkpoint
+_SAVED = ("step", "point", "reason", "settled", "at_goal", "broken")
+
+
+class Best(TrainerCallback, ExportableState):
     """Looks at each measured point, stops where there is reason to, and holds the weights of the best point.
 
     A point is better where it is above the floor, then where less is left of what is to be forgotten (within the
     goal all are equal), then where the check before it was at the goal, too, then where more is kept; the model as it
-    was is the first one. On a run that goes on from a checkpoint, points before that do not count.
+    was is the first one. All of it is saved in checkpoints and taken up on resume.
 
     Args:
         model: whose trained parameters are held, in the computer's memory.
@@ -47,6 +54,24 @@ class Best(TrainerCallback):
     def _copy(self) -> dict[str, Tensor]:
         return {name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in _SAVED} | {"rank": list(self.rank)}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if saved := state.stateful_callbacks.get(type(self).__name__):
+            values = dict(saved["attributes"])
+            self.rank = tuple(values.pop("rank"))
+            for name, value in values.items():
+                setattr(self, name, value)
+
+    def save_to(self, folder: Path) -> None:
+        """Write the best point's weights into a checkpoint."""
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, folder / HELD)
+
+    def load_from(self, folder: Path) -> None:
+        """Take the best point's weights from a checkpoint."""
+        self.weights = load_file(folder / HELD)
+
     def reached(self, point: dict[str, float]) -> bool:
         """Whether a point is at the goal."""
         return self.until is not None and point["forget"] <= self.until
@@ -68,12 +93,17 @@ class Best(TrainerCallback):
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"
-            control.should_training_stop = True
+            self._stop(control)
         elif self.broken == self.patience and self.keep_at_least is not None:
             self.reason = f"keeping stayed below its floor ({self.floor:.0%} of the checking questions)"
-            control.should_training_stop = True
+            self._stop(control)
 
-    def _rank(self, point: dict[str, float]) -> tuple[bool, float, bool, float]:
+    @staticmethod
+    def _stop(control: Any) -> None:
+        control.should_training_stop = True
+        control.should_save = False  # from a checkpoint a run would go on
+
+    def _rank(self, point: dict[str, float]) -> tuple[Any, ...]:
         left = point["forget"]
         return self.kept(point), -max(left, self.until or 0.0), self.at_goal >= LOOKS, point["retain"]
 

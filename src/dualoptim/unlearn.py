@@ -8,32 +8,39 @@ writes the folder that `dualoptim.runs` describes.
 from __future__ import annotations
 
 import gc
+import os
 import random
-import resource
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from . import report, resolve, runs
+from . import checkpoints, report, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
-from .data import encode
 from .errors import UserError
 from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .models import device_and_precision, load_model, load_tokenizer, positions, quiet, source
+from .folder import CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
+from .folder import check as check_folder
+from .models import device_and_precision, is_finite, load_model, quiet, without_cache
+from .resolved import Origin, Resolved
+from .resolved import resolve as resolve_all
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
@@ -53,8 +60,6 @@ class Scores(NamedTuple):
 class Prepared:
     """What every method of a comparison starts from."""
 
-    task: Task
-    tokenizer: Any
     model: str  # folder or hub id; each method loads it anew, since a copy kept for that would be one more in memory
     reference: PreTrainedModel | None  # the model as it is, where a loss needs all that it says
     before: Scores
@@ -65,39 +70,21 @@ class Prepared:
     metrics: Mapping[str, Metric]
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Load the model, check rows, memory and disk, and score the model as it is."""
-    task = resolve.check(config)
-    start, retrained = resolve.start_of(config, task)
-    tokenizer = load_tokenizer(start, config.chat_template)
-    shape = AutoConfig.from_pretrained(source(start))
-    room, vocabulary = positions(shape), shape.get_text_config().vocab_size
-    refusals = resolve.refusals_of(config)
-    longest = max(refusals, key=len)
-    for name, rows in task.objectives.items():
-        refused = resolve.losses_of(config, task)[name].needs_idk
-        for row in rows:
-            if (most := max(encode(row, tokenizer, config.max_length, room).input_ids)) >= vocabulary:
-                raise UserError(
-                    f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
-                    f"model {start} has {vocabulary}; resize its embedding, or take its own tokenizer"
-                )
-            if refused and not row.fields.get("instead"):
-                encode(row.answered(longest), tokenizer, config.max_length, room)
+def prepare(resolved: Resolved) -> Prepared:
+    """Load the model, taught if need be, and score it as it is."""
+    config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
+    start = resolved.start.place()
     device, _ = device_and_precision()
     gold = None
-    if retrained is not None:
-        gold = task.score_retrained(load_model(retrained).to(device), tokenizer)
-    model = load_model(start)
-    resolve.check_losses(config, task, model)
-    resolve.check_room(config, task, model)
-    model.to(device)
+    if resolved.retrained is not None:
+        gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
+    model = load_model(start).to(device)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
     numbers, metrics = general.scored(task, records, gold)
     curve = task.follow(model, tokenizer)
-    reference = model if resolve.needs_second_model(config, task) else None
+    reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
-    return Prepared(task, tokenizer, start, reference, Scores(*numbers, records), gold, curve, left, metrics)
+    return Prepared(start, reference, Scores(*numbers, records), gold, curve, left, metrics)
 
 
 def with_general(config: RunConfig, model: Any, tokenizer: Any, records: Records) -> Records:
@@ -118,7 +105,7 @@ def _left_to_learn(task: Task, model: Any, tokenizer: Any) -> dict[str, float]:
     }
 
 
-class _Watch(TrainerCallback):
+class _Watch(TrainerCallback, ExportableState):
     """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
 
     def __init__(
@@ -133,33 +120,51 @@ class _Watch(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.began = 0.0
-        self.measuring_seconds = 0.0
+        self.seconds = 0.0  # of training, without the curve
+
+    def state(self) -> dict[str, Any]:
+        own = {"curve": self.curve, "step_seconds": self.step_seconds, "seconds": self.seconds}
+        return {"args": {}, "attributes": {**own, "paused": sorted(self.paused or ())}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)["attributes"]
+        self.curve, self.step_seconds, self.seconds = saved["curve"], saved["step_seconds"], saved["seconds"]
+        if self.paused is not None:
+            self.paused.update(saved["paused"])
+        self.bar.update(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_seconds.append(time.perf_counter() - self.began)
+        self.step_seconds.append(round(time.perf_counter() - self.began, 4))
+        self.seconds += self.step_seconds[-1]
         self.bar.update(state.global_step - self.bar.n)
         if state.global_step in self.points:
-            began = time.perf_counter()
             self.curve.append({"step": state.global_step, **self.measure()})
             if self.best is not None:
                 self.best.look(state.global_step, self.curve[-1], control)
                 if self.paused is not None:
                     (self.paused.add if self.best.reached(self.curve[-1]) else self.paused.discard)("forget")
-            self.measuring_seconds += time.perf_counter() - began
 
 
-def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Unlearn by one method from the prepared model: the run's entry in results.json, records apart.
+def train(
+    prepared: Prepared,
+    resolved: Resolved,
+    folder: Path,
+    keep: Callable[[dict[str, Any]], None],
+    *,
+    resume: bool = False,
+) -> None:
+    """Unlearn by one method from the prepared model.
 
     Args:
         folder: the run's own folder, for checkpoints, the model and records.jsonl.
+        keep: takes the run's entry in results.json, once all is scored and before the model is written, which takes
+            the most room.
     """
-    task, tokenizer = prepared.task, prepared.tokenizer
-    losses, refusals = resolve.losses_of(config, task), resolve.refusals_of(config)
-    turns = resolve.turns_of(config, task, prepared.left)
+    config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
+    turns = resolved.turns(prepared.left)
     device, has_bf16 = device_and_precision()
     model: Any = load_model(prepared.model).to(device)
     if config.gradient_checkpointing:
@@ -181,10 +186,11 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
     paused: set[str] = set()  # what the watch pauses, the trainer skips
     watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused if config.pause else None)
+    checkpoints_folder = folder / CHECKPOINTS
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
-            output_dir=str(folder / "checkpoints"),
+            output_dir=str(checkpoints_folder),
             gradient_accumulation_steps=-(-config.batch_size // micro),
             learning_rate=config.lr,
             lr_scheduler_type="linear",
@@ -204,9 +210,9 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         objectives={
             name: Objective(
                 task.objectives[name],
-                losses[name],
+                resolved.losses[name],
                 {**task.weights, **config.weights}.get(name, 1.0),
-                refusals,
+                resolved.refusals,
                 bound=config.retain_bound if name == "retain" else None,
                 multiplier_lr=config.multiplier_lr,
             )
@@ -217,16 +223,18 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
         max_length=config.max_length,
-        optimizer_cls_and_kwargs=resolve.optimizer_of(config, list(task.objectives)),
-        callbacks=[watch],
+        optimizer_cls_and_kwargs=resolved.optimizer,
+        callbacks=[watch, *([best] if best is not None else [])],
+        fingerprints=resolved.identity,
     )
     trainer.paused = paused
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
-    began = time.perf_counter()
+    checkpoints.clear(checkpoints_folder)
+    begun = checkpoints.newest(checkpoints_folder, trainer.fingerprints) if resume else None
     with bar, quiet():
-        trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
-    seconds = time.perf_counter() - began - watch.measuring_seconds
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     state_bytes, logged, read = _bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
+    skipped = dict(trainer.multi_objective.num_skipped) if trainer.multi_objective else {}
     del trainer  # and with it gradients and states, before scoring needs room for logits
     model.zero_grad()
     stopped = best.restore() if best is not None else None
@@ -234,36 +242,64 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
-    records = with_general(config, model, tokenizer, task.score(model, tokenizer))
-    after = Scores(*general.scored(task, records, prepared.retrained)[0], records)
-    if config.save_model:
+    finite = is_finite(model)
+    if finite:
+        records = with_general(config, model, tokenizer, task.score(model, tokenizer))
+        after = Scores(*general.scored(task, records, prepared.retrained)[0], records)
+    else:
+        why = "the weights are not finite after training"
+        after = Scores(dict.fromkeys(prepared.before.numbers), dict.fromkeys(prepared.before.numbers, why), [])
+    runs.write_records(
+        folder / RECORDS, prepared.before.records, after.records, prepared.retrained, private=config.private
+    )
+    keep(
+        {
+            "method": config.method,
+            "seed": config.seed,
+            "config": config.as_dict(),
+            "fingerprints": dict(resolved.fingerprints),
+            "before": prepared.before.numbers,
+            "after": after.numbers,
+            "not_computed": after.missing,
+            "finite": finite,
+            "skipped_steps": skipped,
+            "verdict": task.verdict(prepared.before.records, after.records) if finite else "",
+            "stopped": stopped,
+            "curve": [{"step": 0, **prepared.start}, *watch.curve],
+            "losses": [entry for entry in logged if "loss" in entry],
+            "diagnostics": read[-1] if read else None,
+            "samples": runs.samples(prepared.before.records, after.records) if finite else [],
+            "seconds": round(watch.seconds, 1),
+            "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
+            "optimizer_state_bytes": state_bytes,
+            "peak_memory_bytes": _peak(device),
+        }
+    )
+    if config.save_model and finite:
         # What the model was taught to end an answer with, which its file may not name.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
-        with quiet():
-            model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-    runs.write_records(folder / "records.jsonl", prepared.before.records, after.records, prepared.retrained)
+        _write_model(folder / MODEL, model, tokenizer)
     if not config.save_every:
-        (folder / "checkpoints").rmdir()  # the Trainer makes it in any case
-    return {
-        "method": config.method,
-        "seed": config.seed,
-        "config": config.as_dict(),
-        "before": prepared.before.numbers,
-        "after": after.numbers,
-        "not_computed": after.missing,
-        "verdict": task.verdict(prepared.before.records, after.records),
-        "stopped": stopped,
-        "curve": [{"step": 0, **prepared.start}, *watch.curve],
-        "losses": [entry for entry in logged if "loss" in entry],
-        "diagnostics": read[-1] if read else None,
-        "samples": runs.samples(prepared.before.records, after.records),
-        "seconds": round(seconds, 1),
-        "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
-        "optimizer_state_bytes": state_bytes,
-        "peak_memory_bytes": _peak(device),
-    }
+        shutil.rmtree(checkpoints_folder, ignore_errors=True)  # the Trainer makes it in any case
+
+
+def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write a model, whole or not at all."""
+    beside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with quiet():
+            model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(
+            f"{folder}: the model could not be written ({' '.join(str(error).split())}); the numbers are in "
+            f"{folder.parent}; make room and go on with --resume"
+        ) from None
 
 
 def _with_adapter(model: Any, config: RunConfig) -> nn.Module:
@@ -275,10 +311,6 @@ def _with_adapter(model: Any, config: RunConfig) -> nn.Module:
     # α = 2 r and all linear layers, as QLoRA found best and PEFT's guides have it.
     lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
     return get_peft_model(model, lora)
-
-
-def _checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
 
 
 def _bytes_of(optimizer: Any) -> int:
@@ -295,87 +327,161 @@ def _bytes_of(optimizer: Any) -> int:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if (windows := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:
+        return int(windows)
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def run(
-    configs: Sequence[RunConfig], out: str | Path, *, resume: bool = False, overwrite: bool = False
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Run one method, or several from the same start and budget, and write the folder that `dualoptim.runs` describes.
 
     Args:
         configs: one for each run; they differ in method and seed alone.
         out: the folder.
-        resume: take over the runs that the folder holds with the same config, and go on from checkpoints. What is
-            gone on with has its curve and its time from there on alone.
-        overwrite: replace what the folder holds, once everything has been checked.
+        resume: take over the runs that the folder holds with the same config, and go on from checkpoints.
+        overwrite: replace what a run wrote there, once everything has been checked.
+        inputs: what else is read, setting → file, and must not be overwritten.
     """
-    runs.check_folder(out, resume=resume, overwrite=overwrite)
-    checked = [resolve.check(config) for config in configs]
-    if stages := checked[0].stages():
-        return _one_after_the_other(configs, stages, Path(out), resume=resume, overwrite=overwrite)
-    finished = runs.finished(out, configs) if resume else []
-    missing = [config for config in configs if config.as_dict() not in [entry["config"] for entry in finished]]
+    read = {**configs[0].inputs, **(inputs or {})}
+    check_folder(out, read, resume=resume, overwrite=overwrite)
+    resolved = resolve_all(configs)
+    stages = resolved[0].task.stages()
+    for arguments in stages:
+        resolve_all([config.replace(task_args={**config.task_args, **arguments}) for config in configs])
+    caching = without_cache() if configs[0].private else nullcontext()
+    with owned(out, read, resume=resume, overwrite=overwrite) as folder, caching:
+        if stages:
+            return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
+        return _side_by_side(resolved, folder, resume=resume, overwrite=overwrite)
+
+
+def evaluate(config: RunConfig, base: str | None = None) -> tuple[Resolved, dict[str, Records], Records | None]:
+    """Score a model on a task: records by when, "before" those of `base` where it is given, and a retrained model's."""
+    (resolved,) = resolve_all([config])
+    task, tokenizer = resolved.task, resolved.tokenizer
+    first_of = resolved
+    if base:
+        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})])
+    device, _ = device_and_precision()
+
+    def loaded(origin: Origin) -> Any:
+        return load_model(origin.place()).to(device)
+
+    gold = task.score_retrained(loaded(resolved.retrained), tokenizer) if resolved.retrained else None
+    first = loaded(first_of.start)
+    before = with_general(config, first, tokenizer, task.prepare(first, tokenizer))
+    if not base:
+        return resolved, {"after": before}, gold
+    del first
+    second = loaded(resolved.start)
+    after = with_general(config, second, tokenizer, task.score(second, tokenizer))
+    return resolved, {"before": before, "after": after}, gold
+
+
+def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    clear(folder)
+
+    def own_folder(of: Resolved) -> Path:
+        return folder if len(resolved) == 1 else folder / f"{runs.slug(of.config.method)}-seed{of.config.seed}"
+
+    finished = [
+        entry
+        for entry, of in (runs.finished(folder, resolved) if resume else [])
+        if not of.config.save_model or not entry["finite"] or (own_folder(of) / MODEL).is_dir()
+    ]
+    missing = [of for of in resolved if of.config.as_dict() not in [entry["config"] for entry in finished]]
     if finished:
-        print(f"Taken over from {out}: {', '.join(entry['method'] for entry in finished)}")
+        print(f"Taken over from {folder}: {', '.join(entry['method'] for entry in finished)}")
     if not missing:
-        results = runs.read_results(out)
-        report.write(results, Path(out) / "report.html")
+        results = runs.read_results(folder)
+        report.write(results, folder / PAGE)
         return results
-    prepared = prepare(missing[0])
-    for note in prepared.task.notes:
+    prepared, task = prepare(missing[0]), missing[0].task
+    config = missing[0].config
+    secrets = runs.texts_of(task) if config.private else ()
+    for note in runs.without(secrets, task.notes):
         print(note, flush=True)
-    folder = runs.open_folder(out, overwrite=overwrite)
-    resolved = runs.write_settings(folder, configs)
-    if prepared.task.built:
-        runs.write_rows(folder, prepared.task.objectives)
+    if overwrite:
+        emptied(folder)
+    order = runs.write_settings(folder, [of.config for of in resolved], task.objectives if task.built else {})
+    if task.built and not config.private:
+        runs.write_rows(folder, task.objectives)
     results = {
         "schema": runs.SCHEMA,
-        "task": prepared.task.name,
-        "model": configs[0].model,
-        "followed": prepared.task.followed,
-        "curves": dict(prepared.task.curves),
-        "scores": dict(prepared.task.scores),
+        "task": task.name,
+        "model": config.model,
+        "private": config.private,
+        "followed": task.followed,
+        "curves": dict(task.curves),
+        "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
-        "counts": prepared.task.counts(prepared.before.records),
-        "notes": list(prepared.task.notes),
+        "counts": task.counts(prepared.before.records),
+        "notes": list(task.notes),
         "runs": finished,
     }
-    for config in missing:
-        own = folder if len(configs) == 1 else folder / f"{runs.slug(config.method)}-seed{config.seed}"
+
+    def keep(entry: dict[str, Any]) -> None:
+        results["runs"].append(entry)
+        results["runs"].sort(key=lambda entry: order.index(entry["config"]))
+        results["notes"] = [*task.notes, *runs.troubles(results["runs"])]
+        runs.write_json(folder / RESULTS, runs.without(secrets, results))
+
+    for of in missing:
+        own = own_folder(of)
         own.mkdir(exist_ok=True)
-        results["runs"].append(train(prepared, config, own, resume=resume))
-        results["runs"].sort(key=lambda entry: resolved.index(entry["config"]))
-        runs.write_json(folder / runs.RESULTS, results)
-        report.write(results, folder / "report.html")
-    return results
+        clear(own)
+        try:
+            train(prepared, of, own, keep, resume=resume)
+        finally:
+            if results["runs"]:
+                report.write(runs.without(secrets, results), folder / PAGE)
+    return runs.read_results(folder)
 
 
 def _one_after_the_other(
-    configs: Sequence[RunConfig], stages: Sequence[dict[str, Any]], out: Path, *, resume: bool, overwrite: bool
+    resolved: Sequence[Resolved], stages: Sequence[dict[str, Any]], out: Path, *, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
     """Forget one part of a task after the other, each from the model that the one before it left.
 
     Every method has a folder, and in it every part has its own run; all of them together are in OUT's results.
     """
-    runs.finished(out, configs) if resume else None
-    runs.write_settings(runs.open_folder(out, overwrite=overwrite), configs)
+    configs = [of.config for of in resolved]
+    if resume:
+        runs.finished(out, resolved)
+    if overwrite:
+        emptied(out)
+    runs.write_settings(out, configs, {})
     results: dict[str, Any] = {}
     for config in configs:
         model: str | None = None
         for i, arguments in enumerate(stages):
             stage = config.replace(task_args={**config.task_args, **arguments})
-            start, retrained = resolve.start_of(stage, resolve.check(stage))
-            stage = stage.replace(model=model or start, retrained=retrained, memorise=False, memorise_args={})
+            (begins,) = resolve_all([stage])
+            retrained = begins.retrained.place() if begins.retrained else None
+            stage = stage.replace(
+                model=model or begins.start.place(), retrained=retrained, memorise=False, memorise_args={}
+            )
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
             folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{arguments['part']}"
             folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
-            model = str(folder / "model")
+            model = str(folder / MODEL)
             results = results or {**done, "model": config.model, "runs": []}
             results["runs"].append({**done["runs"][0], "part": arguments["part"]})
-            runs.write_json(out / runs.RESULTS, results)
-            report.write(results, out / "report.html")
+            results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))
+            runs.write_json(out / RESULTS, results)
+            report.write(results, out / PAGE)
+            if not done["runs"][0]["finite"]:
+                break
     return results

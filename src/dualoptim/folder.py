@@ -1,0 +1,136 @@
+"""The folder of a run: one run's alone, and emptied of nothing but what a run writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UserError
+
+LOCK = ".lock"
+SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
+ENVIRONMENT, MODEL, CHECKPOINTS = "env.json", "model", "checkpoints"
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, CHECKPOINTS, LOCK}
+OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
+NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere
+
+
+def inside(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
+    """The first setting whose file or folder lies in a folder, or holds it."""
+    place = folder.resolve()
+    for name, given in inputs.items():
+        if given is None or not os.path.lexists(given):
+            continue
+        path = Path(given).resolve()
+        if path == place or place in path.parents:
+            return name
+    return None
+
+
+def foreign(folder: Path) -> list[str]:
+    """What lies in a folder and is nothing that a run writes."""
+    found = []
+    written = WRITTEN | rows_of(folder)
+    for path in sorted(folder.iterdir()):
+        name = path.name.removesuffix(".partial")
+        if OWN_RUN.match(name) and path.is_dir() and not path.is_symlink():
+            found += [f"{path.name}/{other}" for other in foreign(path)]
+        elif name not in written and path.name not in NOBODYS:
+            found.append(path.name)
+    return found
+
+
+def rows_of(folder: Path) -> set[str]:
+    """The files of rows in the model's own words that a run wrote, which have its objectives' names."""
+    try:
+        return set(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / SETTINGS).exists()
+
+
+def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that a run must not write to; changes nothing.
+
+    Args:
+        inputs: setting → file or folder that the run reads.
+
+    Raises:
+        UserError: it cannot be a folder's name, is a file, holds a run while neither `resume` nor `overwrite` says what
+            to do with it, or holds other things, among them what the run reads.
+    """
+    folder = Path(out)
+    try:
+        str(out).encode()
+        there = folder.exists() or folder.is_symlink()
+        listed = foreign(folder) if there and folder.is_dir() else []
+    except (OSError, ValueError) as error:  # too long, not UTF-8, a loop of links, not to be looked into
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"out {str(out)[:80]!r}: cannot be used ({reason}); give another folder") from None
+    if there and not folder.is_dir():
+        raise UserError(f"out {folder}: is a file; give a folder")
+    if holds_a_run(folder) and not (resume or overwrite):
+        raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
+    if overwrite and (name := inside(folder, inputs)):
+        raise UserError(f"out {folder}: --overwrite would remove what {name} reads there; give another folder")
+    if listed and (overwrite or not holds_a_run(folder)):
+        raise UserError(
+            f"out {folder}: holds what no run wrote ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''}); give "
+            "another folder, or move that away"
+        )
+    where = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise UserError(f"out {folder}: {where} cannot be written to; give another folder")
+
+
+@contextmanager
+def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """The output folder, for this process alone.
+
+    Raises:
+        UserError: as `check`; or another process is at work in it.
+    """
+    folder = Path(out)
+    check(folder, inputs, resume=resume, overwrite=overwrite)
+    made = not folder.exists()
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"out {folder}: another process is at work in it; wait, or give another folder") from None
+    except OSError as error:
+        raise UserError(f"out {folder}: cannot be written to ({error.strerror}); give another folder") from None
+    try:
+        check(folder, inputs, resume=resume, overwrite=overwrite)  # again, as the one before may have written it
+        yield folder
+    finally:
+        if made and {path.name for path in folder.iterdir()} <= {LOCK}:  # nothing came of it
+            shutil.rmtree(folder)
+        lock.release()
+
+
+def emptied(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    _remove(path for path in folder.iterdir() if path.name != LOCK and path.name not in NOBODYS)
+
+
+def clear(folder: Path) -> None:
+    """Remove what writing left when it was cut off."""
+    _remove(path for path in folder.iterdir() if path.name.endswith(".partial"))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

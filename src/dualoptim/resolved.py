@@ -1,0 +1,212 @@
+"""A config → one frozen value that all the rest takes: what a run is made of, and its fingerprints.
+
+    config → `resolve` → Resolved → `unlearn.prepare` → `unlearn.train` → results
+
+Whatever can be found wrong without the model's weights is found here, before anything long or written; `--dry-run` is
+this and a print-out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import resolve as names
+from . import tasks, tiny
+from .config import RunConfig, typed
+from .data import Row, encode
+from .errors import UserError
+from .losses import Loss
+from .memorise import Settings, memorised
+from .models import hash_of, load_config, load_tokenizer, positions, without_weights
+from .schedule import Turn
+from .tasks import Task
+
+VERSIONS = ("dualoptim", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model by folder or hub id, or one that is to be taught rows first."""
+
+    model: str
+    fingerprint: str
+    taught: Sequence[Row] | None = None
+    teaching: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments of `memorised`
+
+    def place(self) -> str:
+        """Its folder or hub id; taught where it has not been yet, which takes long."""
+        return self.model if self.taught is None else str(memorised(self.model, self.taught, **self.teaching))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """All that a config comes to.
+
+    Args:
+        config: the settings.
+        task: rows and measures; those of one's own rows are settled by what the model knows, in its `prepare`.
+        tokenizer: with the chat template that the run has.
+        losses: of each objective.
+        refusals: replies that say 'I don't know'.
+        optimizer: class and arguments.
+        start: the model to unlearn from.
+        retrained: the one that never saw what is to be forgotten, if there is one.
+        needed: bytes of memory by what they are for.
+        fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
+            the packages' versions.
+    """
+
+    config: RunConfig
+    task: Task
+    tokenizer: Any
+    losses: Mapping[str, Loss]
+    refusals: Sequence[str]
+    optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]]
+    start: Origin
+    retrained: Origin | None
+    needed: Mapping[str, int]
+    fingerprints: Mapping[str, str]
+
+    def turns(self, left: Mapping[str, float] | None = None) -> list[Turn]:
+        """Whose turn each step is; `left` as in `dualoptim.resolve.turns_of`."""
+        return names.turns_of(self.config, self.task, left)
+
+    @property
+    def needs_second_model(self) -> bool:
+        """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
+        return names.needs_second_model(self.config, self.losses)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The fingerprints without the versions: what must be the same for a run to be gone on with."""
+        return {name: value for name, value in self.fingerprints.items() if name != "versions"}
+
+
+def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
+    """What configs of one task and one start come to.
+
+    Raises:
+        UserError: whatever is wrong with them, or with rows, model, memory and disk.
+    """
+    first, task = configs[0], tasks.load(configs[0])  # rows, files and model are read once for all
+    for config in configs:
+        names.check_settings(config, task)
+    tokenizer, model = _described(first, task)
+    vocabulary = _vocabulary(first, model)
+    start, retrained = _origins(first, task, tokenizer)
+    refusals = names.refusals_of(first)
+    fingerprints = {
+        "task": _hash(vars(task)),
+        "refusals": _hash(refusals),
+        "template": _hash(getattr(tokenizer, "chat_template", None)),
+        "tokenizer": _hash_of_tokenizer(tokenizer),
+        "start model": start.fingerprint,
+        **({"retrained model": retrained.fingerprint} if retrained else {}),
+        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
+    }
+    found = []
+    for config in configs:
+        losses = names.losses_of(config, task)
+        names.check_losses(losses, model)
+        needed = names.memory_needed(config, task, losses, model)
+        names.check_room(config, needed)
+        optimizer = names.optimizer_of(config, list(task.objectives))
+        found.append(
+            Resolved(config, task, tokenizer, losses, refusals, optimizer, start, retrained, needed, fingerprints)
+        )
+    check_rows(found[0], positions(model), vocabulary)
+    return found
+
+
+def check_rows(resolved: Resolved, room: int, vocabulary: int) -> None:
+    """Refuse rows, and refusals to them, that the model cannot take.
+
+    Args:
+        room: the positions that it has.
+        vocabulary: the tokens that it has.
+    """
+    config, tokenizer = resolved.config, resolved.tokenizer
+    longest = max(resolved.refusals, key=len)
+    for name, rows in resolved.task.objectives.items():
+        refused = resolved.losses[name].needs_idk
+        for row in rows:
+            if (most := max(encode(row, tokenizer, config.max_length, room).input_ids)) >= vocabulary:
+                raise UserError(
+                    f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
+                    f"model {config.model} has {vocabulary}; resize its embedding, or take its own tokenizer"
+                )
+            if refused and not row.fields.get("instead"):
+                encode(row.answered(longest), tokenizer, config.max_length, room)
+
+
+def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
+    """The tokenizer, and the model's modules without weights; of "tiny", which is made of the rows, with them."""
+    if config.model != tiny.TINY:
+        return load_tokenizer(config.model, config.chat_template), without_weights(config.model)
+    model, tokenizer = tiny.build(task.known())
+    if config.chat_template is not None:
+        tokenizer.chat_template = names.read_template(config.chat_template)
+    return tokenizer, model
+
+
+def _vocabulary(config: RunConfig, model: Any) -> int:
+    described = model.config if config.model == tiny.TINY else load_config(config.model)
+    return int(described.get_text_config().vocab_size)
+
+
+def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Origin | None]:
+    own = "tiny" if config.model == tiny.TINY else hash_of(config.model)
+    given = config.retrained if config.retrained != "make" else None
+    retrained = Origin(given, hash_of(given)) if given else None
+    if not config.memorise:
+        return Origin(config.model, own), retrained
+    teaching = {
+        **typed("memorise_args", Settings, config.memorise_args),
+        "max_length": config.max_length,
+        "chat_template": config.chat_template,
+        "vocabulary_rows": task.known() if config.model == tiny.TINY else None,
+    }
+
+    def taught(rows: Sequence[Row]) -> Origin:
+        return Origin(config.model, _hash([own, tokenizer.chat_template, teaching, rows]), rows, teaching)
+
+    if config.retrained == "make":
+        assert task.retained is not None  # `names.check` has seen to it
+        retrained = taught(task.retained)
+    return taught(task.known()), retrained
+
+
+def _hash_of_tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _hash([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Plain values that are the same for the same contents, from one process to the next."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Row):  # wherever it lies
+        return _plain([value.prompt, value.answer, value.fields, value.only])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_plain(each), sort_keys=True) for each in value)
+    if isinstance(value, (bytes, Path)):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, Sequence) else type(value).__name__
