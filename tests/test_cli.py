@@ -224,7 +224,7 @@ MISTAKES = {
     "an unknown recipe": (["--recipe", "quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'?"),
     "an answer cut off": (["--max-length", "20"], "max_length 20 would cut its answer off"),
     "a task beside files": (["--task", "facts"], "brings its own rows"),
-    "a folder of other things": (["--out", "."], "is not empty and holds no run"),
+    "a folder of other things": (["--out", "."], "holds what no run wrote"),
     "a template file": (["--chat-template", "none.jinja"], "chat_template none.jinja: cannot be read"),
 }
 

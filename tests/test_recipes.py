@@ -218,7 +218,8 @@ def test_tofus_phi_is_read_with_the_tokenizer_of_the_model_that_it_was_made_from
 ) -> None:
     asked = []
 
-    def from_pretrained(name: str) -> PreTrainedTokenizerFast:
+    def from_pretrained(name: str, *, trust_remote_code: bool) -> PreTrainedTokenizerFast:
+        assert not trust_remote_code
         asked.append(name)
         return tokenizer()
 

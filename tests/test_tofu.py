@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,9 +65,10 @@ def test_every_part_begins_from_the_model_that_the_one_before_left(
     started: list[Any] = []
     prepare = unlearn.prepare
 
-    def watched(config: RunConfig) -> Any:
-        started.append(prepare(config))
-        return started[-1]
+    def watched(resolved: Any) -> Any:
+        prepared = prepare(resolved)
+        started.append(SimpleNamespace(task=resolved.task, model=prepared.model))
+        return prepared
 
     monkeypatch.setattr(unlearn, "prepare", watched)
     # The folder of the data among the task's arguments, which every part must be given too.
@@ -106,11 +107,11 @@ def test_parts_that_are_done_are_taken_over_on_resume(
     trained: list[int] = []
     train = unlearn.train
 
-    def failing(prepared: Any, *arguments: Any, **kwargs: Any) -> Any:
-        trained.append(prepared.task.parts[0])
+    def failing(prepared: Any, resolved: Any, *arguments: Any, **kwargs: Any) -> Any:
+        trained.append(resolved.task.parts[0])
         if trained == [1, 2]:
             raise KeyboardInterrupt
-        return train(prepared, *arguments, **kwargs)
+        return train(prepared, resolved, *arguments, **kwargs)
 
     monkeypatch.setattr(unlearn, "train", failing)
     assert run("unlearn", *options, task={"part": [1, 2]}) == 130

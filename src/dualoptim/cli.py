@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import io
 import json
 import os
 import re
@@ -43,6 +44,9 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0 done, 2 a user's mistake, 3 a model that is not finite, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
+            stream.reconfigure(errors="replace")
     commands = _parsers()
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -300,7 +304,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)
     print(f"\nThe page: {Path(config.out) / 'report.html'}")
-    if broken := [entry["method"] for entry in results["runs"] if not entry["finite"]]:
+    if broken := [entry["method"] for entry in results["runs"] if not entry.get("finite", True)]:
         raise NotFiniteError(
             f"{', '.join(broken)}: the weights are not finite after training; lower the learning rate, or take a loss "
             "that has a bound, such as NPO in place of GA"
@@ -401,6 +405,7 @@ def _report(parsed: Namespace) -> None:
     if len(several) > 1 and not parsed.out and (together / RESULTS).exists():
         raise UserError(f"report: {together} has a page of its own; give --out FILE.html for this one")
     out = Path(parsed.out) if parsed.out else (together if len(several) > 1 else folders[0]) / "report.html"
+    report.check_file(out)
     report.write(several[0], out, *several[1:])
     for results in several:
         report.terminal(results)

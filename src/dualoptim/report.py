@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runs
+from .errors import UserError
 
 # One colour a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
 COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
@@ -204,12 +207,11 @@ def _spread(a: float, b: float, n: int) -> float:
 def terminal(results: Mapping[str, Any]) -> None:
     """Print the table, and what was seen."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what is shown was written by models and users
     for sentence in verdicts(results):
-        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
+        console.print(sentence, style="bold", highlight=False)
     heads, body = turned(*rows(results), width=console.width)
     title: str | None = f"{results['task']} · {results['model']}"
     for columns in _fitting(heads, body, console.width):
@@ -273,12 +275,12 @@ def curve(results: Mapping[str, Any]) -> str:
                 steps = [point["step"] for point in entry["curve"]]
                 values = [point[name] for point in entry["curve"]]
                 axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=entry["method"])
-            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
             axis.set_xlabel("optimizer step")
             axis.set_ylim(0, 1)
             axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         for row in grid:
-            row[0].set_ylabel(textwrap.fill(results["followed"], 32))
+            row[0].set_ylabel(textwrap.fill(results["followed"], 32), parse_math=False)
         # Seeds, and parts that come after each other, are of one colour and stand once.
         lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
@@ -354,6 +356,7 @@ def chapter(results: Mapping[str, Any]) -> str:
     questions = [
         {**sample, "replies": [entry["samples"][i]["after"] for entry in entries]}
         for i, sample in enumerate(entries[0]["samples"])
+        if all(i < len(entry["samples"]) for entry in entries)  # parts of a task have different sets
     ]
     forgets = "forget" in results.get("curves", {"forget": ""})
     return _render(
@@ -383,6 +386,31 @@ def _settings(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]
     return sorted(values, key=lambda item: all(value == item[1][0] for value in item[1]))
 
 
+MADE = '<meta name="generator" content="dualoptim">'  # stands in every page
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a page's file that could not be written, or that holds something else than a page of ours.
+
+    Raises:
+        UserError: what it is.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and (path.is_dir() or MADE not in path.read_bytes().decode("utf-8", "replace")[:1000]):
+            raise UserError(f"{path}: is no page of dualoptim, and would be replaced; give another file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); give another file") from None
+
+
 def write(results: Mapping[str, Any], path: str | Path, *others: Mapping[str, Any]) -> None:
-    """Write the page of a run's results, and of others' below them."""
-    Path(path).write_text(page(results, *others), encoding="utf-8")
+    """Write the page of a run's results, and of others' below them, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page(results, *others), encoding="utf-8")
+    os.replace(partial, path)

@@ -200,18 +200,19 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
 
 def check(config: RunConfig) -> Task:
     """Read a config's rows, and check all of it that needs no model."""
+    check_alone(config)
     task = tasks.load(config)
-    check_settings(config, task)
+    check_with(config, task)
     return task
 
 
-def check_settings(config: RunConfig, task: Task) -> None:
-    """Check all of a config that needs no model."""
+def check_alone(config: RunConfig) -> None:
+    """Check what can be checked of a config before its rows are read."""
     for key in ("until", "keep_at_least"):
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
-        if value is not None and not {"forget", "retain"} <= set(task.curves):
+        if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
             raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
     if config.lora_rank < 0:
         raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
@@ -226,6 +227,10 @@ def check_settings(config: RunConfig, task: Task) -> None:
             re.compile(config.train)
         except re.error as error:
             raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
+
+
+def check_with(config: RunConfig, task: Task) -> None:
+    """Check a config with its rows."""
     optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
     for name in {**task.weights, **config.weights}:
         if name not in task.objectives:

@@ -98,9 +98,11 @@ def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
     Raises:
         UserError: whatever is wrong with them, or with rows, model, memory and disk.
     """
+    for config in configs:
+        names.check_alone(config)
     first, task = configs[0], tasks.load(configs[0])  # rows, files and model are read once for all
     for config in configs:
-        names.check_settings(config, task)
+        names.check_with(config, task)
     tokenizer, model = _described(first, task)
     vocabulary = _vocabulary(first, model)
     start, retrained = _origins(first, task, tokenizer)

@@ -31,8 +31,10 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +124,7 @@ SAMPLES = 4  # answers of each set shown before and after
 def samples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A few replies of each set before and after, taken at equal distances, so that nobody picks them."""
     shown = []
+    after = after or [{**record, "reply": ""} for record in before]  # of a model that says nothing
     for name in dict.fromkeys(record["set"] for record in before if "reply" in record):
         pairs = [(b, a) for b, a in zip(before, after, strict=True) if b["set"] == name]
         for b, a in pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]:
@@ -163,15 +166,16 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts_of(task: Any) -> list[str]:
-    """All texts of the rows that a task holds, the longest first."""
+    """All texts of the rows that a task holds, but of those that come along with the package; the longest first."""
     from .data import Row
 
+    ours = {path.name for path in resources.files("dualoptim").joinpath("assets").iterdir()}
     found: set[str] = set()
 
     def gather(value: Any) -> None:
         if isinstance(value, Row):
-            gather([message["content"] for message in value.prompt])
-            gather([value.answer, *value.fields.values(), *value.only])
+            if value.where not in ours:
+                gather([[message["content"] for message in value.prompt], value.answer, value.fields, value.only])
         elif isinstance(value, str):
             found.add(value.strip())
         elif isinstance(value, Mapping):
@@ -180,7 +184,8 @@ def texts_of(task: Any) -> list[str]:
             for each in value:
                 gather(each)
 
-    gather([task.objectives, [each for each in vars(task).values() if not isinstance(each, str)]])
+    theirs = ("notes", "refusals", "arguments")  # of no row
+    gather([each for name, each in vars(task).items() if name not in theirs and not isinstance(each, str)])
     return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
 
 
@@ -189,7 +194,10 @@ def without(secrets: Sequence[str], value: Any) -> Any:
     if not secrets:
         return value
     if isinstance(value, str):
-        return functools.reduce(lambda text, secret: text.replace(secret, "[private]"), secrets, value)
+        # Whole words alone: an answer "art" is no part of "start".
+        return functools.reduce(
+            lambda text, secret: re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", text), secrets, value
+        )
     if isinstance(value, Mapping):
         return {key: [] if key == "samples" else without(secrets, each) for key, each in value.items()}
     return [without(secrets, each) for each in value] if isinstance(value, (list, tuple)) else value
@@ -277,13 +285,57 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Read a results.json, or the one of a run's folder."""
+    """Read a results.json, or the one of a run's folder.
+
+    Raises:
+        UserError: there is none, or it is not of the schema above.
+    """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
     results = _read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not a results file of schema {SCHEMA}; make it again with this version")
+    if found := _misfit(results):
+        raise UserError(f"{path}: is damaged ({found}); make it again")
     return results
+
+
+FORMAT = re.compile(r"\.[0-9][fg%]")
+
+
+def _misfit(results: Mapping[str, Any]) -> str | None:
+    """The first part of results that is not as the schema has it, of those that are read again."""
+    number = (int, float, type(None))
+    if not all(isinstance(results.get(key), str) for key in ("task", "model", "followed")):
+        return "task, model or followed is no text"
+    metrics, entries = results.get("metrics"), results.get("runs")
+    if not isinstance(metrics, dict) or not isinstance(entries, list) or not entries:
+        return "metrics or runs are missing"
+    for name, metric in metrics.items():
+        if not isinstance(metric, dict) or not FORMAT.fullmatch(str(metric.get("format"))):
+            return f"the metric {name!r} has no format such as '.3f'"
+        if not isinstance(metric.get("label"), str) or metric.get("better") not in ("higher", "lower", "neither"):
+            return f"the metric {name!r} has no label, or no direction"
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            return f"run {i} is no mapping"
+        for key, kind in ENTRY.items():
+            if not isinstance(entry.get(key), kind):
+                return f"run {i} has no {key!r} as it should be"
+        for when in ("before", "after"):
+            if not all(isinstance(entry[when].get(name, ""), number) for name in metrics):
+                return f"run {i} lacks numbers {when}"
+        if any(not isinstance(point, dict) or set(point) != set(entry["curve"][0]) for point in entry["curve"]):
+            return f"run {i} has points of different kinds in its curve"
+    if any(set(sample) != {"set", "question", "answer", "before", "after"} for e in entries for sample in e["samples"]):
+        return "a sample is not as it should be"
+    return None
+
+
+ENTRY: dict[str, Any] = {
+    "method": str, "seed": int, "config": dict, "before": dict, "after": dict, "curve": list, "samples": list,
+    "seconds": (int, float), "optimizer_state_bytes": int, "peak_memory_bytes": int,
+}  # fmt: skip
 
 
 def _read_json(path: Path) -> Any:
@@ -291,7 +343,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{path}: there is no such file; give the folder of a finished run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not a results file ({error})") from None
 
 

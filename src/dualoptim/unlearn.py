@@ -268,7 +268,7 @@ def train(
             "curve": [{"step": 0, **prepared.start}, *watch.curve],
             "losses": [entry for entry in logged if "loss" in entry],
             "diagnostics": read[-1] if read else None,
-            "samples": runs.samples(prepared.before.records, after.records) if finite else [],
+            "samples": runs.samples(prepared.before.records, after.records),
             "seconds": round(watch.seconds, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,

@@ -70,7 +70,7 @@ def verdict(
     if lost:
         return f"{said}; {gone}; {', '.join(lost)}: too much was lost."
     held = ", ".join(f"{part.what} {_number(now, part.key):.0%}" for part in kept if now[part.key] is not None)
-    return f"{said}; {gone}; the rest is kept ({held})."
+    return f"{said}; {gone}; " + (f"the rest is kept ({held})." if held else "what else it knew was not measured.")
 
 
 def _number(values: Values, key: str | None) -> float:
