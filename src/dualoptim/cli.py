@@ -299,7 +299,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
     resume = parsed.resume and not parsed.overwrite
-    if config.task is None:
+    if config.forget is not None:
         _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)

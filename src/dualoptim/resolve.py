@@ -87,9 +87,6 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
         raise UserError(f"combine: {config.combine} needs both gradients in one step; add --joint true")
     if config.multiplier_lr <= 0:
         raise UserError(f"multiplier_lr must be > 0, but is {config.multiplier_lr}")
-    for name in ("steps", "batch_size", "log_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, but is {getattr(config, name)}")
     if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
         raise UserError(
             f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
@@ -198,6 +195,25 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
     return configs
 
 
+LEAST = {
+    "steps": 1, "batch_size": 1, "log_every": 1, "max_length": 1, "lm_eval_limit": 1, "seed": 0, "save_every": 0,
+    "curve_points": 0, "lora_rank": 0, "max_grad_norm": 0.0, "lr": 0.0, "weight_decay": 0.0,
+}  # fmt: skip
+NOWHERE = ("none", "no", "false", "off")
+
+
+def _check_reporting(to: str) -> None:
+    """Refuse places to log to that there are not, or whose package is missing."""
+    if to in NOWHERE:
+        return
+    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+    if to not in INTEGRATION_TO_CALLBACK and to != "all":
+        raise unknown("place in report_to", to, (*INTEGRATION_TO_CALLBACK, "all", "none"))
+    if to != "all" and to not in get_available_reporting_integrations():
+        raise UserError(f"report_to {to}: its package is not installed; install it, or leave it out")
+
+
 def check(config: RunConfig) -> Task:
     """Read a config's rows, and check all of it that needs no model."""
     check_alone(config)
@@ -208,16 +224,25 @@ def check(config: RunConfig) -> Task:
 
 def check_alone(config: RunConfig) -> None:
     """Check what can be checked of a config before its rows are read."""
+    for key, least in LEAST.items():
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise UserError(f"{key} must be at least {least:g}, but is {value}")
+    if config.seed >= 2**32:
+        raise UserError(f"seed must be below 2 to the power of 32, but is {config.seed}")
+    if config.eps <= 0:
+        raise UserError(f"eps must be > 0, or a coordinate without a gradient divides 0 by 0, but is {config.eps}")
+    _check_reporting(config.report_to)
     for key in ("until", "keep_at_least"):
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
         if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
             raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
-    if config.lora_rank < 0:
-        raise UserError(f"lora_rank must be 0 or more, but is {config.lora_rank}")
     if config.lora_rank and importlib.util.find_spec("peft") is None:
         raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
+        raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
     if config.pause and config.until is None:
         raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:
@@ -235,6 +260,8 @@ def check_with(config: RunConfig, task: Task) -> None:
     for name in {**task.weights, **config.weights}:
         if name not in task.objectives:
             raise unknown("objective of weights", name, task.objectives)
+    if not any({**task.weights, **config.weights}.get(name, 1.0) for name in task.objectives):
+        raise UserError("weights: those of all objectives are 0, so nothing would be trained on; leave one out")
     if config.retain_bound is not None and "retain" not in task.objectives:
         raise UserError(f"retain_bound: the task {task.name!r} has no objective 'retain'; leave it out")
     if config.lm_eval:
@@ -258,6 +285,9 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
     """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be."""
     parameters = sum(p.numel() for p in model.parameters())
     if config.lora_rank:  # of each matrix (m, n), (m + n) · rank numbers are trained
+        widest = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=0)
+        if config.lora_rank > widest:
+            raise UserError(f"lora_rank {config.lora_rank}: the model's matrices have ranks up to {widest}; give less")
         trained = config.lora_rank * sum(sum(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear))
         count = {"DualOptim+": len(task.objectives) + 1, "DualOptim": len(task.objectives)}.get(config.optimizer, 1)
         states = 8 * trained * count

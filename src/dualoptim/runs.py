@@ -53,34 +53,46 @@ if TYPE_CHECKING:  # which import torch, and a report does without
 SCHEMA = 1
 
 
+def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
+    """Refuse to go on in a folder that was begun with settings which are not among these.
+
+    Raises:
+        UserError: the first setting that differs.
+    """
+    path = out / SETTINGS
+    if not path.exists():
+        return
+    try:
+        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        begun = begun.get("runs", [begun])
+        known = [set(one) for one in begun]
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):
+        raise UserError(f"{path}: is damaged; give another folder, or --overwrite") from None
+    mine = [config.as_dict() for config in configs]
+    for other, keys in zip(begun, known, strict=True):
+        if other not in mine:
+            nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
+            key = next((key for key in nearest if key not in keys or nearest[key] != other[key]), min(keys, default=""))
+            raise UserError(
+                f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest.get(key)} here); "
+                "give another folder, or --overwrite"
+            )
+
+
 def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, Any], Resolved]]:
     """The entries of a folder's results.json, each with what it is a run of, to go on from.
 
     Raises:
         UserError: the folder was begun with settings, rows or a model that are not these.
     """
-    path = out / SETTINGS
-    if not path.exists():
-        return []
-    try:
-        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
-        begun = begun.get("runs", [begun])
-        assert all(isinstance(one, dict) for one in begun)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, AssertionError):
-        raise UserError(f"{path}: is damaged; give another folder, or --overwrite") from None
-    wanted = {json.dumps(of.config.as_dict(), sort_keys=True): of for of in resolved}
-    for other in begun:
-        if json.dumps(other, sort_keys=True) not in wanted:
-            mine = [of.config.as_dict() for of in resolved]
-            nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
-            key = next((key for key in nearest if nearest[key] != other.get(key)), None)
-            differs = f"{key}: {other.get(key)} there, {nearest[key]} here" if key else "of another version"
-            raise UserError(
-                f"out {out}: holds a run with other settings ({differs}); give another folder, or --overwrite"
-            )
+    check_begun(out, [of.config for of in resolved])
     found = []
     for entry in read_results(out)["runs"] if (out / RESULTS).exists() else []:
-        of = wanted[json.dumps(entry["config"], sort_keys=True)]
+        of = next((of for of in resolved if of.config.as_dict() == entry["config"]), None)
+        if of is None:
+            raise UserError(
+                f"{out / RESULTS}: holds runs that {SETTINGS} does not; give another folder, or --overwrite"
+            )
         before = entry.get("fingerprints", {})
         for name, value in of.identity.items():
             if before.get(name) != value:
@@ -314,7 +326,7 @@ def _misfit(results: Mapping[str, Any]) -> str | None:
     for name, metric in metrics.items():
         if not isinstance(metric, dict) or not FORMAT.fullmatch(str(metric.get("format"))):
             return f"the metric {name!r} has no format such as '.3f'"
-        if not isinstance(metric.get("label"), str) or metric.get("better") not in ("higher", "lower", "neither"):
+        if not isinstance(metric.get("label"), str) or not isinstance(metric.get("better"), str):
             return f"the metric {name!r} has no label, or no direction"
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):

@@ -201,7 +201,7 @@ def train(
             use_cpu=device.type == "cpu",
             seed=config.seed,
             logging_steps=config.log_every,
-            report_to=config.report_to,
+            report_to="none" if config.report_to in resolve.NOWHERE else config.report_to,
             save_strategy="steps" if config.save_every else "no",
             save_steps=config.save_every or 500,
             save_total_limit=1,
@@ -457,7 +457,7 @@ def _one_after_the_other(
     """
     configs = [of.config for of in resolved]
     if resume:
-        runs.finished(out, resolved)
+        runs.check_begun(out, configs)
     if overwrite:
         emptied(out)
     runs.write_settings(out, configs, {})
