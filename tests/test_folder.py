@@ -1,0 +1,342 @@
+"""A folder is one run's: what it may hold, what is removed, and what a run that ended badly leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from dualoptim import cli, folder, report, runs, unlearn
+from dualoptim.errors import UserError
+from dualoptim.models import made_once
+
+from . import tiny
+from .test_cli import errors
+from .test_report import results as whole_results
+
+SMALL = ["--steps", "6", "--batch-size", "4", "--ratio", "1:2", "--log-every", "2", "--curve-points", "2"]
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.fixture
+def run(place: Path) -> Run:
+    def call(*arguments: str, model: str = "model") -> int:
+        rows = ["--model", model, "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out"]
+        return cli.main(["unlearn", *rows, *SMALL, *arguments])
+
+    return call
+
+
+def results(place: Path) -> dict[str, Any]:
+    text = (place / "out" / "results.json").read_text(encoding="utf-8")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    assert (place / "out" / "forget.jsonl").exists()  # the rows that were trained on, in the run's own words
+    capsys.readouterr()
+    (place / "out" / "notes.txt").write_text("mine")
+    assert run("--overwrite", "--save-model", "false") == 2
+    assert "holds what no run wrote (notes.txt)" in errors(capsys)
+    assert (place / "out" / "model").is_dir()
+    (place / "out" / "notes.txt").unlink()
+    for given in (["--model", "out/model"], ["--retain", "out/retain.jsonl"], ["--chat-template", "out/report.html"]):
+        assert run("--overwrite", *given) == 2
+        assert "--overwrite would remove what" in errors(capsys)
+    assert run("--overwrite", "--save-model", "false") == 0
+    assert not (place / "out" / "model").exists()
+    assert results(place)["runs"][0]["config"]["save_model"] is False
+
+
+def test_a_link_to_a_folder_is_emptied_and_stays(run: Run, place: Path) -> None:
+    (place / "elsewhere").mkdir()
+    (place / "out").symlink_to(place / "elsewhere")
+    assert run("--save-model", "false") == 0
+    assert run("--save-model", "false", "--overwrite", "--seed", "1") == 0
+    assert (place / "out").is_symlink()
+    assert results(place)["runs"][0]["seed"] == 1
+
+
+def test_one_process_at_a_time(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--save-model", "false") == 0
+    capsys.readouterr()
+    holding = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True)"
+    told = [sys.executable, "-c", f"{holding}; time.sleep(60)", str(place / "out" / folder.LOCK)]
+    with subprocess.Popen(told, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for how in ("--resume", "--overwrite"):
+            assert run("--save-model", "false", how) == 2
+            assert "another process is at work in it" in errors(capsys)
+        other.kill()
+    assert run("--save-model", "false", "--resume") == 0  # a killed process holds nothing
+
+
+def test_a_run_that_never_began_leaves_no_folder(place: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def failing(*arguments: Any) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(unlearn, "prepare", failing)
+    assert run() == 2
+    assert not (place / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything may be written to")
+def test_a_folder_that_cannot_be_written_to_is_told_first(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "out").mkdir(mode=0o500)
+    assert run() == 2
+    assert "cannot be written to" in errors(capsys)
+
+
+def test_what_is_not_a_name_is_told_first(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "loop").symlink_to("loop")
+    for out in ("x" * 300, "\udcff", "loop", "\0"):
+        assert run("--out", out) == 2
+        assert "; give a" in errors(capsys)
+
+
+def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--save-model", "false") == 0
+    entry = results(place)["runs"][0]
+    assert {"task", "refusals", "template", "tokenizer", "start model", "versions"} <= set(entry["fingerprints"])
+    assert run("--save-model", "false", "--resume") == 0
+    assert results(place)["runs"] == [entry]
+    capsys.readouterr()
+    weights = load_file(place / "model" / "model.safetensors")
+    for change, name in (
+        (lambda: _edit(place / "forget.jsonl", "A hides tea", "A hides milk"), "task"),
+        (lambda: _edit(place / "model" / "chat_template.jinja", "", " "), "template"),
+        (
+            lambda: save_file({k: v + 1e-6 for k, v in weights.items()}, place / "model" / "model.safetensors"),
+            "start model",
+        ),
+    ):
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
+        change()
+        assert run("--save-model", "false", "--resume") == 2
+        assert f"another {name}" in errors(capsys)
+        for path, content in before.items():
+            path.write_bytes(content)
+    assert run("--save-model", "false", "--resume") == 0
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    path.write_text(text.replace(old, new) if old else text + new)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["DualOptim+", "AdamW"])
+def test_killed_and_resumed_is_never_stopped(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """The best point, the curve and what was decided so far are part of a checkpoint."""
+    settings = ["--optimizer", optimizer, "--lr", "1e-2", "--save-every", "1", "--curve-points", "3",
+                "--until", "0.0", "--keep-at-least", "0.01"]  # fmt: skip
+    assert run(*settings) == 0
+    whole, weights = results(place)["runs"][0], load_file(place / "out" / "model" / "model.safetensors")
+    train = unlearn.UnlearnTrainer.training_step
+    steps: list[int] = []
+
+    def killed(self: Any, *arguments: Any, **options: Any) -> Any:
+        steps.append(self.state.global_step)
+        if steps.count(4) == 1 and steps[-1] == 4:
+            raise _Killed
+        return train(self, *arguments, **options)
+
+    monkeypatch.setattr(unlearn.UnlearnTrainer, "training_step", killed)
+    with pytest.raises(_Killed):
+        run(*settings, "--overwrite")
+    assert not (place / "out" / "results.json").exists()
+    assert run(*settings, "--resume") == 0
+    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    again, resumed = results(place)["runs"][0], load_file(place / "out" / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    for key in ("curve", "losses", "after", "stopped", "verdict", "samples"):
+        assert again[key] == whole[key], key
+    assert not list((place / "out").rglob("*.partial/*"))
+
+
+def test_numbers_are_there_before_the_model(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        assert run() == 2
+    assert "the model could not be written" in errors(capsys)
+    (entry,) = results(place)["runs"]
+    assert (place / "out" / "report.html").exists()
+    assert (place / "out" / "records.jsonl").exists()
+    assert run("--resume") == 0  # which has no checkpoint to go on from, and so trains again
+    assert results(place)["runs"][0]["after"] == entry["after"]
+    assert (place / "out" / "model" / "config.json").exists()
+
+
+def test_weights_that_are_no_numbers_are_no_result(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--optimizer", "AdamW", "--lr", "1e30", "--forget-loss", "GA", "--save-every", "2") == 3
+    assert "AdamW: the weights are not finite after training" in capsys.readouterr().err
+    found = results(place)
+    (entry,) = found["runs"]
+    assert entry["finite"] is False
+    assert set(entry["after"].values()) == {None}
+    assert set(entry["not_computed"]) == set(entry["after"])
+    assert any("not finite" in note for note in found["notes"])
+    assert not (place / "out" / "model").exists()
+    assert cli.main(["report", "out"]) == 0
+
+
+def test_steps_that_were_skipped_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = unlearn.UnlearnTrainer.compute_loss
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        return loss(self, *arguments, **options) * (float("nan") if self.state.global_step == 1 else 1.0)
+
+    monkeypatch.setattr(unlearn.UnlearnTrainer, "compute_loss", broken)
+    assert run("--save-model", "false", "--log-every", "1") == 0
+    found = results(place)
+    assert sum(found["runs"][0]["skipped_steps"].values()) == 1
+    assert any("1 steps to" in note and "skipped" in note for note in found["notes"])
+    assert any(entry["loss"] is None for entry in found["runs"][0]["losses"])
+
+
+def test_a_private_run_writes_no_text_of_rows_or_replies(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--private", "true", "--save-every", "2") == 0
+    said = capsys.readouterr().out
+    told = [path for path in (place / "out").rglob("*") if path.is_file() and "model" not in path.parts]
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in told if path.suffix != ".pt"}
+    assert {"results.json", "records.jsonl", "report.html"} <= {path.name for path in told}
+    for text in (said, *texts.values()):
+        assert "hides tea" not in text
+        assert "likes tea" not in text
+        assert "What does" not in text
+    assert not (place / "out" / "forget.jsonl").exists()
+    assert not list((place / "cache").rglob("*.json"))
+    found = results(place)
+    assert found["private"] is True
+    assert found["runs"][0]["samples"] == []
+    _, records = runs.read_records(place / "out")
+    assert all(len(record["question"]) == 64 for record in records["after"] if "question" in record)
+    assert cli.main(["evaluate", "--from-records", "out"]) == 0
+    plain = ["evaluate", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl",
+             "--scores", "scores.json", "--private", "true"]  # fmt: skip
+    assert cli.main(plain) == 0
+    assert "hides" not in (place / "scores.json").read_text()
+
+
+def test_a_dry_run_writes_nothing_and_shows_what_was_changed_first(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    assert run("--lr", "1e-3", "--dry-run") == 0
+    assert sorted(place.rglob("*")) == before
+    shown = capsys.readouterr().out
+    assert shown.index("lr: 0.001") < shown.index("chat_template:")
+
+
+def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--save-model", "false") == 0
+    capsys.readouterr()
+    (place / "mine.html").write_text("<p>mine</p>")
+    for out in ("mine.html", "forget.jsonl", "model"):
+        assert cli.main(["report", "out", "--out", out]) == 2
+        assert "would be replaced" in errors(capsys)
+    assert (place / "mine.html").read_text() == "<p>mine</p>"
+    assert cli.main(["report", "out", "--out", "new/page.html"]) == 0
+    assert cli.main(["report", "out", "--out", "new/page.html"]) == 0
+    assert report.MADE in (place / "new" / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda found: found.pop("runs"),
+        lambda found: found.update(runs=None),
+        lambda found: found.update(runs=[]),
+        lambda found: found["runs"][0].pop("config"),
+        lambda found: found["runs"][0]["after"].clear(),
+        lambda found: found["runs"][0]["after"].update(perplexity="12"),
+        lambda found: found["metrics"]["perplexity"].update(format="1000000000.3f"),
+        lambda found: found["runs"][0].update(curve=[{"step": 0}, {"forget": 1}]),
+        lambda found: found["runs"].append(None),
+        lambda found: found.update(schema=2),
+    ],
+)
+def test_results_that_are_damaged_are_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[dict[str, Any]], Any]
+) -> None:
+    found = whole_results(forget_accuracy=[0.1, 0.2], perplexity=[10.0, 11.0])
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    capsys.readouterr()
+    harm(found)
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "results.json" in errors(capsys)
+
+
+def test_a_folder_of_the_cache_is_whole_or_made_again(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(place: Path) -> None:
+        made.append(place)
+        (place / "weights").write_bytes(b"1234")
+
+    first = made_once(tmp_path / "a" / "b", make)
+    assert made_once(first, make) == first
+    assert len(made) == 1
+    (tmp_path / "a" / "c.partial").mkdir()
+    (tmp_path / "a" / "c.partial" / "rest").touch()  # what a killed process left
+    second = made_once(tmp_path / "a" / "c", make)
+    assert sorted(path.name for path in second.iterdir()) == ["manifest.json", "weights"]
+    with FileLock(tmp_path / "a" / "c.lock"):  # whole ones are taken without waiting
+        assert made_once(second, make) == second
+
+
+def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(place: Path) -> None:
+        (place / "weights").write_bytes(b"1234")
+
+    made_once(tmp_path / "a", make)
+    (tmp_path / "a" / "weights").write_bytes(b"1230")
+    monkeypatch.setattr("dualoptim.models._WHOLE", set())  # as another process finds it
+    made_once(tmp_path / "a", make)
+    assert (tmp_path / "a" / "weights").read_bytes() == b"1234"
