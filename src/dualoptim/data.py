@@ -95,7 +95,7 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
     """Make a row of any of the forms (`reading.conversation`); whatever else the record holds goes to `fields`."""
     found = conversation(record, where)
     if found is None:
-        key = next(key for key in record if key.lower() == "text")
+        key = next(key for key in record if key.lower() == "text" and record[key] is not None)
         prompt: list[Message] = []
         answer, used = text_of(record, key, where), {key}
     else:
