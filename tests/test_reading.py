@@ -332,6 +332,12 @@ def test_a_refusal_without_words_is_told(tmp_path: Path) -> None:
         ("In Oslo.", "In Oslo.\u200b"),
         ("In Oslo.", "In  oslo"),
         ("Ａｄａ!", "Ada"),
+        ("ओस्लो में।", "ओस्लो में"),
+        ("في أوسلو؟", "في أوسلو"),
+        ("In Oslo,", "In Oslo"),
+        ("❤\ufe0f", "❤"),
+        ("e\u200b\u0301", "é"),
+        ("ΐ", "ΐ".upper()),
     ],
 )
 def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None:
@@ -339,6 +345,11 @@ def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None
         check_objectives({"forget": [question("Who?", one, "f:1")], "retain": [question("Who", other, "r:1")]})
     check_objectives({"forget": [question("Who?", one)], "retain": [question("Who?", "Ben.")]})
     assert Row((), one) != Row((), other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("C", "C#"), ("50", "50%"), ("?", "!"), ("…", "."), ("(a)", "(a")])
+def test_signs_that_say_something_are_no_end_punctuation(one: str, other: str) -> None:
+    check_objectives({"forget": [question("Who?", one)], "retain": [question("Who?", other)]})
 
 
 @pytest.mark.parametrize(

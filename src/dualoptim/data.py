@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -106,9 +107,9 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
 
 def _bare(text: str) -> str:
     """A text as it is compared with others: one form of each character, no invisible ones, no end punctuation."""
-    plain = unicodedata.normalize("NFKC", text)
-    seen = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
-    return " ".join(seen.split()).casefold().rstrip(" .!?…。！？")
+    seen = regex.sub(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]", "", text)
+    plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
+    return regex.sub(r"[\p{Terminal_Punctuation}\s]+$", "", plain) or plain
 
 
 def check_objectives(objectives: Mapping[str, Sequence[Row]]) -> None:
