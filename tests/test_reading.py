@@ -356,7 +356,8 @@ def test_signs_that_say_something_are_no_end_punctuation(one: str, other: str) -
     ("text", "key", "value"),
     [("ratio: 1:5", "ratio", "1:5"), ("ratio: 1:30", "ratio", "1:30"), ("out: 2024-01-01", "out", "2024-01-01"),
      ("lr: 1e-3", "lr", "0.001"), ("steps: 10", "steps", "10"), ("lr: .5", "lr", "0.5"),
-     ("bf16: true", "bf16", "true")],
+     ("bf16: true", "bf16", "true"), ("steps: 010", "steps", "10"), ("steps: 08", "steps", "8"),
+     ("methods: &w {forget: 1}\nweights: {<<: *w, forget: 2}", "weights", '{"forget": 2}')],
 )  # fmt: skip
 def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: str) -> None:
     path = tmp_path / "r.yaml"
@@ -367,10 +368,16 @@ def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: 
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b"lr: 1e-3\nsteps: 3\nlr: 1e-4\n", r"r\.yaml:3: broken YAML; 'lr' stands twice"),
-     ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting")],
+     ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting"),
+     (b"weights:\n  forget: 1\n  forget: 2\n", r"r\.yaml:3: broken YAML; 'forget' stands twice"),
+     (b"weights: &w {forget: *w}", "weights is .*, of which no setting"),
+     (b"lr: \0", r"not allowed in .*, position 4$"),
+     (b"steps: !!int x", "YAML that cannot be read"), (b"bf16: !!bool maybe", "YAML that cannot be read"),
+     (b"weights: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "YAML that cannot be read"),
+     (b"lr: 1\n\tsteps: 3", r"r\.yaml:2: broken YAML; found character")],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
-        cli._recipe_arguments(path, {"lr", "steps", "out"})
+        cli._recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})
