@@ -28,7 +28,7 @@ from dualoptim.chat import turn_of
 from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
-from dualoptim.models import load_model
+from dualoptim.models import load_model, read_template
 
 from . import tiny
 
@@ -391,6 +391,11 @@ def test_what_a_template_writes_otherwise_before_an_answer_is_as_the_model_is_as
     row = Row(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}), "Ada.")
     assert turn_of(tokenizer, row.prompt)[:2] == ("[INST] Be brief. Who?[/INST]", " ")
     assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text(CHATML, encoding="utf-8-sig")
+    assert read_template(str(tmp_path / "t.jinja")) == CHATML
 
 
 def test_a_template_that_tells_the_time() -> None:

@@ -268,7 +268,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, name: str, data: bytes, 
         read_rows(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["f.jsonl/rows", "x" * 300, "a\0b", "/dev/null"])
+@pytest.mark.parametrize("name", ["f.jsonl/rows", "x" * 300, "a/" + "x" * 300, "a\0b", "/dev/null"])
 def test_what_is_no_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.jsonl").write_text(LINES, encoding="utf-8")

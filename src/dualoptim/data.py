@@ -26,11 +26,11 @@ from .chat import TEXT as TEXT
 from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
+from .forms import conversation, text_of
+from .forms import texts as texts
 from .losses import IGNORED
-from .reading import conversation, text_of
 from .reading import read_records as read_records
 from .reading import read_table as read_table
-from .reading import texts as texts
 from .schedule import Turn
 
 
@@ -93,7 +93,7 @@ def data_file(data_dir: str | Path, folder: str, name: str) -> Path:
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
-    """Make a row of any of the forms (`reading.conversation`); whatever else the record holds goes to `fields`."""
+    """Make a row of any of the forms (`forms.conversation`); whatever else the record holds goes to `fields`."""
     found = conversation(record, where)
     if found is None:
         key = next(key for key in record if key.lower() == "text" and record[key] is not None)
