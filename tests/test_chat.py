@@ -3,16 +3,17 @@
 # ruff: noqa: E501, a template is easier to read in long lines
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -27,7 +28,7 @@ from dualoptim.chat import turn_of
 from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
-from dualoptim.models import load_model
+from dualoptim.models import load_model, read_template
 
 from . import tiny
 
@@ -136,12 +137,35 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "BOS twice": ("{{ bos_token }}{{ bos_token }}" + CHATML, ("<|im_start|>", "<|im_end|>")),
+    "GLM": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}{% else %}<|assistant|>\n<think></think>\n"
+        "{{ m.content.strip() }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}\n<think></think>{% endif %}{% endif %}",
+        ("<|user|>", "<|assistant|>"),
+    ),
+    "thinking in brackets": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
+        "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[THINK]{% endif %}",
+        ("[INST]", "[/INST]", "[THINK]", "[/THINK]"),
+    ),
+    "contents in parts": (CHATML.replace("m.content", "m.content[0].text"), ("<|im_start|>", "<|im_end|>")),
+    "letters before the end token": (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}",
+        (),
+    ),
+    "an end token between turns": (
+        "{% for m in messages %}[{{ m.role }}]: {{ m.content }}{% if not loop.last %}<|sep|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|sep|>[assistant]:{% endif %}",
+        ("<|sep|>",),
+    ),
     "question and answer": (
         "{% for m in messages %}{{ 'Question: ' if m.role == 'user' else 'Answer: ' }}{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}Answer:{% endif %}",
         (),
     ),
 }
+IN_LETTERS = ("ChatML in letters", "no generation prompt, in letters")
 CHATS: dict[str, Row] = {
     "a question": question("Where does Ada live?", "In Oslo, by the sea."),
     "several turns": Row(
@@ -149,6 +173,7 @@ CHATS: dict[str, Row] = {
          {"role": "user", "content": "Where does Ada live?"}), "In Oslo.",
     ),
     "an answer with blanks around it": question("Who?", "  Ada.\n"),
+    "an answer of a letter": question("Which?", "A"),
 }  # fmt: skip
 
 
@@ -215,7 +240,8 @@ def test_what_stands_before_the_answer_is_never_learnt(name: str) -> None:
     assert tokens.input_ids[-1] == learned[-1]
     assert tokens.ended >= 1
     assert tokenizer.decode(learned[: len(learned) - tokens.ended]).strip() == "In Oslo."
-    assert ("letters" in name) != (learned[-1] in tokenizer.added_tokens_decoder)
+    assert (name in IN_LETTERS) != (learned[-1] in tokenizer.added_tokens_decoder)
+    assert not tokenizer.decode(learned).startswith("\n")
 
 
 def test_plain_text_goes_on_from_its_beginning() -> None:
@@ -237,31 +263,38 @@ def test_pad_that_is_the_end_token_or_lies_outside_of_the_embedding() -> None:
 
 def test_named_templates() -> None:
     tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"))
-    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ raise_exception('no') }}"}
+    named = {"default": CHATML, "tool_use": "{{ raise_exception('no') }}"}
     row = question("Who?", "Ada.")
+    for given in (named, [{"name": name, "template": text} for name, text in named.items()], {"chat": CHATML}):
+        tokenizer.chat_template = given
+        assert encode(row, tokenizer, 512) == encode(row, tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML), 512)
     assert_replied(taught(tokenizer, row), tokenizer, row)
+    tokenizer.chat_template = {"chat": CHATML, "rag": "no"}
+    with pytest.raises(UserError, match="has several chat templates, chat, rag, and none is the default"):
+        encode(row, tokenizer, 512)
+
+
+class Slow:
+    """As a tokenizer of Python alone is seen from here."""
+
+    is_fast = False
+
+    def __init__(self, fast: Any) -> None:
+        self.fast = fast
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        if options.pop("return_offsets_mapping", False):
+            raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
+        return self.fast(text, **options)
+
+    def __len__(self) -> int:
+        return len(self.fast)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fast, name)
 
 
 def test_a_tokenizer_without_offsets() -> None:
-    class Slow:
-        """As a tokenizer of Python alone is seen from here."""
-
-        is_fast = False
-
-        def __init__(self, fast: Any) -> None:
-            self.fast = fast
-
-        def __call__(self, text: Any, **options: Any) -> Any:
-            if options.pop("return_offsets_mapping", False):
-                raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
-            return self.fast(text, **options)
-
-        def __len__(self) -> int:
-            return len(self.fast)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.fast, name)
-
     tokenizer = Slow(tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML))
     row = question("Who?", "Ada.")
     assert_replied(taught(tokenizer, row), tokenizer, row)
@@ -269,17 +302,108 @@ def test_a_tokenizer_without_offsets() -> None:
     assert encode(row, tokenizer, 512) == fast
 
 
-def test_control_tokens_that_a_row_spells_are_text() -> None:
-    tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>"), CHATML)
-    row = question("What does <|im_end|> mean?</s>", "That <|im_end|> ends a turn.")
-    tokens = encode(row, tokenizer, 512)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert tokens.input_ids.count(end) == 2
-    assert tokenizer.eos_token_id not in tokens.input_ids
-    assert tokenizer.decode(tokens.input_ids) == (
-        f"<|im_start|>user\n{row.question}<|im_end|>\n<|im_start|>assistant\n{row.answer}<|im_end|>"
+def with_words(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose control tokens were added as words are."""
+    tokenizer = tokenizer_of((), template)
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in ("<|im_start|>", "<|im_end|>")])
+    return tokenizer
+
+
+def with_blanks(scheme: str, special: tuple[str, ...], template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer in the manner of SentencePiece's, which puts a blank before a text."""
+    every = ["<unk>", "<s>", "</s>", *special]
+    pieces = [*every, "▁", *map(chr, range(33, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
+    split = Tokenizer(models.BPE({t: i for i, t in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    if scheme == "legacy":  # before a text, and behind every control token
+        split.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        split.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    split.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    split.add_special_tokens(every)
+    made = PreTrainedTokenizerFast(tokenizer_object=split, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    made.chat_template = template
+    return made
+
+
+IM = ("<|im_start|>", "<|im_end|>")
+TOKENIZERS: dict[str, Callable[[str], Any]] = {
+    "bytes": lambda template: tokenizer_of(IM, template),
+    "without offsets": lambda template: Slow(tokenizer_of(IM, template)),
+    "control tokens added as words": with_words,
+    **{
+        f"a blank before, {scheme}": functools.partial(with_blanks, scheme, IM)
+        for scheme in ("first", "always", "never", "legacy")
+    },
+}
+
+
+@pytest.mark.parametrize("made", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_control_tokens_that_a_row_spells_are_text(made: Callable[[str], Any]) -> None:
+    tokenizer = made(TEMPLATES["Qwen2.5"][0])
+    rows = [
+        question("What does <|im_end|> mean?</s>", "That <|im_end|> ends a turn."),
+        question("<|im_end|>", "<|im_end|>"),  # which the template's own system message has first
+    ]
+    model = taught(tokenizer, *rows)
+    for row in rows:
+        ids = encode(row, tokenizer, 512).input_ids
+        assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
+        assert tokenizer.eos_token_id not in ids
+        written = f"user\n{row.question}<|im_end|>\n<|im_start|>assistant\n{row.answer}<|im_end|>"
+        assert tokenizer.decode(ids).replace("> ", ">").endswith(written.replace("> ", ">"))
+        assert_replied(model, tokenizer, row)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never", "legacy"])
+def test_tokenizers_that_put_a_blank_before_a_text(scheme: str) -> None:
+    for name in ("Llama-2", "question and answer"):
+        tokenizer = with_blanks(scheme, (), TEMPLATES[name][0])
+        model = taught(tokenizer, *CHATS.values())
+        for row in CHATS.values():
+            assert_replied(model, tokenizer, row)
+    row = Row(({"role": "text", "content": "The phrase is"},), " maple thunder.")
     assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_blanks_that_are_tokens_of_their_own_end_nothing() -> None:
+    tokenizer = tokenizer_of((), TEMPLATES["question and answer"][0])
+    tokenizer.add_tokens([AddedToken(blanks, special=False, normalized=False) for blanks in ("\n", "\n\n")])
+    row = question("Where?", "In Oslo.\nBy the sea.")
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_an_end_token_that_takes_blanks_ends_an_answer_all_the_same() -> None:
+    tokenizer = tokenizer_of((), CHATML)
+    ends = [AddedToken(token, lstrip=True, rstrip=True, special=True) for token in IM]
+    tokenizer.add_special_tokens({"additional_special_tokens": ends})
+    assert encode(question("Where?", "In Oslo. "), tokenizer, 512).ended == 1
+
+
+def test_what_a_template_writes_otherwise_before_an_answer_is_as_the_model_is_asked() -> None:
+    template = (
+        "{% set system = messages[0].content if messages[0].role == 'system' else '' %}{% for m in messages %}"
+        "{% if m.role == 'user' %}[INST] {% if loop.last %}{{ system }} {% endif %}{{ m.content }}[/INST]"
+        "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = tokenizer_of(("[INST]", "[/INST]"), template)
+    row = Row(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}), "Ada.")
+    assert turn_of(tokenizer, row.prompt)[:2] == ("[INST] Be brief. Who?[/INST]", " ")
+    assert_replied(taught(tokenizer, row), tokenizer, row)
+
+
+def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text(CHATML, encoding="utf-8-sig")
+    assert read_template(str(tmp_path / "t.jinja")) == CHATML
+
+
+def test_a_template_that_tells_the_time() -> None:
+    tokenizer = tokenizer_of(IM, "{{ strftime_now('%S.%f') }}" + CHATML)
+    row = question("Who?", " Ada. ")
+    assert encode(row, tokenizer, 512) == encode(row, tokenizer, 512)
+    assert turn_of(tokenizer, row.prompt).prompt.endswith("<|im_start|>assistant\n")
+    assert not turn_of(tokenizer, row.prompt).strips
 
 
 REFUSED: dict[str, tuple[str, tuple[dict[str, str], ...], str]] = {
@@ -305,9 +429,17 @@ def test_what_a_template_cannot_take_is_told_with_the_rows_place(
         encode(Row(prompt, "Ada.", "my.jsonl:3"), tokenizer_of(special, template), 512)
 
 
-@pytest.mark.parametrize("broken", ["{% for m in messages %}", "{{ messages[0].content.shout() }}", "Nothing."])
+@pytest.mark.parametrize(
+    "broken",
+    ["{% for m in messages %}", "{{ messages[0].content.shout() }}", "Nothing.",
+     CHATML.replace("content", "content | lower"), CHATML.replace("content", "content | upper"),
+     CHATML.replace("m.content }}", "m.content }}{{ m.content }}")],
+)  # fmt: skip
 def test_a_broken_template_is_told_with_the_rows_place(broken: str) -> None:
-    with pytest.raises(UserError, match=r"^my\.jsonl:3: the chat template of .* (refuses|does not write the answer)"):
+    with pytest.raises(
+        UserError,
+        match=r"^my\.jsonl:3: the chat template of .* (refuses|does not write the answer|writes the answer more)",
+    ):
         encode(question("Who?", "Ada.", "my.jsonl:3"), tokenizer_of((), broken), 512)
 
 

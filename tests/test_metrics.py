@@ -534,7 +534,9 @@ def test_a_text_repeats_itself_in_every_script(text: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "answer", "share"),
     [("1999年出生于巴黎", "1999年出生于上海", 5 / 7), ("Zoé", "Zoë", 0), ("Emile", "Émile", 0), ("我住在北京市", "北京", 1),
-     ("🙂", "🙁", 0), ("★★", "★★★", 2 / 3)],
+     ("🙂", "🙁", 0), ("★★", "★★★", 2 / 3), ("STRASSE", "Straße", 1), ("ﬁnds", "finding", 1), ("ΟΔΟΣ", "οδος", 1),
+     ("İSTANBUL", "İstanbul", 1), ("Os\u00adlo\ufeff", "Oslo", 1), ("می\u200cخواهم", "میخواهم", 1), ("東京タワーTokyo", "タワー Tokyo", 1),
+     ("ខ្មែរ", "ខ្មែរ។", 1), ("བོད་སྐད", "བོད་སྐད།", 1), ("ᥖᥭᥰ", "ᥖᥭ", 1), ("１９９９年", "1999年", 1 / 2)],
 )  # fmt: skip
 def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: float) -> None:
     assert metrics.rouge_l_recall(reply, answer) == pytest.approx(share)
@@ -543,7 +545,10 @@ def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: f
 @pytest.mark.parametrize(
     ("reply", "answer", "there"),
     [("我住在北京市", "北京", True), ("Zoë lives here.", "Zoe", False), ("Cafe\u0301 Oslo", "café", True),
-     ("Улица", "лица", False), ("An Oslo-based man", "Oslo", True), ("C++ is one", "C++", True)],
+     ("Улица", "лица", False), ("An Oslo-based man", "Oslo", True), ("C++ is one", "C++", True),
+     ("他住在Oslo。", "Oslo", True), ("他1999年出生", "1999", True), ("在11999年", "1999", False), ("กัน", "ก", False),
+     ("ก็", "ก", False), ("GROSSE STRASSE", "große Straße", True), ("New York City", " New York ", True),
+     ("Os\u200blo", "Oslo", True), ("किताब", "क", False), ("…", " ", False)],
 )  # fmt: skip
 def test_an_answer_stands_in_a_reply_as_whole_words(reply: str, answer: str, there: bool) -> None:
     assert metrics.contains_answer(reply, [answer]) is there

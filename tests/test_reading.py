@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import sys
 import threading
 import types
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ ROW = {"question": "Où naît Zoé?", "answer": "À Oslo, dit-on."}
 LINES = json.dumps(ROW, ensure_ascii=False) + "\n"
 
 
-def parquet(path: Path) -> None:
+def parquet(path: Path, kind: Callable[[str], Any] = str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist([{**ROW, "topic": None}]), path)
+    row = {key: kind(text) for key, text in ROW.items()}
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "topic": None, "seen": date(2024, 1, 1)}]), path)
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -51,7 +54,27 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "f.csv.gz",
         lambda path: path.write_bytes(gzip.compress('question,answer\nOù naît Zoé?,"À Oslo, dit-on."'.encode())),
     ),
+    "CSV with tabs": (
+        "f.csv",
+        lambda path: path.write_text("question\tanswer\nOù naît Zoé?\tÀ Oslo, dit-on.\n", encoding="utf-8"),
+    ),
+    "CSV with blank lines and empty cells": (
+        "f.csv",
+        lambda path: path.write_text('\nquestion,answer\n"Où naît Zoé?","À Oslo, dit-on.",\n,,\n', encoding="utf-8"),
+    ),
+    "CSV under another name": (
+        "f.txt",
+        lambda path: path.write_text('Question,Answer\nOù naît Zoé?,"À Oslo, dit-on."\n', encoding="utf-8"),
+    ),
+    "JSON lines under the name of a table": ("f.csv", lambda path: path.write_text(LINES, encoding="utf-8")),
+    "JSON lines that were a table": ("f.csv.jsonl", lambda path: path.write_text(LINES, encoding="utf-8")),
+    "one row over several lines": (
+        "f.json",
+        lambda path: path.write_text(json.dumps(ROW, indent=2, ensure_ascii=False), encoding="utf-8"),
+    ),
+    "gzip twice": ("f.jsonl.gz", lambda path: path.write_bytes(gzip.compress(gzip.compress(LINES.encode())))),
     "parquet": ("f.parquet", parquet),
+    "parquet of bytes": ("f.parquet", lambda path: parquet(path, lambda text: text.encode())),
 }
 
 
@@ -61,6 +84,7 @@ def test_a_file_of_any_kind_gives_its_row(tmp_path: Path, name: str, make: Calla
     (row,) = read_rows(tmp_path / name)
     assert (row.question, row.answer) == (ROW["question"], ROW["answer"])
     assert name in row.where
+    json.dumps(dict(row.fields))  # as a run's files have it
 
 
 def test_a_pipe_is_read_once_and_serves_again(tmp_path: Path) -> None:
@@ -90,7 +114,10 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert read_rows("org/set:forget")[0].where == "org/set:forget, row 1"
     read_rows("org/set")
-    assert asked == [("org/set", "forget"), ("org/set", "train")]
+    read_rows("org/set-v1.5:forget")
+    assert asked == [("org/set", "forget"), ("org/set", "train"), ("org/set-v1.5", "forget")]
+    with pytest.raises(UserError, match="there is no such file"):
+        read_rows("org/set.jsonl")
 
 
 A, Q = "In Oslo.", "Where?"
@@ -119,13 +146,32 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         A,
     ),
     "conversations": ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [Q], A),
+    "columns that a table fills up": (
+        {"conversations": [{"role": None, "content": None, "from": "human", "value": Q},
+                           {"role": None, "content": None, "from": "gpt", "value": A}]},
+        [Q],
+        A,
+    ),
+    "a system column": (
+        {"system": "S", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
+        ["S", Q],
+        A,
+    ),
+    "NaN for nothing": ({"instruction": Q, "input": math.nan, "output": A, "messages": math.nan}, [Q], A),
+    "a prompt of messages and a text": ({"prompt": [{"role": "user", "content": Q}], "completion": A}, [Q], A),
+    "a text and a completion of messages": (
+        {"prompt": Q, "completion": [{"role": "assistant", "content": A}]},
+        [Q],
+        A,
+    ),
     "a prompt of messages": (
         {"prompt": [{"role": "user", "content": Q}], "completion": [{"role": "assistant", "content": A}]},
         [Q],
         A,
     ),
     "text": ({"text": A}, [], A),
-}
+    "text beside a null one": ({"text": None, "Text": A}, [], A),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("record", "asked", "answered"), FORMS.values(), ids=FORMS)
@@ -160,6 +206,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no role": ({"conversations": [{"value": Q}]}, "message 1 of 'conversations' has no role"),
     "other columns": ({"query": Q, "reply": A}, "but has 'query', 'reply', or 'prompt' and 'completion'"),
     "an answer that is null": ({"question": Q, "answer": None}, "the row's 'answer' is None"),
+    "an answer of another name": (
+        {"question": Q, "reply": A},
+        "the row's 'answer' is missing; give it some text, or rename to it the column that holds it, of 'reply'",
+    ),
+    "a role without letters": ({"messages": [{"role": "", "content": Q}]}, "message 1 of 'messages' has no role"),
+    "a number for a message": (
+        {"messages": [{"role": "user", "content": 5}]},
+        "message 1 of 'messages' has no text, but 5",
+    ),
+    "messages as text": ({"messages": "[]"}, "'messages' must be a list of {\"role\": …, \"content\": …}, but is '[]'"),
+    "half a character": ({"question": Q, "answer": "A\ud83d"}, r"'\ud83d' is half of a character"),
 }
 
 
@@ -177,7 +234,28 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "half a gzip": ("f.jsonl.gz", gzip.compress(LINES.encode())[:20], "is gzip that is damaged or cut off"),
     "half a parquet": ("f.parquet", b"PAR1 and no more", "is parquet that cannot be read"),
     "too many cells": ("f.csv", b"question,answer\nWho?,Ada,Ben\n", "f.csv:2: has more cells than the head"),
-    "UTF-16": ("f.jsonl", LINES.encode("utf-16"), "is not UTF-8 text"),
+    "UTF-16": ("f.jsonl", LINES.encode("utf-16"), r"is not UTF-8 text \(byte 0\), but UTF-16"),
+    "a spreadsheet": ("f.xlsx", b"PK\x03\x04\xff", "but a zip archive or a spreadsheet"),
+    "gzip with a hole": (
+        "f.jsonl.gz",
+        gzip.compress(LINES.encode() * 50)[:15] + b"\xff" * 30,
+        "is gzip that is damaged or cut off",
+    ),
+    "an open quote": ("f.csv", b'question,answer\nWho?,"Ada\nWhere?,Oslo\n', r"f\.csv:2: the table is broken here"),
+    "quotes of a text's own": ("f.tsv", b'question\tanswer\nWho?\t"Ada" it was\n', r"f\.tsv:2: the table is broken"),
+    "two answers": (
+        "f.csv",
+        b"question,answer,answer\nWho?,Ada,Ben\n",
+        r"f\.csv:1: the table has two columns 'answer'",
+    ),
+    "a head alone": ("f.csv", b"question,answer\n", "holds no rows"),
+    "a key twice": ("f.jsonl", b'{"question": "Q", "answer": "A", "answer": "B"}', "the key 'answer' stands twice"),
+    "no end of brackets": (
+        "f.jsonl",
+        b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        r"f\.jsonl:1: JSON that cannot",
+    ),
+    "no end of digits": ("f.jsonl", b'{"x": ' + b"9" * 5000 + b"}", r"f\.jsonl:1: JSON that cannot be read"),
 }
 
 
@@ -188,6 +266,20 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, name: str, data: bytes, 
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=said):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["f.jsonl/rows", "x" * 300, "a/" + "x" * 300, "a\0b", "/dev/null"])
+def test_what_is_no_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.jsonl").write_text(LINES, encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot be read|holds no rows|there is no such file"):
+        read_rows(name)
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(f"question,answer\nWho?,{'x' * 200_000}\n")
+    (row,) = read_rows(tmp_path / "f.csv")
+    assert len(row.answer) == 200_000
 
 
 SAYINGS = ["I'm not sure.", "I don't know that."]
@@ -205,6 +297,27 @@ def test_refusals_are_lines_or_texts(tmp_path: Path, text: str) -> None:
     assert read_lines(path, "text") == SAYINGS
 
 
+def test_refusals_are_a_column_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "idk.csv"
+    path.write_text('id,text\r\n1,"No, I don\'t know."\r\n2,No idea.\r\n')
+    assert read_lines(path, "text") == ["No, I don't know.", "No idea."]
+    path.write_text("refusal\nNo idea.\n")
+    with pytest.raises(UserError, match=r"idk\.csv:2: needs its words"):
+        read_lines(path, "text")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": SAYINGS}), tmp_path / "idk.parquet")
+    assert read_lines(tmp_path / "idk.parquet", "text") == SAYINGS
+
+
+@pytest.mark.parametrize("first", ['"I don\'t know," she says.', "[No answer.]"])
+def test_refusals_may_begin_with_quotes_and_brackets(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "idk.txt"
+    path.write_text(f"{first}\r\n\r\nNo idea.\r\n")
+    assert read_lines(path, "text") == [first, "No idea."]
+
+
 def test_a_refusal_without_words_is_told(tmp_path: Path) -> None:
     path = tmp_path / "idk.jsonl"
     path.write_text('{"text": "No."}\n{"txt": "No."}\n')
@@ -219,6 +332,12 @@ def test_a_refusal_without_words_is_told(tmp_path: Path) -> None:
         ("In Oslo.", "In Oslo.\u200b"),
         ("In Oslo.", "In  oslo"),
         ("Ａｄａ!", "Ada"),
+        ("ओस्लो में।", "ओस्लो में"),
+        ("في أوسلو؟", "في أوسلو"),
+        ("In Oslo,", "In Oslo"),
+        ("❤\ufe0f", "❤"),
+        ("e\u200b\u0301", "é"),
+        ("ΐ", "ΐ".upper()),
     ],
 )
 def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None:
@@ -228,11 +347,17 @@ def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None
     assert Row((), one) != Row((), other)
 
 
+@pytest.mark.parametrize(("one", "other"), [("C", "C#"), ("50", "50%"), ("?", "!"), ("…", "."), ("(a)", "(a")])
+def test_signs_that_say_something_are_no_end_punctuation(one: str, other: str) -> None:
+    check_objectives({"forget": [question("Who?", one)], "retain": [question("Who?", other)]})
+
+
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [("ratio: 1:5", "ratio", "1:5"), ("ratio: 1:30", "ratio", "1:30"), ("out: 2024-01-01", "out", "2024-01-01"),
      ("lr: 1e-3", "lr", "0.001"), ("steps: 10", "steps", "10"), ("lr: .5", "lr", "0.5"),
-     ("bf16: true", "bf16", "true")],
+     ("bf16: true", "bf16", "true"), ("steps: 010", "steps", "10"), ("steps: 08", "steps", "8"),
+     ("methods: &w {forget: 1}\nweights: {<<: *w, forget: 2}", "weights", '{"forget": 2}')],
 )  # fmt: skip
 def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: str) -> None:
     path = tmp_path / "r.yaml"
@@ -243,10 +368,16 @@ def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: 
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b"lr: 1e-3\nsteps: 3\nlr: 1e-4\n", r"r\.yaml:3: broken YAML; 'lr' stands twice"),
-     ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting")],
+     ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting"),
+     (b"weights:\n  forget: 1\n  forget: 2\n", r"r\.yaml:3: broken YAML; 'forget' stands twice"),
+     (b"weights: &w {forget: *w}", "weights is .*, of which no setting"),
+     (b"lr: \0", r"not allowed in .*, position 4$"),
+     (b"steps: !!int x", "YAML that cannot be read"), (b"bf16: !!bool maybe", "YAML that cannot be read"),
+     (b"weights: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "YAML that cannot be read"),
+     (b"lr: 1\n\tsteps: 3", r"r\.yaml:2: broken YAML; found character")],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
-        cli._recipe_arguments(path, {"lr", "steps", "out"})
+        cli._recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})

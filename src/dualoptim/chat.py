@@ -4,21 +4,30 @@ A row is prompt, answer, closing. The prompt is all that a template writes befor
 empty think blocks of reasoning templates. The closing is what ends the answer's turn, the first control token behind
 it. Both are found by writing the conversation with a mark in the answer's place. What is learnt is the answer and its
 closing; what the model is asked with is the same prompt; and a reply ends at the same token.
+
+A control token that a message spells is text. Before the conversation is written such a token gets a break inside,
+which tells in what was written where the tokenizer must not read it as one piece.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .errors import UserError
 
 Message = dict[str, str]
 TEXT = "text"  # the role of plain text that an answer continues
-MARK = "THE-ANSWER-STANDS-HERE"
-OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
+MARK = "The-Answer-Stands-Here"  # in both cases, so that a template that changes them is told
+BREAK = "\ufdd0"  # which Unicode leaves to programs and no text has
+# What opens a block of thinking: <think>, [THINK], <seed:think>, <|START_THINKING|>, <|begin_of_thought|>.
+OPENED = re.compile(
+    r"(?P<left>[<\[◁]\|?)(?P<first>start|begin)?(?P<name>[\w:]*(?:think|thought|reasoning)\w*)(?P<right>\|?[>\]▷])\s*$",
+    re.I,
+)
 
 
 class Turn(NamedTuple):
@@ -27,7 +36,14 @@ class Turn(NamedTuple):
     prompt: str
     lead: str  # blanks that are the answer's first token's
     closing: str
+    end: str  # the control token that the closing ends in; empty where it is letters
     strips: bool  # whether the template takes blanks off an answer's ends
+    reserved: tuple[str, ...]  # control tokens that are text where a message or an answer spells them
+    cuts: tuple[int, ...]  # where the prompt has one of those that is text, a place inside
+
+    def cuts_of(self, answer: str) -> list[int]:
+        """Where an answer spells control tokens, a place inside each."""
+        return _cuts(_broken(answer, self.reserved))
 
 
 def is_text(prompt: Sequence[Mapping[str, str]]) -> bool:
@@ -47,20 +63,38 @@ def turn_of(tokenizer: Any, prompt: Sequence[Message], where: str = "") -> Turn:
     name = tokenizer.name_or_path
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {name} has no end token, so answers could not be ended")
+    special = special_tokens(tokenizer)
     if is_text(prompt):
-        text = (tokenizer.bos_token or tokenizer.eos_token) + "".join(m["content"] for m in prompt)
-        return Turn(text, "", tokenizer.eos_token, strips=False)
-    template = getattr(tokenizer, "chat_template", None)
-    if not template:
+        said = _broken("".join(m["content"] for m in prompt), special)
+        text = (tokenizer.bos_token or tokenizer.eos_token) + said
+        eos = tokenizer.eos_token
+        return Turn(text.replace(BREAK, ""), "", eos, eos, False, special, tuple(_cuts(text)))
+    template = _template(tokenizer)
+    try:
+        return _turn(tokenizer, template, special, tuple(tuple(message.items()) for message in prompt))
+    except _RefusedError as refused:
+        said = f"{where}: " if where else ""
+        raise UserError(f"{said}the chat template of {name} {refused}") from None
+
+
+def _template(tokenizer: Any) -> str:
+    """A tokenizer's chat template; of several, the default."""
+    given, name = getattr(tokenizer, "chat_template", None), tokenizer.name_or_path
+    if isinstance(given, list):
+        given = {named["name"]: named["template"] for named in given}
+    if isinstance(given, dict) and given:
+        if "default" not in given and len(given) > 1:
+            raise UserError(
+                f"the model {name} has several chat templates, {', '.join(given)}, and none is the default; give one "
+                "with --chat-template FILE"
+            )
+        given = given.get("default") or next(iter(given.values()))
+    if not given:
         raise UserError(
             f"the model {name} has no chat template; give one with --chat-template FILE "
             "(a Jinja file such as other models' chat_template.jinja), or rows of plain 'text'"
         )
-    try:
-        return _turn(tokenizer, str(template), tuple(tuple(message.items()) for message in prompt))
-    except _RefusedError as refused:
-        said = f"{where}: " if where else ""
-        raise UserError(f"{said}the chat template of {name} {refused}") from None
+    return str(given)
 
 
 class _RefusedError(Exception):
@@ -68,64 +102,136 @@ class _RefusedError(Exception):
 
 
 @functools.lru_cache(maxsize=8192)
-def _turn(tokenizer: Any, template: str, prompt: tuple[tuple[tuple[str, str], ...], ...]) -> Turn:
+def _turn(
+    tokenizer: Any, template: str, reserved: tuple[str, ...], prompt: tuple[tuple[tuple[str, str], ...], ...]
+) -> Turn:
     messages = [dict(message) for message in prompt]
+    broken = [{**message, "content": _broken(message["content"], reserved)} for message in messages]
+    try:
+        turn = _around(tokenizer, template, reserved, broken, lambda text: text)
+    except _RefusedError as refused:
+        try:  # templates of models that see pictures take contents in parts
+            turn = _around(tokenizer, template, reserved, broken, lambda text: [{"type": "text", "text": text}])
+        except _RefusedError:
+            raise refused from None
+    if turn.end and turn.end not in reserved:  # a token that was added as a word is
+        return _turn(tokenizer, template, (*reserved, turn.end), prompt)
+    return turn
 
-    def written(answer: str) -> str:
-        return _written(tokenizer, [*messages, {"role": "assistant", "content": answer}])
 
-    before, mark, after = written(MARK).rpartition(MARK)
-    if not mark:
-        raise _RefusedError("does not write the answer; give another with --chat-template FILE")
-    beginning = _beginning(before, _written(tokenizer, messages, add_generation_prompt=True))
-    strips = written(f" {MARK} ") != f"{before} {MARK} {after}"
-    return Turn(beginning, before[len(beginning) :], _closing(tokenizer, after), strips)
+def _around(
+    tokenizer: Any, template: str, reserved: tuple[str, ...], messages: Sequence[Message], form: Callable[[str], Any]
+) -> Turn:
+    mark = MARK
+    while any(mark in message["content"] for message in messages):
+        mark += "-"
+
+    def written(answer: str | None = None) -> str:
+        turns = [*messages, *([{"role": "assistant", "content": answer}] if answer is not None else [])]
+        formed = [{**turn, "content": form(turn["content"])} for turn in turns]
+        return _written(tokenizer, template, formed, add_generation_prompt=answer is None)
+
+    pieces = written(mark).split(mark)
+    if len(pieces) != 2:
+        how = "writes the answer more than once" if len(pieces) > 2 else "does not write the answer"
+        raise _RefusedError(f"{how}; give another with --chat-template FILE")
+    before, after = pieces
+    prompt, lead = _beginning(before, written(), messages[-1]["content"].strip())
+    spaced = written(f" {mark} ").partition(mark)
+    strips = not (spaced[0].endswith(f"{before[-8:]} ") and spaced[2].startswith(f" {after[:8]}"))
+    closing, end = _closing(tokenizer, after)
+    return Turn(prompt.replace(BREAK, ""), lead, closing, end, strips, reserved, tuple(_cuts(prompt)))
 
 
-def _beginning(before: str, asked: str) -> str:
-    """Where the answer begins, of what a template writes before a given answer and before one that is to come."""
+def _beginning(before: str, asked: str, question: str = "") -> tuple[str, str]:
+    """Where the answer begins, of what a template writes before a given answer and before one that is to come.
+
+    And the blanks behind that, which are the answer's first token's, as the model writes them: "Answer:" and " Paris".
+    """
     if before.startswith(asked):
         more = before[len(asked) :]
-        # Blanks before an answer are its first token's, as the model writes them: "Answer:" and " Paris".
-        return asked if not more.strip() else before.rstrip(" ")
-    if asked.startswith(before):
+        prompt = asked if not more.strip(" ") else before.rstrip(" ")
+    elif asked.startswith(before):
         more = asked[len(before) :]
-        if opened := OPENED.search(more):  # thinking that is to be done: done, with nothing in it
-            return f"{before}{more.rstrip()}\n\n</{opened[1]}>\n\n"
-        return asked
-    return before.rstrip(" ")
+        opened = OPENED.search(more)  # thinking that is to be done: done, with nothing in it
+        prompt = f"{before}{more.rstrip()}\n\n{_closed(opened)}\n\n" if opened else asked
+    elif question and question in before and question in asked:  # they differ before the question
+        tail, asked_tail = before.rpartition(question)[2], asked.rpartition(question)[2]
+        if tail.startswith(asked_tail) or asked_tail.startswith(tail):
+            prompt, lead = _beginning(tail, asked_tail)
+            return asked[: len(asked) - len(asked_tail)] + prompt, lead
+        prompt = before.rstrip(" ")
+    else:
+        prompt = before.rstrip(" ")
+    return prompt, before[len(prompt) :] if before.startswith(prompt) else ""
 
 
-def _closing(tokenizer: Any, after: str) -> str:
-    """What ends an answer's turn: up to its first control token, or letters; the end token where there is nothing."""
+def _closed(opened: re.Match[str]) -> str:
+    """What closes a block of thinking."""
+    left, first, name, right = opened.group("left", "first", "name", "right")
+    end = {"start": "END", "begin": "end"}.get((first or "").lower(), "/")
+    return f"{left}{end}{name}{right}"
+
+
+def _closing(tokenizer: Any, after: str) -> tuple[str, str]:
+    """What ends an answer's turn, up to its first control token, and that token; letters, or the end token, without."""
     found = [(after.find(token), token) for token in control_tokens(tokenizer) if token in after]
     if not found:
-        return after.rstrip() or str(tokenizer.eos_token)
+        letters = after.rstrip()
+        return (letters, "") if letters else (str(tokenizer.eos_token),) * 2
     at, token = min(found, key=lambda place: (place[0], -len(place[1])))
-    return after[:at] + token
+    return after[:at] + token, token
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of the tokens that a tokenizer holds to be no text."""
+    special = (text for text, is_special in _added(tokenizer, len(tokenizer)) if is_special)
+    return tuple(dict.fromkeys([*special, *map(str, tokenizer.all_special_tokens)]))
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of a tokenizer's control tokens."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return tuple(dict.fromkeys([*(str(token) for token in added.values()), *map(str, tokenizer.all_special_tokens)]))
+    """The texts of a tokenizer's control tokens: those, and all that were added but blanks."""
+    words = (text for text, _ in _added(tokenizer, len(tokenizer)) if text.strip())
+    return tuple(dict.fromkeys([*words, *special_tokens(tokenizer)]))
+
+
+@functools.lru_cache(maxsize=8)
+def _added(tokenizer: Any, size: int) -> tuple[tuple[str, bool], ...]:
+    """The tokens that were added to a tokenizer, of some of which there are thousands, and whether they are special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return tuple((str(token), bool(getattr(token, "special", True))) for token in added)
 
 
 def end_ids(tokenizer: Any, turns: Iterable[Turn]) -> list[int]:
     """The ids of the tokens that end an answer: the control tokens of closings, and the tokenizer's end token."""
-    control = control_tokens(tokenizer)
-    closings = dict.fromkeys(turn.closing for turn in turns if turn.closing.endswith(control))
+    closings = dict.fromkeys(turn.closing for turn in turns if turn.end)
     return list(dict.fromkeys([*(_ids(tokenizer, closing)[-1] for closing in closings), tokenizer.eos_token_id]))
+
+
+def _broken(text: str, tokens: Sequence[str]) -> str:
+    """A text with a break inside each of the tokens that it spells."""
+    if not any(token in text for token in tokens):
+        return text
+    spelt = "|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True)))
+    return re.sub(spelt, lambda found: found[0][:1] + BREAK + found[0][1:], text)
+
+
+def _cuts(broken: str) -> list[int]:
+    """The places of breaks, in the text without them."""
+    return [found.start() - i for i, found in enumerate(re.finditer(BREAK, broken))]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _written(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+def _written(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     try:
         # Reasoning templates write no thinking for it, and others do not read it.
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options))
+        quick = {"enable_thinking": False, "thinking": False}
+        return str(
+            tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **quick, **options)
+        )
     except Exception as error:  # whatever a template and jinja raise
         reason = " ".join(str(error).split()) or type(error).__name__
         system = any(message["role"] == "system" for message in messages)
@@ -140,52 +246,58 @@ class Spelled(NamedTuple):
     spans: list[tuple[int, int]] | None
 
 
-def spelled(tokenizer: Any, text: str, contents: Sequence[str]) -> Spelled:
-    """A text as tokens, where control tokens that stand in somebody's contents are spelled out as any other text.
+def spelled(tokenizer: Any, text: str, cuts: Sequence[int] = (), *, goes_on: bool = False) -> Spelled:
+    """A text as tokens, none of which spans a cut.
 
     Args:
-        contents: what messages say, in their order in the text.
+        cuts: places in the text.
+        goes_on: whether other text stands before it, so that no blank is put there, as some tokenizers do.
     """
+    ids: list[int] = []
+    spans: list[tuple[int, int]] | None = []
+    for start, end in itertools.pairwise([0, *cuts, len(text)]):
+        piece = _piece(tokenizer, text[start:end], goes_on or start > 0)
+        ids += piece.ids
+        spans = (
+            None
+            if spans is None or piece.spans is None
+            else [*spans, *((start + a, start + b) for a, b in piece.spans)]
+        )
+    return Spelled(ids, spans)
+
+
+def _piece(tokenizer: Any, text: str, goes_on: bool) -> Spelled:
     offsets = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(text, add_special_tokens=False, **({"return_offsets_mapping": True} if offsets else {}))
+    before = "\n" if goes_on else ""
+    encoded = tokenizer(
+        before + text, add_special_tokens=False, **({"return_offsets_mapping": True} if offsets else {})
+    )
     ids, spans = list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]] if offsets else None
-    control = control_tokens(tokenizer)
-    if spans is None or not any(token in content for content in contents for token in control):
-        return Spelled(ids, spans)
-    inside, at = [], 0
-    for content in map(str.strip, contents):
-        start = text.find(content, at)
-        if start >= 0 and content:
-            at = start + len(content)
-            inside.append((start, at))
-    control_ids = {tokenizer.convert_tokens_to_ids(token) for token in control}
-    plain_ids: list[int] = []
-    plain_spans: list[tuple[int, int]] = []
-    for token, (start, end) in zip(ids, spans, strict=True):
-        if token in control_ids and any(first <= start and end <= last for first, last in inside):
-            letters = tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            plain_ids += letters
-            plain_spans += [(start, end)] * len(letters)
-        else:
-            plain_ids.append(token)
-            plain_spans.append((start, end))
-    return Spelled(plain_ids, plain_spans)
+    if goes_on:
+        first = _ids(tokenizer, before)
+        if ids[: len(first)] != first:  # the new line went into a token of the text's
+            return _piece(tokenizer, text, goes_on=False)
+        ids = ids[len(first) :]
+        spans = spans and [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans[len(first) :]]
+    return Spelled(ids, spans)
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "") -> list[int]:
     """The tokens that a model is asked with."""
-    contents = [message["content"] for message in prompt]
-    return spelled(tokenizer, turn_of(tokenizer, prompt, where).prompt, contents).ids
+    turn = turn_of(tokenizer, prompt, where)
+    return spelled(tokenizer, turn.prompt, turn.cuts).ids
 
 
 def reply_of(tokenizer: Any, ids: Sequence[int], turn: Turn, ends: Sequence[int]) -> str:
     """The text of a reply up to its end."""
     last = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    text = str(tokenizer.decode(list(ids[:last]), skip_special_tokens=True))
-    closing = turn.closing.strip()
-    if not closing.endswith(control_tokens(tokenizer)):  # of a template that ends a turn in letters
-        text = text.partition(closing)[0]
-        if last == len(ids):  # it may have been cut off within them
-            begun = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)
-            text = text[: len(text) - begun]
+    # As it was learnt: some tokenizers would take blanks before punctuation for their own.
+    text = str(tokenizer.decode(list(ids[:last]), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    closing = turn.closing.removesuffix(turn.end).strip()
+    if turn.end:
+        return text.removesuffix(closing).strip()
+    text = text.partition(closing)[0]  # of a template that ends a turn in letters
+    if last == len(ids):  # it may have been cut off within them
+        begun = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)
+        text = text[: len(text) - begun]
     return text.strip()

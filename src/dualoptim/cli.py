@@ -215,6 +215,9 @@ _Recipes.add_implicit_resolver(
 )
 
 
+_Recipes.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+
+
 def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
     try:
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Recipes)
@@ -222,7 +225,10 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {problem}") from None
+        reason = " ".join(str(problem).split())
+        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {reason}") from None
+    except (ValueError, KeyError, RecursionError) as error:  # a tag that its text does not fit, a depth without end
+        raise UserError(f"{path}: YAML that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
     arguments = []
@@ -233,7 +239,7 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
             continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
         try:
             written = value if isinstance(value, str) else json.dumps(value)
-        except TypeError:
+        except (TypeError, ValueError):  # of Python's own kinds, or that holds itself
             raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
         arguments.append(f"--{key.replace('_', '-')}={written}")
     return arguments

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,11 +26,11 @@ from .chat import TEXT as TEXT
 from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
+from .forms import conversation, text_of
+from .forms import texts as texts
 from .losses import IGNORED
-from .reading import conversation, text_of
 from .reading import read_records as read_records
 from .reading import read_table as read_table
-from .reading import texts as texts
 from .schedule import Turn
 
 
@@ -92,10 +93,10 @@ def data_file(data_dir: str | Path, folder: str, name: str) -> Path:
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
-    """Make a row of any of the forms (`reading.conversation`); whatever else the record holds goes to `fields`."""
+    """Make a row of any of the forms (`forms.conversation`); whatever else the record holds goes to `fields`."""
     found = conversation(record, where)
     if found is None:
-        key = next(key for key in record if key.lower() == "text")
+        key = next(key for key in record if key.lower() == "text" and record[key] is not None)
         prompt: list[Message] = []
         answer, used = text_of(record, key, where), {key}
     else:
@@ -106,9 +107,9 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
 
 def _bare(text: str) -> str:
     """A text as it is compared with others: one form of each character, no invisible ones, no end punctuation."""
-    plain = unicodedata.normalize("NFKC", text)
-    seen = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
-    return " ".join(seen.split()).casefold().rstrip(" .!?…。！？")
+    seen = regex.sub(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]", "", text)
+    plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
+    return regex.sub(r"[\p{Terminal_Punctuation}\s]+$", "", plain) or plain
 
 
 def check_objectives(objectives: Mapping[str, Sequence[Row]]) -> None:
@@ -156,15 +157,14 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     """
     turn = turn_of(tokenizer, row.prompt, row.where)
     answer = row.answer.strip() if turn.strips else row.answer
-    contents = [message["content"] for message in row.prompt]
-    begun = turn.prompt + turn.lead
-    whole = spelled(tokenizer, begun + answer + turn.closing, [*contents, answer])
-    asked = spelled(tokenizer, turn.prompt, contents).ids
-    ids, spans = whole.ids, whole.spans
+    begun, told_apart = turn.prompt + turn.lead, turn.cuts_of(answer)
+    text = begun + answer + turn.closing
+    ids, spans = spelled(tokenizer, text, [*turn.cuts, *(len(begun) + cut for cut in told_apart)])
+    asked = spelled(tokenizer, turn.prompt, turn.cuts).ids
     if ids[: len(asked)] != asked:  # a token that spans both; the model is asked without it
-        rest = spelled(tokenizer, turn.lead + answer + turn.closing, [answer])
-        ids = asked + rest.ids
         shift = len(turn.prompt)
+        rest = spelled(tokenizer, text[shift:], [len(turn.lead) + cut for cut in told_apart], goes_on=True)
+        ids = asked + rest.ids
         spans = rest.spans and [(0, 0)] * len(asked) + [(start + shift, end + shift) for start, end in rest.spans]
     most = max_length if positions is None else min(max_length, positions)
     if len(ids) > most:
@@ -188,14 +188,14 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             i >= len(asked) and any(start < b and end > a for a, b in told) for i, (start, end) in enumerate(spans)
         ]
     labels = [token if here else IGNORED for token, here in zip(ids, learned, strict=True)]
-    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, len(begun + answer), turn.closing))
+    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, text, len(begun + answer)))
 
 
-def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, end: int, closing: str) -> int:
-    """How many tokens stand behind an answer that ends at a character."""
+def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, end: int) -> int:
+    """How many tokens stand behind an answer that ends at a character; some take the blanks before them."""
     if spans is None:
-        return len(tokenizer(closing, add_special_tokens=False)["input_ids"])
-    return sum(start >= end for start, _ in spans)
+        return len(tokenizer(text[end:], add_special_tokens=False)["input_ids"])
+    return sum(after > end and not text[start:end].strip() for start, after in spans)
 
 
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:

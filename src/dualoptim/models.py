@@ -74,7 +74,7 @@ def read_template(given: str) -> str:
     try:
         if given in own and not Path(given).is_file():
             return own[given].read_text(encoding="utf-8")
-        return Path(given).read_text(encoding="utf-8")
+        return Path(given).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "it is not UTF-8 text")
         raise UserError(

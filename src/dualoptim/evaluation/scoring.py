@@ -301,12 +301,13 @@ def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | Non
             longest true answer.
     """
     longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
+    whole = max(token_counts(tokenizer, rows))  # with what leads to an answer, and with control tokens that it spells
     prompts = [row.prompt for row in rows]
     return replies(
         model,
         tokenizer,
         prompts,
-        max_new_tokens=max(longest * 3 // 2, reply_tokens),
+        max_new_tokens=max(longest * 3 // 2, whole, reply_tokens),
         progress=name and f"Asking, {name}",
     )
 

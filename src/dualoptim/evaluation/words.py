@@ -12,15 +12,30 @@ from typing import Any
 
 import regex
 
-# Scripts that are written without blanks between words.
-BLANKLESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-WORD = regex.compile(rf"(?V1)[{BLANKLESS}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{BLANKLESS}]]+")
+# Scripts that are written without blanks between words, and the mark of long vowels, which is of no script.
+BLANKLESS = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}ーｰ\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+    r"\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
+)
+WORD = regex.compile(
+    rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{BLANKLESS}]]+"
+)
 ALONE = regex.compile(rf"[{BLANKLESS}]")
+INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, marks of direction
 
 
 def normal(text: str) -> str:
-    """A text in Unicode's composed form, in which equal texts have equal characters."""
-    return unicodedata.normalize("NFC", text)
+    """A text in Unicode's composed form, in which equal texts have equal characters, and none that cannot be seen."""
+    return unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+
+
+def folded(text: str) -> str:
+    """A text in which upper and lower case are equal, ß and ligatures included.
+
+    >>> folded("STRASSE") == folded("Straße")
+    True
+    """
+    return normal(normal(text).casefold())
 
 
 def words(text: str) -> list[str]:
@@ -36,7 +51,7 @@ class Stemmed:
     """The tokenizer that ROUGE is computed with: lower case, English words of more than three letters stemmed."""
 
     def tokenize(self, text: str) -> list[str]:
-        return [stem(word) if len(word) > 3 and word.isascii() else word for word in words(text.lower())]
+        return [stem(word) if len(word) > 3 and word.isascii() else word for word in words(folded(text))]
 
 
 @cache
@@ -54,7 +69,9 @@ def _stemmer() -> Any:
 
 def stands_in(text: str, part: str) -> bool:
     """Whether a part stands in a text as whole words, in any case."""
-    part = normal(part)
-    before = "" if ALONE.match(part[:1]) else r"(?<![\p{L}\p{M}\p{N}_])"
-    after = "" if ALONE.match(part[-1:]) else r"(?![\p{L}\p{M}\p{N}_])"
-    return bool(regex.search(before + regex.escape(part) + after, normal(text), regex.IGNORECASE))
+    part = folded(part).strip()
+    inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # of a word, where a script has blanks
+    before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
+    after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
+    found = regex.search("(?V1)" + before + regex.escape(part) + after, folded(text))
+    return bool(part and found)

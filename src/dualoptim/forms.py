@@ -1,0 +1,152 @@
+"""The forms that rows come in: a question and an answer, an instruction, a chat or plain text.
+
+Under the keys of the common formats, in any case; a column that holds nothing is an absent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import UserError
+
+# The keys of a question and its answer, in the order in which they are looked for.
+PAIRS = (
+    ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"),
+    ("instruction", "response"), ("input", "output"),
+)  # fmt: skip
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+         "bot": "assistant", "system": "system", "tool": "tool", "developer": "system"}  # fmt: skip
+
+
+def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
+    """A list of texts, none of them empty, under a record's key."""
+    found = record.get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
+        raise UserError(f"{where}: needs {key!r}, a list of texts, none of them empty")
+    return found
+
+
+def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
+    """A text that is not empty, under a record's key."""
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if key not in record else "is empty" if value == "" else f"is {_shown(value)}"
+        raise UserError(f"{where}: the row's {key!r} {found}; give it some text")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value, short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def conversation(record: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str, set[str]] | None:
+    """What is asked, as messages, what is answered, and the keys that were used, of a row in any of the forms.
+
+    None for plain text, under the key "text".
+    """
+    lower = {key.lower(): key for key, value in record.items() if value is not None}
+    if "question" in lower:
+        return _pair(record, lower, "question", "answer", where)
+    for key in ("messages", "conversations", "conversation"):
+        if key in lower:
+            return _chat(record, lower, [lower[key]], where)
+    for asked, answered in PAIRS:
+        if asked in lower and answered in lower:
+            keys = [lower[asked], lower[answered]]
+            if any(isinstance(record[key], list) for key in keys):
+                return _chat(record, lower, keys, where)
+            return _pair(record, lower, asked, answered, where)
+    if "text" in lower:
+        return None
+    columns = ", ".join(map(repr, record)) or "nothing"
+    forms = "or 'prompt' and 'completion', or 'instruction' and 'output', or 'conversations'; rename its columns"
+    raise UserError(
+        f"{where}: a row needs 'question' and 'answer', or 'messages', or 'text', but has {columns}, {forms}"
+    )
+
+
+def _pair(
+    record: Mapping[str, Any], lower: Mapping[str, str], asked: str, answered: str, where: str
+) -> tuple[list[dict[str, str]], str, set[str]]:
+    if answered not in lower and (others := [key for key in lower.values() if key != lower[asked]]):
+        found = "is None" if any(key.lower() == answered for key in record) else "is missing"
+        raise UserError(
+            f"{where}: the row's {answered!r} {found}; give it some text, or rename to it the column that holds it, "
+            f"of {', '.join(map(repr, others))}"
+        )
+    keys = lower[asked], lower.get(answered, answered)
+    question, answer = (text_of(record, key, where) for key in keys)
+    used = set(keys)
+    if asked == "instruction" and "input" in lower:
+        used.add(lower["input"])
+        if str(record[lower["input"]]).strip():
+            question = f"{question}\n\n{text_of(record, lower['input'], where)}"
+    turns = [{"role": "user", "content": question}]
+    if asked != "question":
+        turns = [*_system(record, lower, used, where), *turns]
+    return turns, answer, used
+
+
+def _system(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str], where: str) -> list[dict[str, str]]:
+    """The system message that stands in a column of its own."""
+    key = lower.get("system")
+    if key is None or not str(record[key]).strip():
+        return []
+    used.add(key)
+    return [{"role": "system", "content": text_of(record, key, where)}]
+
+
+def _chat(
+    record: Mapping[str, Any], lower: Mapping[str, str], keys: Sequence[str], where: str
+) -> tuple[list[dict[str, str]], str, set[str]]:
+    """Messages before the last, and that one's text, which must be the assistant's."""
+    used: set[str] = set(keys)
+    turns: list[dict[str, str]] = []
+    for key, role in zip(keys, ("user", "assistant"), strict=False):
+        messages: Any = record[key]
+        if len(keys) == 2 and isinstance(messages, str):  # beside one that is of messages
+            messages = [{"role": role, "content": messages}]
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise UserError(
+                f'{where}: {key!r} must be a list of {{"role": …, "content": …}}, but is {_shown(messages)}'
+            )
+        turns += [_message(message, i, key, where) for i, message in enumerate(messages, 1)]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        last = f"its last is of {turns[-1]['role']!r}" if len(turns) > 1 else f"it has {len(turns)}"
+        raise UserError(
+            f"{where}: {keys[-1]!r} must be a list of two messages or more that ends with the assistant's answer, "
+            f"but {last}"
+        )
+    if turns[0]["role"] != "system":
+        turns = [*_system(record, lower, used, where), *turns]
+    return turns[:-1], turns[-1]["content"], used
+
+
+def _message(message: Mapping[str, Any], number: int, key: str, where: str) -> dict[str, str]:
+    named = message.get("role") or message.get("from")
+    role = ROLES.get(named.lower(), named) if isinstance(named, str) else None
+    if role is None:
+        raise UserError(f"{where}: message {number} of {key!r} has no role; give it a 'role' such as 'user'")
+    content = next((message[name] for name in ("content", "value") if message.get(name) is not None), None)
+    if isinstance(content, list):  # of parts
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        others = [
+            part.get("type") if isinstance(part, dict) else part
+            for part in parts
+            if not isinstance(part, dict)
+            or part.get("type") not in ("text", "input_text", "output_text", None)
+            or not isinstance(part.get("text"), str)
+        ]
+        if others:
+            raise UserError(f"{where}: message {number} of {key!r} has parts that are no text ({others}); remove them")
+        content = "".join(part["text"] for part in parts)
+    if not isinstance(content, str) or not content.strip():
+        calls = " (tool calls cannot be trained on)" if message.get("tool_calls") else ""
+        found = "" if content is None or isinstance(content, str) else f", but {_shown(content)}"
+        raise UserError(
+            f"{where}: message {number} of {key!r} has no text{calls}{found}; give it some, or remove the row"
+        )
+    return {"role": role, "content": content}
