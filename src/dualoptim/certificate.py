@@ -187,7 +187,11 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no record, or one of a schema that this version does not read.
     """
-    statement = signing.parsed(signing.opened(path).payload, f"{path}, what is signed")
+    return _said(signing.opened(path).payload, path)
+
+
+def _said(payload: bytes, path: str | Path) -> dict[str, Any]:
+    statement = signing.parsed(payload, f"{path}, what is signed")
     said = statement.get("predicate") if isinstance(statement, dict) else None
     if not isinstance(said, dict) or (statement.get("_type"), statement.get("predicateType")) != (STATEMENT, PREDICATE):
         raise UserError(f"{path}: what is signed is no record of dualoptim certify; give one that is")
@@ -220,10 +224,11 @@ def verify(
     Raises:
         UserError: no record, or one that this version cannot read; something given that is not there.
     """
-    checks, good = _signature(path, public_key)
+    envelope = signing.opened(path)
+    checks, good = _signature(envelope, path, public_key)
     if not good:
         return checks
-    said = read(path)
+    said = _said(envelope.payload, path)  # the very bytes whose signature is good
     try:
         found, of_run = _check_run(said, Path(path).resolve().parent if run is None else Path(run), run is not None)
         config = found.entry["config"] if found else {}
@@ -238,8 +243,7 @@ def verify(
         raise UserError(f"{path}: is signed, but is not as docs/certificate.md has it ({error!r})") from None
 
 
-def _signature(path: str | Path, public_key: str | Path | None) -> tuple[list[Check], bool]:
-    envelope = signing.opened(path)
+def _signature(envelope: signing.Envelope, path: str | Path, public_key: str | Path | None) -> tuple[list[Check], bool]:
     given = signing.load_public_key(public_key) if public_key is not None else None
     changed = Check("signature", DIFFERS, "is not that of this text by the key it names: the record was changed")
     try:

@@ -479,8 +479,7 @@ def _verify(parsed: Namespace) -> int:
         retain=parsed.retain,
     )
     for item, state, detail in checks:
-        line = f"{state:<9}  {item}{f': {detail}' if detail else ''}"
-        print("".join(sign if sign.isprintable() else "?" for sign in line))  # names in it may be anybody's
+        print(_plain(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
     states = [check.state for check in checks]
     count = {state: states.count(state) for state in (certificate.OK, certificate.DIFFERS, certificate.NOT_THERE)}
     print(f"\n{', '.join(f'{number} {state}' for state, number in count.items())}")
@@ -495,7 +494,13 @@ def _verify(parsed: Namespace) -> int:
 def _print_limits(said: dict[str, Any]) -> None:
     """What a record does not say."""
     for remark in said["remarks"]:
-        print(f"· {remark}")
+        print(_plain(f"· {remark}"))
     missing = said["not_measured"]
-    print(f"Not measured: {len(missing['numbers'])} numbers; attacks: {', '.join(missing['attacks']) or 'none'}")
-    print(said["statement"])
+    attacks = ", ".join(missing["attacks"]) or "none"
+    print(_plain(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
+    print(_plain(said["statement"]))
+
+
+def _plain(text: str) -> str:
+    """A line in which nothing moves the cursor: a record and its files may be anybody's."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
