@@ -87,8 +87,8 @@ def test_a_link_to_a_folder_is_emptied_and_stays(run: Run, place: Path) -> None:
 def test_one_process_at_a_time(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--save-model", "false") == 0
     capsys.readouterr()
-    holding = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True)"
-    told = [sys.executable, "-c", f"{holding}; time.sleep(60)", str(place / "out" / folder.LOCK)]
+    holding = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
+    told = [sys.executable, "-c", f"{holding}; print(flush=True); time.sleep(60)", str(place / "out" / folder.LOCK)]
     with subprocess.Popen(told, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -129,7 +129,7 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
 ) -> None:
     assert run("--save-model", "false") == 0
     entry = results(place)["runs"][0]
-    assert {"task", "refusals", "template", "tokenizer", "start model", "versions"} <= set(entry["fingerprints"])
+    assert {"task", "refusals", "template", "tokenizer", "start_model", "versions"} <= set(entry["fingerprints"])
     assert run("--save-model", "false", "--resume") == 0
     assert results(place)["runs"] == [entry]
     capsys.readouterr()

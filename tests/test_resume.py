@@ -99,10 +99,10 @@ class _First(made.TrainerCallback):
 
 
 def test_one_of_another_run_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="other schedule"):
+    with pytest.raises(UserError, match="another schedule"):
         run(stopped, seed=1).train(True)
     monkeypatch.setattr(made, "RETAIN", [*made.RETAIN[:-1], question("Who is 7?", "Somebody else.")])
-    with pytest.raises(UserError, match="other rows"):
+    with pytest.raises(UserError, match="another set of rows"):
         run(stopped).train(True)
 
 

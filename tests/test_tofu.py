@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(
         (["--memorise-args", "{epochs: 1}"], "add --memorise true"),
         (["--retrained", "make"], "add --memorise true, or give a model"),
         (["--model", "tiny"], "'tiny' is made of a task's rows; add --memorise true"),
-        (["--lora-rank", "-1"], "lora_rank must be 0 or more, but is -1"),
+        (["--lora-rank", "-1"], "lora_rank must be at least 0, but is -1"),
         (["--weights", "{keep: 2}"], "unknown objective of weights 'keep'; known are forget, retain"),
     ],
 )

@@ -125,8 +125,8 @@ def check(folder: Path, fingerprints: Mapping[str, str]) -> None:
         raise UserError(f"checkpoint {folder}: {found}; go on from another, or begin anew")
     if differs := other(folder, fingerprints):
         raise UserError(
-            f"checkpoint {folder}: is of a run with other {differs} than this one; give them as they were, or another "
-            "folder"
+            f"checkpoint {folder}: is of a run with another {differs.replace('_', ' ')} than this one; give it as it "
+            "was, or another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | report | ls | env.
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | report | ls | env | certify | verify.
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -35,6 +35,8 @@ COMMANDS = {
     "report": "make the page and the table of finished runs again, several on one page",
     "ls": "list recipes, tasks, losses and methods",
     "env": "versions, processor, memory and devices",
+    "certify": "write a signed record of what a run measured",
+    "verify": "check a signed record against files",
 }
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
@@ -42,7 +44,10 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 2 a user's mistake, 3 a model that is not finite, 130 interrupted."""
+    """Run a command; the exit status.
+
+    0 done, 1 a record that does not hold, 2 a user's mistake, 3 a model that is not finite, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
@@ -61,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = _parse(commands[name], rest)
         # One line, without the file and source line that warnings.warn adds.
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
-        _run(name, parsed)
-        return 0
+        return _run(name, parsed)
     except BrokenPipeError:  # whoever reads has seen enough, as in `dualoptim ls | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it when it ends
         return 0
@@ -131,7 +135,37 @@ def _parsers() -> dict[str, ArgumentParser]:
     made["report"].add_argument(
         "--out", type=str, default=None, help="HTML file [report.html beside the results, or above those of several]"
     )
+    _add_records(made)
     return made
+
+
+def _add_records(made: dict[str, ArgumentParser]) -> None:
+    """The options of the commands on signed records."""
+    certify, verify = made["certify"], made["verify"]
+    certify.add_argument("folder", type=str, help="of a finished run, or of several")
+    verify.add_argument("record", type=str, help="file that dualoptim certify wrote")
+    for parser, options in (
+        (certify, {
+            "key": "Ed25519 private key of yours, in PEM or OpenSSH's format",
+            "passphrase-file": "file whose first line opens an encrypted key [$DUALOPTIM_PASSPHRASE]",
+            "out": "the record's file [record.json in the run's folder]",
+            "method": "which of several runs, by its method",
+            "before": "model before unlearning, where the run's settings do not lead to it",
+        }),
+        (verify, {
+            "public-key": "of whoever should have signed, in PEM or OpenSSH's format",
+            "run": "folder of the run [the record's]",
+            "model": "folder of the model after unlearning [the run's]",
+            "before": "model before unlearning, by folder or hub id [as the run's settings say]",
+            "forget": "file of the rows to forget [as the run's settings say]",
+            "retain": "file of the rows to keep [as the run's settings say]",
+        }),
+    ):  # fmt: skip
+        for name, what in options.items():
+            parser.add_argument(f"--{name}", type=str, default=None, help=what)
+    certify.add_argument("--run", type=int, default=None, help="which of several runs, by its number from 1")
+    certify.add_argument("--seed", type=int, default=None, help="which of several runs, by its seed")
+    verify.add_argument("--show", action="store_true", help="print what the record says, too, as JSON")
 
 
 def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
@@ -273,12 +307,16 @@ def _suit_the_process() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _run(name: str, parsed: Namespace) -> None:
+def _run(name: str, parsed: Namespace) -> int:
     _suit_the_process()
+    if name == "verify":
+        return _verify(parsed)
     if name in ("unlearn", "compare"):
         _unlearn(name, parsed)
     else:
-        {"quickstart": _quickstart, "evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env}[name](parsed)
+        {"quickstart": _quickstart, "evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env,
+         "certify": _certify}[name](parsed)  # fmt: skip
+    return 0
 
 
 def _quickstart(parsed: Namespace) -> None:
@@ -443,3 +481,63 @@ def _env(parsed: Namespace) -> None:
     from . import runs
 
     print(yaml.safe_dump(runs.environment(), sort_keys=False, allow_unicode=True), end="")
+
+
+def _certify(parsed: Namespace) -> None:
+    from .certify import certificate, signing
+
+    if parsed.key is None:
+        raise UserError(f"certify: give --key FILE, your Ed25519 private key; {signing.MAKE} makes one")
+    said, path = certificate.certify(
+        parsed.folder,
+        parsed.key,
+        out=parsed.out,
+        number=parsed.run,
+        method=parsed.method,
+        seed=parsed.seed,
+        before=parsed.before,
+        passphrase_file=parsed.passphrase_file,
+    )
+    print(f"{os.path.relpath(path)}: signed by the key {said['signer']['fingerprint']}")
+    _print_limits(said)
+
+
+def _verify(parsed: Namespace) -> int:
+    """Print a line for each thing that was checked; the exit status."""
+    from .certify import certificate
+
+    checks = certificate.verify(
+        parsed.record,
+        public_key=parsed.public_key,
+        run=parsed.run,
+        model=parsed.model,
+        before=parsed.before,
+        forget=parsed.forget,
+        retain=parsed.retain,
+    )
+    for item, state, detail in checks:
+        print(_plain(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
+    states = [check.state for check in checks]
+    count = {state: states.count(state) for state in (certificate.OK, certificate.DIFFERS, certificate.NOT_THERE)}
+    print(f"\n{', '.join(f'{number} {state}' for state, number in count.items())}")
+    if checks[0].state == certificate.OK:
+        said = certificate.read(parsed.record)
+        _print_limits(said)
+        if parsed.show:
+            print(json.dumps(said, indent=1))
+    return int(certificate.DIFFERS in states)
+
+
+def _print_limits(said: dict[str, Any]) -> None:
+    """What a record does not say."""
+    for remark in said["remarks"]:
+        print(_plain(f"· {remark}"))
+    missing = said["not_measured"]
+    attacks = ", ".join(missing["attacks"]) or "none"
+    print(_plain(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
+    print(_plain(said["statement"]))
+
+
+def _plain(text: str) -> str:
+    """A line in which nothing moves the cursor: a record and its files may be anybody's."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -22,6 +22,7 @@ from torch import nn
 
 from . import resolve as names
 from . import tasks, tiny
+from .checkpoints import sha256
 from .config import RunConfig, typed
 from .data import Row, encode
 from .errors import UserError
@@ -62,6 +63,7 @@ class Resolved:
         start: the model to unlearn from.
         retrained: the one that never saw what is to be forgotten, if there is one.
         needed: bytes of memory by what they are for.
+        files: setting → SHA-256 of the file that it names, of those that lie on the disk.
         fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
             the packages' versions.
     """
@@ -75,6 +77,7 @@ class Resolved:
     start: Origin
     retrained: Origin | None
     needed: Mapping[str, int]
+    files: Mapping[str, str]
     fingerprints: Mapping[str, str]
 
     def turns(self, left: Mapping[str, float] | None = None) -> list[Turn]:
@@ -112,10 +115,11 @@ def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
         "refusals": _hash(refusals),
         "template": _hash(getattr(tokenizer, "chat_template", None)),
         "tokenizer": _hash_of_tokenizer(tokenizer),
-        "start model": start.fingerprint,
-        **({"retrained model": retrained.fingerprint} if retrained else {}),
+        "start_model": start.fingerprint,
+        **({"retrained_model": retrained.fingerprint} if retrained else {}),
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
     }
+    files = {name: sha256(Path(given)) for name, given in first.inputs.items() if given and Path(given).is_file()}
     found = []
     for config in configs:
         losses = names.losses_of(config, task)
@@ -123,9 +127,8 @@ def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
         needed = names.memory_needed(config, task, losses, model)
         names.check_room(config, needed)
         optimizer = names.optimizer_of(config, list(task.objectives))
-        found.append(
-            Resolved(config, task, tokenizer, losses, refusals, optimizer, start, retrained, needed, fingerprints)
-        )
+        made = config, task, tokenizer, losses, refusals, optimizer, start, retrained, needed, files, fingerprints
+        found.append(Resolved(*made))
     check_rows(found[0], positions(model), vocabulary)
     return found
 

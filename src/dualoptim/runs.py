@@ -94,12 +94,12 @@ def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, An
                 f"{out / RESULTS}: holds runs that {SETTINGS} does not; give another folder, or --overwrite"
             )
         before = entry.get("fingerprints", {})
-        for name, value in of.identity.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"out {out}: holds a run of another {name} (its contents changed, though its name did not); give "
-                    "another folder, or --overwrite"
-                )
+        differs = next((name for name, value in of.identity.items() if before.get(name) != value), None)
+        if differs:
+            raise UserError(
+                f"out {out}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its name "
+                "did not); give another folder, or --overwrite"
+            )
         found.append((entry, of))
     return found
 
@@ -339,7 +339,8 @@ def _misfit(results: Mapping[str, Any]) -> str | None:
                 return f"run {i} lacks numbers {when}"
         if any(not isinstance(point, dict) or set(point) != set(entry["curve"][0]) for point in entry["curve"]):
             return f"run {i} has points of different kinds in its curve"
-    if any(set(sample) != {"set", "question", "answer", "before", "after"} for e in entries for sample in e["samples"]):
+    of_sample = {"set", "question", "answer", "before", "after"}
+    if any(not isinstance(one, dict) or set(one) != of_sample for entry in entries for one in entry["samples"]):
         return "a sample is not as it should be"
     return None
 

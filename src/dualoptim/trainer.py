@@ -186,7 +186,7 @@ class UnlearnTrainer(Trainer):
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return {
             **self.given_fingerprints,
-            "rows": digest(self.rows.tokens, self.rows.refusals),
+            "set of rows": digest(self.rows.tokens, self.rows.refusals),
             "schedule": digest([dict(turn) for turn in self.turns], seed),
         }
 

@@ -257,6 +257,7 @@ def train(
             "method": config.method,
             "seed": config.seed,
             "config": config.as_dict(),
+            "files": dict(resolved.files),
             "fingerprints": dict(resolved.fingerprints),
             "before": prepared.before.numbers,
             "after": after.numbers,

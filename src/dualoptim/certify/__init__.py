@@ -1,0 +1,1 @@
+"""Signed records of what a run measured: their contents (`evidence`, `measured`), envelope (`signing`) and check."""

@@ -1,0 +1,273 @@
+"""The pieces of a finished run on this machine: which run, the files that it read and left, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import report, runs
+from ..errors import UserError, unknown
+from ..reading import HUB, read_records
+
+WITHHELD = "withheld"
+LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl")  # beside a run's results and its model
+# Settings that name files to read, and settings that name folders or models.
+INPUTS, PLACES = ("forget", "retain", "refusals", "chat_template", "task"), ("data_dir", "out", "model", "retrained")
+
+
+class Run(NamedTuple):
+    """One run: the folder of its results, its own folder, the results, and its entry in them."""
+
+    folder: Path
+    own: Path
+    results: dict[str, Any]
+    entry: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Its name beside the others of its folder."""
+        return report.label(self.entry, self.results)
+
+    def file(self, name: str) -> Path:
+        """A file that the run left, in its own folder or in the one that it shares with others."""
+        return self.own / name if (self.own / name).is_file() else self.folder / name
+
+    def is_older_than(self, paths: Sequence[Path]) -> bool:
+        """Whether one of some files was modified after the run's results were written."""
+        written = (self.folder / runs.RESULTS).stat().st_mtime
+        return any(path.stat().st_mtime > written + 1 for path in paths)
+
+
+def find(path: str | Path) -> list[Run]:
+    """The runs of a folder; of a run's own folder below the results of several, that one.
+
+    Raises:
+        UserError: no run there, or results that cannot be read.
+    """
+    folder = Path(path).resolve()
+    folder = folder.parent if folder.name == runs.RESULTS else folder
+    place = next((f for f in (folder, *folder.parents[:2]) if (f / runs.RESULTS).is_file()), None)
+    if place is None:
+        raise UserError(f"{path}: holds no {runs.RESULTS}; give the folder of a finished run")
+    results = runs.read_results(place)
+    try:
+        found = [Run(place, _own(place, entry), results, entry) for entry in results["runs"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{place / runs.RESULTS}: is damaged, an entry lacks {error}; take it from a backup") from None
+    if place != folder:
+        found = [run for run in found if run.own == folder]
+    if not found:
+        raise UserError(f"{path}: is the folder of no finished run; give one that holds {runs.RESULTS}")
+    return found
+
+
+def _own(folder: Path, entry: Mapping[str, Any]) -> Path:
+    own = folder / f"{runs.slug(entry['method'])}-seed{entry['seed']}"
+    own = own / f"part{entry['part']}" if "part" in entry else own
+    return own if own.is_dir() else folder
+
+
+def choose(found: Sequence[Run], number: int | None = None, method: str | None = None, seed: int | None = None) -> Run:
+    """One of several runs: by its number from 1, by its method, by its seed, or by all of them.
+
+    Raises:
+        UserError: none is left, or several are.
+    """
+    numbered = dict(enumerate(found, 1))
+    if number is not None and number not in numbered:
+        raise UserError(f"run {number}: the folder holds {_listed(numbered)}; give one of these numbers")
+    methods = list(dict.fromkeys(run.entry["method"] for run in found))
+    if method is not None and method not in methods:
+        raise unknown("method", method, methods)
+    left = {
+        i: run
+        for i, run in numbered.items()
+        if number in (None, i) and method in (None, run.entry["method"]) and seed in (None, run.entry["seed"])
+    }
+    if not left:
+        raise UserError(f"no run is of all that was asked for; the folder holds {_listed(numbered)}")
+    if len(left) > 1:
+        raise UserError(f"there are {len(left)} runs to choose from, {_listed(left)}; give --run N")
+    return next(iter(left.values()))
+
+
+def _listed(numbered: Mapping[int, Run]) -> str:
+    return ", ".join(f"{i} ({run.label})" for i, run in numbered.items())
+
+
+def hashed(path: Path) -> dict[str, Any]:
+    """A file's SHA-256 and its size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def entry_hash(entry: Mapping[str, Any]) -> str:
+    """The SHA-256 of a run's entry in results.json, by its content: other runs may come to stand beside it.
+
+    Which part of a task it is of is left out, since the part's own folder does not say.
+    """
+    entry = {key: value for key, value in entry.items() if key != "part"}
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The files of a folder and of those in it, but for hidden ones: name → path."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+
+
+def recipe(config: Mapping[str, Any], private: bool) -> dict[str, Any]:
+    """A run's settings, without where files lie and without what may name somebody."""
+
+    def argument(value: Any) -> Any:
+        # Lists of texts are what a task is to forget or keep: names of people, whose hashes could be guessed.
+        if isinstance(value, list) and any(isinstance(each, str) for each in value):
+            return f"{WITHHELD}: {len(value)} texts"
+        return WITHHELD if private and isinstance(value, (str, dict)) else value
+
+    shown = dict(config)
+    for key in (*INPUTS, *PLACES):
+        if isinstance(shown.get(key), str):
+            shown[key] = shown_name(key, shown[key], private)
+    shown["task_args"] = {key: argument(value) for key, value in config.get("task_args", {}).items()}
+    return shown
+
+
+def shown_name(key: str, value: str, private: bool) -> str:
+    """What a setting names: a file's or folder's last part, or all of a name that stands for neither."""
+    if key == "task" and not value.endswith(".py"):
+        return value
+    if private and key in (*INPUTS, "data_dir", "out"):
+        return WITHHELD
+    is_file = key not in PLACES and Path(value).suffix
+    return value if HUB.fullmatch(value) and not value.startswith(".") and not is_file else Path(value).name
+
+
+def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str, Path]]:
+    """The files that a run's settings name: role, what the setting says, path. Of a private run, roles name no file."""
+    for role in INPUTS:
+        value = config.get(role)
+        if not isinstance(value, str) or (role == "task" and not value.endswith(".py")):
+            continue
+        path = Path(value)
+        if role == "chat_template" and not path.is_file() and re.fullmatch(r"\w+", value):
+            continue  # by name, it comes along with the package
+        yield role, value, path
+    if isinstance(config.get("data_dir"), str) and Path(config["data_dir"]).is_dir():
+        for i, (name, path) in enumerate(files(Path(config["data_dir"])).items(), 1):
+            yield f"data_dir/{i if private else name}", name, path
+
+
+def data(run: Run, private: bool, remarks: list[str]) -> dict[str, Any]:
+    """The files that a run read, by their role; what is missing or doubtful goes to the remarks."""
+    config, taken = run.entry["config"], run.entry.get("files", {})
+    said: dict[str, Any] = {}
+    for role, value, path in inputs(config, private):
+        of_folder = role.startswith("data_dir/")
+        item: dict[str, Any] = {"name": WITHHELD if private else value if of_folder else shown_name(role, value, False)}
+        was = taken.get(role) or taken.get(value)
+        if path.is_file():
+            now = hashed(path)
+            if was is None and run.is_older_than([path]):
+                remarks.append(
+                    f"{role}: the file was modified after the run; its hash is that of the file as it is now."
+                )
+            if was is not None and was != now["sha256"]:
+                remarks.append(f"{role}: the file is no longer the one that the run read; the hash is the run's own.")
+                item["sha256"] = was
+            else:
+                item |= now
+                if role in ("forget", "retain") and (rows := _rows(path)) is not None:
+                    item["rows"] = rows
+        elif was is not None:
+            remarks.append(f"{role}: the file is no longer there; the hash is the run's own.")
+            item["sha256"] = was
+        else:
+            on_hub = HUB.fullmatch(value) and not path.suffix
+            item["not_there"] = "it comes from the hub" if on_hub else "the file is not there"
+            remarks.append(f"{role}: has no hash, since {item['not_there']}.")
+        said[role] = item
+    if any(role.startswith("data_dir/") for role in said):
+        remarks.append("data_dir: all files of the folder are listed, whether the task read them or not.")
+    elif config.get("data_dir") is not None:
+        remarks.append("data_dir: the folder is not there or empty, so what was read of it has no hashes.")
+    elif config.get("forget") is None:
+        remarks.append("The task's rows come with the package or from the hub, and have no hashes here.")
+    return said
+
+
+def _rows(path: Path) -> int | None:
+    try:
+        return len(read_records(path))
+    except UserError:  # what cannot be read as rows has a hash all the same
+        return None
+
+
+def model_place(model: str) -> tuple[Path | None, str | None]:
+    """A model's folder on this machine, if it has one, and the hub's commit that it is of."""
+    if model == "smollm2":
+        from ..models import source
+
+        model = source(model)
+    if Path(model).is_dir():
+        return Path(model), None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # no name of the hub's
+        return None, None
+    return (Path(config).parent, Path(config).parent.name) if isinstance(config, str) else (None, None)
+
+
+def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, Any]:
+    """The model that a run started from: its name, and its files where they can be found.
+
+    Args:
+        given: its folder or hub id, where the run's settings do not lead to it.
+        remarks: gets what is missing or doubtful.
+    """
+    config = run.entry["config"]
+    name = given or config["model"]
+    said: dict[str, Any] = {"name": shown_name("model", name, False)}
+    taught = config.get("memorise") and given is None
+    place, commit = (None, None) if taught else model_place(name)
+    if given and place is None:
+        raise UserError(f"before {given}: no such folder, nor is it in the hub's cache; give the model's folder")
+    if commit:
+        said["commit"] = commit
+    if place is not None:
+        found = files(place)
+        said["files"] = {file: hashed(path) for file, path in found.items()}
+        if run.is_older_than(list(found.values())):
+            remarks.append("The model before: some of its files were modified after the run.")
+        return said
+    said["not_there"] = (
+        "it was first taught the task's rows; give the taught one by --before"
+        if taught
+        else "there is no such folder, and nothing of that name in the hub's cache"
+    )
+    remarks.append(f"The model before has no hashes: {said['not_there']}.")
+    return said
+
+
+def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
+    """The files of the model that a run left."""
+    folder = run.own / "model"
+    if folder.is_dir():
+        found = files(folder)
+        if run.is_older_than(list(found.values())):
+            remarks.append("The model after: some of its files were modified after the results were written.")
+        return {"files": {name: hashed(path) for name, path in found.items()}}
+    was_saved = run.entry["config"].get("save_model", True)
+    why = "its folder is not there" if was_saved else "the run did not save it (save_model false)"
+    remarks.append(f"The model after has no hashes, so the record is tied to no model: {why}.")
+    return {"not_there": why}

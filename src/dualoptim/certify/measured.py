@@ -1,0 +1,175 @@
+"""A finished run's numbers, with intervals, and which attacks they are of."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__, runs
+from ..errors import UserError
+from .evidence import Run
+
+RESAMPLES, LEVEL = 1000, 0.95
+TESTS = "forget_quality"  # a p-value and its distance, which a resample with its ties distorts, have no intervals
+WILSON, BOOTSTRAP = "wilson", "bootstrap"
+METHODS = {
+    WILSON: "Wilson score interval of a share of n samples (scipy.stats.binomtest)",
+    BOOTSTRAP: f"percentiles of {RESAMPLES} resamples, each set of samples drawn on its own, seed 0 "
+    "(scipy.stats.bootstrap)",
+    "none": "no interval: fewer than two samples, all of one value, a test, or samples that were not kept",
+}
+# Attack → what it does, and the names of the numbers that it leaves where it was run.
+ATTACKS = {
+    "rewording": ("questions in other wordings, never trained on", r"reworded_answered|forget_accuracy"),
+    "sampling": ("several replies sampled for each question, of which the worst counts", r"sampled_answered"),
+    "likelihood": ("the answer's probability when the model is made to say it", r"(forget|whole)(_\w+)?_probability"),
+    "extraction": ("how much of an answer the model completes by itself", r"extraction_strength|exact_memori[sz]ation"),
+    "membership": ("whether rows can be told from rows never seen", r"auc_\w+|privacy_leakage"),
+    "relearning": ("training on a few of the rows again", r"\w*relearn\w*"),
+    "quantization": ("rounding the weights to few bits", r"\w*quanti[sz]\w*"),
+    "paraphrase": ("questions reworded by another model, or in other languages", r"\w*paraphras\w*"),
+    "prompting": ("prompts that talk the model out of refusing, or begin its answer", r"\w*(jailbreak|prefill)\w*"),
+    "probing": ("reading answers from hidden states", r"\w*prob(e|ing)_\w*"),
+}
+
+Records = Mapping[str, Sequence[Mapping[str, Any]]]
+Intervals = Mapping[str, Mapping[str, list[float]]]
+
+
+def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """Every number before and after with its interval, and how many samples of each set there are.
+
+    Raises:
+        UserError: the run's samples make other numbers than its results have.
+    """
+    results, entry = run.results, run.entry
+    records, spread = _samples(run, remarks)
+    measured: dict[str, Any] = {}
+    for name, metric in results["metrics"].items():
+        n = results.get("counts", {}).get(name)
+        said: dict[str, Any] = {"label": metric["label"], "group": metric.get("group", ""), "better": metric["better"]}
+        why = entry.get("not_computed", {}).get(name)
+        for when in ("before", "after"):
+            value = entry[when].get(name)
+            if value is None:
+                why = why or "it was not computed"
+            elif not math.isfinite(value):
+                value, why = None, f"no finite number came out ({when})"
+            interval = None if value is None else _wilson(value, n) if n else spread.get(when, {}).get(name)
+            said[when] = {"value": value, "interval": interval}
+        has_one = said["before"]["interval"] or said["after"]["interval"]
+        measured[name] = {
+            **said,
+            "n": n,
+            "interval_by": (WILSON if n else BOOTSTRAP) if has_one else "none",
+            "why": why,
+        }
+    return measured, {when: _sizes(part) for when, part in records.items()}
+
+
+def _sizes(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {name: sum(r["set"] == name for r in records) for name in sorted({r["set"] for r in records})}
+
+
+def _wilson(share: float, n: int) -> list[float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(share * n), n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
+    """The run's samples, and bootstrap intervals of the numbers that they make, before and after."""
+    path = run.own / runs.RECORDS
+    if not path.is_file():
+        remarks.append(f"{runs.RECORDS} is not there: numbers were not made again, and means have no intervals.")
+        return {}, {}
+    from .. import tasks
+    from ..evaluation import general
+
+    _, records = runs.read_records(path)
+    try:
+        task = tasks.find(run.entry["config"].get("task") or "files")
+        gold = records.get("retrained")
+        again = {when: general.scored(task, records[when], gold)[0].numbers for when in ("before", "after")}
+    except Exception as error:  # of a task of somebody's own, or of samples without their text
+        remarks.append(
+            f"Numbers were not made again of {runs.RECORDS} ({type(error).__name__}), and means have no intervals."
+        )
+        return records, {}
+    for when, made in again.items():
+        for name, was in run.entry[when].items():
+            if not _same(was, made.get(name)):
+                raise UserError(
+                    f"{run.folder / runs.RESULTS}: {name} {when} is {was}, and {path} makes it {made.get(name)}; one "
+                    f"was changed, or not made by version {__version__}: take the version of the run, or run again"
+                )
+    return records, {when: _bootstrapped(task, records[when], gold, list(made)) for when, made in again.items()}
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
+
+
+def _bootstrapped(
+    task: Any, records: Sequence[Mapping[str, Any]], retrained: Any, names: Sequence[str]
+) -> dict[str, list[float]]:
+    """Intervals of numbers by resampling the records of each set; none where nothing varies.
+
+    Whatever the task makes of records is made of every resample, so aggregates and areas have intervals as means have.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    from ..evaluation import general
+    from ..evaluation.numbers import NOTES
+
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        sets.setdefault(record["set"], []).append(record)
+    drawn = {name: part for name, part in sets.items() if len(part) > 1 and name not in (NOTES, general.SET)}
+    fixed = [record for name, part in sets.items() if name not in drawn for record in part]
+    if not drawn:
+        return {}
+
+    def statistic(*chosen: Any) -> Any:
+        sample = [part[int(i)] for part, which in zip(drawn.values(), chosen, strict=True) for i in which]
+        made = general.scored(task, [*sample, *fixed], retrained)[0].numbers
+        return np.array([math.nan if made[name] is None else made[name] for name in names])
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of a resample that has none of a kind
+        found = bootstrap(
+            [np.arange(len(part)) for part in drawn.values()],
+            statistic,
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            confidence_level=LEVEL,
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).confidence_interval
+    ends = zip(names, found.low, found.high, strict=True)
+    return {
+        name: [float(low), float(high)]
+        for name, low, high in ends
+        if math.isfinite(low + high) and low < high and not name.startswith(TESTS)
+    }
+
+
+def attacks(measured: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The attacks that left numbers, with those, and the others, each with why."""
+    run: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for attack, (what, pattern) in ATTACKS.items():
+        names = [name for name in measured if re.fullmatch(pattern, name)]
+        values = {name: {when: measured[name][when]["value"] for when in ("before", "after")} for name in names}
+        if any(value["after"] is not None for value in values.values()):
+            run[attack] = {"what": what, "numbers": values}
+        else:
+            missing[attack] = f"{what}: {'not computed, ' + measured[names[0]]['why'] if names else 'not run'}"
+    return run, missing
