@@ -246,10 +246,22 @@ def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: p
         ("lr: [1", "r.yaml:1: broken YAML"),
         ("lr", "a recipe is a mapping"),
         ("steps: many", "r.yaml: "),
+        ("lr: 1e-3\nsteps: !!float", "r.yaml:2: broken YAML; what is tagged as float is none"),
+        ("out: !!timestamp x", "r.yaml:1: broken YAML; what is tagged as timestamp is none"),
+        ("weights: !!set [a]", "r.yaml: YAML that cannot be read"),
+        ('weights: "a\\nb"', "Got value: a"),
+        ('out: "a\\0b"', "holds the character NUL"),
     ):
         (place / "r.yaml").write_text(text)
         assert run("unlearn", "--recipe", "r.yaml") == 2
         assert message in errors(capsys)
+
+
+def test_what_a_sentence_quotes_breaks_no_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a\nb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\rb"):
+        assert run("unlearn", "--forget", name) == 2
+        assert errors(capsys).isprintable()
+    assert str(UserError("Où ?\u3000\t")) == "Où ?\u3000\\t"
 
 
 def test_a_recipe_for_several_methods_serves_the_other_commands(
