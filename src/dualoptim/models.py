@@ -29,6 +29,7 @@ from transformers import (
 from . import __version__, checkpoints
 from .checkpoints import sha256
 from .errors import UserError, unknown
+from .folder import written
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -398,7 +399,5 @@ def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
     with _locked(path):
         if (value := known()) is None:
             value = compute()
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-            os.replace(partial, path)
+            written(path, json.dumps(value, ensure_ascii=False))
     return value
