@@ -90,6 +90,14 @@ def test_one_that_is_not_whole_is_passed_over(
     assert torch.equal(made.weights(again), never_stopped)
 
 
+@pytest.mark.parametrize(
+    "files", [3, {"config.json": 8}, {"config.json": {"sha256": "x"}}, {"config.json": {"bytes": []}}]
+)
+def test_a_manifest_that_is_none_is_of_no_checkpoint(stopped: Path, files: Any) -> None:
+    (stopped / "checkpoint-8" / "manifest.json").write_text(json.dumps({"files": files, "fingerprints": {}}))
+    assert "no readable manifest.json" in str(checkpoints.flaw(stopped / "checkpoint-8"))
+
+
 class _First(made.TrainerCallback):
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .schema import count, text, unlike
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
+FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}}  # of a manifest
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +82,9 @@ def rotate(out: Path, keep: int | None) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {"files": dict(manifest["files"]), "fingerprints": dict(manifest["fingerprints"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return {}
+    return manifest if unlike(manifest, FORM) is None else {}
 
 
 def damage(folder: Path) -> str | None:

@@ -204,7 +204,7 @@ _BEST: dict[str, tuple[str, Callable[[float], float]]] = {
 def _spread(a: float, b: float, n: int) -> float:
     """Standard error of the difference of two shares of n questions, with one right and one wrong answer added."""
     p = ((a + b) * n + 1) / (2 * n + 2)
-    return math.sqrt(2 * p * (1 - p) / n)
+    return math.sqrt(max(0.0, 2 * p * (1 - p) / n))  # of what is no share, nothing is known
 
 
 def terminal(results: Mapping[str, Any]) -> None:
