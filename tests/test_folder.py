@@ -365,7 +365,7 @@ def test_results_may_lack_what_was_not_measured(tmp_path: Path) -> None:
     for entry, alone in zip(found["runs"], ("a", "b"), strict=True):
         entry["config"]["alone"] = alone
         entry["after"]["perplexity"] = None
-        measures = {"cosine/$x^$": None, "cosine/a/b": 0.5}
+        measures = {"cosine/$x^$": None, "cosine/a/b": 2**80}
         entry["diagnostics"] = {"layers": {"all": measures, "$layer^": measures}}
     (tmp_path / "results.json").write_text(json.dumps(found))
     assert cli.main(["report", str(tmp_path)]) == 0
