@@ -5,7 +5,6 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -237,10 +236,8 @@ def check_alone(config: RunConfig) -> None:
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
-        if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
-            raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
-    if config.lora_rank and importlib.util.find_spec("peft") is None:
-        raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    if config.until is not None and "forget" not in tasks.find(config.task or "files").curves:
+        raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
     if config.pause and config.until is None:

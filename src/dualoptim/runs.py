@@ -109,6 +109,8 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for entry in entries:
         name = f"{entry['method']}, seed {entry['seed']}"
+        if entry["collapse"]:
+            found.append(f"{name}: the model fell apart: {'; '.join(entry['collapse'])}.")
         if not entry["finite"]:
             found.append(f"{name}: its weights are not finite after training, so nothing was measured of it.")
         for objective, count in entry["skipped_steps"].items():

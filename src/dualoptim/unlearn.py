@@ -34,6 +34,8 @@ from .combine import RULES
 from .config import RunConfig
 from .errors import UserError
 from .evaluation import general
+from .evaluation.ability import Ability
+from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
 from .folder import CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
@@ -65,6 +67,7 @@ class Prepared:
     before: Scores
     retrained: Records | None  # of a model that never saw the rows to forget
     start: dict[str, float]  # of the curves
+    ability: Ability | None  # what else is watched, where there is a floor for what is kept
     left: dict[str, float]  # mean negative log-likelihood of each objective's rows, where the ratio is by loss
 
     metrics: Mapping[str, Metric]
@@ -81,10 +84,19 @@ def prepare(resolved: Resolved) -> Prepared:
     model = load_model(start).to(device)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
     numbers, metrics = general.scored(task, records, gold)
-    curve = task.follow(model, tokenizer)
+    curve, ability = task.follow(model, tokenizer), None
+    if config.keep_at_least is not None and not task.watches_ability:
+        watched = Ability(model, tokenizer)
+        ability = watched if watched.measures else None
+        if not (ability or task.kept):
+            raise UserError("keep_at_least: the model can do nothing yet that could be lost; leave it out")
+        curve |= {ABILITY: 1.0} if ability else {}
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
-    return Prepared(start, reference, Scores(*numbers, records), gold, curve, left, metrics)
+    return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics)
+
+
+ABILITY = "ability"  # the curve of what a model could before
 
 
 def with_general(config: RunConfig, model: Any, tokenizer: Any, records: Records) -> Records:
@@ -121,14 +133,16 @@ class _Watch(TrainerCallback, ExportableState):
         self.step_seconds: list[float] = []
         self.began = 0.0
         self.seconds = 0.0  # of training, without the curve
+        self.watching = 0.0  # of the curve
 
     def state(self) -> dict[str, Any]:
-        own = {"curve": self.curve, "step_seconds": self.step_seconds, "seconds": self.seconds}
+        own = {name: getattr(self, name) for name in ("curve", "step_seconds", "seconds", "watching")}
         return {"args": {}, "attributes": {**own, "paused": sorted(self.paused or ())}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)["attributes"]
-        self.curve, self.step_seconds, self.seconds = saved["curve"], saved["step_seconds"], saved["seconds"]
+        self.curve, self.step_seconds = saved["curve"], saved["step_seconds"]
+        self.seconds, self.watching = saved["seconds"], saved["watching"]
         if self.paused is not None:
             self.paused.update(saved["paused"])
         self.bar.update(state.global_step)
@@ -141,7 +155,9 @@ class _Watch(TrainerCallback, ExportableState):
         self.seconds += self.step_seconds[-1]
         self.bar.update(state.global_step - self.bar.n)
         if state.global_step in self.points:
+            began = time.perf_counter()
             self.curve.append({"step": state.global_step, **self.measure()})
+            self.watching += time.perf_counter() - began
             if self.best is not None:
                 self.best.look(state.global_step, self.curve[-1], control)
                 if self.paused is not None:
@@ -183,9 +199,15 @@ def train(
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
     best = None
     if config.until is not None or config.keep_at_least is not None:
-        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
+        kept = [*task.kept, *([ABILITY] if prepared.ability else [])]
+        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points), kept)
     paused: set[str] = set()  # what the watch pauses, the trainer skips
-    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused if config.pause else None)
+
+    def measure() -> dict[str, float]:
+        able = {ABILITY: prepared.ability(model)} if prepared.ability else {}
+        return {**task.follow(model, tokenizer), **able}
+
+    watch = _Watch(points, measure, bar, best, paused if config.pause else None)
     checkpoints_folder = folder / CHECKPOINTS
     trainer = UnlearnTrainer(
         model,
@@ -266,11 +288,19 @@ def train(
             "skipped_steps": skipped,
             "verdict": task.verdict(prepared.before.records, after.records) if finite else "",
             "stopped": stopped,
+            "collapse": collapse(
+                prepared.before.records,
+                after.records,
+                (prepared.before.numbers.get("perplexity"), after.numbers.get("perplexity")),
+                logged,
+                task.kept,
+            ),
             "curve": [{"step": 0, **prepared.start}, *watch.curve],
             "losses": [entry for entry in logged if "loss" in entry],
             "diagnostics": read[-1] if read else None,
             "samples": runs.samples(prepared.before.records, after.records),
             "seconds": round(watch.seconds, 1),
+            "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,
             "peak_memory_bytes": _peak(device),
@@ -423,7 +453,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         "model": config.model,
         "private": config.private,
         "followed": task.followed,
-        "curves": dict(task.curves),
+        "curves": {**task.curves, **({ABILITY: "What it could before ↑"} if prepared.ability else {})},
         "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
         "counts": task.counts(prepared.before.records),

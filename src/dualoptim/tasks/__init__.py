@@ -32,6 +32,8 @@ class Task(ABC):
     followed: ClassVar[str]  # what `follow` measures, in words
     # What of it, and under which titles.
     curves: Mapping[str, str] = {"forget": "To forget ↓", "retain": "To keep ↑"}
+    kept: Sequence[str] = ("retain",)  # those of the curves that should not fall
+    watches_ability = False  # whether these tell what the model could before, beside the rows to keep
     metrics: Mapping[str, Metric]
     objectives: Mapping[str, Sequence[Row]]  # name → rows; settled after `prepare`
     losses: Mapping[str, str | Loss] = {}  # of the objectives; those of "forget" and "retain" are the config's

@@ -80,6 +80,7 @@ class Files(Task):
 
     name = "files"
     followed = "left, or kept, of the checking questions"
+    watches_ability = True
     metrics: Mapping[str, Metric] = {
         "reworded_answered": Metric("answered, reworded", "lower", share_of="reworded"),
         "forget_answered": Metric("answered, as given", "lower", share_of="forget"),
