@@ -2,14 +2,17 @@
 
 `results.json`, schema 1::
 
-    {"schema": 1, "task": str, "model": str, "followed": str, "curves": {name: title}, "scores": {objective: metric},
+    {"schema": 1, "task": str, "model": str, "private": bool, "followed": str, "curves": {name: title},
+     "scores": {objective: metric},
      "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
-     "runs": [{"method": str, "seed": int, "config": {…},
+     "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
+               "finite": bool, "skipped_steps": {objective: int}, "collapse": [str],
                "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
-               "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
+               "seconds": number, "watching_seconds": number, "step_seconds": number,
+               "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
@@ -17,9 +20,14 @@ names in `metrics`, null for those in `not_computed`; records.jsonl holds the sa
 words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
 that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
 a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
-`followed` says, for each of `curves`; `seconds` is the training, without loading, evaluation and curve; `step_seconds`
-the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the state tensors;
-`peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
+`followed` says, for each of `curves`; `seconds` is the training, without loading, evaluation, checkpoints and the
+curve, which took `watching_seconds`; `step_seconds` the median optimizer step, forward and backward included;
+`optimizer_state_bytes` is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on
+a GPU, the run's peak of allocated memory).
+
+`files` are the SHA-256 of the files that settings name; `fingerprints` those of what a run is made of: rows and
+measures, refusals, template, tokenizer and start model, and the packages' versions. Where `finite` is false the weights were not finite after training, and nothing was measured. `collapse`
+says how a model fell apart. A `private` run's files hold no text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations
