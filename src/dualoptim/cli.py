@@ -36,7 +36,8 @@ COMMANDS = {
 }
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "lm_eval", "lm_eval_limit", "max_length")  # fmt: skip
+                     "data_dir", "forget", "retain", "chunk", "chunk_stride", "lm_eval", "lm_eval_limit",
+                     "max_length")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,13 @@ class RunConfig:
     data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
     forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
     retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
+    chunk: int | None = option(
+        None,
+        "cut plain text of one's own rows into chunks of so many tokens; without it, a text too long is an error",
+    )
+    chunk_stride: int | None = option(
+        None, "tokens from one chunk's beginning to the next, fewer than --chunk for an overlap; without it, none"
+    )
     goal: str = option(
         "refuse",
         "of one's own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "

@@ -12,7 +12,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,12 @@ class Row:
     where: str = ""  # file:line, for messages to the user
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
     only: tuple[str, ...] = ()  # the parts of the answer that carry labels; all of it, and its end, where empty
+    chunk: tuple[int, int] | None = None  # of a document's plain text: which chunk it is, and of how many
+
+    @property
+    def ends(self) -> bool:
+        """Whether the answer ends here, and is not a chunk that the document goes on behind."""
+        return self.chunk is None or self.chunk[0] == self.chunk[1]
 
     @property
     def question(self) -> str:
@@ -61,7 +67,7 @@ def reworded(row: Row, text: str) -> Row:
     if not row.prompt:
         raise ValueError("a row of plain text without a beginning asks nothing")
     prompt = (*row.prompt[:-1], {**row.prompt[-1], "content": text})
-    return Row(prompt, row.answer, row.where, row.fields, row.only)
+    return replace(row, prompt=prompt)
 
 
 def question(text: str, answer: str, where: str = "", **fields: Any) -> Row:
@@ -98,10 +104,20 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
         key = next(key for key in record if key.lower() == "text")
         prompt: list[Message] = []
         answer, used = text_of(record, key, where), {key}
+        chunk = _chunk(record.get("chunk"))  # as a run writes down those that it trained on
+        used |= {"chunk"} if chunk else set()
     else:
         prompt, answer, used = found
+        chunk = None
     fields = {key: value for key, value in record.items() if key not in used and value is not None}
-    return Row(tuple(prompt), answer, where, fields)
+    return Row(tuple(prompt), answer, where, fields, chunk=chunk)
+
+
+def _chunk(given: Any) -> tuple[int, int] | None:
+    """Which chunk of how many a record says that it is; None of anything else under that key."""
+    if isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given) and 0 < given[0] <= given[1]:
+        return given[0], given[1]
+    return None
 
 
 def _bare(text: str) -> str:
@@ -146,6 +162,8 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
 def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = None) -> Tokens:
     """Tokenise a row by the model's chat template, with labels on the answer and what ends its turn alone.
 
+    Behind a chunk that its document goes on from stands nothing that ends it.
+
     Args:
         max_length: the most tokens that it may have.
         positions: the most that the model takes; None for any number.
@@ -158,11 +176,12 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     answer = row.answer.strip() if turn.strips else row.answer
     contents = [message["content"] for message in row.prompt]
     begun = turn.prompt + turn.lead
-    whole = spelled(tokenizer, begun + answer + turn.closing, [*contents, answer])
+    closing = turn.closing if row.ends else ""
+    whole = spelled(tokenizer, begun + answer + closing, [*contents, answer])
     asked = spelled(tokenizer, turn.prompt, contents).ids
     ids, spans = whole.ids, whole.spans
     if ids[: len(asked)] != asked:  # a token that spans both; the model is asked without it
-        rest = spelled(tokenizer, turn.lead + answer + turn.closing, [answer])
+        rest = spelled(tokenizer, turn.lead + answer + closing, [answer])
         ids = asked + rest.ids
         shift = len(turn.prompt)
         spans = rest.spans and [(0, 0)] * len(asked) + [(start + shift, end + shift) for start, end in rest.spans]
@@ -173,6 +192,8 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             if most == max_length
             else ("the model's positions, of which there are", "shorten the row")
         )
+        if is_text(row.prompt):
+            mend += ", or give --chunk, which cuts plain text into chunks"
         raise UserError(
             f"{row.where}: the row has {len(ids)} tokens and {what} {most} would cut its answer off; {mend}"
         )
@@ -188,7 +209,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             i >= len(asked) and any(start < b and end > a for a, b in told) for i, (start, end) in enumerate(spans)
         ]
     labels = [token if here else IGNORED for token, here in zip(ids, learned, strict=True)]
-    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, len(begun + answer), turn.closing))
+    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, len(begun + answer), closing))
 
 
 def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, end: int, closing: str) -> int:

@@ -130,6 +130,12 @@ def positions(model: Any) -> int:
     return int(getattr(text, "max_position_embeddings", None) or 2**31)
 
 
+def room(model: str) -> int:
+    """How many tokens a model takes, read from its configuration alone."""
+    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
+        return positions(AutoConfig.from_pretrained(source(model)))
+
+
 def source(model: str) -> str:
     """The folder or hub id that a model's name stands for."""
     if model == SMOLLM2:

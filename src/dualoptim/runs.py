@@ -148,7 +148,8 @@ def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
     def line(row: Row) -> dict[str, Any]:
         fields = {key: value for key, value in row.fields.items() if value is not None}
         if is_text(row.prompt):
-            return {"text": row.question + row.answer, **fields}
+            chunk = {"chunk": list(row.chunk)} if row.chunk else {}
+            return {"text": row.question + row.answer, **chunk, **fields}
         if len(row.prompt) == 1:
             return {"question": row.question, "answer": row.answer, **fields}
         return {"messages": [*row.prompt, {"role": "assistant", "content": row.answer}], **fields}
