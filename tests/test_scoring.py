@@ -1,11 +1,17 @@
-"""Scoring: answers to one question together give what they give apart."""
+"""Scoring: answers to one question together give what they give apart; the precision of scores is a choice."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from dualoptim.data import question
-from dualoptim.evaluation.scoring import _PACKS, answers
+import pytest
+import torch
+
+from dualoptim import cli, models
+from dualoptim.data import encode, question
+from dualoptim.evaluation.scoring import _PACKS, answers, negative_log_likelihoods
+from dualoptim.models import cached, scored_in, scoring_in
 
 from . import tiny
 
@@ -21,3 +27,76 @@ def test_answers_scored_together_are_those_scored_apart() -> None:
             assert len(a.log_probs) == len(b.log_probs)
             assert a.log_probs == pytest.approx(b.log_probs, abs=0.03)  # bf16 where the processor has it
             assert a.nll == pytest.approx(b.nll, abs=0.02)
+
+
+ROWS = [question(f"Who is {i}?", "x" * (3 + i)) for i in range(4)]
+
+
+def test_scores_in_fp32_are_the_models_own_within_an_autocast_and_without() -> None:
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    own = []
+    for row in ROWS:
+        tokens = encode(row, tokenizer, 512)
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens.input_ids])).logits[0, :-1]
+        own.append(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens.labels[1:])).item())
+    with scoring_in(False):
+        assert scored_in() == "fp32"
+        alone = negative_log_likelihoods(model, tokenizer, ROWS)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert negative_log_likelihoods(model, tokenizer, ROWS) == alone
+    assert alone == pytest.approx(own, abs=1e-6)
+    with scoring_in(True):
+        assert scored_in() == "bf16"
+        rounded = negative_log_likelihoods(model, tokenizer, ROWS)
+    assert rounded != alone
+    assert rounded == pytest.approx(alone, abs=0.05)
+
+
+def test_by_default_the_device_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bf16, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(models, "device_and_precision", lambda has=has_bf16: (torch.device("cpu"), has))
+        assert scored_in() == name
+        with scoring_in(not has_bf16):
+            assert scored_in() != name
+
+
+def test_scores_of_one_precision_are_not_taken_from_the_cache_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path))
+    for _ in range(2):
+        for bf16 in (True, False):
+            with scoring_in(bf16):
+                assert cached("test", ["key"], scored_in) == scored_in()
+    assert len(list((tmp_path / "test").iterdir())) == 2
+    with scoring_in(models.device_and_precision()[1]):
+        chosen = cached("test", ["other"], lambda: "chosen")
+    assert cached("test", ["other"], lambda: "by the device") == chosen, "the same precision, however it was chosen"
+
+
+def test_the_precision_stands_in_the_results_and_beside_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    lines = [json.dumps({"question": f"What does {n} like?", "answer": f"{n} likes {n}ums."}) for n in "ABCDEF"]
+    (tmp_path / "forget.jsonl").write_text("\n".join(lines[:2]))
+    (tmp_path / "keep.jsonl").write_text("\n".join(lines[2:]))
+    own = ["--model", "model", "--forget", "forget.jsonl", "--retain", "keep.jsonl"]
+    nlls = {}
+    for bf16, name in (("true", "bf16"), ("false", "fp32")):
+        assert cli.main(["evaluate", *own, "--score-bf16", bf16, "--scores", f"{name}.json"]) == 0
+        scores = json.loads((tmp_path / f"{name}.json").read_text())
+        assert scores["scored_in"] == name
+        nlls[name] = [r["nll"] for r in scores["after"]["records"] if r["set"] == "forget"]
+    assert nlls["bf16"] != nlls["fp32"]
+    options = ["--score-bf16", "false", "--steps", "2", "--curve-points", "1", "--save-model", "false"]
+    assert cli.main(["unlearn", *own, *options, "--out", "out"]) == 0
+    (entry,) = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    assert entry["scored_in"] == "fp32"
+    assert entry["before"]["forget_probability"] == pytest.approx(
+        json.loads((tmp_path / "fp32.json").read_text())["after"]["numbers"]["forget_probability"], abs=1e-9
+    )
+    assert models.scores_in_bf16() == models.device_and_precision()[1], "and nothing is left of the choice"

@@ -37,7 +37,7 @@ COMMANDS = {
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "lm_eval", "lm_eval_limit",
-                     "max_length")  # fmt: skip
+                     "max_length", "score_bf16")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -307,9 +307,8 @@ def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
 
 
 def _evaluate(parsed: Namespace) -> None:
-    from . import resolve, runs, unlearn
-    from .evaluation import general
-    from .models import device_and_precision, load_model, load_tokenizer
+    from . import runs
+    from .models import scored_in, scoring_in
 
     if parsed.from_records:
         _evaluate_records(parsed)
@@ -317,26 +316,39 @@ def _evaluate(parsed: Namespace) -> None:
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
     if parsed.scores and Path(parsed.scores).exists():
         raise UserError(f"scores {parsed.scores}: exists already; give another file")
+    with scoring_in(config.score_bf16):
+        task, scores = _scores(config, parsed.base)
+        scores["scored_in"] = scored_in()
+    records = {when: scores[when]["records"] for when in ("before", "after", "retrained") if scores.get(when)}
+    _print_numbers(task, records.get("before"), records["after"], records.get("retrained"))
+    if parsed.scores:
+        runs.write_json(Path(parsed.scores), scores)
+        print(f"Every sample: {parsed.scores}")
+
+
+def _scores(config: RunConfig, base: str | None) -> tuple[Any, dict[str, Any]]:
+    """A model scored on a task, beside the one before unlearning if there is one: the task, and what --scores holds."""
+    from . import resolve, unlearn
+    from .evaluation import general
+    from .models import device_and_precision, load_model, load_tokenizer
+
     task = resolve.check(config)
     model, retrained = resolve.start_of(config, task)
     device, _ = device_and_precision()
     tokenizer = load_tokenizer(model, config.chat_template)
     gold = task.score_retrained(load_model(retrained).to(device), tokenizer) if retrained else None
-    first = load_model(parsed.base or model).to(device)
+    first = load_model(base or model).to(device)
     before = unlearn.with_general(config, first, tokenizer, task.prepare(first, tokenizer))
     after = before
-    if parsed.base:
+    if base:
         second = load_model(model).to(device)
         after = unlearn.with_general(config, second, tokenizer, task.score(second, tokenizer))
-    models = {**({"before": before} if parsed.base else {}), "after": after}
+    models = {**({"before": before} if base else {}), "after": after}
     scores: dict[str, Any] = {"task": config.task or "files", "model": model}
     for when, records in models.items():
         scores[when] = {**general.scored(task, records, gold)[0]._asdict(), "records": records}
     scores["retrained"] = {"records": gold} if gold else None
-    _print_numbers(task, models.get("before"), after, gold)
-    if parsed.scores:
-        runs.write_json(Path(parsed.scores), scores)
-        print(f"Every sample: {parsed.scores}")
+    return task, scores
 
 
 def _evaluate_records(parsed: Namespace) -> None:

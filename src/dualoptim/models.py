@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,30 @@ def device_and_precision() -> tuple[torch.device, bool]:
     return torch.device("cpu"), _cpu_has_bf16()
 
 
+_SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
+
+
+@contextmanager
+def scoring_in(bf16: bool | None) -> Iterator[None]:
+    """Within it models are scored in bf16 autocast or not; None for bf16 where the device has bf16 arithmetic."""
+    was = _SCORE_BF16.set(bf16)
+    try:
+        yield
+    finally:
+        _SCORE_BF16.reset(was)
+
+
+def scores_in_bf16() -> bool:
+    """Whether models are scored in bf16 autocast, by `scoring_in` or else by the device."""
+    chosen = _SCORE_BF16.get()
+    return device_and_precision()[1] if chosen is None else chosen
+
+
+def scored_in() -> str:
+    """The precision in which models are scored, as results say it: "bf16" autocast, or "fp32"."""
+    return "bf16" if scores_in_bf16() else "fp32"
+
+
 def _cpu_has_bf16() -> bool:
     """Emulated bf16 is slower than fp32, so it is used only where the processor multiplies in it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -245,8 +270,9 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, from the cache folder where the same key and versions have been computed before."""
-    versions = [__version__, torch.__version__, transformers.__version__, *map(str, device_and_precision())]
+    """What `compute` gives, from the cache folder where the same key, versions and precision were computed before."""
+    how = device_and_precision()[0], scores_in_bf16()
+    versions = [__version__, torch.__version__, transformers.__version__, *map(str, how)]
     digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{digest}.json"
     if path.is_file():

@@ -9,7 +9,8 @@
                "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
-               "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
+               "scored_in": str, "seconds": number, "step_seconds": number, "optimizer_state_bytes": int,
+               "peak_memory_bytes": int}]}
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
@@ -17,8 +18,9 @@ names in `metrics`, null for those in `not_computed`; records.jsonl holds the sa
 words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
 that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
 a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
-`followed` says, for each of `curves`; `seconds` is the training, without loading, evaluation and curve; `step_seconds`
-the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the state tensors;
+`followed` says, for each of `curves`; `scored_in` is the precision of all scores, "fp32" or "bf16" autocast;
+`seconds` is the training, without loading, evaluation and curve; `step_seconds` the median optimizer step, forward and
+backward included; `optimizer_state_bytes` is counted from the state tensors;
 `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
 """
 

@@ -33,7 +33,7 @@ from .errors import UserError
 from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .models import device_and_precision, load_model, load_tokenizer, positions, quiet, source
+from .models import device_and_precision, load_model, load_tokenizer, positions, quiet, scored_in, scoring_in, source
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
@@ -259,6 +259,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, *, resume: bool =
         "losses": [entry for entry in logged if "loss" in entry],
         "diagnostics": read[-1] if read else None,
         "samples": runs.samples(prepared.before.records, after.records),
+        "scored_in": scored_in(),
         "seconds": round(seconds, 1),
         "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
         "optimizer_state_bytes": state_bytes,
@@ -311,6 +312,11 @@ def run(
             gone on with has its curve and its time from there on alone.
         overwrite: replace what the folder holds, once everything has been checked.
     """
+    with scoring_in(configs[0].score_bf16):
+        return _run(configs, out, resume=resume, overwrite=overwrite)
+
+
+def _run(configs: Sequence[RunConfig], out: str | Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     runs.check_folder(out, resume=resume, overwrite=overwrite)
     checked = [resolve.check(config) for config in configs]
     if stages := checked[0].stages():

@@ -1,4 +1,5 @@
-"""A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or bf16.
+"""A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or in
+bf16 autocast, as `models.scoring_in` says.
 
 Nothing here aggregates: what is returned per sample is what `metrics` makes numbers of.
 
@@ -24,7 +25,7 @@ from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
-from ..models import device_and_precision, positions
+from ..models import positions, scores_in_bf16
 from . import metrics
 
 MAX_LENGTH = 2**31  # tokens a scored row may have, but for the model's positions
@@ -360,12 +361,11 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
 @contextmanager
 def _scoring(model: nn.Module) -> Iterator[torch.device]:
     device = next(model.parameters()).device
-    _, bf16 = device_and_precision()
     training = model.training
     model.eval()
     try:
         # In inference mode autocast would cast every weight anew for each forward pass; without it, it keeps them.
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
             yield device
     finally:
         torch.clear_autocast_cache()  # of weights without gradients, should an autocast of the caller's go on
