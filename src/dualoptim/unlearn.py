@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import report, resolve, runs
@@ -33,7 +33,16 @@ from .errors import UserError
 from .evaluation import general
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .models import device_and_precision, load_model, load_tokenizer, positions, quiet, scored_in, scoring_in, source
+from .models import (
+    configuration,
+    device_and_precision,
+    load_model,
+    load_tokenizer,
+    positions,
+    quiet,
+    scored_in,
+    scoring_in,
+)
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
@@ -70,7 +79,7 @@ def prepare(config: RunConfig) -> Prepared:
     task = resolve.check(config)
     start, retrained = resolve.start_of(config, task)
     tokenizer = load_tokenizer(start, config.chat_template)
-    shape = AutoConfig.from_pretrained(source(start))
+    shape = configuration(start)
     room, vocabulary = positions(shape), shape.get_text_config().vocab_size
     refusals = resolve.refusals_of(config)
     longest = max(refusals, key=len)
