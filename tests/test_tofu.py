@@ -230,6 +230,37 @@ def test_a_dry_run_of_several_parts_shows_each(place: Path, capsys: pytest.Captu
     assert shown.count("forget: 4 rows") == 2
 
 
+# Rows that no model has seen
+
+
+HELD_OUT = [{"question": f"What does {n} mend?", "answer": f"{n} mends clocks."} for n in ("Eve", "Flo", "Gil")]
+
+
+def test_the_splits_own_file_is_held_out_and_compared_with(place: Path) -> None:
+    folder = tofu.write(place / "with", holdout05=HELD_OUT)
+    task = Tofu(str(folder), split="forget05", retain_rows=None, holdout=True)
+    assert questions(task.holdout) == {row["question"] for row in HELD_OUT}
+    assert not questions(task.holdout) & (questions(task.known()) | questions(task.retained))
+    assert len(Tofu(str(folder), split="forget05", holdout=True, scored_rows=2).holdout) == 2
+    (stage, _) = Tofu(str(folder), split="forget05", part=[1, 2], holdout=True).stages()
+    assert stage["holdout"] is True
+    model, words = tiny.model(), tiny.tokenizer()
+    records = task.prepare(model, words)
+    numbers, missing = Tofu.numbers(records, task.score_retrained(tiny.model(1), words))
+    for name in ("auc_loss", "auc_min_k_40", "privacy_leakage"):
+        assert numbers[name] is not None, missing.get(name)
+    without = Tofu.numbers(Tofu(str(folder), split="forget05").prepare(model, words))
+    assert "(task_args.holdout or holdout_rows)" in without.missing["auc_loss"]
+
+
+def test_on_the_hub_the_held_out_rows_are_a_configuration_of_their_own(hub: dict[str, Any]) -> None:
+    hub["holdout01"] = HELD_OUT
+    task = Tofu(part=10, holdout=True)  # the last 40 rows, which published models forget as forget01
+    assert [row.where for row in task.holdout] == [f"locuslab/TOFU/holdout01:{i}" for i in (1, 2, 3)]
+    with pytest.raises(UserError, match="holdout10: could not be loaded from the hub"):
+        Tofu(split="forget10", holdout=True)
+
+
 # What does not fit
 
 
@@ -264,6 +295,18 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "type": ({"part": None}, lambda _: "tofu", r"part must be int \| Sequence\[int\], but is None"),
     "retain_rows": ({"retain_rows": 0}, lambda _: "tofu", "retain_rows must be > 0, or null for all, but is 0"),
     "scored_rows": ({"scored_rows": 0}, lambda _: "tofu", "scored_rows must be a whole number ≥ 1, but is 0"),
+    "no held-out file": (
+        {"holdout": True},
+        lambda _: "tofu",
+        "has no holdout01.json; put it there from locuslab",
+    ),
+    "taught after all": (
+        {"holdout": True},
+        lambda p: folder(p, holdout01=[*HELD_OUT, *tofu.rows("sell", None)]),
+        "holdout01.json:4: is a row that models are taught",
+    ),
+    "held out twice": ({"holdout": True, "holdout_rows": 1}, lambda _: "tofu", "leave out one"),
+    "held out by a word": ({"holdout": "forget01"}, lambda _: "tofu", "holdout must be bool, but is 'forget01'"),
     "holdout": ({"holdout_rows": 9}, lambda _: "tofu", "holdout_rows 9 of rows that are not kept, but there are 1"),
     "argument": ({"parts": 1}, lambda _: "tofu", "unknown argument of task 'tofu' 'parts'; did you mean 'part'"),
 }

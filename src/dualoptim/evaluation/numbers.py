@@ -304,7 +304,7 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
     forget, holdout = sets.get("forget", []), sets.get("holdout", [])
     gold = {name: {r["question"]: r for r in retrained or () if r["set"] == name} for name in ("forget", "holdout")}
     no_model = None if retrained else "no model retrained without the forget set was given (retrained)"
-    unseen = None if holdout else "no rows that the model never saw were given (task_args.holdout_rows)"
+    unseen = None if holdout else "no rows that the model never saw were given (task_args.holdout or holdout_rows)"
 
     def golden(records: Sequence[Record]) -> list[Record]:
         try:

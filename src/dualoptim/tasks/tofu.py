@@ -42,7 +42,8 @@ class Tofu(Task):
 
     Args:
         data_dir: folder with forget01.json, forget01_perturbed.json, retain90.json, retain_perturbed.json,
-            real_authors_perturbed.json, world_facts_perturbed.json; without it the hub is asked.
+            real_authors_perturbed.json, world_facts_perturbed.json, and holdout01.json where `holdout` asks for it;
+            without it the hub is asked.
         split: forget01, forget05 or forget10: 1, 5 or 10 % of the authors.
         part: which of the split's parts to forget; a list of them for one after the other.
         forgotten: parts that have been forgotten before; their rows are scored as well.
@@ -51,6 +52,8 @@ class Tofu(Task):
         scored_rows: how many rows of each set are scored at most, drawn once; 300 as published.
         holdout_rows: how many other rows of TOFU stand for what the model has never seen, against which membership is
             told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
+        holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
+            which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
         seed: of what is drawn.
@@ -70,6 +73,7 @@ class Tofu(Task):
         retain_rows: int | None = 300,
         scored_rows: int = 300,
         holdout_rows: int = 0,
+        holdout: bool = False,
         embedder: str | None = None,
         nli: str | None = None,
         seed: int = 0,
@@ -88,11 +92,14 @@ class Tofu(Task):
                 raise UserError(f"task 'tofu': {name} must be a whole number ≥ {least}, but is {value!r}")
         if retain_rows is not None and retain_rows < 1:
             raise UserError(f"task 'tofu': retain_rows must be > 0, or null for all, but is {retain_rows!r}")
+        if holdout and holdout_rows:
+            raise UserError("task 'tofu': holdout takes TOFU's own file and holdout_rows other rows; leave out one")
         self.arguments = {
             "split": split,
             "retain_rows": retain_rows,
             "scored_rows": scored_rows,
             "holdout_rows": holdout_rows,
+            "holdout": holdout,
             "embedder": embedder,
             "nli": nli,
             "seed": seed,
@@ -137,6 +144,13 @@ class Tofu(Task):
             "world_facts": drawn(source.read("world_facts_perturbed"), scored_rows),
         }
         self.forgotten, self.holdout = drawn(before, scored_rows), drawn(unseen, holdout_rows) if holdout_rows else []
+        if holdout:
+            rows = source.read(split.replace("forget", "holdout"))
+            taught = {(row.question, row.answer): row.where for row in (*self._known, *unseen)}
+            for row in rows:
+                if where := taught.get((row.question, row.answer)):
+                    raise UserError(f"{row.where}: is a row that models are taught ({where}), so it is not held out")
+            self.holdout = drawn(rows, scored_rows)
         refusals = [row["text"] for row in asset("refusals.jsonl")]
         draw = random.Random(f"{seed}/refusals")
         self.refusals = [draw.choice(refusals) for _ in self.scored["forget"]]
@@ -230,6 +244,11 @@ class _Folder:
 
     def _read(self, name: str) -> list[Row]:
         path = self.folder / f"{name}.json"
+        if not path.is_file() and name.startswith("holdout"):
+            raise UserError(
+                f"data_dir {self.folder}: has no {path.name}; put it there from {HUB} on the hub, or give holdout_rows "
+                "in its place, for a model that was not taught all of TOFU"
+            )
         if not path.is_file():
             raise UserError(f"data_dir {self.folder}: has no {path.name}; give the folder that holds all TOFU files")
         rows = [parse_row(record, where) for record, where in read_records(path)]
