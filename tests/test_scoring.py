@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dualoptim import cli, models
-from dualoptim.data import encode, question
-from dualoptim.evaluation.scoring import _PACKS, answers, negative_log_likelihoods
+from dualoptim.data import Row, encode, question
+from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods
 from dualoptim.models import cached, scored_in, scoring_in
 
 from . import tiny
@@ -100,3 +100,68 @@ def test_the_precision_stands_in_the_results_and_beside_the_scores(
         json.loads((tmp_path / "fp32.json").read_text())["after"]["numbers"]["forget_probability"], abs=1e-9
     )
     assert models.scores_in_bf16() == models.device_and_precision()[1], "and nothing is left of the choice"
+
+
+# Gradients
+
+
+def by_hand(model: torch.nn.Module, row: Row, parameters: list[torch.nn.Parameter]) -> float:
+    """The same by a backward pass of its own, the logits taken at the answer's letters."""
+    tokens = encode(row, tiny.tokenizer(), 512)
+    at = [i for i, label in enumerate(tokens.labels) if label != -100][:-1]  # without <|end|>
+    assert len(at) == len(row.answer)
+    log_probs = model(torch.tensor([tokens.input_ids])).logits[0].log_softmax(-1)
+    loss = -torch.stack([log_probs[i - 1, tokens.input_ids[i]] for i in at]).mean()
+    model.zero_grad()
+    loss.backward()
+    norms = [p.grad.pow(2).sum().sqrt().item() for p in parameters if p.grad is not None]
+    model.zero_grad()
+    return sum(norms) / len(norms)
+
+
+def test_a_gradients_norm_is_the_mean_of_the_parameters_norms() -> None:
+    model, tokenizer = tiny.model().train(), tiny.tokenizer()
+    every = list(model.parameters())
+    expected = [by_hand(model, row, every) for row in ROWS]
+    with scoring_in(False):
+        found = gradient_norms(model, tokenizer, ROWS)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model(torch.tensor([[5, 6, 7]]))  # which leaves weights in the cache of the autocast
+            assert gradient_norms(model, tokenizer, ROWS) == found
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in every)
+    with scoring_in(True):
+        rounded = gradient_norms(model, tokenizer, ROWS)
+    assert rounded != found
+    assert rounded == pytest.approx(found, rel=0.1)
+
+
+def test_gradients_that_are_there_stay_and_frozen_parameters_do_not_count() -> None:
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    head = model.lm_head.weight
+    with scoring_in(False):
+        every = gradient_norms(model, tokenizer, ROWS)
+        model.requires_grad_(False)
+        assert gradient_norms(model, tokenizer, ROWS) == every, "of a model that is frozen whole, all count"
+        assert not any(p.requires_grad for p in model.parameters())
+        head.requires_grad_(True)
+        head.grad = torch.full_like(head, 7.0)
+        alone = gradient_norms(model, tokenizer, ROWS)
+    assert head.grad.eq(7.0).all()
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    head.grad = None
+    assert alone == pytest.approx([by_hand(model, row, [head]) for row in ROWS], rel=1e-4)
+    assert alone != every
+
+
+def test_what_was_learned_pulls_less() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    tokens = encode(ROWS[0], tokenizer, 512)
+    before = gradient_norms(model, tokenizer, ROWS[:1])
+    for _ in range(30):
+        model(input_ids=torch.tensor([tokens.input_ids]), labels=torch.tensor([tokens.labels])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert gradient_norms(model, tokenizer, ROWS[:1]) < before

@@ -253,6 +253,21 @@ def test_the_splits_own_file_is_held_out_and_compared_with(place: Path) -> None:
     assert "(task_args.holdout or holdout_rows)" in without.missing["auc_loss"]
 
 
+def test_gradients_are_compared_where_that_is_asked_for(place: Path) -> None:
+    folder = str(tofu.write(place / "with", holdout01=HELD_OUT))
+    model, words = tiny.model(), tiny.tokenizer()
+    told = {}
+    for asked in (False, True):
+        task = Tofu(folder, **ARGS, holdout=True, gradient_norm=asked)
+        told[asked] = Tofu.numbers(task.prepare(model, words))
+        assert all(p.grad is None for p in model.parameters())
+    assert told[False].numbers["auc_gradient_norm"] is None
+    assert "needs a backward pass a row" in told[False].missing["auc_gradient_norm"]
+    assert 0 <= told[True].numbers["auc_gradient_norm"] <= 1
+    nothing = Tofu.numbers(Tofu(folder, **ARGS, gradient_norm=True).score(model, words))
+    assert "no rows that the model never saw" in nothing.missing["auc_gradient_norm"]
+
+
 def test_on_the_hub_the_held_out_rows_are_a_configuration_of_their_own(hub: dict[str, Any]) -> None:
     hub["holdout01"] = HELD_OUT
     task = Tofu(part=10, holdout=True)  # the last 40 rows, which published models forget as forget01

@@ -39,7 +39,7 @@ ATTACKS: dict[str, Callable[[Record], float]] = {
 }
 ATTACK_NAMES = {
     "loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k, k 0.2", "min_k_40": "min-k, k 0.4",
-    "min_k_plus_plus": "min-k++, k 0.2", "min_k_plus_plus_40": "min-k++, k 0.4",
+    "min_k_plus_plus": "min-k++, k 0.2", "min_k_plus_plus_40": "min-k++, k 0.4", "gradient_norm": "gradient norm",
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ METRICS: dict[str, Metric] = {
     "forget_quality_statistic": Metric("forget quality (KS distance)", "lower", ".3f", "To forget"),
     **{
         f"auc_{key}": Metric(f"AUC, {ATTACK_NAMES[key]}", "chance", ".3f", "Membership")
-        for key in (*ATTACKS, "reference")
+        for key in (*ATTACKS, "gradient_norm", "reference")
     },
     "forgotten_probability": Metric("probability", "lower", ".3f", "Forgotten before"),
     "forgotten_rouge_l": Metric("ROUGE-L", "lower", ".3f", "Forgotten before"),
@@ -322,6 +322,15 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
     put("forget_quality_statistic", lambda: quality().statistic, no_model)
     for name, attack in ATTACKS.items():
         put(f"auc_{name}", partial(area, forget, holdout, attack), unseen)
+
+    asked = all("gradient_norm" in record for record in (*forget, *holdout))
+    not_asked = None if asked else "needs a backward pass a row, which was not asked for (task_args.gradient_norm)"
+    put(
+        "auc_gradient_norm",
+        lambda: area(forget, holdout, lambda r: metrics.membership_gradient_norm(r["gradient_norm"])),
+        unseen,
+        not_asked,
+    )
 
     def against_reference() -> float:
         scores = [

@@ -20,7 +20,7 @@ from ..errors import UserError, unknown
 from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
-from ..evaluation.scoring import followed, question_records, text_records
+from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
 from ..models import cached, fingerprint
 from . import Task
 
@@ -54,6 +54,7 @@ class Tofu(Task):
             told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
         holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
             which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
+        gradient_norm: whether membership is also told by the norm of each row's gradient, for a backward pass a row.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
         seed: of what is drawn.
@@ -74,6 +75,7 @@ class Tofu(Task):
         scored_rows: int = 300,
         holdout_rows: int = 0,
         holdout: bool = False,
+        gradient_norm: bool = False,
         embedder: str | None = None,
         nli: str | None = None,
         seed: int = 0,
@@ -100,12 +102,13 @@ class Tofu(Task):
             "scored_rows": scored_rows,
             "holdout_rows": holdout_rows,
             "holdout": holdout,
+            "gradient_norm": gradient_norm,
             "embedder": embedder,
             "nli": nli,
             "seed": seed,
         }
         check(embedder, nli)
-        self.parts, self.embedder, self.nli = parts, embedder, nli
+        self.parts, self.embedder, self.nli, self.gradient_norm = parts, embedder, nli, gradient_norm
         source = _Folder(data_dir) if data_dir is not None else _Hub()
 
         def drawn(rows: Rows, count: int | None) -> list[Row]:
@@ -191,6 +194,12 @@ class Tofu(Task):
                 records.append(record)
         records += question_records(model, tokenizer, self.forgotten, "forgotten", reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
+        if self.gradient_norm and self.holdout:
+            compared = [*self.scored["forget"], *self.holdout]
+            norms = iter(gradient_norms(model, tokenizer, compared, progress="Gradients"))
+            for record in records:
+                if record["set"] in ("forget", "holdout"):
+                    record["gradient_norm"] = next(norms)
         return records + text_records(model, tokenizer, self.passages, "passages")
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
