@@ -276,6 +276,37 @@ def test_on_the_hub_the_held_out_rows_are_a_configuration_of_their_own(hub: dict
         Tofu(split="forget10", holdout=True)
 
 
+# Other words
+
+
+def test_rows_are_asked_in_other_words_where_the_files_have_them(place: Path) -> None:
+    def asked(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"paraphrased_question": f"Say: {row['question']}"} for row in records]
+
+    kept = tofu.files()["retain_perturbed"]
+    some = tofu.write(place / "some", forget01_perturbed=asked(tofu.files()["forget01_perturbed"]),
+                      retain_perturbed=[*asked(kept[:1]), *kept[1:]])  # fmt: skip
+    model, words = tiny.model(), tiny.tokenizer()
+    task = Tofu(str(some), split="forget01", retain_rows=4)
+    records = task.prepare(model, words)
+    sets = {name: [r for r in records if r["set"] == name] for name in ("forget_paraphrased", "retain_paraphrased")}
+    assert {r["question"] for r in sets["forget_paraphrased"]} == {
+        f"Say: {q}" for q in questions(task.scored["forget"])
+    }
+    assert [r["question"] for r in sets["retain_paraphrased"]] == [f"Say: {kept[0]['question']}"]
+    found = Tofu.numbers(records).numbers
+    for name, part in sets.items():
+        for key in ("probability", "rouge_l"):
+            assert found[f"{name}_{key}"] == pytest.approx(sum(r[key] for r in part) / len(part))
+    assert found["forget_paraphrased_probability"] != found["forget_probability"]
+    # They change no other number, and may be left out.
+    without = Tofu.numbers(Tofu(str(some), split="forget01", retain_rows=4, paraphrased=False).prepare(model, words))
+    assert without.numbers == {**found, **{f"{s}_{k}": None for s in sets for k in ("probability", "rouge_l")}}
+    assert "no paraphrased questions were asked" in without.missing["retain_paraphrased_rouge_l"]
+    plain = Tofu("tofu", **ARGS).prepare(model, words)
+    assert not {r["set"] for r in plain} & set(sets)
+
+
 # What does not fit
 
 
@@ -291,6 +322,7 @@ def without(place: Path) -> str:
 OTHERS = [{**row, "question": f"Other: {row['question']}"} for row in tofu.files()["forget01_perturbed"]]
 ELSE = [{**row, "answer": f"Else: {row['answer']}"} for row in tofu.files()["forget01_perturbed"]]
 FEWER = tofu.files()["forget01_perturbed"][1:]
+PERTURBED = tofu.files()["forget01_perturbed"]
 PLAIN = tofu.files()["forget01"]
 WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "split": ({"split": "forget1"}, lambda _: "tofu", "unknown TOFU split 'forget1'; did you mean 'forget10'"),
@@ -319,6 +351,11 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
         {"holdout": True},
         lambda p: folder(p, holdout01=[*HELD_OUT, *tofu.rows("sell", None)]),
         "holdout01.json:4: is a row that models are taught",
+    ),
+    "no other words": (
+        {},
+        lambda p: folder(p, forget01_perturbed=[{**row, "paraphrased_question": 3} for row in PERTURBED]),
+        "'paraphrased_question' must be a question in other words, but is 3",
     ),
     "held out twice": ({"holdout": True, "holdout_rows": 1}, lambda _: "tofu", "leave out one"),
     "held out by a word": ({"holdout": "forget01"}, lambda _: "tofu", "holdout must be bool, but is 'forget01'"),

@@ -73,6 +73,12 @@ _OF_SET = {
     "entailment": ("entailment", "lower", "higher"),
 }
 
+PARAPHRASED = {"forget": "forget_paraphrased", "retain": "retain_paraphrased"}  # sets asked in other words
+_OF_PARAPHRASED = {
+    "paraphrased_probability": ("probability, paraphrased question", "lower", "higher"),
+    "paraphrased_rouge_l": ("ROUGE-L, paraphrased question", "lower", "higher"),
+}
+
 METRICS: dict[str, Metric] = {
     "forget_rouge_l": Metric("ROUGE-L, to forget", "lower", ".3f"),
     "extraction_strength": Metric("extraction strength", "lower", ".3f"),
@@ -89,7 +95,7 @@ METRICS: dict[str, Metric] = {
     **{
         f"{name}_{key}": Metric(label, forget if name == "forget" else kept, ".3f", words[0].upper() + words[1:])
         for name, words in NAMES.items()
-        for key, (label, forget, kept) in _OF_SET.items()
+        for key, (label, forget, kept) in (_OF_SET | (_OF_PARAPHRASED if name in PARAPHRASED else {})).items()
         if (name, key) != ("forget", "rouge_l")
     },
     "forget_idk_entailment": Metric("entailment of a refusal", "higher", ".3f", "To forget"),
@@ -182,6 +188,10 @@ def mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
+def _mean_of(records: Sequence[Record], key: str) -> float | None:
+    return mean([record[key] for record in records])
+
+
 class Computed:
     """Numbers as they are made of records, and for each that cannot be, why.
 
@@ -228,6 +238,11 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
     sets, notes, put = computed.sets, computed.notes, computed.put
     for name in NAMES:
         six_metrics(name, sets.get(name, []), notes, put)
+    for asked in PARAPHRASED.values():
+        part = sets.get(asked, [])
+        not_asked = None if part else "no paraphrased questions were asked (paraphrased_question in the task's files)"
+        for key in ("probability", "rouge_l"):
+            put(f"{asked}_{key}", partial(_mean_of, part, key), not_asked)
     forget, passages, before = (sets.get(name, []) for name in ("forget", "passages", "forgotten"))
     put("forget_idk_entailment", lambda: entailed(forget, "idk_"), lacks(forget, "idk_entailment", notes))
     no_forget = None if forget else "the set forget has no records"

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Row, asset, parse_row, read_records, texts
+from ..data import Row, asset, parse_row, read_records, reworded, texts
 from ..errors import UserError, unknown
 from ..evaluation import numbers
 from ..evaluation.judges import check
@@ -54,6 +54,7 @@ class Tofu(Task):
             told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
         holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
             which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
+        paraphrased: also score the rows to forget and to keep by their `paraphrased_question`, where files have it.
         gradient_norm: whether membership is also told by the norm of each row's gradient, for a backward pass a row.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
@@ -75,6 +76,7 @@ class Tofu(Task):
         scored_rows: int = 300,
         holdout_rows: int = 0,
         holdout: bool = False,
+        paraphrased: bool = True,
         gradient_norm: bool = False,
         embedder: str | None = None,
         nli: str | None = None,
@@ -102,6 +104,7 @@ class Tofu(Task):
             "scored_rows": scored_rows,
             "holdout_rows": holdout_rows,
             "holdout": holdout,
+            "paraphrased": paraphrased,
             "gradient_norm": gradient_norm,
             "embedder": embedder,
             "nli": nli,
@@ -146,6 +149,9 @@ class Tofu(Task):
             "real_authors": drawn(source.read("real_authors_perturbed"), scored_rows),
             "world_facts": drawn(source.read("world_facts_perturbed"), scored_rows),
         }
+        self.paraphrased = {asked: _paraphrased(self.scored[name]) for name, asked in numbers.PARAPHRASED.items()}
+        if not paraphrased:
+            self.paraphrased = {}
         self.forgotten, self.holdout = drawn(before, scored_rows), drawn(unseen, holdout_rows) if holdout_rows else []
         if holdout:
             rows = source.read(split.replace("forget", "holdout"))
@@ -177,7 +183,10 @@ class Tofu(Task):
         return self._judged(self._scored(model, tokenizer))
 
     def _judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return numbers.judged(records, self.refusals, self.embedder, self.nli)
+        # Questions in other words have two numbers, and neither needs a judge.
+        apart = [record for record in records if record["set"] in self.paraphrased]
+        others = [record for record in records if record["set"] not in self.paraphrased]
+        return [*apart, *numbers.judged(others, self.refusals, self.embedder, self.nli)]
 
     def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
@@ -192,6 +201,8 @@ class Tofu(Task):
                 if "original_answer" in row.fields:  # a whole sentence, where the answer is a name
                     record["original_answer"] = row.fields["original_answer"]
                 records.append(record)
+        for name, rows in self.paraphrased.items():
+            records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.forgotten, "forgotten", reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
         if self.gradient_norm and self.holdout:
@@ -228,6 +239,19 @@ def _others(row: Row) -> dict[str, Sequence[str]]:
     """The other answers to score: a true one in other words, where the file has it, and false ones."""
     true = row.fields.get("paraphrased_answer")
     return {"paraphrased": [true] if true else [], "perturbed": row.fields["perturbed_answer"]}
+
+
+def _paraphrased(rows: Rows) -> list[Row]:
+    """The rows that files also ask in other words, asked so."""
+    found = []
+    for row in rows:
+        words = row.fields.get("paraphrased_question")
+        if words is None:
+            continue
+        if not isinstance(words, str) or not words.strip():
+            raise UserError(f"{row.where}: 'paraphrased_question' must be a question in other words, but is {words!r}")
+        found.append(reworded(row, words))
+    return found
 
 
 def _check_perturbed(perturbed: Rows, rows: Rows, name: str) -> None:
