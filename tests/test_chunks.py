@@ -238,8 +238,9 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     assert not (place / "out").exists()
 
 
-def test_a_run_on_documents_trains_on_their_chunks_and_measures_them(place: Path) -> None:
-    options = ["--chunk", "64", *LONG, "--goal", "erase", "--steps", "2", "--batch-size", "2", "--curve-points", "1"]
+@pytest.mark.parametrize("goal", ["erase", "refuse"])
+def test_a_run_on_documents_trains_on_their_chunks_and_measures_them(place: Path, goal: str) -> None:
+    options = ["--chunk", "64", *LONG, "--goal", goal, "--steps", "2", "--batch-size", "2", "--curve-points", "1"]
     assert cli.main(["unlearn", *OWN, *options, "--out", "out", "--save-model", "false"]) == 0
     written = [json.loads(line) for line in (place / "out/forget.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "".join(row["text"] for row in written) == SENTENCE * 4
@@ -250,6 +251,24 @@ def test_a_run_on_documents_trains_on_their_chunks_and_measures_them(place: Path
     # What a run wrote is what another can begin from.
     again, _ = read_to_forget("out/forget.jsonl")
     assert [row.ends for row in again] == [False] * (len(written) - 1) + [True]
+
+
+def test_chunks_that_a_model_does_not_recite_are_trained_on_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Files("forget.jsonl", "keep.jsonl", goal="erase", chunk=64, tokenizer="model")
+    first = task.given[0].where
+    monkeypatch.setattr(Files, "_gives", lambda self, m, t, rows, progress: [row.where == first for row in rows])
+    task.prepare(tiny.model(), tiny.tokenizer())
+    assert [row.where for row in task.objectives["forget"]] == [row.where for row in task.given]
+    assert not any("left out" in note for note in task.notes)
+
+
+def test_chunk_without_a_text_that_is_long_says_so(place: Path) -> None:
+    write(place / "forget.jsonl", {"question": "Who mends?", "answer": "Ben mends. " * 20})
+    write(place / "keep.jsonl", *({"text": f"{name} sails."} for name in ("Ed", "Flo")))
+    notes = Files("forget.jsonl", "keep.jsonl", chunk=64, tokenizer="model").notes
+    assert "No plain text was longer than --chunk 64, so none was cut." in notes
 
 
 def test_the_dry_run_and_evaluate_cut_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

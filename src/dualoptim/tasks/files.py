@@ -138,6 +138,8 @@ class Files(Task):
                 stacklevel=2,
             )
         self.notes: list[str] = [sentence for sentence in said if sentence]
+        if chunk is not None and not any(row.chunk for row in (*self.given, *kept)):
+            self.notes.append(f"No plain text was longer than --chunk {chunk}, so none was cut.")
         if not general:
             if len(kept) < 2:
                 raise UserError("general false keeps the rows of --retain alone; give --retain FILE with two or more")
@@ -266,7 +268,9 @@ class Files(Task):
                 "to forget. All of them are trained on."
             )
             knows = [True] * len(rows)
-        elif unknown := [row.where for row, known in zip(rows, knows, strict=True) if not known]:
+        # Hardly any model recites a chunk, and what a document tells may be known in other words.
+        left_out = [row for row, known in zip(rows, knows, strict=True) if not known and not row.chunk]
+        if unknown := [row.where for row in left_out]:
             self.notes.append(
                 f"{len(unknown)} of {len(rows)} rows are not known to the model and were left out: "
                 f"{', '.join(unknown[:6])}{', …' if len(unknown) > 6 else ''}."
@@ -287,7 +291,6 @@ class Files(Task):
             dataclasses.replace(row, fields={**row.fields, "known": known})
             for row, known in zip(asked, knows, strict=True)
         ]
-        left_out = [row for row, known in zip(rows, knows, strict=True) if not known]
         return [row for row in self.given if not any(row is other for other in left_out)]
 
     def _wordings(
