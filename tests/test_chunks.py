@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dualoptim import cli
 from dualoptim.chunks import cut
@@ -28,7 +28,7 @@ TEXTS = {
     "emoji": "".join(f"🍵👩‍👩‍👧 tea{i}🏴󠁧󠁢󠁳󠁣󠁴󠁿 é e\u0301 " for i in range(40)),
     "blanks at both ends": "\n\n  \t" + "".join(f"{SENTENCE}{i} " for i in range(9)) + "  \n\n",
     "lines": "\r\n".join(f"{i}\n\n   Another one,\tand {i} more.\r\n\u2028" for i in range(25)),
-    "blanks alone in the middle": "".join(str(i) + " \n" * (i % 40) for i in range(60)),
+    "blanks alone in the middle": "".join(str(i) + " \n" * (i % 40) for i in range(60)) + "That is all.",
     "control tokens": "".join(f"She wrote <|end|> and <|user|> on {i}. " for i in range(20)),
 }
 
@@ -64,7 +64,7 @@ class WithoutOffsets:
 TOKENIZERS = {
     "letters": tiny.tokenizer(),
     "words": words(),
-    "letters without offsets": WithoutOffsets(tiny.tokenizer()),
+    "letters without offsets": ByT5Tokenizer(),  # whose end token swallows blanks behind it
     "words without offsets": WithoutOffsets(words()),
 }
 SIZES = [(24, None), (61, None), (61, 60), (61, 30), (40, 7)]
@@ -96,6 +96,7 @@ def test_chunks_are_all_of_the_text_and_none_is_too_long(
         assert chunk.chunk == (i, len(chunks))
         assert chunk.fields == {"id": 7}
         assert max(len(ids(chunk, tokenizer)), len(ids(asking(chunk), tokenizer))) <= size
+        assert any(label not in (-100, tokenizer.eos_token_id) for label in encode(chunk, tokenizer, size).labels)
         if overlaps:
             # Each begins behind the beginning of the one before it, at a place that this one has reached.
             begin = text.find(chunk.answer, begin + 1)
@@ -104,7 +105,7 @@ def test_chunks_are_all_of_the_text_and_none_is_too_long(
         else:
             covered += chunk.answer
     assert covered == text
-    assert len(ids(chunks[-1], tokenizer)) >= size // 4, "no last chunk of a few tokens"
+    assert len(ids(chunks[-1], tokenizer)) >= min(size // 4, 10), "no last chunk of a few tokens"
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)

@@ -16,12 +16,14 @@ from typing import Any
 from .chat import spelled
 from .data import Row, encode
 from .errors import UserError
+from .losses import IGNORED
 from .own_rows import asking
 from .reword import TEXT_CHECKED, TEXT_MEASURED, TEXT_TRAINED, wordings
 
 LEAST = 4  # a last chunk of less than this part of a chunk's tokens shares with the one before it
 LETTERS = 8  # of a token at most, as a first guess where a tokenizer does not tell
 NO_LIMIT = 2**31
+BLANKS = re.compile(r"\s+")
 OF_ONE_TEXT = ("accepted", "questions", "instead")  # keys that cannot stand for each chunk of a text
 
 
@@ -104,13 +106,14 @@ class _Document:
 
     def _is_little(self, begin: int) -> bool:
         """Whether what is left of the text is too little for a chunk."""
-        most = self.most // LEAST
         left = len(self.places) - bisect_right(self.places, begin)
-        return left <= most * self.guess and self._lengths([self._part(begin, len(self.text))])[0] <= most
+        if left > self.most * self.guess:  # too much, without counting
+            return False
+        return self._lengths([self._part(begin, len(self.text))])[0] <= self.most // LEAST
 
     def _reach(self, begin: int, most: int, *, at_least_one: bool = False) -> int:
         """How far `most` tokens go from a place, the token before them counted: to a word's beginning or a token's."""
-        first = bisect_right(self.places, begin)
+        first = bisect_right(self.places, self._past_nothing(begin))
         at = max(first, min(first + most * self.guess - 2, len(self.places) - 1))
         while (tokens := self._tokens(begin, self.places[at])) > most:
             if at == first:
@@ -127,6 +130,15 @@ class _Document:
             if word > begin + (end - begin) // 2 and self._tokens(begin, word) <= most:
                 return word
         return end
+
+    def _past_nothing(self, begin: int) -> int:
+        """A place, or the end of the blanks there that the token before them swallows, as some tokenizers have it."""
+        found = BLANKS.match(self.text, begin)
+        blank = found.end() if found else begin
+        if begin < blank < len(self.text):
+            labels = encode(self._part(begin, blank), self.tokenizer, NO_LIMIT).labels
+            return begin if any(label != IGNORED for label in labels) else blank
+        return begin
 
     def _tokens(self, begin: int, end: int) -> int:
         """Tokens of a part of the text as a chunk, also where it is asked for by its first half."""
