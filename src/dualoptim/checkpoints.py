@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is written beside the others, then sealed by a manifest, and renamed last. The manifest holds the size and
-the SHA-256 of every file, and the fingerprints of what the run is made of, so that a checkpoint that was cut off,
+the SHA-256 of every file, its own, and the fingerprints of what the run is made of, so that a checkpoint that was cut off,
 changed, or is of another run is told from one to go on from.
 """
 
@@ -44,8 +44,13 @@ def seal(folder: Path, fingerprints: Mapping[str, str]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _files(folder)
     }
-    text = json.dumps({"files": files, "fingerprints": dict(fingerprints)}, indent=1)
+    manifest = {"files": files, "fingerprints": dict(fingerprints)}
+    text = json.dumps({**manifest, "sha256": _hash(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def put(beside: Path, folder: Path) -> None:
@@ -79,8 +84,9 @@ def rotate(out: Path, keep: int | None) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {"files": dict(manifest["files"]), "fingerprints": dict(manifest["fingerprints"])}
+        read = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = {"files": dict(read["files"]), "fingerprints": dict(read["fingerprints"])}
+        return manifest if read["sha256"] == _hash(manifest) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

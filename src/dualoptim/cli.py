@@ -40,7 +40,8 @@ COMMANDS = {
 }
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "private", "lm_eval", "lm_eval_limit", "max_length")  # fmt: skip
+                     "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
+                     "max_length", "score_bf16")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -379,9 +380,8 @@ def _evaluate(parsed: Namespace) -> None:
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
     if parsed.scores:
         _new_file("scores", Path(parsed.scores))
-    resolved, models, gold = unlearn.evaluate(config, parsed.base)
-    task = resolved.task
-    scores: dict[str, Any] = {"task": config.task or "files", "model": config.model}
+    task, models, gold, scored_in = unlearn.evaluate(config, parsed.base)
+    scores: dict[str, Any] = {"task": config.task or "files", "model": config.model, "scored_in": scored_in}
 
     def kept(records: Any) -> Any:
         return [runs.hashed(record) for record in records] if config.private else records

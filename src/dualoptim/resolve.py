@@ -240,6 +240,8 @@ def check_alone(config: RunConfig) -> None:
         raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
+    if config.lora_rank and importlib.util.find_spec("peft") is None:
+        raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
     if config.pause and config.until is None:
         raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:

@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, Row):  # wherever it lies
-        return _plain([value.prompt, value.answer, value.fields, value.only])
+        return _plain([value.prompt, value.answer, value.fields, value.only, value.chunk])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, Mapping):

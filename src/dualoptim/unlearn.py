@@ -14,8 +14,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
 from .folder import CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
 from .folder import check as check_folder
-from .models import device_and_precision, is_finite, load_model, quiet, without_cache
+from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, without_cache
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
 from .stopping import Best
@@ -299,6 +299,7 @@ def train(
             "losses": [entry for entry in logged if "loss" in entry],
             "diagnostics": read[-1] if read else None,
             "samples": runs.samples(prepared.before.records, after.records),
+            "scored_in": scored_in(),
             "seconds": round(watch.seconds, 1),
             "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
@@ -389,15 +390,30 @@ def run(
     stages = resolved[0].task.stages()
     for arguments in stages:
         resolve_all([config.replace(task_args={**config.task_args, **arguments}) for config in configs])
-    caching = without_cache() if configs[0].private else nullcontext()
-    with owned(out, read, resume=resume, overwrite=overwrite) as folder, caching:
+    with owned(out, read, resume=resume, overwrite=overwrite) as folder, _as_told(configs[0]):
         if stages:
             return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
         return _side_by_side(resolved, folder, resume=resume, overwrite=overwrite)
 
 
-def evaluate(config: RunConfig, base: str | None = None) -> tuple[Resolved, dict[str, Records], Records | None]:
-    """Score a model on a task: records by when, "before" those of `base` where it is given, and a retrained model's."""
+@contextmanager
+def _as_told(config: RunConfig) -> Iterator[None]:
+    """While models are scored in the precision that a config says, and nothing is cached of a private run."""
+    with scoring_in(config.score_bf16), without_cache() if config.private else nullcontext():
+        yield
+
+
+def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str, Records], Records | None, str]:
+    """Score a model on a task: records by when, a retrained model's, and the precision of scoring.
+
+    Args:
+        base: the model before, scored as well.
+    """
+    with _as_told(config):
+        return *_evaluated(config, base), scored_in()
+
+
+def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Records], Records | None]:
     (resolved,) = resolve_all([config])
     task, tokenizer = resolved.task, resolved.tokenizer
     first_of = resolved
@@ -412,11 +428,11 @@ def evaluate(config: RunConfig, base: str | None = None) -> tuple[Resolved, dict
     first = loaded(first_of.start)
     before = with_general(config, first, tokenizer, task.prepare(first, tokenizer))
     if not base:
-        return resolved, {"after": before}, gold
+        return task, {"after": before}, gold
     del first
     second = loaded(resolved.start)
     after = with_general(config, second, tokenizer, task.score(second, tokenizer))
-    return resolved, {"before": before, "after": after}, gold
+    return task, {"before": before, "after": after}, gold
 
 
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
