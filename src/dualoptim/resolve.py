@@ -5,6 +5,8 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -335,7 +337,12 @@ def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
 def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
     """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
     device, _ = device_and_precision()
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(
