@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is written beside the others, then sealed by a manifest, and renamed last. The manifest holds the size and
-the SHA-256 of every file, its own hash, and the fingerprints of what the run is made of. So one that was cut off, changed,
-or is of another run is told from one to go on from.
+the SHA-256 of every file, its own hash, and the fingerprints of what the run is made of. So one that was cut off or
+changed, or is of another run, is told from one to go on from.
 """
 
 from __future__ import annotations
