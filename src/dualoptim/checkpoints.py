@@ -7,6 +7,7 @@ changed, or is of another run is told from one to go on from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -44,14 +45,20 @@ def seal(folder: Path, fingerprints: Mapping[str, str]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _files(folder)
     }
-    text = json.dumps({"files": files, "fingerprints": dict(fingerprints)}, indent=1)
+    content = {"files": files, "fingerprints": dict(fingerprints)}
+    text = json.dumps({**content, "sha256": _sha256_of(content)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _sha256_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def put(beside: Path, folder: Path) -> None:
     """Give a sealed checkpoint its place; one of the same step that was there before goes."""
     remove(folder)
     os.replace(beside, folder)
+    _without_empty(beside.parent)
 
 
 def remove(folder: Path) -> None:
@@ -63,6 +70,12 @@ def remove(folder: Path) -> None:
     away.parent.mkdir(exist_ok=True)
     os.replace(folder, away)
     shutil.rmtree(away)
+    _without_empty(away.parent)
+
+
+def _without_empty(partial: Path) -> None:
+    with contextlib.suppress(OSError):  # it holds something else
+        partial.rmdir()
 
 
 def numbered(out: Path) -> list[Path]:
@@ -80,7 +93,9 @@ def rotate(out: Path, keep: int | None) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {"files": dict(manifest["files"]), "fingerprints": dict(manifest["fingerprints"])}
+        content = {"files": dict(manifest["files"]), "fingerprints": dict(manifest["fingerprints"])}
+        # Folders of the cache may have been sealed before there was a sum of the manifest itself.
+        return content if manifest.get("sha256", _sha256_of(content)) == _sha256_of(content) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
