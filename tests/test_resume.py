@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import checkpoints
+from dualoptim import checkpoints, trainer
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns
@@ -54,11 +54,30 @@ def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stopped: torch.Tensor) -> None:
     assert [path.name for path in checkpoints.numbered(stopped)] == [f"checkpoint-{n}" for n in (8, 6, 4, 2)]
     assert all(checkpoints.flaw(path) is None for path in checkpoints.numbered(stopped))
-    assert not list((stopped / checkpoints.PARTIAL).glob("*"))
+    assert not (stopped / checkpoints.PARTIAL).exists()
     for step in (2, 4, 6):
         again = run(stopped, save_strategy="no")
         again.train(str(stopped / f"checkpoint-{step}"))
         assert torch.equal(made.weights(again), never_stopped)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int) -> None:
+    def trained(folder: Path, begun: str | None) -> tuple[UnlearnTrainer, list[dict[str, Any]]]:
+        made_now = run(folder, logging_steps=3)
+        made_now.add_callback(trainer._Diagnose(made_now, 4))
+        made_now.train(begun)
+        return made_now, [entry for entry in made_now.state.log_history if "loss" in entry]
+
+    whole, logged = trained(tmp_path, None)
+    assert [entry["step"] for entry in logged] == [3, 6]
+    assert any(key.startswith("cosine") for key in logged[1])
+    resumed, again = trained(tmp_path, str(tmp_path / f"checkpoint-{step}"))
+    assert again == logged
+    assert resumed.diagnostics[-1] == whole.diagnostics[-1]
+    assert list(resumed.diagnostics[-1]["layers"]) == list(whole.diagnostics[-1]["layers"])
+    whole.train()
+    assert [entry["step"] for entry in whole.state.log_history if "loss" in entry] == [3, 6]
 
 
 def cut(path: Path) -> None:
@@ -88,6 +107,16 @@ def test_one_that_is_not_whole_is_passed_over(
     assert begun == [4]
     assert "checkpoint-8 is passed over" in caplog.text
     assert torch.equal(made.weights(again), never_stopped)
+
+
+def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
+    folder = stopped / "checkpoint-8"
+    known = json.loads((folder / "manifest.json").read_text())["fingerprints"]
+    whole = (folder / "manifest.json").read_bytes()
+    for at in range(0, len(whole), 5):
+        (folder / "manifest.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        # Spaces between values, and the name under which the sum stands, say nothing.
+        assert checkpoints.flaw(folder) is not None or checkpoints.other(folder, known) is None, at
 
 
 class _First(made.TrainerCallback):
@@ -167,6 +196,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(
 
 def test_what_removing_left_is_no_checkpoint(stopped: Path) -> None:
     beside = stopped / checkpoints.PARTIAL
+    beside.mkdir()
     shutil.move(stopped / "checkpoint-8", beside / "checkpoint-8")
     newest = checkpoints.newest(stopped, {})
     assert newest is not None

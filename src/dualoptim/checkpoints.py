@@ -7,6 +7,7 @@ changed, or is of another run, is told from one to go on from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -57,6 +58,7 @@ def put(beside: Path, folder: Path) -> None:
     """Give a sealed checkpoint its place; one of the same step that was there before goes."""
     remove(folder)
     os.replace(beside, folder)
+    _without_empty(beside.parent)
 
 
 def remove(folder: Path) -> None:
@@ -68,6 +70,12 @@ def remove(folder: Path) -> None:
     away.parent.mkdir(exist_ok=True)
     os.replace(folder, away)
     shutil.rmtree(away)
+    _without_empty(away.parent)
+
+
+def _without_empty(partial: Path) -> None:
+    with contextlib.suppress(OSError):  # it holds something else
+        partial.rmdir()
 
 
 def numbered(out: Path) -> list[Path]:

@@ -83,7 +83,7 @@ class UnlearnTrainer(Trainer):
         max_length: the most tokens that a row may have.
         diagnostics_every: optimizer steps between readings of what the objectives do to each other
             (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
-            `self.diagnostics`. A reading costs about as much as one optimizer step.
+            `self.diagnostics`, on resume from the last one on. A reading costs about as much as one optimizer step.
         fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
             checkpoint of a run that was made of something else.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
@@ -142,10 +142,10 @@ class UnlearnTrainer(Trainer):
         self._beside: str | None = None  # where a checkpoint is being written
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
-        self._unlogged: dict[str, float] = {}  # the last reading, which goes with the next log of the loss
         if diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
-        self._losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+        self._unlogged = Unlogged(self)
+        self.add_callback(self._unlogged)
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
@@ -229,6 +229,7 @@ class UnlearnTrainer(Trainer):
                 shutil.rmtree(beside / name, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             self._beside = str(beside)
+            self._unlogged.over_ranks()
             super()._save_checkpoint(model, trial)
             self._beside = None
             self.accelerator.wait_for_everyone()
@@ -320,8 +321,8 @@ class UnlearnTrainer(Trainer):
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.
             loss = loss * share * self.args.world_size
-            losses, step = self._losses[name], self.state.global_step
-            losses[step] = losses.get(step, 0) + loss.detach()
+            losses, step = self._unlogged.losses[name], self.state.global_step
+            losses[step] = losses.get(step, 0) + loss.detach().float()
             total = total + self.multipliers.get(name, objective.weight) * loss
         return total
 
@@ -338,6 +339,7 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+        self._unlogged.total = self._unlogged.total + loss
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
@@ -367,7 +369,7 @@ class UnlearnTrainer(Trainer):
     def _raise_multipliers(self) -> None:
         """λ ← max(0, λ + η (loss − bound)) for the objectives of this step that are held below a bound."""
         for name in self.multipliers:
-            objective, losses = self.objectives[name], self._losses[name]
+            objective, losses = self.objectives[name], self._unlogged.losses.get(name, {})
             assert objective.bound is not None
             if (loss := losses.get(self.state.global_step)) is not None:
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
@@ -396,14 +398,15 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
-            for name, losses in self._losses.items():
-                own = torch.stack(list(losses.values())).mean()
-                # Each rank's loss is scaled so that their mean is the step's.
-                logs[f"loss/{name}"] = round(float(self.accelerator.reduce(own, reduction="mean")), 4)
-            self._losses.clear()
+            since = self._unlogged
+            # The Trainer's mean begins anew on resume. Each rank's loss is scaled so that their mean is the step's.
+            since.over_ranks()
+            logs["loss"] = float(since.total) / max(1, self.state.global_step - since.step)
+            for name, losses in since.losses.items():
+                logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
             logs |= {f"multiplier/{name}": round(value, 4) for name, value in self.multipliers.items()}
-            logs |= self._unlogged
-            self._unlogged = {}
+            logs |= since.reading
+            since.begin(self.state.global_step)
             for name, count in (self.multi_objective.num_skipped if self.multi_objective else {}).items():
                 if count:
                     logs[f"skipped_steps/{name}"] = count
@@ -426,7 +429,51 @@ class _Diagnose(TrainerCallback):
             layers = diagnostics(optimizer, self.trainer.model.named_parameters())
             if layers:
                 self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
-                self.trainer._unlogged = {name: round(value, 6) for name, value in layers["all"].items()}
+                self.trainer._unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
+
+
+class Unlogged(TrainerCallback, ExportableState):
+    """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Forget what was logged at a step."""
+        self.step = step
+        self.total = torch.zeros((), device=self.trainer.args.device)  # of what the Trainer's own loss is the mean
+        self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+        self.reading: dict[str, float] = {}  # over all layers
+
+    def over_ranks(self) -> None:
+        """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
+        reduce = self.trainer.accelerator.reduce
+        self.total = reduce(self.total, reduction="mean")
+        for losses in self.losses.values():
+            steps = sorted(losses)
+            means = reduce(torch.stack([losses[step] for step in steps]), reduction="mean")
+            losses.update(zip(steps, means.unbind(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
+        own = {"step": self.step, "total": float(self.total), "losses": losses}
+        # As text, since the Trainer sorts what it writes, and layers stand in their order.
+        readings = json.dumps({"unlogged": self.reading, "last": self.trainer.diagnostics[-1:]})
+        return {"args": {}, "attributes": {**own, "readings": readings}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None or not state.global_step:
+            self.begin(state.global_step)
+            return
+        saved = saved["attributes"]
+        self.begin(saved["step"])
+        self.total += saved["total"]
+        for name, losses in saved["losses"].items():
+            self.losses[name] = {at: torch.full_like(self.total, loss) for at, loss in losses}
+        readings = json.loads(saved["readings"])
+        self.reading, self.trainer.diagnostics = readings["unlogged"], readings["last"]
 
 
 class Multipliers(TrainerCallback, ExportableState):
