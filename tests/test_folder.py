@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -351,3 +352,10 @@ def test_smollm2_is_described_without_being_converted(tmp_path: Path, monkeypatc
     assert sum(p.numel() for p in models.without_weights("smollm2").parameters()) == 134_515_008
     assert len(models.hash_of("smollm2")) == 64
     assert not (tmp_path / "cache").exists()
+
+
+def test_scoring_needs_no_room_for_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10, total=10))
+    rows = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-length", "8"]
+    assert cli.main(["evaluate", "--model", "model", *rows]) == 0
+    assert cli.main(["unlearn", "--model", "model", *rows, "--out", "out"]) == 2

@@ -414,11 +414,11 @@ def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str
 
 
 def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Records], Records | None]:
-    (resolved,) = resolve_all([config])
+    (resolved,) = resolve_all([config], training=False)
     task, tokenizer = resolved.task, resolved.tokenizer
     first_of = resolved
     if base:
-        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})])
+        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})], training=False)
     device, _ = device_and_precision()
 
     def loaded(origin: Origin) -> Any:
