@@ -88,7 +88,7 @@ def prepare(resolved: Resolved) -> Prepared:
     if config.keep_at_least is not None and not task.watches_ability:
         watched = Ability(model, tokenizer)
         ability = watched if watched.measures else None
-        if not (ability or task.kept):
+        if not (ability or set(task.kept) & set(curve)):
             raise UserError("keep_at_least: the model can do nothing yet that could be lost; leave it out")
         curve |= {ABILITY: 1.0} if ability else {}
     reference = model if resolved.needs_second_model else None
@@ -199,7 +199,7 @@ def train(
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
     best = None
     if config.until is not None or config.keep_at_least is not None:
-        kept = [*task.kept, *([ABILITY] if prepared.ability else [])]
+        kept = [name for name in (*task.kept, ABILITY) if name in prepared.start]
         best = Best(model, prepared.start, config.until, config.keep_at_least, len(points), kept)
     paused: set[str] = set()  # what the watch pauses, the trainer skips
 
