@@ -309,6 +309,11 @@ def _suit_the_process() -> None:
 
 
 def _run(name: str, parsed: Namespace) -> int:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and name in ("quickstart", "unlearn", "compare", "evaluate"):
+        raise UserError(
+            f"{name} works in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without torchrun or "
+            "accelerate, or use UnlearnTrainer, which knows ranks, in a script of your own"
+        )
     _suit_the_process()
     if name == "verify":
         return _verify(parsed)
