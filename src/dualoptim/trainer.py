@@ -87,7 +87,8 @@ class UnlearnTrainer(Trainer):
         fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
             checkpoint of a run that was made of something else.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
-            `optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-5})` choose the optimizer. One that does not know
+            `optimizer_cls_and_kwargs=(DualOptimPlus, {})` choose the optimizer, the latter with the learning rate of
+            `args` and the objectives' names, unless it is given others. One that does not know
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
@@ -261,9 +262,13 @@ class UnlearnTrainer(Trainer):
         return optimizer if isinstance(optimizer, DualOptimPlus) else None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits."""
+        """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
+
+        And where they are not among its arguments, the learning rate of the Trainer's and the objectives' names.
+        """
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
         if self.optimizer is None and cls is not None and issubclass(cls, DualOptimPlus):
+            arguments = {"lr": self.args.learning_rate, "objectives": tuple(self.objectives), **arguments}
             self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
         return super().create_optimizer(*args, **kwargs)
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -312,8 +312,9 @@ def train(
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write_model(folder / MODEL, model, tokenizer)
-    if not config.save_every:
-        shutil.rmtree(checkpoints_folder, ignore_errors=True)  # the Trainer makes it in any case
+    checkpoints.clear(checkpoints_folder)
+    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
+        checkpoints_folder.rmdir()
 
 
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
