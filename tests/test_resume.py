@@ -156,6 +156,26 @@ def test_rotation_goes_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-8", "checkpoint-6"]
 
 
+def test_one_that_was_passed_over_is_not_kept_in_place_of_a_new_one(stopped: Path) -> None:
+    flipped(stopped / "checkpoint-8" / "optimizer.pt")
+    again = run(stopped, save_total_limit=1)
+    seen: list[list[str]] = []
+
+    class Look(made.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([path.name for path in checkpoints.numbered(stopped)])
+
+    again.add_callback(Look())
+    again.train(str(stopped / "checkpoint-4"))
+    assert seen == [["checkpoint-8", "checkpoint-6"], ["checkpoint-8"]]
+    assert checkpoints.flaw(stopped / "checkpoint-8") is None
+
+
+def test_killed_before_it_was_rotated(stopped: Path) -> None:
+    run(stopped, save_total_limit=1).train(True)
+    assert [path.name for path in checkpoints.numbered(stopped)] == ["checkpoint-8"]
+
+
 @pytest.mark.parametrize("at", ["save_model", "_save_rng_state"])
 def test_killed_while_it_is_written(
     tmp_path: Path, never_stopped: torch.Tensor, monkeypatch: pytest.MonkeyPatch, at: str

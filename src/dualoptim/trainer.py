@@ -208,8 +208,11 @@ class UnlearnTrainer(Trainer):
         elif resume_from_checkpoint:
             checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
         if isinstance(resume_from_checkpoint, str):
+            begun = Path(resume_from_checkpoint)
             for each in self._beside_states():
-                each.load_from(Path(resume_from_checkpoint))
+                each.load_from(begun)
+            if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
+                checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
@@ -238,7 +241,7 @@ class UnlearnTrainer(Trainer):
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
-                checkpoints.rotate(out, self.args.save_total_limit)
+                checkpoints.rotate(out / name, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
             if self.args.world_size > 1:  # the others wait
                 raise
