@@ -142,6 +142,7 @@ KINDS = {
         one("DualOptim+", *EVERY, "--until", "0.5", "--keep-at-least", "0.5", "--pause", "true", "--curve-points", "6",
             "--base-bits", "8", "--delta-bits", "8"), 8, 4,
     ),
+    "no checkpoints": Kind("unlearn", "32-bit", one("DualOptim+", "--save-every", "0", *STEPS_6), 2, 2),
     "own rows": Kind("unlearn", "32-bit", [*ROWS, *LENGTH, *STEPS_6, "--general", "false", "--until", "0.0",
                                            "--keep-at-least", "0.01"], 3, 2),
     "one part after the other": Kind(

@@ -61,10 +61,11 @@ def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stop
         assert torch.equal(made.weights(again), never_stopped)
 
 
+@pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("step", [2, 4, 8])
-def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int) -> None:
+def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int, restored: bool) -> None:
     def trained(folder: Path, begun: str | None) -> tuple[UnlearnTrainer, list[dict[str, Any]]]:
-        made_now = run(folder, logging_steps=3)
+        made_now = run(folder, logging_steps=3, restore_callback_states_from_checkpoint=restored)
         made_now.add_callback(trainer._Diagnose(made_now, 4))
         made_now.train(begun)
         return made_now, [entry for entry in made_now.state.log_history if "loss" in entry]

@@ -242,6 +242,8 @@ def train(
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
+    if not config.save_every:  # the Trainer makes it in any case
+        shutil.rmtree(checkpoints_folder, ignore_errors=True)
     finite = is_finite(model)
     if finite:
         records = with_general(config, model, tokenizer, task.score(model, tokenizer))
@@ -281,8 +283,6 @@ def train(
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write_model(folder / MODEL, model, tokenizer)
-    if not config.save_every:
-        shutil.rmtree(checkpoints_folder, ignore_errors=True)  # the Trainer makes it in any case
 
 
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
