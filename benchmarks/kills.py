@@ -7,7 +7,8 @@
 A trial starts a command in a process of its own, kills it, starts it again with --resume until it ends, and compares
 what lies in its folder and in its cache with what the same command left that was never killed. Trials are processes
 forked from this one, which has loaded the packages and computed nothing, but for those of the kind "new process".
-Every trial is a line of runs/kills/trials.jsonl. Linux alone. Writes benchmarks/kills.md.
+Every trial is a line of runs/kills/trials.jsonl. Linux alone. Writes benchmarks/kills.md, whose last
+chapter, what a person reads in the numbers, is kept as it is.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ HERE = Path(__file__).resolve()
 WORK = Path("runs/kills").absolute()
 TRIALS = WORK / "trials.jsonl"
 PAGE = HERE.with_suffix(".md")
+READING = "\n## Reading\n"
 CACHE = "cache"
 WITHIN = 0.012  # seconds after a write begins, at most, when it is cut off
 TIMED = {"seconds", "step_seconds", "peak_memory_bytes"}  # what no two runs have in common
@@ -142,6 +144,7 @@ KINDS = {
         one("DualOptim+", *EVERY, "--until", "0.5", "--keep-at-least", "0.5", "--pause", "true", "--curve-points", "6",
             "--base-bits", "8", "--delta-bits", "8"), 8, 4,
     ),
+    "no checkpoints": Kind("unlearn", "32-bit", one("DualOptim+", "--save-every", "0", *STEPS_6), 2, 2),
     "own rows": Kind("unlearn", "32-bit", [*ROWS, *LENGTH, *STEPS_6, "--general", "false", "--until", "0.0",
                                            "--keep-at-least", "0.01"], 3, 2),
     "one part after the other": Kind(
@@ -626,7 +629,8 @@ def main() -> None:
             with TRIALS.open("a", encoding="utf-8") as opened:
                 opened.write(json.dumps(entry) + "\n")
             print(" ".join(map(str, which)), entry["kills"], entry["seconds"], entry["wrong"] or "same", flush=True)
-    PAGE.write_text(page(chosen.seed), encoding="utf-8")
+    reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
+    PAGE.write_text(page(chosen.seed) + (READING + reading if reading else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":

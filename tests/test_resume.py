@@ -61,10 +61,11 @@ def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stop
         assert torch.equal(made.weights(again), never_stopped)
 
 
+@pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("step", [2, 4, 8])
-def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int) -> None:
+def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int, restored: bool) -> None:
     def trained(folder: Path, begun: str | None) -> tuple[UnlearnTrainer, list[dict[str, Any]]]:
-        made_now = run(folder, logging_steps=3)
+        made_now = run(folder, logging_steps=3, restore_callback_states_from_checkpoint=restored)
         made_now.add_callback(trainer._Diagnose(made_now, 4))
         made_now.train(begun)
         return made_now, [entry for entry in made_now.state.log_history if "loss" in entry]
@@ -154,6 +155,26 @@ def test_rotation_goes_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpoints, "put", clock_put_back)
     run(tmp_path, save_total_limit=2).train()
     assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-8", "checkpoint-6"]
+
+
+def test_one_that_was_passed_over_is_not_kept_in_place_of_a_new_one(stopped: Path) -> None:
+    flipped(stopped / "checkpoint-8" / "optimizer.pt")
+    again = run(stopped, save_total_limit=1)
+    seen: list[list[str]] = []
+
+    class Look(made.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([path.name for path in checkpoints.numbered(stopped)])
+
+    again.add_callback(Look())
+    again.train(str(stopped / "checkpoint-4"))
+    assert seen == [["checkpoint-8", "checkpoint-6"], ["checkpoint-8"]]
+    assert checkpoints.flaw(stopped / "checkpoint-8") is None
+
+
+def test_killed_before_it_was_rotated(stopped: Path) -> None:
+    run(stopped, save_total_limit=1).train(True)
+    assert [path.name for path in checkpoints.numbered(stopped)] == ["checkpoint-8"]
 
 
 @pytest.mark.parametrize("at", ["save_model", "_save_rng_state"])

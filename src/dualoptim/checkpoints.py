@@ -81,12 +81,20 @@ def _without_empty(partial: Path) -> None:
 def numbered(out: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first, by their numbers: clocks are put back now and then."""
     found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
-def rotate(out: Path, keep: int | None) -> None:
-    """Remove all but the newest so many checkpoints; None for none."""
-    for folder in numbered(out)[keep:] if keep else []:
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def rotate(newest: Path, keep: int | None) -> None:
+    """Remove all but so many of a checkpoint and those before it; None for none.
+
+    Later ones are of a run that went on from before them, which will write them again; they may be damaged.
+    """
+    upto = [folder for folder in numbered(newest.parent) if _step(folder) <= _step(newest)]
+    for folder in upto[keep:] if keep else []:
         remove(folder)
 
 

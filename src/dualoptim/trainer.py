@@ -145,8 +145,7 @@ class UnlearnTrainer(Trainer):
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
         if diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
-        self._unlogged = Unlogged(self)
-        self.add_callback(self._unlogged)
+        self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
@@ -209,8 +208,11 @@ class UnlearnTrainer(Trainer):
         elif resume_from_checkpoint:
             checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
         if isinstance(resume_from_checkpoint, str):
+            begun = Path(resume_from_checkpoint)
             for each in self._beside_states():
-                each.load_from(Path(resume_from_checkpoint))
+                each.load_from(begun)
+            if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
+                checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
@@ -230,7 +232,7 @@ class UnlearnTrainer(Trainer):
                 shutil.rmtree(beside / name, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             self._beside = str(beside)
-            self._unlogged.over_ranks()
+            self._unlogged.over_ranks(self.accelerator)
             super()._save_checkpoint(model, trial)
             self._beside = None
             self.accelerator.wait_for_everyone()
@@ -239,7 +241,7 @@ class UnlearnTrainer(Trainer):
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
-                checkpoints.rotate(out, self.args.save_total_limit)
+                checkpoints.rotate(out / name, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
             if self.args.world_size > 1:  # the others wait
                 raise
@@ -254,6 +256,10 @@ class UnlearnTrainer(Trainer):
     def multipliers(self) -> dict[str, float]:
         """The present weight of every objective that is held below a bound."""
         return next(held.values for held in self.callback_handler.callbacks if isinstance(held, Multipliers))
+
+    @property
+    def _unlogged(self) -> Unlogged:
+        return next(held for held in self.callback_handler.callbacks if isinstance(held, Unlogged))
 
     @property
     def multi_objective(self) -> DualOptimPlus | None:
@@ -405,7 +411,7 @@ class UnlearnTrainer(Trainer):
         if "loss" in logs:
             since = self._unlogged
             # The Trainer's mean begins anew on resume. Each rank's loss is scaled so that their mean is the step's.
-            since.over_ranks()
+            since.over_ranks(self.accelerator)
             logs["loss"] = float(since.total) / max(1, self.state.global_step - since.step)
             for name, losses in since.losses.items():
                 logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
@@ -428,44 +434,55 @@ class _Diagnose(TrainerCallback):
     def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
         self.trainer, self.every = trainer, every
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(Unlogged.__name__)
+        if saved is not None and state.global_step:
+            self.trainer.diagnostics = list(json.loads(saved["attributes"]["readings"])["last"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.multi_objective
         if optimizer is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
             layers = diagnostics(optimizer, self.trainer.model.named_parameters())
             if layers:
                 self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
-                self.trainer._unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
+                unlogged = self.trainer._unlogged
+                unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
+                unlogged.last = self.trainer.diagnostics[-1:]
 
 
 class Unlogged(TrainerCallback, ExportableState):
     """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
 
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self) -> None:
+        self.last: list[dict[str, Any]] = []  # the last reading, layer by layer
         self.begin(0)
 
     def begin(self, step: int) -> None:
         """Forget what was logged at a step."""
         self.step = step
-        self.total = torch.zeros((), device=self.trainer.args.device)  # of what the Trainer's own loss is the mean
+        self.total = torch.zeros(())  # of what the Trainer's own loss is the mean
         self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
         self.reading: dict[str, float] = {}  # over all layers
 
-    def over_ranks(self) -> None:
+    def over_ranks(self, accelerator: Any) -> None:
         """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
-        reduce = self.trainer.accelerator.reduce
-        self.total = reduce(self.total, reduction="mean")
+
+        def mean(value: Tensor) -> Tensor:
+            return accelerator.reduce(value.to(accelerator.device), reduction="mean")
+
+        self.total = mean(self.total)
         for losses in self.losses.values():
             steps = sorted(losses)
-            means = reduce(torch.stack([losses[step] for step in steps]), reduction="mean")
-            losses.update(zip(steps, means.unbind(), strict=True))
+            losses.update(zip(steps, mean(torch.stack([losses[step] for step in steps])).unbind(), strict=True))
 
     def state(self) -> dict[str, Any]:
         losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
         own = {"step": self.step, "total": float(self.total), "losses": losses}
         # As text, since the Trainer sorts what it writes, and layers stand in their order.
-        readings = json.dumps({"unlogged": self.reading, "last": self.trainer.diagnostics[-1:]})
-        return {"args": {}, "attributes": {**own, "readings": readings}}
+        return {
+            "args": {},
+            "attributes": {**own, "readings": json.dumps({"unlogged": self.reading, "last": self.last})},
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
@@ -474,11 +491,11 @@ class Unlogged(TrainerCallback, ExportableState):
             return
         saved = saved["attributes"]
         self.begin(saved["step"])
-        self.total += saved["total"]
+        self.total = torch.tensor(saved["total"], device=args.device)
         for name, losses in saved["losses"].items():
-            self.losses[name] = {at: torch.full_like(self.total, loss) for at, loss in losses}
+            self.losses[name] = {at: torch.tensor(loss, device=args.device) for at, loss in losses}
         readings = json.loads(saved["readings"])
-        self.reading, self.trainer.diagnostics = readings["unlogged"], readings["last"]
+        self.reading, self.last = readings["unlogged"], readings["last"]
 
 
 class Multipliers(TrainerCallback, ExportableState):

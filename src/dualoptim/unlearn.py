@@ -264,6 +264,8 @@ def train(
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
+    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
+        checkpoints_folder.rmdir()
     finite = is_finite(model)
     if finite:
         records = with_general(config, model, tokenizer, task.score(model, tokenizer))
@@ -312,9 +314,6 @@ def train(
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write_model(folder / MODEL, model, tokenizer)
-    checkpoints.clear(checkpoints_folder)
-    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
-        checkpoints_folder.rmdir()
 
 
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
