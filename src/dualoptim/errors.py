@@ -17,6 +17,9 @@ def one_line(text: object) -> str:
     )
 
 
+LONGEST = 1000  # characters of a sentence, which may quote a value of any length
+
+
 class UserError(ValueError):
     """A mistake of the user's, told in one sentence: what was found, where, and how to mend it.
 
@@ -26,7 +29,8 @@ class UserError(ValueError):
     status = 2
 
     def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
+        said = one_line(message)
+        super().__init__(said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}")
 
 
 class NotFiniteError(UserError):
