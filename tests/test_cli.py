@@ -246,10 +246,24 @@ def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: p
         ("lr: [1", "r.yaml:1: broken YAML"),
         ("lr", "a recipe is a mapping"),
         ("steps: many", "r.yaml: "),
+        ("lr: 1e-3\nsteps: !!float", "r.yaml:2: broken YAML; what is tagged as float is none"),
+        ("out: !!timestamp x", "r.yaml:1: broken YAML; what is tagged as timestamp is none"),
+        ("weights: !!set [a]", "r.yaml: YAML that cannot be read"),
+        ('weights: "a\\nb"', "Got value: a"),
+        ('out: "a\\0b"', "holds the character NUL"),
     ):
         (place / "r.yaml").write_text(text)
         assert run("unlearn", "--recipe", "r.yaml") == 2
         assert message in errors(capsys)
+
+
+def test_what_a_sentence_quotes_breaks_no_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a\nb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\rb"):
+        assert run("unlearn", "--forget", name) == 2
+        assert errors(capsys).isprintable()
+    assert str(UserError("Où ?\u3000\t")) == "Où ?\u3000\\t"
+    assert run("unlearn", "--forget-loss", "x" * 10_000) == 2
+    assert len(errors(capsys)) < 1100
 
 
 def test_a_recipe_for_several_methods_serves_the_other_commands(
@@ -327,6 +341,31 @@ def test_a_model_without_chat_template_is_told_how_to_get_one(
     assert "--chat-template FILE" in errors(capsys)
     (place / "chat.jinja").write_text(tiny.CHAT_TEMPLATE)
     assert run("unlearn", "--model", str(bare), "--chat-template", "chat.jinja", "--dry-run") == 0
+
+
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "other shapes": ({"intermediate_size": 64}, "6 of its weights have other shapes than its config.json says, model."),
+    "a size that is a text": ({"hidden_size": "x"}, "Validation error for field 'hidden_size': "),
+    "no kind": ({"model_type": "nope"}, "; check its files"),
+    "code of its own": (
+        {"model_type": "own", "auto_map": {"AutoConfig": "x.C"}},
+        "it needs code of its own, which is not run; take a model that transformers knows",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), MODELS.values(), ids=MODELS)
+def test_a_models_folder_that_does_not_fit_is_told(
+    run: Run, model: Path, place: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    other = Path(shutil.copytree(model, place / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, **change}))
+    assert run("unlearn", "--model", str(other), "--out", "out") == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    (other / "config.json").rename(other / "adapter_config.json")
+    assert run("unlearn", "--model", str(other)) == 2
+    assert "holds an adapter alone; merge it into its model" in errors(capsys)
 
 
 def test_too_little_memory_or_disk_is_told_beforehand(

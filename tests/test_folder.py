@@ -300,6 +300,19 @@ def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.Capt
         lambda found: found["runs"][0].update(curve=[{"step": 0}, {"forget": 1}]),
         lambda found: found["runs"].append(None),
         lambda found: found.update(schema=2),
+        lambda found: found.update(counts="40"),
+        lambda found: found.update(notes=[["a"]]),
+        lambda found: found.update(curves=["forget"]),
+        lambda found: found.update(curves={"unseen": "U"}),
+        lambda found: found.update(scores={"forget": "none"}),
+        lambda found: found["metrics"]["perplexity"].update(better="smaller"),
+        lambda found: found["metrics"]["perplexity"].update(label=""),
+        lambda found: found["runs"][0].update(seconds=10**400),
+        lambda found: found["runs"][0].update(verdict=[1]),
+        lambda found: found["runs"][0].update(diagnostics={"layers": {"all": 3}}),
+        lambda found: found["runs"][0]["config"].update(alone=["forget"]),
+        lambda found: found["runs"][0]["curve"][1].update(forget="0.5"),
+        lambda found: found["runs"][0].update(method="A\ud800"),
     ],
 )
 def test_results_that_are_damaged_are_a_sentence(
@@ -313,6 +326,43 @@ def test_results_that_are_damaged_are_a_sentence(
     (tmp_path / "results.json").write_text(json.dumps(found))
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "results.json" in errors(capsys)
+
+
+def test_results_may_lack_what_was_not_measured(tmp_path: Path) -> None:
+    found = whole_results(forget_accuracy=[0.1, 0.2], perplexity=[10.0, 11.0])
+    found["scores"] = {"a": "forget_accuracy", "b": "perplexity"}
+    found["counts"]["perplexity"] = 7  # of what is no share
+    for entry, alone in zip(found["runs"], ("a", "b"), strict=True):
+        entry["config"]["alone"] = alone
+        entry["after"]["perplexity"] = None
+        measures = {"cosine/$x^$": None, "cosine/a/b": 0.5}
+        entry["diagnostics"] = {"layers": {"all": measures, "$layer^": measures}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert cli.main(["report", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("records.jsonl", "\xff"),
+        ("records.jsonl", '{"when": "after", "set": "forget"}'),
+        ("records.jsonl", '{"when": ["after"], "set": "forget"}'),
+        ("records.jsonl", "{\n"),
+        ("config.resolved.yaml", "runs: [[1]]"),
+        ("config.resolved.yaml", "runs: [steps]"),
+        ("config.resolved.yaml", "steps: 2024-99-99"),
+    ],
+)
+def test_files_of_a_run_that_are_damaged_are_a_sentence(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "results.json").write_text(json.dumps(whole_results(forget_accuracy=[0.1], perplexity=[10.0])))
+    (place / "out" / name).write_text(text, encoding="latin-1")
+    status = cli.main(["evaluate", "--from-records", "out"]) if name == "records.jsonl" else run("--resume")
+    assert status == 2
+    said = errors(capsys)
+    assert f"out/{name}" in said or "out: its records" in said
 
 
 def test_a_folder_of_the_cache_is_whole_or_made_again(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda saved: saved["state"][1].update({key: value})
 
 
+def group(saved: dict[str, Any]) -> dict[str, Any]:
+    return saved["param_groups"][0]
+
+
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "base of another shape": (
         put("codes/base_exp_avg", torch.zeros(7, 3)),
@@ -123,6 +127,37 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "'base_exp_avg' of parameter 1 is not in the 32 bits that its group says",
     ),
     "nested": (put("delta_step", {"forget": torch.tensor(1)}), "saved by an earlier version"),
+    "no states": (lambda saved: saved.pop("state"), "must hold a mapping 'state' and a list 'param_groups'"),
+    "states that are a text": (lambda saved: saved.update(state=""), "must hold a mapping 'state'"),
+    "groups that are a number": (
+        lambda saved: saved.update(param_groups=[3]),
+        "must be a mapping with a list 'params'",
+    ),
+    "no parameters": (lambda saved: saved["param_groups"][0].pop("params"), "must be a mapping with a list 'params'"),
+    "a parameter twice": (lambda saved: saved["param_groups"][0].update(params=[0, 0]), "different numbers or names"),
+    "a state that is a tensor": (
+        lambda saved: saved["state"].update({1: torch.ones(3)}),
+        "a mapping for each parameter",
+    ),
+    "a key that is no name": (lambda saved: saved["param_groups"][0].update({0: 1}), "'param_groups' must be names"),
+    "no bits": (lambda saved: saved["param_groups"][0].pop("base_bits"), "its groups have no 'base_bits'"),
+    "bits that are a tensor": (lambda saved: group(saved).update(base_bits=torch.ones(2)), "base_bits must be 32 or 8"),
+    "a size that is a text": (lambda saved: group(saved).update(min_8bit_size="a"), "min_8bit_size must be a number"),
+    "a bound of several numbers": (lambda saved: group(saved).update(max_update=torch.ones(2)), "max_update must be"),
+    "a number without end": (lambda saved: group(saved).update(eps=10**400), "eps must be a number"),
+    "skipped steps of no objective": (lambda saved: group(saved).update(num_skipped=[1]), "'num_skipped' must be"),
+    "names of fewer parameters": (lambda saved: group(saved).update(param_names=["a"]), "as many names as"),
+    "codes of nothing": (
+        put("codes", torch.ones(3)),
+        "'codes' for parameter 1, which this optimizer keeps nothing under",
+    ),
+    "a moment of no objective": (put("delta_exp_avg", "x"), "keeps nothing under"),
+    "a count below zero": (put("step", torch.tensor(-1)), "no count as 'step' for parameter 1"),
+    "a count with a part": (put("step", 1.5), "no count as 'step' for parameter 1"),
+    "a moment that is not finite": (
+        lambda saved: saved["state"][0].update(base_exp_avg=torch.full((4,), float("nan"))),
+        "'base_exp_avg' of parameter 0 holds numbers that are not finite",
+    ),
 }
 
 

@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from .config import ALONE, MAIN, METHODS, RunConfig
-from .errors import NotFiniteError, UserError, unknown
+from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RESULTS
 
 COMMANDS = {
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     except OSError as error:  # a full disk, a file that was taken away
         where = f" ({error.filename})" if error.filename else ""
-        print(f"dualoptim: error: {error.strerror or error}{where}", file=sys.stderr)
+        print(one_line(f"dualoptim: error: {error.strerror or error}{where}"), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or "memory" in str(error)):
@@ -176,6 +176,7 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         name = argument.split("=")[0].split(".")[0]
         if name.startswith("--") and name not in known:
             raise unknown("option", name, known)
+    _check_signs(arguments)
     try:
         parsed = parser.parse_args(arguments)
         if not getattr(parsed, "recipe", None):
@@ -184,11 +185,18 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise UserError(_one_sentence(error)) from None
     path = find_recipe(parsed.recipe)
     settings = _recipe_arguments(path, {option.removeprefix("--").replace("-", "_") for option in known})
+    _check_signs(settings)
     try:
         parser.parse_args(settings)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
     return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
+
+
+def _check_signs(arguments: Sequence[str]) -> None:
+    """Refuse what no file's name, nor any setting, may hold."""
+    if found := next((argument for argument in arguments if "\0" in argument), None):
+        raise UserError(f"{found[:80]}: holds the character NUL, which no setting may; give a value without it")
 
 
 def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
@@ -231,6 +239,15 @@ class _Recipes(yaml.SafeLoader):
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError):
+            kind = str(node.tag).rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what is tagged as {kind} is none; remove the tag", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -250,7 +267,7 @@ _Recipes.add_implicit_resolver(
 )
 
 
-_Recipes.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+_Recipes.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))  # 010 is ten
 
 
 def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
@@ -262,7 +279,7 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
         where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         reason = " ".join(str(problem).split())
         raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {reason}") from None
-    except (ValueError, KeyError, RecursionError) as error:  # a tag that its text does not fit, a depth without end
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # of a depth without end
         raise UserError(f"{path}: YAML that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
@@ -422,7 +439,15 @@ def _evaluate_records(parsed: Namespace) -> None:
     if unused:
         raise UserError(f"--from-records reads what a run left and nothing else; leave out {', '.join(unused)}")
     name, records = runs.read_records(parsed.from_records)
-    _print_numbers(tasks.find(name), records.get("before"), records["after"], records.get("retrained"))
+    try:
+        _print_numbers(tasks.find(name), records.get("before"), records["after"], records.get("retrained"))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{parsed.from_records}: its records are not such as the task {name!r} makes ({type(error).__name__}: "
+            f"{error}); score the model again"
+        ) from None
 
 
 def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
@@ -521,7 +546,7 @@ def _verify(parsed: Namespace) -> int:
         retain=parsed.retain,
     )
     for item, state, detail in checks:
-        print(_plain(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
+        print(one_line(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
     states = [check.state for check in checks]
     count = {state: states.count(state) for state in (certificate.OK, certificate.DIFFERS, certificate.NOT_THERE)}
     print(f"\n{', '.join(f'{number} {state}' for state, number in count.items())}")
@@ -536,13 +561,8 @@ def _verify(parsed: Namespace) -> int:
 def _print_limits(said: dict[str, Any]) -> None:
     """What a record does not say."""
     for remark in said["remarks"]:
-        print(_plain(f"· {remark}"))
+        print(one_line(f"· {remark}"))
     missing = said["not_measured"]
     attacks = ", ".join(missing["attacks"]) or "none"
-    print(_plain(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
-    print(_plain(said["statement"]))
-
-
-def _plain(text: str) -> str:
-    """A line in which nothing moves the cursor: a record and its files may be anybody's."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    print(one_line(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
+    print(one_line(said["statement"]))

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+
+def one_line(text: object) -> str:
+    """A text in which nothing breaks the line or moves the cursor, as files and their contents may be anybody's."""
+    signs = str(text)
+    if signs.isprintable():
+        return signs
+    return "".join(
+        sign if sign.isprintable() or unicodedata.category(sign) == "Zs" else repr(sign)[1:-1] for sign in signs
+    )
+
+
+LONGEST = 1000  # characters of a sentence, which may quote a value of any length
 
 
 class UserError(ValueError):
@@ -13,6 +27,10 @@ class UserError(ValueError):
     """
 
     status = 2
+
+    def __init__(self, message: object) -> None:
+        said = one_line(message)
+        super().__init__(said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}")
 
 
 class NotFiniteError(UserError):
@@ -25,5 +43,5 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> U
     """The error for a name that is not among the known ones, with the nearest of those as a hint."""
     names = list(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}" if names else "there are none"
     return UserError(f"{where + ': ' if where else ''}unknown {kind} {name!r}; {hint}")

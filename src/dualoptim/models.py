@@ -54,7 +54,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     Raises:
         UserError: no tokenizer beside the model, or no such chat template.
     """
-    with _one_sentence(f"model {model!r}: its tokenizer could not be loaded"), quiet():
+    with _one_sentence(model, "its tokenizer could not be loaded"), quiet():
         place, options = _described(_TOKENIZERS.get(model, model))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where none is
@@ -96,9 +96,18 @@ def load_model(model: str) -> PreTrainedModel:
     place = source(model)
     _check_files(model, Path(place))
     load_config(model)
-    with _one_sentence(f"model {model!r}: could not be loaded"), quiet():
+    with _one_sentence(model, "could not be loaded"), quiet():
         loaded, found = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            place,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are told below
+        )
+    if other := sorted(name for name, *_ in found["mismatched_keys"]):
+        raise UserError(
+            f"model {model!r}: {len(other)} of its weights have other shapes than its config.json says, {other[0]} "
+            "first; fetch or save it again"
         )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
@@ -137,7 +146,7 @@ def load_config(model: str) -> PretrainedConfig:
         UserError: nothing of that name, or a quantized model. Its weights are codes of a few bits, which have no
             gradient; the package that reads them need not be there to say so.
     """
-    with _one_sentence(f"model {model!r}: its configuration could not be loaded"), quiet():
+    with _one_sentence(model, "its configuration could not be loaded"), quiet():
         place, options = _described(model)
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
     how = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
@@ -163,7 +172,7 @@ def without_weights(model: str) -> PreTrainedModel:
     if not options:
         _check_files(model, Path(place))
     config = load_config(model)
-    with _one_sentence(f"model {model!r}: could not be made"), torch.device("meta"):
+    with _one_sentence(model, "could not be made"), torch.device("meta"):
         made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     made.tie_weights()
     return made
@@ -200,6 +209,8 @@ def source(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise UserError(f"model {model!r}: holds an adapter alone; merge it into its model and save that")
             raise UserError(f"model {model!r}: the folder has no config.json; give a folder made by save_pretrained")
         return model
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
@@ -320,14 +331,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
+def _one_sentence(model: str, what: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # whatever files, the hub and packages that are not there make it say
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what}: {reason.rstrip('.')}; check the name and the connection, or give a folder") from error
+        lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        mend = "check its files" if Path(model).is_dir() else "check the name and the connection, or give a folder"
+        if "custom code" in reason:
+            reason, mend = "it needs code of its own, which is not run", "take a model that transformers knows"
+        raise UserError(f"model {model!r}: {what}: {reason.rstrip('.')}; {mend}") from error
 
 
 @contextmanager

@@ -110,6 +110,8 @@ def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
     alone = {(e["config"].get("alone"), e["seed"]): e["after"] for e in entries if e["config"].get("alone")}
     if not scores or any((name, e["seed"]) not in alone for name in scores for e in entries):
         return []
+    if any(e["after"][metric] is None for metric in scores.values() for e in entries):
+        return []
     table, means = [], [0.0] * len(entries)
     for name, metric in scores.items():
         changes = [entry["after"][metric] - alone[name, entry["seed"]][metric] for entry in entries]
@@ -134,7 +136,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 
 def interval(value: float | None, n: int) -> str:
     """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty for no number."""
-    if value is None or math.isnan(value) or not n:
+    if value is None or not 0 <= value <= 1 or not n:
         return ""
     from scipy.stats import binomtest
 
@@ -180,7 +182,7 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             said.append(f"{sentence}{shown[first[0]]} for all.")
             continue
         sentence += f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} {word}"
-        if n := results["counts"].get(name):
+        if n := results.get("counts", {}).get(name):
             rest = [method for method in values if method not in first]
             close = [method for method in rest if abs(values[method] - best) < 2 * _spread(values[method], best, n)]
             sentence += f"; not told apart on {n} questions: {', '.join(close)}" if close else ", and alone there"
@@ -252,7 +254,8 @@ def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) ->
 
 def curve(results: Mapping[str, Any]) -> str:
     """The forget/keep curve as SVG: what the task follows, over the steps; empty where it was looked at once alone."""
-    if all(len(entry["curve"]) < 2 for entry in results["runs"]):
+    titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
+    if not titles or all(len(entry["curve"]) < 2 for entry in results["runs"]):
         return ""
     import matplotlib
 
@@ -260,8 +263,8 @@ def curve(results: Mapping[str, Any]) -> str:
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
-                         "axes.spines.right": False, "svg.hashsalt": "dualoptim"}):  # fmt: skip
-        titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
+                         "axes.spines.right": False, "text.parse_math": False,
+                         "svg.hashsalt": "dualoptim"}):  # fmt: skip
         across = len(titles) if len(titles) < 4 else 2
         down = math.ceil(len(titles) / across)
         figure, grid = plt.subplots(
@@ -275,12 +278,12 @@ def curve(results: Mapping[str, Any]) -> str:
                 steps = [point["step"] for point in entry["curve"]]
                 values = [point[name] for point in entry["curve"]]
                 axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=entry["method"])
-            axis.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
             axis.set_xlabel("optimizer step")
             axis.set_ylim(0, 1)
             axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         for row in grid:
-            row[0].set_ylabel(textwrap.fill(results["followed"], 32), parse_math=False)
+            row[0].set_ylabel(textwrap.fill(results["followed"], 32))
         # Seeds, and parts that come after each other, are of one colour and stand once.
         lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
@@ -312,14 +315,15 @@ def heat_map(entry: Mapping[str, Any]) -> str:
 
     shown = {panel[1]: [measure for measure in measures if measure.startswith(panel[1])] for panel in panels}
     with plt.rc_context({"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none",
-                         "svg.hashsalt": "dualoptim"}):  # fmt: skip
+                         "text.parse_math": False, "svg.hashsalt": "dualoptim"}):  # fmt: skip
         heights = [len(shown[panel[1]]) for panel in panels]
         size = (8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5)
         figure, axes = plt.subplots(
             len(panels), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False, layout="constrained"
         )
         for axis, (title, prefix, palette, low, high) in zip(axes[:, 0], panels, strict=True):
-            values = [[by_layer[layer].get(name, math.nan) for layer in layers] for name in shown[prefix]]
+            read = [[by_layer[layer].get(name) for layer in layers] for name in shown[prefix]]
+            values = [[math.nan if value is None else value for value in row] for row in read]
             drawn = axis.imshow(values, cmap=palette, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
             axis.set_yticks(
                 range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]

@@ -55,6 +55,8 @@ from .errors import UserError
 from .folder import ENVIRONMENT, SETTINGS
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
+from .reading import parse_json
+from .schema import misfit
 
 if TYPE_CHECKING:  # which import torch, and a report does without
     from .data import Row
@@ -75,8 +77,8 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
     try:
         begun = yaml.safe_load(path.read_text(encoding="utf-8"))
         begun = begun.get("runs", [begun])
-        known = [set(one) for one in begun]
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):
+        known = [set(one.keys()) for one in begun]
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path}: is damaged; give another folder, or --overwrite") from None
     mine = [config.as_dict() for config in configs]
     for other, keys in zip(begun, known, strict=True):
@@ -119,14 +121,14 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for entry in entries:
         name = f"{entry['method']}, seed {entry['seed']}"
-        if entry["collapse"]:
+        if entry.get("collapse"):
             found.append(f"{name}: the model fell apart: {'; '.join(entry['collapse'])}.")
-        if not entry["finite"]:
+        if not entry.get("finite", True):
             found.append(f"{name}: its weights are not finite after training, so nothing was measured of it.")
-        for objective, count in entry["skipped_steps"].items():
+        for objective, count in entry.get("skipped_steps", {}).items():
             if count:
                 found.append(f"{name}: {count} steps to {objective} were skipped, as their gradients were not finite.")
-    versions = list(dict.fromkeys(entry["fingerprints"]["versions"] for entry in entries))
+    versions = list(dict.fromkeys(entry.get("fingerprints", {}).get("versions", "unknown") for entry in entries))
     if len(versions) > 1:
         found.append(f"Not all was run with the same versions: {'; '.join(versions)}.")
     return found
@@ -256,7 +258,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
 
     path = Path(path)
     path = path / RECORDS if path.is_dir() else path
-    if path.is_file() and path.read_text(encoding="utf-8").startswith("{\n"):  # a record's line is a whole object
+    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # a record's line is a whole object
         scores = _read_json(path)
         try:
             return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
@@ -264,13 +266,13 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
             raise UserError(f"{path}: is not a file of `dualoptim evaluate --scores`") from None
     records: dict[str, list[dict[str, Any]]] = {}
     for record, where in read_json_lines(path):
-        if not {"when", "set"} <= set(record):
+        if record.get("when") not in ("before", "after", "retrained") or not isinstance(record.get("set"), str):
             raise UserError(f"{where}: is not a record of a run, which has 'when' and 'set'")
         records.setdefault(record.pop("when"), []).append(record)
     if "after" not in records:
         raise UserError(f"{path}: has no records of a model after unlearning")
     beside = next((f for f in (path.parent, path.parent.parent) if (f / RESULTS).is_file()), path.parent)
-    return read_results(beside)["runs"][0]["config"]["task"] or "files", records
+    return read_results(beside)["runs"][0]["config"].get("task") or "files", records
 
 
 def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> list[dict[str, Any]]:
@@ -320,57 +322,18 @@ def read_results(path: str | Path) -> dict[str, Any]:
     results = _read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not a results file of schema {SCHEMA}; make it again with this version")
-    if found := _misfit(results):
+    if found := misfit(results):
         raise UserError(f"{path}: is damaged ({found}); make it again")
     return results
 
 
-FORMAT = re.compile(r"\.[0-9][fg%]")
-
-
-def _misfit(results: Mapping[str, Any]) -> str | None:
-    """The first part of results that is not as the schema has it, of those that are read again."""
-    number = (int, float, type(None))
-    if not all(isinstance(results.get(key), str) for key in ("task", "model", "followed")):
-        return "task, model or followed is no text"
-    metrics, entries = results.get("metrics"), results.get("runs")
-    if not isinstance(metrics, dict) or not isinstance(entries, list) or not entries:
-        return "metrics or runs are missing"
-    for name, metric in metrics.items():
-        if not isinstance(metric, dict) or not FORMAT.fullmatch(str(metric.get("format"))):
-            return f"the metric {name!r} has no format such as '.3f'"
-        if not isinstance(metric.get("label"), str) or not isinstance(metric.get("better"), str):
-            return f"the metric {name!r} has no label, or no direction"
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            return f"run {i} is no mapping"
-        for key, kind in ENTRY.items():
-            if not isinstance(entry.get(key), kind):
-                return f"run {i} has no {key!r} as it should be"
-        for when in ("before", "after"):
-            if not all(isinstance(entry[when].get(name, ""), number) for name in metrics):
-                return f"run {i} lacks numbers {when}"
-        if any(not isinstance(point, dict) or set(point) != set(entry["curve"][0]) for point in entry["curve"]):
-            return f"run {i} has points of different kinds in its curve"
-    of_sample = {"set", "question", "answer", "before", "after"}
-    if any(not isinstance(one, dict) or set(one) != of_sample for entry in entries for one in entry["samples"]):
-        return "a sample is not as it should be"
-    return None
-
-
-ENTRY: dict[str, Any] = {
-    "method": str, "seed": int, "config": dict, "before": dict, "after": dict, "curve": list, "samples": list,
-    "seconds": (int, float), "optimizer_state_bytes": int, "peak_memory_bytes": int,
-}  # fmt: skip
-
-
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
     except OSError:
         raise UserError(f"{path}: there is no such file; give the folder of a finished run") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not a results file ({error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}), and so no file of a run's") from None
 
 
 def environment() -> dict[str, Any]:

@@ -264,6 +264,7 @@ def train(
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
+    checkpoints.clear(checkpoints_folder)
     with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
         checkpoints_folder.rmdir()
     finite = is_finite(model)

@@ -598,10 +598,9 @@ class _Loaded:
 def _prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict that fits an optimizer, with the states as copies in its own precision."""
     groups, settings = optimizer.param_groups, []
-    check_loadable(state_dict, groups, optimizer.objectives)
+    loadable = check_loadable(state_dict, groups, optimizer.objectives)
     states, converted = dict(state_dict["state"]), 0
-    for own, saved in zip(groups, state_dict["param_groups"], strict=True):
-        checked = checked_settings({**own, **saved}, optimizer.objectives, loaded=True)
+    for own, saved, checked in zip(groups, state_dict["param_groups"], loadable, strict=True):
         checked["lr_scales"] = {**own["lr_scales"], **checked["lr_scales"]}
         settings.append({**saved, **checked, **{key: own[key] for key in KEPT_ON_LOAD}})
         for param, index in zip(own["params"], saved["params"], strict=True):

@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 
 from .backends import NAMES
-from .state import CODES, DELTA, DELTA_STEP, SCALES, STEP, bits_of, code_of, has_values, moment_keys, num_blocks
+from .state import (
+    BASE,
+    CODES,
+    DELTA,
+    DELTA_STEP,
+    SCALES,
+    STEP,
+    bits_of,
+    code_of,
+    has_values,
+    local,
+    moment_keys,
+    num_blocks,
+)
 
 RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
 # How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
@@ -53,13 +66,17 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     """
 
     def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> Any:
-        if loaded and not strictly:  # what was stepped with loads
+        if loaded and name in ("lr", "weight_decay"):  # what a schedule made, and was stepped with, loads
             low = -math.inf
         # NumPy's numbers and others that are as good, but neither True nor "1e-5".
-        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-            raise ValueError(f"{name} must be a number, but is {value!r}")
+        try:
+            if isinstance(value, (bool, str)) or (isinstance(value, Tensor) and value.numel() != 1):
+                raise TypeError
+            plain = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise ValueError(f"{name} must be a number, but is {_shown(value)}") from None
         if not isinstance(value, Tensor):
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)
+            value = int(value) if isinstance(value, numbers.Integral) and abs(plain) < 2**53 else plain
         in_range = low < value < below if strictly else low <= value < below
         if not in_range:
             raise ValueError(f"{name} must be {'>' if strictly else 'at least'} {low:g} and < {below:g}, is {value}")
@@ -69,9 +86,9 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     lr = settings["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a tensor of one element, but has shape {tuple(lr.shape)}")
-    settings["lr"] = number("lr", lr, 0)
+    settings["lr"] = lr = number("lr", lr, 0)
     if loaded and lr < 0:
-        warnings.warn(f"the state dict's learning rate is below zero: {float(lr):g}", stacklevel=7)
+        warnings.warn(f"the state dict's learning rate is below zero: {float(lr):g}", stacklevel=8)
     for name in ("eps", "weight_decay", "min_8bit_size"):
         settings[name] = number(name, settings[name], 0)
     for name in ("betas", "base_betas"):
@@ -82,18 +99,19 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
         except TypeError:
             pair = ()
         if len(pair) != 2 or isinstance(settings[name], str):
-            raise ValueError(f"{name} must be two numbers, but is {settings[name]!r}")
+            raise ValueError(f"{name} must be two numbers, but is {_shown(settings[name])}")
         settings[name] = tuple(float(number(f"{name}[{i}]", beta, 0, below=1)) for i, beta in enumerate(pair))
-    if settings["max_update"] is not None and not (loaded and settings["max_update"] == math.inf):
-        settings["max_update"] = number("max_update", settings["max_update"], 0, strictly=True)
+    bound = settings["max_update"]
+    if bound is not None and not (loaded and isinstance(bound, float) and bound == math.inf):
+        settings["max_update"] = number("max_update", bound, 0, strictly=True)
     for name in ("base_bits", "delta_bits"):
-        if settings[name] not in (32, 8):
-            raise ValueError(f"{name} must be 32 or 8, but is {settings[name]!r}")
+        if isinstance(settings[name], Tensor) or settings[name] not in (32, 8):
+            raise ValueError(f"{name} must be 32 or 8, but is {_shown(settings[name])}")
         settings[name] = int(settings[name])
     if not isinstance(settings["stochastic_rounding"], bool):
-        raise ValueError(f"stochastic_rounding must be True or False, but is {settings['stochastic_rounding']!r}")
+        raise ValueError(f"stochastic_rounding must be True or False, but is {_shown(settings['stochastic_rounding'])}")
     if not isinstance(settings["lr_scales"], Mapping):
-        raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {settings['lr_scales']!r}")
+        raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {_shown(settings['lr_scales'])}")
     for name in settings["lr_scales"]:
         if name not in objectives:
             raise ValueError(f"lr_scales names {name!r}, but the objectives are {listed(objectives)}")
@@ -115,19 +133,19 @@ def check_loadable(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     objectives: tuple[str, ...],
-) -> None:
-    """Refuse a state dict of another optimizer, of other objectives, or of parameters of other shapes."""
-    saved_groups = state_dict["param_groups"]
-    indices = [index for group in saved_groups for index in group["params"]]
-    states = {index: state_dict["state"][index] for index in indices if state_dict["state"].get(index)}
+) -> list[dict[str, Any]]:
+    """The settings of a state dict's groups; one of another optimizer, of other objectives or shapes is refused."""
+    saved_groups, indices = _checked_parts(state_dict)
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
         raise ValueError(
             f"the state dict has parameter groups of {listed(sizes[0])} parameters, and this optimizer of "
             f"{listed(sizes[1])}; make the same groups"
         )
-    if any(not isinstance(own, Mapping) for own in states.values()):
+    given = {index: state_dict["state"].get(index) for index in indices}
+    if any(not isinstance(own, (Mapping, type(None))) for own in given.values()):
         raise ValueError("the state dict's 'state' must hold a mapping for each parameter")
+    states = {index: own for index, own in given.items() if own}
     if any(isinstance(own.get(DELTA_STEP), Mapping) for own in states.values()):
         raise ValueError(
             "the state dict was saved by an earlier version, whose states were nested; load it with that version, or "
@@ -139,8 +157,9 @@ def check_loadable(
             f"the state dict holds {listed(unknown)}, which this optimizer does not have "
             f"({listed(objectives)}); name them in objectives=…"
         )
+    settings = []
     for own, group in zip(groups, saved_groups, strict=True):
-        if missing := sorted(RULE_SETTINGS - set(group)):
+        if missing := sorted((SETTINGS - {"stochastic_rounding"}) - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
             raise ValueError(
@@ -148,21 +167,63 @@ def check_loadable(
                 + ("without a base" if group["base_betas"] is None else "with a base")
                 + ", and this one is not; make it with the same base_betas"
             )
+        settings.append(checked_settings({**own, **group}, objectives, loaded=True))
         for place, (param, index) in enumerate(zip(own["params"], group["params"], strict=True)):
             if index in states:
                 name = f"parameter {own['param_names'][place] if 'param_names' in own else index!r}"
-                _check_state(states[index], param, group, name)
+                _check_state(states[index], param, settings[-1], name)
+    return settings
+
+
+def _checked_parts(state_dict: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
+    """A state dict's groups, and the places of their parameters; refused where it is not made of what torch's are."""
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if not isinstance(groups, (list, tuple)) or not isinstance(state_dict.get("state"), Mapping):
+        raise ValueError("a state dict must hold a mapping 'state' and a list 'param_groups', as state_dict() gives")
+    for group in groups:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            raise ValueError("each of the state dict's 'param_groups' must be a mapping with a list 'params'")
+        if not all(isinstance(key, str) for key in group):
+            raise ValueError("the keys of the state dict's 'param_groups' must be names")
+        names = group.get("param_names")
+        if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(group["params"])):
+            raise ValueError("the state dict's 'param_names' must be as many names as there are 'params'")
+        counts = group.get("num_skipped")
+        if counts is not None and not (isinstance(counts, Mapping) and all(map(_is_count, counts.values()))):
+            raise ValueError(
+                f"the state dict's 'num_skipped' must be a count for each objective, but is {_shown(counts)}"
+            )
+    indices = [index for group in groups for index in group["params"]]
+    if not all(isinstance(index, (int, str)) for index in indices) or len(set(indices)) < len(indices):
+        raise ValueError("the state dict's 'params' must be different numbers or names")
+    return groups, indices
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on, as a number or a tensor of one element."""
+    try:
+        return not isinstance(value, (str, bytes)) and 0 <= float(value) < 2**53 and float(value).is_integer()
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value, short enough for a sentence."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _objectives(own: Mapping[str, Any]) -> list[str]:
     """The objectives that a parameter's saved state has something of."""
     found: dict[str, None] = {}
     for key in own:
-        parts = str(key).split("/", 1)
-        if parts[0] in (CODES, SCALES):
-            parts = parts[1].split("/", 1)
-        if parts[0] in (DELTA_STEP, *DELTA) and len(parts) == 2:
-            found[parts[1]] = None
+        kind, _, rest = str(key).partition("/")
+        if kind in (CODES, SCALES):
+            kind, _, rest = rest.partition("/")
+        if kind in (DELTA_STEP, *DELTA) and rest:
+            found[rest] = None
     return list(found)
 
 
@@ -171,10 +232,17 @@ def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]
     stepped, with_base = tuple(_objectives(own)), group["base_betas"] is not None
     for key in (STEP, *(f"{DELTA_STEP}/{objective}" for objective in stepped)):
         count = own.get(key)
-        if count is None or (isinstance(count, Tensor) and count.numel() != 1) or not hasattr(count, "__int__"):
+        if not _is_count(count):
             found = "no" if count is None else "no count as"
             raise ValueError(f"the state dict has {found} {key!r} for {name}; was it saved whole?")
-    for key in moment_keys(stepped, with_base=with_base):
+    moments = list(moment_keys(stepped, with_base=with_base))
+    for key in map(str, own):
+        kind, _, rest = key.partition("/")
+        if kind in (STEP, DELTA_STEP, *DELTA, *BASE, CODES, SCALES) and not (
+            key == STEP or kind == DELTA_STEP or key in moments or (kind in (CODES, SCALES) and rest in moments)
+        ):
+            raise ValueError(f"the state dict has {key!r} for {name}, which this optimizer keeps nothing under")
+    for key in moments:
         codes, scales = f"{CODES}/{key}", f"{SCALES}/{key}"
         in_8_bits = codes in own or scales in own
         expected = bits_of(param, group, key)
@@ -214,6 +282,8 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
     fits = tensor.dtype == code if key.startswith(f"{CODES}/") else tensor.is_floating_point()
     if not fits:
         raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
+    if tensor.is_floating_point() and not local(tensor).isfinite().all():
+        raise ValueError(f"the state dict's {key!r} of {name} holds numbers that are not finite; load an earlier one")
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -1,0 +1,111 @@
+"""What `results.json` must be to be read again: the schema that `dualoptim.runs` describes, as forms of its values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def unlike(value: Any, form: Any, where: str = "it") -> str | None:
+    """The first place where a value of lists and mappings is not of a form; None where there is none.
+
+    Args:
+        form: a test of one value, [the form of each], {"*": the form of each} or {name: form}, of which a name that
+            ends in "?" may be left out.
+        where: the value's own place, in words.
+    """
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{where} is no list"
+        return next(filter(None, (unlike(each, form[0], f"{where}, {i}") for i, each in enumerate(value, 1))), None)
+    if not isinstance(form, dict):
+        return None if form(value) else f"{where} is no {form.__name__.strip('_').replace('_', ' ')}"
+    if not isinstance(value, dict):
+        return f"{where} is no mapping"
+    forms = dict.fromkeys(value, form["*"]) if "*" in form else form
+    for name, own in forms.items():
+        key = name if "*" in form else name.removesuffix("?")
+        if key not in value:
+            if key == name:
+                return f"{where} has no {name!r}"
+        elif found := unlike(value[key], own, f"{where}, {key}"):
+            return found
+    return None
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _text_or_nothing(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _finite_number_or_nothing(value: Any) -> bool:
+    return value is None or _finite_number(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _format_such_as_3f(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\.[0-9][fg%]", value) is not None
+
+
+def _direction(value: Any) -> bool:
+    return value in ("lower", "higher", "zero", "chance", "neither")
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _diagnostics_by_layer(value: Any) -> bool:
+    return value is None or not unlike(value, {"layers": {"*": {"*": _finite_number_or_nothing}}})
+
+
+NUMBERS = {"*": _finite_number_or_nothing}
+ENTRY: dict[str, Any] = {
+    "method": _name, "seed": _count, "config": {"*": _anything}, "before": NUMBERS, "after": NUMBERS,
+    "curve": [{"*": _finite_number_or_nothing}], "seconds": _finite_number, "optimizer_state_bytes": _count,
+    "peak_memory_bytes": _count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), _text)],
+    "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": _text},
+    "skipped_steps?": {"*": _count}, "fingerprints?": {"*": _text}, "diagnostics?": _diagnostics_by_layer,
+}  # fmt: skip
+METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
+# Of the schema above, what is read again.
+FORM: dict[str, Any] = {
+    "task": _text, "model": _text, "followed": _text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [_text],
+    "curves?": {"*": _text}, "scores?": {"*": _text}, "counts?": {"*": _count},
+}  # fmt: skip
+
+
+def misfit(results: Mapping[str, Any]) -> str | None:
+    """The first part of results that is not as the schema has it."""
+    if found := unlike(results, FORM):
+        return found
+    if not results["runs"]:
+        return "there is no run"
+    if other := next((name for name in results.get("scores", {}).values() if name not in results["metrics"]), None):
+        return f"the score {other!r} is none of the metrics"
+    followed = {"step", *results.get("curves", {})}
+    for i, entry in enumerate(results["runs"], 1):
+        for when in ("before", "after"):
+            if lacking := next((name for name in results["metrics"] if name not in entry[when]), None):
+                return f"run {i} has no {lacking!r} {when}"
+        points = [set(point) for point in entry["curve"]]
+        if any(point != points[0] or not followed <= point for point in points):
+            return f"run {i} has points of other kinds in its curve"
+        if unlike(entry["config"], {"alone?": _text_or_nothing, "task?": _text_or_nothing}):
+            return f"run {i} was of no task that has a name"
+    return None
