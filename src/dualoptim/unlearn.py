@@ -12,21 +12,17 @@ import os
 import random
 import shutil
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from . import checkpoints, report, resolve, runs
 from .chat import end_ids, turn_of
@@ -46,6 +42,7 @@ from .resolved import resolve as resolve_all
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
+from .watch import Watch, bytes_of, peak_memory
 
 Records = list[dict[str, Any]]
 
@@ -117,53 +114,6 @@ def _left_to_learn(task: Task, model: Any, tokenizer: Any) -> dict[str, float]:
     }
 
 
-class _Watch(TrainerCallback, ExportableState):
-    """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
-
-    def __init__(
-        self,
-        points: Sequence[int],
-        measure: Callable[[], dict[str, float]],
-        bar: tqdm,
-        best: Best | None,
-        paused: set[str] | None,
-    ) -> None:
-        self.points, self.measure, self.bar, self.best, self.paused = set(points), measure, bar, best, paused
-        self.curve: list[dict[str, float]] = []
-        self.step_seconds: list[float] = []
-        self.began = 0.0
-        self.seconds = 0.0  # of training, without the curve
-        self.watching = 0.0  # of the curve
-
-    def state(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("curve", "step_seconds", "seconds", "watching")}
-        return {"args": {}, "attributes": {**own, "paused": sorted(self.paused or ())}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)["attributes"]
-        self.curve, self.step_seconds = saved["curve"], saved["step_seconds"]
-        self.seconds, self.watching = saved["seconds"], saved["watching"]
-        if self.paused is not None:
-            self.paused.update(saved["paused"])
-        self.bar.update(state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_seconds.append(round(time.perf_counter() - self.began, 4))
-        self.seconds += self.step_seconds[-1]
-        self.bar.update(state.global_step - self.bar.n)
-        if state.global_step in self.points:
-            began = time.perf_counter()
-            self.curve.append({"step": state.global_step, **self.measure()})
-            self.watching += time.perf_counter() - began
-            if self.best is not None:
-                self.best.look(state.global_step, self.curve[-1], control)
-                if self.paused is not None:
-                    (self.paused.add if self.best.reached(self.curve[-1]) else self.paused.discard)("forget")
-
-
 def train(
     prepared: Prepared,
     resolved: Resolved,
@@ -207,7 +157,7 @@ def train(
         able = {ABILITY: prepared.ability(model)} if prepared.ability else {}
         return {**task.follow(model, tokenizer), **able}
 
-    watch = _Watch(points, measure, bar, best, paused if config.pause else None)
+    watch = Watch(points, measure, bar, best, paused if config.pause else None)
     checkpoints_folder = folder / CHECKPOINTS
     trainer = UnlearnTrainer(
         model,
@@ -255,7 +205,7 @@ def train(
     begun = checkpoints.newest(checkpoints_folder, trainer.fingerprints) if resume else None
     with bar, quiet():
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    state_bytes, logged, read = _bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
+    state_bytes, logged, read = bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
     skipped = dict(trainer.multi_objective.num_skipped) if trainer.multi_objective else {}
     del trainer  # and with it gradients and states, before scoring needs room for logits
     model.zero_grad()
@@ -307,7 +257,7 @@ def train(
             "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,
-            "peak_memory_bytes": _peak(device),
+            "peak_memory_bytes": peak_memory(device),
         }
     )
     if config.save_model and finite:
@@ -344,28 +294,6 @@ def _with_adapter(model: Any, config: RunConfig) -> nn.Module:
     # α = 2 r and all linear layers, as QLoRA found best and PEFT's guides have it.
     lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
     return get_peft_model(model, lora)
-
-
-def _bytes_of(optimizer: Any) -> int:
-    """Bytes of all state tensors, found wherever they are nested."""
-
-    def size(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        return sum(map(size, value.values())) if isinstance(value, dict) else 0
-
-    return sum(size(state) for state in optimizer.state.values())
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if (windows := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:
-        return int(windows)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def run(
