@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py                  --steps 10000, a checkpoint each 100, a reading each 50
     python benchmarks/soak.py --objects        also which Python objects there are more of at the end
+    python benchmarks/soak.py --bf16           under bf16 autocast; readings are printed alone
     python benchmarks/soak.py --page           only write the page of the last run
 
 Processor time is taken, as other work on the machine changes every other. Linux alone. Writes benchmarks/soak.md,
@@ -89,7 +90,7 @@ class Observe(TrainerCallback):
         print(*found, flush=True)
 
 
-def soak(steps: int, *, objects: bool) -> dict[str, Any]:
+def soak(steps: int, *, objects: bool, bf16: bool) -> dict[str, Any]:
     """Train, and read the process: as the command does, which tells the allocator what suits it."""
     cli._suit_the_process()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -121,7 +122,8 @@ def soak(steps: int, *, objects: bool) -> dict[str, Any]:
             model,
             TrainingArguments(
                 output_dir=place, learning_rate=1e-4, lr_scheduler_type="linear", logging_steps=10, save_steps=100,
-                save_strategy="steps", save_total_limit=1, report_to="none", use_cpu=True, disable_tqdm=True, seed=0,
+                save_strategy="steps", save_total_limit=1, report_to="none", use_cpu=True, bf16=bf16,
+                disable_tqdm=True, seed=0,
             ),
             objectives={
                 "forget": Objective(forget, LOSSES["IDK"](), refusals=["I don't know.", "No idea."]),
@@ -204,11 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--objects", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast; printed alone, without a page")
     parser.add_argument("--page", action="store_true", help="only write the page of the last run")
     chosen = parser.parse_args()
     if not chosen.page:
         RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(soak(chosen.steps, objects=chosen.objects)), encoding="utf-8")
+        made = soak(chosen.steps, objects=chosen.objects, bf16=chosen.bf16)
+        if chosen.bf16:
+            return
+        RECORD.write_text(json.dumps(made), encoding="utf-8")
     found = json.loads(RECORD.read_text(encoding="utf-8"))
     reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
     PAGE.write_text(page(found) + (READING + reading if reading else ""), encoding="utf-8")
