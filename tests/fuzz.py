@@ -27,7 +27,7 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-from dualoptim import DualOptim, DualOptimPlus, checkpoints, cli, models, unlearn
+from dualoptim import DualOptim, DualOptimPlus, cli, models, unlearn
 from dualoptim.config import RunConfig
 from dualoptim.schedule import by_turns
 
@@ -82,13 +82,17 @@ def _one_line(said: str) -> Outcome:
 # Changes
 
 TEXTS = [
-    "", " ", "\0", "a\nb", "\r", "\t", "\ud800", "\ufeff", "\u202e", "e\u0301", "\u2028", "\x1b[31m", "x" * 3000, "[/b]", "[bold]",
-    "{{", "{% x", "$x^", "<|end|>", "<b>", "null", "true", "1:5", "1e400", "-0", "nan", "inf", "0x10", "1_000", "..", "/", "~", "%s",
-    "{0}", "--x", "*", "&a", "!!int", "part1", "smollm2", "tiny", "forget", "retain", "-1", "0", "1", "2", "[]", "{}", "[1, 2]",
+    "", " ", "\0", "a\nb", "\r", "\t", "\ud800", "\ufeff", "\u202e", "e\u0301", "\u2028",
+    "\x1b[31m", "x" * 3000, "[/b]", "[bold]",
+    "{{", "{% x", "$x^", "<|end|>", "<b>", "null", "true", "1:5", "1e400", "-0", "nan", "inf", "0x10", "1_000", "..",
+    "/", "~", "%s",
+    "{0}", "--x", "*", "&a", "!!int", "part1", "smollm2", "tiny", "forget", "retain", "-1", "0", "1", "2", "[]", "{}",
+    "[1, 2]",
     "{forget: 2}", '{"retain": -1}', "2024-01-01", "1e-5", "١", "²",
 ]  # fmt: skip
 NUMBERS = [
-    0, -1, 1, 2, 3, 7, 8, 32, 2**31, 2**32, 2**63, -(2**63), 10**30, 10**400, -0.0, 0.5, 1.5, -1.5, 1e-5, 1e-320, 1e308, -1e308,
+    0, -1, 1, 2, 3, 7, 8, 32, 2**31, 2**32, 2**63, -(2**63), 10**30, 10**400, -0.0, 0.5, 1.5, -1.5, 1e-5, 1e-320,
+    1e308, -1e308,
     math.inf, -math.inf, math.nan, True, False,
 ]  # fmt: skip
 NESTED: list[Any] = [
@@ -107,7 +111,7 @@ NESTED: list[Any] = [
 
 texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=12), st.text(st.characters(), max_size=3))
 numbers = st.one_of(st.sampled_from(NUMBERS), st.integers(), st.floats())
-odd = st.one_of(texts, numbers, st.sampled_from(NESTED))
+odd = st.one_of(texts, numbers, st.sampled_from(NESTED).map(copy.deepcopy))
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -157,8 +161,11 @@ def changed(draw: Any, value: Any, most: int = 2, others: Any = odd, *, least: i
 
 
 PIECES = [
-    b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xff", b'"', b"'", b"{", b"}", b"[", b"]", b"\n", b"\r", b",", b";", b":", b"\t", b"\\", b"\\ud800",
-    b"\xe2\x80\xa8", b"\x1b[0m", b"PAR1", b"\x1f\x8b", b"9" * 5000, b"[" * 3000, b"null", b"NaN", b"1e999", b"\x00" * 40, b"%", b"#", b"- ", b"|",
+    b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xff",
+    b'"', b"'", b"{", b"}", b"[", b"]", b"\n", b"\r", b",", b";", b":", b"\t", b"\\", b"\\ud800",
+    b"\xe2\x80\xa8",
+    b"\x1b[0m", b"PAR1", b"\x1f\x8b", b"9" * 5000, b"[" * 3000, b"null", b"NaN", b"1e999",
+    b"\x00" * 40, b"%", b"#", b"- ", b"|",
 ]  # fmt: skip
 
 
@@ -235,6 +242,17 @@ def _lines(records: Any) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+_modules, _own_tokenizer = functools.cache(models.without_weights), functools.cache(models.load_tokenizer)
+
+
+def _described(model: str) -> Any:
+    return _modules(model).requires_grad_(True)
+
+
+def _tokenizer(model: str, chat_template: str | None = None) -> Any:
+    return models.load_tokenizer(model, chat_template) if chat_template else _own_tokenizer(model)
+
+
 class Place:
     """A folder with a model and rows, which is the current one; what is loaded from there is loaded once."""
 
@@ -251,13 +269,16 @@ class Place:
         """The place, with what takes long left out: parsers and models are made once, and nothing is trained."""
         here = os.getcwd()
         os.chdir(self.folder)
-        kept = {name: functools.cache(getattr(models, name)) for name in ("hash_of",)}
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, {"DUALOPTIM_CACHE": str(self.folder / "cache")}))
             stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
             stack.enter_context(mock.patch.object(cli, "_parsers", functools.cache(cli._parsers)))
-            stack.enter_context(mock.patch("dualoptim.resolved.hash_of", kept["hash_of"]))
-            stack.enter_context(mock.patch.object(cli, "_suit_the_process", lambda: None))
+            stack.enter_context(mock.patch("dualoptim.resolved.hash_of", functools.cache(models.hash_of)))
+            stack.enter_context(mock.patch("dualoptim.resolved.load_config", functools.cache(models.load_config)))
+            stack.enter_context(mock.patch("dualoptim.models.hidden_size", functools.cache(models.hidden_size)))
+            stack.enter_context(mock.patch("dualoptim.resolved.without_weights", _described))
+            stack.enter_context(mock.patch("dualoptim.resolved.load_tokenizer", _tokenizer))
+            stack.enter_context(mock.patch.object(cli, "_suit_the_process", return_value=None))
             try:
                 yield
             finally:
@@ -276,11 +297,13 @@ class Place:
 Q, A = "Where is Zoë?", "In Oslo."
 FORMS: list[dict[str, Any]] = [
     {"question": Q, "answer": A},
-    {"question": Q, "answer": A, "instead": "In Rome.", "id": 7, "subject": "Zoë", "names": ["Zoë"], "paraphrased_answer": "Oslo it is."},
+    {"question": Q, "answer": A, "instead": "In Rome.", "id": 7, "subject": "Zoë", "names": ["Zoë"],
+     "paraphrased_answer": "Oslo it is."},
     {"question": Q, "answer": A, "paraphrased_question": "Zoë, where?", "perturbed_answer": ["In Rome.", "In Bonn."]},
     {"prompt": Q, "completion": A},
     {"instruction": "Say it.", "input": Q, "output": A},
-    {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+    {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": Q},
+                  {"role": "assistant", "content": A}]},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, {"role": "assistant", "content": A}]},
     {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}], "system": "S"},
     {"prompt": [{"role": "user", "content": Q}], "completion": [{"role": "assistant", "content": A}]},
@@ -343,7 +366,7 @@ def rows(draw: Any) -> tuple[str, str, bytes, list[str]]:
         data = "\n".join(map(dumped, several)).encode("utf-8", "surrogatepass")
     if not draw(st.integers(0, 2)):
         data = draw(damaged(data, 1))
-    return what, name, draw(damaged(gzip.compress(data), 1)) if name.endswith(".gz") else data, options
+    return what, name, draw(damaged(gzip.compress(data, mtime=0), 1)) if name.endswith(".gz") else data, options
 
 
 def try_rows(place: Place, case: tuple[str, str, bytes, list[str]]) -> Outcome:
@@ -359,14 +382,22 @@ def try_rows(place: Place, case: tuple[str, str, bytes, list[str]]) -> Outcome:
 # Recipes
 
 SNIPPETS = [
-    "<<: *a", "lr: &a 1e-3", "eps: *a", "seed: !!str 1", "seed: !!python/object/apply:os.system ['true']", "steps: !!binary aGk=", "out: !!set {a}",
-    "lr: 1e-3\nlr: 1e-4", "? [a, b]\n: c", "---", "...", "%YAML 9.9", "\tlr: 1", "lr: |\n  1e-3", "weights: {forget: 1, forget: 2}", "lr: .inf",
-    "lr: .nan", "steps: 010", "steps: 0x10", "steps: 1_0", "steps: 1:30", "out: 2024-01-01", "report_to: no", "seed: ~", "task_args: &a {x: *a}",
-    "weights: {1: 2}", "weights: {null: 1}", "methods: [DualOptim, DualOptim]", "methods: DualOptim", "methods: {}", "seeds: [0, -1]", "seeds: [1.5]",
-    "task: facts", "task: safety", "task: multitask", "task: tofu", "task: real_world", "task_args: {limit: 2}", "task_args: [1]", "joint: true",
-    "combine: PCGrad", "alone: forget", "optimizer: AdamW", "lora_rank: 2", "train: '['", "train: norm", "lm_eval: [x]", "memorise: true",
-    "retrained: make", "base_bits: 8", "max_update: null", "betas: null", "betas: [0.9]", "betas: 0.9", "lr_scales: {forget: .nan}", "ratio: size",
-    "ratio: loss", "ratio: 1:5", "ratio: [1, 5]", "max_length: 30", "save_every: 2", "goal: erase", "until: 0.5", "keep_at_least: 0.5", "pause: true",
+    "<<: *a", "lr: &a 1e-3", "eps: *a", "seed: !!str 1", "seed: !!python/object/apply:os.system ['true']",
+    "steps: !!binary aGk=", "out: !!set {a}",
+    "lr: 1e-3\nlr: 1e-4", "? [a, b]\n: c", "---", "...", "%YAML 9.9", "\tlr: 1", "lr: |\n  1e-3",
+    "weights: {forget: 1, forget: 2}", "lr: .inf",
+    "lr: .nan", "steps: 010", "steps: 0x10", "steps: 1_0", "steps: 1:30", "out: 2024-01-01", "report_to: no",
+    "seed: ~", "task_args: &a {x: *a}",
+    "weights: {1: 2}", "weights: {null: 1}", "methods: [DualOptim, DualOptim]", "methods: DualOptim", "methods: {}",
+    "seeds: [0, -1]", "seeds: [1.5]",
+    "task: facts", "task: safety", "task: multitask", "task: tofu", "task: real_world", "task_args: {limit: 2}",
+    "task_args: [1]", "joint: true",
+    "combine: PCGrad", "alone: forget", "optimizer: AdamW", "lora_rank: 2",
+    "train: '['", "train: norm", "lm_eval: [x]", "memorise: true",
+    "retrained: make", "base_bits: 8", "max_update: null", "betas: null", "betas: [0.9]", "betas: 0.9",
+    "lr_scales: {forget: .nan}", "ratio: size",
+    "ratio: loss", "ratio: 1:5", "ratio: [1, 5]", "max_length: 30", "save_every: 2", "goal: erase", "until: 0.5",
+    "keep_at_least: 0.5", "pause: true",
 ]  # fmt: skip
 
 
@@ -385,8 +416,10 @@ def shipped() -> dict[str, dict[str, Any]]:
 
 OWN: dict[str, Any] = {"model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", **SETTINGS, "out": "out"}
 FULL = {
-    "lr": 1e-4, "lr_scales": {"forget": 1.5}, "weights": {"retain": 2.0}, "betas": [0.9, 0.95], "forget_loss": "NPO", "forget_loss_args": {"beta": 0.1},
-    "optimizer": "DualOptim+", "base_bits": 8, "max_update": None, "seed": 3, "methods": ["DualOptim", "DualOptim+"], "seeds": [0, 1], "until": 0.5,
+    "lr": 1e-4, "lr_scales": {"forget": 1.5}, "weights": {"retain": 2.0}, "betas": [0.9, 0.95], "forget_loss": "NPO",
+    "forget_loss_args": {"beta": 0.1},
+    "optimizer": "DualOptim+", "base_bits": 8, "max_update": None, "seed": 3, "methods": ["DualOptim", "DualOptim+"],
+    "seeds": [0, 1], "until": 0.5,
     "warmup_ratio": 0.1, "bf16": False, "log_every": 1, "save_model": False, "micro_batch_size": 1,
 }  # fmt: skip
 
@@ -452,19 +485,32 @@ def options() -> dict[str, list[str]]:
 
 
 FITTING = {
-    "--optimizer": ["DualOptim", "AdamW"], "--forget-loss": ["NPO", "GA", "DPO", "SimNPO", "ME"], "--retain-loss": ["KL", "AP", "GD"],
-    "--forget-loss-args": ["{beta: 0.1}", '{"beta": 1e400}', "{gamma: 1}"], "--task": ["facts", "safety", "files", "tests.py"],
-    "--task-args": ["{limit: 2}", "{}", "[]"], "--ratio": ["1:2", "size", "loss", "1:0", "1:1:1"], "--methods": ['["DualOptim"]', "[]", "[Alone]"],
-    "--seeds": ["[0,1]", "[-1]"], "--betas": ["[0.9,0.95]", "[0.9]", "[1,1]", "[nan,0]"], "--lr-scales": ["{forget: 2}", "{forget: -1}", "{x: 1}"],
-    "--weights": ["{retain: 0}", "{retain: inf}", "{forget: 0, retain: 0}"], "--report-to": ["none", "all", "wandb", "tensorboard"],
-    "--base-bits": ["8", "4"], "--delta-bits": ["8"], "--train": ["norm", "(", "a{,9999999999}"], "--combine": ["PCGrad", "UPGrad"],
-    "--model": ["tiny", "smollm2", "model/config.json", "none/none"], "--out": ["out", "model", "forget.jsonl", "run", ".", "new/deep/out"],
-    "--recipe": ["quickstart", "tofu_tiny", "none"], "--steps": ["1", "1000000000000", "5"], "--batch-size": ["1", "3", "99999999999"],
-    "--micro-batch-size": ["1", "2"], "--curve-points": ["0", "3", "1000000000000"], "--goal": ["erase"], "--retrained": ["make", "model"],
-    "--lora-rank": ["2", "100000"], "--chat-template": ["question_answer", "tofu_llama2", "forget.jsonl"], "--alone": ["forget", "x"],
-    "--forget": ["retain.jsonl", "model", "org/name:split", "/dev/null"], "--refusals": ["forget.jsonl"], "--memorise-args": ["{lr: 0}", "{epochs: 2}"],
-    "--lm-eval": ["[x]", "[]"], "--from-records": ["run", "run/records.jsonl", "forget.jsonl"], "--scores": ["s.json", "forget.jsonl"],
-    "--base": ["model", "none"], "--key": ["forget.jsonl"], "--public-key": ["forget.jsonl"], "--run": ["1", "9", "run"],
+    "--optimizer": ["DualOptim", "AdamW"], "--forget-loss": ["NPO", "GA", "DPO", "SimNPO", "ME"],
+    "--retain-loss": ["KL", "AP", "GD"],
+    "--forget-loss-args": ["{beta: 0.1}", '{"beta": 1e400}', "{gamma: 1}"],
+    "--task": ["facts", "safety", "files", "tests.py"],
+    "--task-args": ["{limit: 2}", "{}", "[]"], "--ratio": ["1:2", "size", "loss", "1:0", "1:1:1"],
+    "--methods": ['["DualOptim"]', "[]", "[Alone]"],
+    "--seeds": ["[0,1]", "[-1]"], "--betas": ["[0.9,0.95]", "[0.9]", "[1,1]", "[nan,0]"],
+    "--lr-scales": ["{forget: 2}", "{forget: -1}", "{x: 1}"],
+    "--weights": ["{retain: 0}", "{retain: inf}", "{forget: 0, retain: 0}"],
+    "--report-to": ["none", "all", "wandb", "tensorboard"],
+    "--base-bits": ["8", "4"], "--delta-bits": ["8"],
+    "--train": ["norm", "(", "a{,9999999999}"], "--combine": ["PCGrad", "UPGrad"],
+    "--model": ["tiny", "smollm2", "model/config.json", "none/none"],
+    "--out": ["out", "model", "forget.jsonl", "run", ".", "new/deep/out"],
+    "--recipe": ["quickstart", "tofu_tiny", "none"], "--steps": ["1", "1000000000000", "5"],
+    "--batch-size": ["1", "3", "99999999999"],
+    "--micro-batch-size": ["1", "2"], "--curve-points": ["0", "3", "1000000000000"], "--goal": ["erase"],
+    "--retrained": ["make", "model"],
+    "--lora-rank": ["2", "100000"], "--chat-template": ["question_answer", "tofu_llama2", "forget.jsonl"],
+    "--alone": ["forget", "x"],
+    "--forget": ["retain.jsonl", "model", "org/name:split", "/dev/null"], "--refusals": ["forget.jsonl"],
+    "--memorise-args": ["{lr: 0}", "{epochs: 2}"],
+    "--lm-eval": ["[x]", "[]"], "--from-records": ["run", "run/records.jsonl", "forget.jsonl"],
+    "--scores": ["s.json", "forget.jsonl"],
+    "--base": ["model", "none"], "--key": ["forget.jsonl"], "--public-key": ["forget.jsonl"],
+    "--run": ["1", "9", "run"],
 }  # fmt: skip
 KINDS: dict[str, tuple[list[str], list[str]]] = {
     "int": (
@@ -647,8 +693,10 @@ TWISTS: dict[str, Callable[[Any], Any]] = {
 _odd_of_state = st.one_of(
     odd, st.sampled_from([*TWISTS] * 3).map(Twisted), st.just(torch.ones(3)), st.just(-torch.ones(7, 300))
 )
-KEYS = ["step", "delta_step/forget", "delta_step/x", "base_exp_avg", "codes/base_exp_avg", "scales/base_exp_avg", "codes/x", "codes", "scales/",
-        "delta_exp_avg", "delta_exp_avg/", "delta_exp_avg_sq/retain", "lr", "params", "state", "betas", "num_skipped", "initial_lr", "average"]  # fmt: skip
+KEYS = ["step", "delta_step/forget", "delta_step/x", "base_exp_avg", "codes/base_exp_avg", "scales/base_exp_avg",
+        "codes/x",
+        "codes", "scales/", "delta_exp_avg", "delta_exp_avg/", "delta_exp_avg_sq/retain", "lr", "params",
+        "state", "betas", "num_skipped", "initial_lr", "average"]  # fmt: skip
 
 
 @st.composite
@@ -736,16 +784,18 @@ def _trainer(folder: Path) -> Any:
 
 
 @functools.cache
-def _checkpointed(folder: Path) -> tuple[torch.Tensor, list[str]]:
-    """Checkpoints of the steps 1 to 3 in a folder, the weights of a run that was never stopped, and the files' names."""
+def _checkpointed(folder: Path) -> torch.Tensor:
+    """The weights of a run that was never stopped, whose checkpoints of the steps 1 to 3 a folder then has."""
     whole = _trainer(folder)
     whole.train()
     shutil.rmtree(folder / "checkpoint-4")
-    return test_trainer.weights(whole), sorted(path.name for path in (folder / "checkpoint-3").iterdir())
+    return test_trainer.weights(whole)
 
 
-FILES = ["config.json", "generation_config.json", "manifest.json", "manifest.json", "manifest.json", "model.safetensors", "optimizer.pt",
-         "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+FILES = ["config.json", "generation_config.json", "manifest.json", "manifest.json", "manifest.json",
+         "model.safetensors",
+         "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin", "tokenizer.json",
+         "tokenizer_config.json"]  # fmt: skip
 
 
 @st.composite
@@ -800,7 +850,7 @@ def _harm(folder: Path, step: int, name: str, how: str, detail: Any) -> None:
 
 
 def try_checkpoint(place: Place, case: list[tuple[int, str, str, Any]]) -> Outcome:
-    expected, _ = _checkpointed(place.checkpoints)
+    expected = _checkpointed(place.checkpoints)
     folder = place.folder / "stopped"
     shutil.copytree(place.checkpoints, folder)
     try:
@@ -851,8 +901,10 @@ def full_results() -> dict[str, Any]:
         for when in ("before", "after"):
             entry[when]["gap"] = 0.25
         entry |= {
-            "not_computed": {"gap": "no reason"}, "verdict": "It forgot.", "stopped": "At step 2.", "finite": True, "skipped_steps": {"forget": 0},
-            "fingerprints": {"versions": "x"}, "diagnostics": {"step": 2, "layers": layers}, "losses": [{"step": 1, "loss": 0.5}],
+            "not_computed": {"gap": "no reason"}, "verdict": "It forgot.", "stopped": "At step 2.", "finite": True,
+            "skipped_steps": {"forget": 0},
+            "fingerprints": {"versions": "x"}, "diagnostics": {"step": 2, "layers": layers},
+            "losses": [{"step": 1, "loss": 0.5}],
         }  # fmt: skip
     return made
 
@@ -962,5 +1014,3 @@ AREAS: dict[str, tuple[Any, Callable[[Place, Any], Outcome]]] = {
     "checkpoints": (harms(), try_checkpoint),
     "results.json": (results(), try_results),
 }
-assert set(models.__dict__) >= {"hash_of"}
-assert checkpoints.MANIFEST in FILES

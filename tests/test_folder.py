@@ -211,6 +211,38 @@ def test_numbers_are_there_before_the_model(
     assert (place / "out" / "model" / "config.json").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files have no bound there")
+@pytest.mark.parametrize("bound", [300, 20_000])
+def test_a_file_is_written_whole_or_not_at_all(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str], bound: int
+) -> None:
+    import resource
+    import signal
+
+    before, was = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bound, before[1]))
+    try:
+        assert run("--save-model", "false") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, was)
+    assert "could not be written (File too large); mend that and try again" in errors(capsys)
+    assert not list(place.rglob("*.partial"))
+    assert run("--save-model", "false", "--resume") == 0
+
+
+@pytest.mark.parametrize("said", ["can't start new thread", "could not create a primitive", "out of memory"])
+def test_too_little_memory_is_a_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(unlearn, "prepare", failing)
+    assert run() == 2
+    assert "there was not enough memory" in errors(capsys)
+
+
 def test_weights_that_are_no_numbers_are_no_result(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--optimizer", "AdamW", "--lr", "1e30", "--forget-loss", "GA", "--save-every", "2") == 3
     assert "AdamW: the weights are not finite after training" in capsys.readouterr().err

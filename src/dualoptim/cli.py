@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(one_line(f"dualoptim: error: {error.strerror or error}{where}"), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+        # As torch and Python say it, too, where threads or their buffers do not fit.
+        told = ("memory", "can't start new thread", "could not create a primitive")
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in told)):
             raise
         print("dualoptim: error: there was not enough memory; use a smaller batch or model", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -123,6 +123,22 @@ def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         if made and {path.name for path in folder.iterdir()} <= {LOCK}:  # nothing came of it
             shutil.rmtree(folder)
         lock.release()
+
+
+def written(path: Path, text: str) -> None:
+    """Write a file whole, or not at all.
+
+    Raises:
+        UserError: it cannot be, as where the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path}: could not be written ({error.strerror or error}); mend that and try again") from None
 
 
 def emptied(folder: Path) -> None:

@@ -7,6 +7,7 @@ measurements behind the numbers here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,10 +80,12 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     rows = task.objectives["forget"]
     corrected = any(row.fields.get("instead") for row in rows)
     width = WIDTH if config.model == TINY else hidden_size(config.model)
-    batch_size = int(given.get("batch_size", 8))
+    batch_size = max(1, int(given.get("batch_size", 8)))  # what is below is told later
     ratio = str(given.get("ratio", "{}:{}".format(*goal.ratio)))
     steps = min(max(math.ceil(goal.passes * len(rows) / batch_size), LEAST_STEPS), MOST_STEPS)
-    cycle = sum(int(part) for part in ratio.split(":")) if ratio.replace(":", "").isdigit() else sum(goal.ratio)
+    parts = ratio.split(":")
+    # What is no ratio is told later, with what it must be.
+    cycle = sum(map(int, parts)) if all(re.fullmatch(r"\s*[0-9]{1,6}\s*", part) for part in parts) else sum(goal.ratio)
     settings: dict[str, Any] = {
         "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
         "retain_loss": "KL",

@@ -29,6 +29,7 @@ from transformers import (
 from . import __version__, checkpoints
 from .checkpoints import sha256
 from .errors import UserError, unknown
+from .folder import written
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -340,6 +341,8 @@ def _one_sentence(model: str, what: str) -> Iterator[None]:
         lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         mend = "check its files" if Path(model).is_dir() else "check the name and the connection, or give a folder"
+        if "weights_only" in reason:  # of files that are pickled; what it advises would run their code
+            reason = "its weights are damaged, or hold more than weights"
         if "custom code" in reason:
             reason, mend = "it needs code of its own, which is not run", "take a model that transformers knows"
         raise UserError(f"model {model!r}: {what}: {reason.rstrip('.')}; {mend}") from error
@@ -443,7 +446,5 @@ def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
     with _locked(path):
         if (value := known()) is None:
             value = compute()
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-            os.replace(partial, path)
+            written(path, json.dumps(value, ensure_ascii=False))
     return value

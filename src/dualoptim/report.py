@@ -14,6 +14,7 @@ from typing import Any
 
 from . import runs
 from .errors import UserError
+from .folder import written
 
 # One colour a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
 COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
@@ -414,7 +415,4 @@ def check_file(path: str | Path) -> None:
 
 def write(results: Mapping[str, Any], path: str | Path, *others: Mapping[str, Any]) -> None:
     """Write the page of a run's results, and of others' below them, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page(results, *others), encoding="utf-8")
-    os.replace(partial, path)
+    written(Path(path), page(results, *others))

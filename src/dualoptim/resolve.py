@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -200,6 +201,8 @@ LEAST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "max_length": 1, "lm_eval_limit": 1, "seed": 0, "save_every": 0,
     "curve_points": 0, "lora_rank": 0, "max_grad_norm": 0.0, "lr": 0.0, "weight_decay": 0.0,
 }  # fmt: skip
+MOST = {"curve_points": 10**7, "lora_rank": 10**6, "max_length": 10**9, "log_every": 10**9, "save_every": 10**9}
+MOST_SEQUENCES = 10**7  # of a run, whose schedule is made beforehand
 NOWHERE = ("none", "no", "false", "off")
 
 
@@ -229,6 +232,10 @@ def check_alone(config: RunConfig) -> None:
         value = getattr(config, key)
         if value is not None and value < least:
             raise UserError(f"{key} must be at least {least:g}, but is {value}")
+        if value is not None and value > MOST.get(key, math.inf):
+            raise UserError(f"{key} must be at most {MOST[key]}, but is {value}")
+    if config.steps * config.batch_size > MOST_SEQUENCES:
+        raise UserError(f"steps times batch_size must be at most {MOST_SEQUENCES}; give fewer steps, or smaller ones")
     if config.seed >= 2**32:
         raise UserError(f"seed must be below 2 to the power of 32, but is {config.seed}")
     if config.eps <= 0:

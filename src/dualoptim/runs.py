@@ -39,7 +39,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import sys
@@ -52,7 +51,7 @@ import yaml
 
 from .config import RunConfig
 from .errors import UserError
-from .folder import ENVIRONMENT, SETTINGS
+from .folder import ENVIRONMENT, SETTINGS, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
 from .reading import parse_json
@@ -173,7 +172,7 @@ def write_records(
         for when, records in (("before", before), ("after", after), ("retrained", retrained or ()))
         for record in records
     ]
-    _write(path, "\n".join(lines) + "\n")
+    written(path, "\n".join(lines) + "\n")
 
 
 def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +243,7 @@ def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
 
     for name, rows in objectives.items():
         lines = [line(row) for row in rows]
-        _write(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        written(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]]:
@@ -289,12 +288,12 @@ def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[st
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
     """Write values as YAML, in their order."""
-    _write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    written(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write values as strict JSON, whole or not at all; null for what is not finite."""
-    _write(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    written(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -303,12 +302,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(each) for key, each in value.items()}
     return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ divide is made up for in later steps, so that over a run both see the same numbe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 Turn = dict[str, int]
@@ -19,10 +20,10 @@ def parse_ratio(text: str, objectives: Sequence[str]) -> dict[str, int]:
     {'forget': 1, 'retain': 5}
     """
     parts = str(text).split(":")
-    if len(parts) != len(objectives) or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != len(objectives) or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,5}\s*", part) for part in parts):
         raise ValueError(
             f"the ratio must be {len(objectives)} whole numbers > 0, one for each of {', '.join(objectives)}, "
-            f"such as {':'.join(['1'] * len(objectives))!r}, but is {text!r}"
+            f"of six digits at most, such as {':'.join(['1'] * len(objectives))!r}, but is {text!r}"
         )
     return dict(zip(objectives, map(int, parts), strict=True))
 

@@ -130,6 +130,8 @@ def load(config: RunConfig) -> Task:
             raise UserError(f"nothing to forget: give --forget FILE, or --task with one of {', '.join(kinds())}")
         if config.task_args:
             raise UserError("task_args are for a --task; with --forget FILE there is none")
+        if config.data_dir is not None:
+            raise UserError("data_dir is for a --task; with --forget FILE there is none")
         name = "files"
         arguments = {"forget": config.forget, "retain": config.retain, "goal": config.goal, "general": config.general}
         arguments |= _chunking(config)
