@@ -441,7 +441,8 @@ class _Diagnose(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.multi_objective
-        if optimizer is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+        last = state.global_step == state.max_steps or control.should_training_stop
+        if optimizer is not None and (last or state.global_step % self.every == 0):
             layers = diagnostics(optimizer, self.trainer.model.named_parameters())
             if layers:
                 self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
