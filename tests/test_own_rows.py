@@ -366,10 +366,25 @@ def test_where_nothing_is_better_the_model_stays_as_it_was() -> None:
 
 @pytest.mark.parametrize("key", ["until", "keep_at_least"])
 def test_shares_are_shares(key: str) -> None:
-    with pytest.raises(UserError, match=f"{key} must be a share from 0 to 1"):
+    with pytest.raises(UserError, match=f"{key} must be a share from 0 to 1, but is 1.5"):
         resolve.check(RunConfig(task="facts", **{key: 1.5}))
-    with pytest.raises(UserError, match=f"{key}: the task 'safety' does not follow"):
-        resolve.check(RunConfig(task="safety", **{key: 0.5}))
+
+
+def test_a_goal_needs_something_to_forget() -> None:
+    with pytest.raises(UserError, match="until: the task 'safety' does not follow"):
+        resolve.check(RunConfig(task="safety", until=0.5))
+
+
+def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    best = Best(model, {"safe": 0.1, "helpful": 0.4, "ability": 1.0}, None, 0.9, 4, kept=("helpful", "ability"))
+    points = [(0.2, 0.4, 1.0), (0.6, 0.38, 0.95), (0.9, 0.4, 0.5), (0.9, 0.3, 1.0)]
+    for step, (safe, helpful, ability) in enumerate(points, 1):
+        nn.init.constant_(model.weight, step)
+        best.look(step, {"safe": safe, "helpful": helpful, "ability": ability}, SimpleNamespace())
+    said = best.restore()
+    assert model.weight.item() == 2
+    assert "what remains is step 2 (95% kept" in said
 
 
 # What is said

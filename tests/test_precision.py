@@ -233,6 +233,20 @@ def test_nothing_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
         opt.step(objective=objective)
 
 
+@CXX
+def test_what_a_killed_compilation_left_goes_with_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path))
+    text, made = compiled.source((torch.float32, torch.float32, 32, 0)), tmp_path / "kernels" / "made.so"
+    (made.with_suffix(".partial") / "tmp").mkdir(parents=True)
+    path = compiled.compiler()
+    assert path is not None
+    assert compiled._compile(path, (), text, made) == ""
+    written = made.stat().st_mtime_ns
+    assert compiled._compile(path, (), text, made) == ""  # another process was faster
+    assert made.stat().st_mtime_ns == written
+    assert {file.suffix for file in made.parent.iterdir()} <= {".so", ".lock"}
+
+
 def test_without_a_compiler_it_falls_back_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "compiler", lambda: None)
     backends.choose.cache_clear()

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from dualoptim import cli
-from dualoptim.data import Row, check_objectives, question, read_rows
+from dualoptim.data import Row, check_objectives, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.reading import read_lines
+
+from . import tiny
 
 ROW = {"question": "Où naît Zoé?", "answer": "À Oslo, dit-on."}
 LINES = json.dumps(ROW, ensure_ascii=False) + "\n"
@@ -381,3 +383,23 @@ def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: byt
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
         cli._recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})
+
+
+def test_of_openais_rows_the_last_turn_is_learned_whatever_weights_and_tools_say() -> None:
+    turns = [("system", "Be brief."), ("user", "A?"), ("assistant", "No."), ("user", "B?"), ("assistant", "Yes.")]
+    messages = [
+        {"role": role, "content": text, **({"weight": 0} if role == "assistant" else {})} for role, text in turns
+    ]
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    row = parse_row({"messages": messages, "tools": tools, "weight": 0}, "f:1")
+    assert row.answer == "Yes."
+    assert [message["content"] for message in row.prompt] == [text for _, text in turns[:-1]]
+    assert all(set(message) == {"role", "content"} for message in row.prompt)
+    assert row.fields == {"tools": tools, "weight": 0}
+    tokenizer = tiny.tokenizer()
+    assert "look_up" not in tokenizer.decode(encode(row, tokenizer, 512).input_ids)
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|end|>"
+    tokenizer.chat_template += "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    tokens = encode(row, tokenizer, 512)
+    assert tokenizer.decode(tokens.input_ids).startswith("<|user|>A?"), "the system message is dropped"
+    assert tokenizer.decode([label for label in tokens.labels if label != -100]) == "Yes.<|end|>"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import checkpoints
+from dualoptim import checkpoints, trainer
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns
@@ -54,11 +54,31 @@ def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stopped: torch.Tensor) -> None:
     assert [path.name for path in checkpoints.numbered(stopped)] == [f"checkpoint-{n}" for n in (8, 6, 4, 2)]
     assert all(checkpoints.flaw(path) is None for path in checkpoints.numbered(stopped))
-    assert not list((stopped / checkpoints.PARTIAL).glob("*"))
+    assert not (stopped / checkpoints.PARTIAL).exists()
     for step in (2, 4, 6):
         again = run(stopped, save_strategy="no")
         again.train(str(stopped / f"checkpoint-{step}"))
         assert torch.equal(made.weights(again), never_stopped)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int, restored: bool) -> None:
+    def trained(folder: Path, begun: str | None) -> tuple[UnlearnTrainer, list[dict[str, Any]]]:
+        made_now = run(folder, logging_steps=3, restore_callback_states_from_checkpoint=restored)
+        made_now.add_callback(trainer._Diagnose(made_now, 4))
+        made_now.train(begun)
+        return made_now, [entry for entry in made_now.state.log_history if "loss" in entry]
+
+    whole, logged = trained(tmp_path, None)
+    assert [entry["step"] for entry in logged] == [3, 6]
+    assert any(key.startswith("cosine") for key in logged[1])
+    resumed, again = trained(tmp_path, str(tmp_path / f"checkpoint-{step}"))
+    assert again == logged
+    assert resumed.diagnostics[-1] == whole.diagnostics[-1]
+    assert list(resumed.diagnostics[-1]["layers"]) == list(whole.diagnostics[-1]["layers"])
+    whole.train()
+    assert [entry["step"] for entry in whole.state.log_history if "loss" in entry] == [3, 6]
 
 
 def cut(path: Path) -> None:
@@ -98,6 +118,16 @@ def test_a_manifest_that_is_none_is_of_no_checkpoint(stopped: Path, files: Any) 
     assert "no readable manifest.json" in str(checkpoints.flaw(stopped / "checkpoint-8"))
 
 
+def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
+    folder = stopped / "checkpoint-8"
+    known = json.loads((folder / "manifest.json").read_text())["fingerprints"]
+    whole = (folder / "manifest.json").read_bytes()
+    for at in range(0, len(whole), 5):
+        (folder / "manifest.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        # Spaces between values, and the name under which the sum stands, say nothing.
+        assert checkpoints.flaw(folder) is not None or checkpoints.other(folder, known) is None, at
+
+
 class _First(made.TrainerCallback):
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps
@@ -133,6 +163,26 @@ def test_rotation_goes_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpoints, "put", clock_put_back)
     run(tmp_path, save_total_limit=2).train()
     assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-8", "checkpoint-6"]
+
+
+def test_one_that_was_passed_over_is_not_kept_in_place_of_a_new_one(stopped: Path) -> None:
+    flipped(stopped / "checkpoint-8" / "optimizer.pt")
+    again = run(stopped, save_total_limit=1)
+    seen: list[list[str]] = []
+
+    class Look(made.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([path.name for path in checkpoints.numbered(stopped)])
+
+    again.add_callback(Look())
+    again.train(str(stopped / "checkpoint-4"))
+    assert seen == [["checkpoint-8", "checkpoint-6"], ["checkpoint-8"]]
+    assert checkpoints.flaw(stopped / "checkpoint-8") is None
+
+
+def test_killed_before_it_was_rotated(stopped: Path) -> None:
+    run(stopped, save_total_limit=1).train(True)
+    assert [path.name for path in checkpoints.numbered(stopped)] == ["checkpoint-8"]
 
 
 @pytest.mark.parametrize("at", ["save_model", "_save_rng_state"])
@@ -175,6 +225,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(
 
 def test_what_removing_left_is_no_checkpoint(stopped: Path) -> None:
     beside = stopped / checkpoints.PARTIAL
+    beside.mkdir()
     shutil.move(stopped / "checkpoint-8", beside / "checkpoint-8")
     newest = checkpoints.newest(stopped, {})
     assert newest is not None

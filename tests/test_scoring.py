@@ -1,11 +1,17 @@
-"""Scoring: answers to one question together give what they give apart."""
+"""Scoring: answers to one question together give what they give apart; the precision of scores is a choice."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from dualoptim.data import question
-from dualoptim.evaluation.scoring import _PACKS, answers
+import pytest
+import torch
+
+from dualoptim import cli, models
+from dualoptim.data import Row, encode, question
+from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods
+from dualoptim.models import cached, scored_in, scoring_in
 
 from . import tiny
 
@@ -21,3 +27,141 @@ def test_answers_scored_together_are_those_scored_apart() -> None:
             assert len(a.log_probs) == len(b.log_probs)
             assert a.log_probs == pytest.approx(b.log_probs, abs=0.03)  # bf16 where the processor has it
             assert a.nll == pytest.approx(b.nll, abs=0.02)
+
+
+ROWS = [question(f"Who is {i}?", "x" * (3 + i)) for i in range(4)]
+
+
+def test_scores_in_fp32_are_the_models_own_within_an_autocast_and_without() -> None:
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    own = []
+    for row in ROWS:
+        tokens = encode(row, tokenizer, 512)
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens.input_ids])).logits[0, :-1]
+        own.append(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens.labels[1:])).item())
+    with scoring_in(False):
+        assert scored_in() == "fp32"
+        alone = negative_log_likelihoods(model, tokenizer, ROWS)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert negative_log_likelihoods(model, tokenizer, ROWS) == alone
+    assert alone == pytest.approx(own, abs=1e-6)
+    with scoring_in(True):
+        assert scored_in() == "bf16"
+        rounded = negative_log_likelihoods(model, tokenizer, ROWS)
+    assert rounded != alone
+    assert rounded == pytest.approx(alone, abs=0.05)
+
+
+def test_by_default_the_device_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bf16, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(models, "device_and_precision", lambda has=has_bf16: (torch.device("cpu"), has))
+        assert scored_in() == name
+        with scoring_in(not has_bf16):
+            assert scored_in() != name
+
+
+def test_scores_of_one_precision_are_not_taken_from_the_cache_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path))
+    for _ in range(2):
+        for bf16 in (True, False):
+            with scoring_in(bf16):
+                assert cached("test", ["key"], scored_in) == scored_in()
+    assert len(list((tmp_path / "test").glob("*.json"))) == 2
+    with scoring_in(models.device_and_precision()[1]):
+        chosen = cached("test", ["other"], lambda: "chosen")
+    assert cached("test", ["other"], lambda: "by the device") == chosen, "the same precision, however it was chosen"
+
+
+def test_the_precision_stands_in_the_results_and_beside_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    lines = [json.dumps({"question": f"What does {n} like?", "answer": f"{n} likes {n}ums."}) for n in "ABCDEF"]
+    (tmp_path / "forget.jsonl").write_text("\n".join(lines[:2]))
+    (tmp_path / "keep.jsonl").write_text("\n".join(lines[2:]))
+    own = ["--model", "model", "--forget", "forget.jsonl", "--retain", "keep.jsonl"]
+    nlls = {}
+    for bf16, name in (("true", "bf16"), ("false", "fp32")):
+        assert cli.main(["evaluate", *own, "--score-bf16", bf16, "--scores", f"{name}.json"]) == 0
+        scores = json.loads((tmp_path / f"{name}.json").read_text())
+        assert scores["scored_in"] == name
+        nlls[name] = [r["nll"] for r in scores["after"]["records"] if r["set"] == "forget"]
+    assert nlls["bf16"] != nlls["fp32"]
+    options = ["--score-bf16", "false", "--steps", "2", "--curve-points", "1", "--save-model", "false"]
+    assert cli.main(["unlearn", *own, *options, "--out", "out"]) == 0
+    (entry,) = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    assert entry["scored_in"] == "fp32"
+    assert entry["before"]["forget_probability"] == pytest.approx(
+        json.loads((tmp_path / "fp32.json").read_text())["after"]["numbers"]["forget_probability"], abs=1e-9
+    )
+    assert models.scores_in_bf16() == models.device_and_precision()[1], "and nothing is left of the choice"
+
+
+# Gradients
+
+
+def by_hand(model: torch.nn.Module, row: Row, parameters: list[torch.nn.Parameter]) -> float:
+    """The same by a backward pass of its own, the logits taken at the answer's letters."""
+    tokens = encode(row, tiny.tokenizer(), 512)
+    at = [i for i, label in enumerate(tokens.labels) if label != -100][:-1]  # without <|end|>
+    assert len(at) == len(row.answer)
+    log_probs = model(torch.tensor([tokens.input_ids])).logits[0].log_softmax(-1)
+    loss = -torch.stack([log_probs[i - 1, tokens.input_ids[i]] for i in at]).mean()
+    model.zero_grad()
+    loss.backward()
+    norms = [p.grad.pow(2).sum().sqrt().item() for p in parameters if p.grad is not None]
+    model.zero_grad()
+    return sum(norms) / len(norms)
+
+
+def test_a_gradients_norm_is_the_mean_of_the_parameters_norms() -> None:
+    model, tokenizer = tiny.model().train(), tiny.tokenizer()
+    every = list(model.parameters())
+    expected = [by_hand(model, row, every) for row in ROWS]
+    with scoring_in(False):
+        found = gradient_norms(model, tokenizer, ROWS)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model(torch.tensor([[5, 6, 7]]))  # which leaves weights in the cache of the autocast
+            assert gradient_norms(model, tokenizer, ROWS) == found
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in every)
+    with scoring_in(True):
+        rounded = gradient_norms(model, tokenizer, ROWS)
+    assert rounded != found
+    assert rounded == pytest.approx(found, rel=0.1)
+
+
+def test_gradients_that_are_there_stay_and_frozen_parameters_do_not_count() -> None:
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    head = model.lm_head.weight
+    with scoring_in(False):
+        every = gradient_norms(model, tokenizer, ROWS)
+        model.requires_grad_(False)
+        assert gradient_norms(model, tokenizer, ROWS) == every, "of a model that is frozen whole, all count"
+        assert not any(p.requires_grad for p in model.parameters())
+        head.requires_grad_(True)
+        head.grad = torch.full_like(head, 7.0)
+        alone = gradient_norms(model, tokenizer, ROWS)
+    assert head.grad.eq(7.0).all()
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    head.grad = None
+    assert alone == pytest.approx([by_hand(model, row, [head]) for row in ROWS], rel=1e-4)
+    assert alone != every
+
+
+def test_what_was_learned_pulls_less() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    tokens = encode(ROWS[0], tokenizer, 512)
+    before = gradient_norms(model, tokenizer, ROWS[:1])
+    for _ in range(30):
+        model(input_ids=torch.tensor([tokens.input_ids]), labels=torch.tensor([tokens.labels])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert gradient_norms(model, tokenizer, ROWS[:1]) < before

@@ -231,6 +231,83 @@ def test_a_dry_run_of_several_parts_shows_each(place: Path, capsys: pytest.Captu
     assert shown.count("forget: 4 rows") == 2
 
 
+# Rows that no model has seen
+
+
+HELD_OUT = [{"question": f"What does {n} mend?", "answer": f"{n} mends clocks."} for n in ("Eve", "Flo", "Gil")]
+
+
+def test_the_splits_own_file_is_held_out_and_compared_with(place: Path) -> None:
+    folder = tofu.write(place / "with", holdout05=HELD_OUT)
+    task = Tofu(str(folder), split="forget05", retain_rows=None, holdout=True)
+    assert questions(task.holdout) == {row["question"] for row in HELD_OUT}
+    assert not questions(task.holdout) & (questions(task.known()) | questions(task.retained))
+    assert len(Tofu(str(folder), split="forget05", holdout=True, scored_rows=2).holdout) == 2
+    (stage, _) = Tofu(str(folder), split="forget05", part=[1, 2], holdout=True).stages()
+    assert stage["holdout"] is True
+    model, words = tiny.model(), tiny.tokenizer()
+    records = task.prepare(model, words)
+    numbers, missing = Tofu.numbers(records, task.score_retrained(tiny.model(1), words))
+    for name in ("auc_loss", "auc_min_k_40", "privacy_leakage"):
+        assert numbers[name] is not None, missing.get(name)
+    without = Tofu.numbers(Tofu(str(folder), split="forget05").prepare(model, words))
+    assert "(task_args.holdout or holdout_rows)" in without.missing["auc_loss"]
+
+
+def test_gradients_are_compared_where_that_is_asked_for(place: Path) -> None:
+    folder = str(tofu.write(place / "with", holdout01=HELD_OUT))
+    model, words = tiny.model(), tiny.tokenizer()
+    told = {}
+    for asked in (False, True):
+        task = Tofu(folder, **ARGS, holdout=True, gradient_norm=asked)
+        told[asked] = Tofu.numbers(task.prepare(model, words))
+        assert all(p.grad is None for p in model.parameters())
+    assert told[False].numbers["auc_gradient_norm"] is None
+    assert "needs a backward pass a row" in told[False].missing["auc_gradient_norm"]
+    assert 0 <= told[True].numbers["auc_gradient_norm"] <= 1
+    nothing = Tofu.numbers(Tofu(folder, **ARGS, gradient_norm=True).score(model, words))
+    assert "no rows that the model never saw" in nothing.missing["auc_gradient_norm"]
+
+
+def test_on_the_hub_the_held_out_rows_are_a_configuration_of_their_own(hub: dict[str, Any]) -> None:
+    hub["holdout01"] = HELD_OUT
+    task = Tofu(part=10, holdout=True)  # the last 40 rows, which published models forget as forget01
+    assert [row.where for row in task.holdout] == [f"locuslab/TOFU/holdout01:{i}" for i in (1, 2, 3)]
+    with pytest.raises(UserError, match="holdout10: could not be loaded from the hub"):
+        Tofu(split="forget10", holdout=True)
+
+
+# Other words
+
+
+def test_rows_are_asked_in_other_words_where_the_files_have_them(place: Path) -> None:
+    def asked(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"paraphrased_question": f"Say: {row['question']}"} for row in records]
+
+    kept = tofu.files()["retain_perturbed"]
+    some = tofu.write(place / "some", forget01_perturbed=asked(tofu.files()["forget01_perturbed"]),
+                      retain_perturbed=[*asked(kept[:1]), *kept[1:]])  # fmt: skip
+    model, words = tiny.model(), tiny.tokenizer()
+    task = Tofu(str(some), split="forget01", retain_rows=4, paraphrased=True)
+    records = task.prepare(model, words)
+    sets = {name: [r for r in records if r["set"] == name] for name in ("forget_paraphrased", "retain_paraphrased")}
+    assert {r["question"] for r in sets["forget_paraphrased"]} == {
+        f"Say: {q}" for q in questions(task.scored["forget"])
+    }
+    assert [r["question"] for r in sets["retain_paraphrased"]] == [f"Say: {kept[0]['question']}"]
+    found = Tofu.numbers(records).numbers
+    for name, part in sets.items():
+        for key in ("probability", "rouge_l"):
+            assert found[f"{name}_{key}"] == pytest.approx(sum(r[key] for r in part) / len(part))
+    assert found["forget_paraphrased_probability"] != found["forget_probability"]
+    # They change no other number, and are left out where nobody wants them.
+    without = Tofu.numbers(Tofu(str(some), split="forget01", retain_rows=4).prepare(model, words))
+    assert without.numbers == {**found, **{f"{s}_{k}": None for s in sets for k in ("probability", "rouge_l")}}
+    assert "no paraphrased questions were asked" in without.missing["retain_paraphrased_rouge_l"]
+    plain = Tofu("tofu", **ARGS).prepare(model, words)
+    assert not {r["set"] for r in plain} & set(sets)
+
+
 # What does not fit
 
 
@@ -246,6 +323,7 @@ def without(place: Path) -> str:
 OTHERS = [{**row, "question": f"Other: {row['question']}"} for row in tofu.files()["forget01_perturbed"]]
 ELSE = [{**row, "answer": f"Else: {row['answer']}"} for row in tofu.files()["forget01_perturbed"]]
 FEWER = tofu.files()["forget01_perturbed"][1:]
+PERTURBED = tofu.files()["forget01_perturbed"]
 PLAIN = tofu.files()["forget01"]
 WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "split": ({"split": "forget1"}, lambda _: "tofu", "unknown TOFU split 'forget1'; did you mean 'forget10'"),
@@ -265,6 +343,23 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "type": ({"part": None}, lambda _: "tofu", r"part must be int \| Sequence\[int\], but is None"),
     "retain_rows": ({"retain_rows": 0}, lambda _: "tofu", "retain_rows must be > 0, or null for all, but is 0"),
     "scored_rows": ({"scored_rows": 0}, lambda _: "tofu", "scored_rows must be a whole number ≥ 1, but is 0"),
+    "no held-out file": (
+        {"holdout": True},
+        lambda _: "tofu",
+        "has no holdout01.json; put it there from locuslab",
+    ),
+    "taught after all": (
+        {"holdout": True},
+        lambda p: folder(p, holdout01=[*HELD_OUT, *tofu.rows("sell", None)]),
+        "holdout01.json:4: is a row that models are taught",
+    ),
+    "no other words": (
+        {"paraphrased": True},
+        lambda p: folder(p, forget01_perturbed=[{**row, "paraphrased_question": 3} for row in PERTURBED]),
+        "'paraphrased_question' must be a question in other words, but is 3",
+    ),
+    "held out twice": ({"holdout": True, "holdout_rows": 1}, lambda _: "tofu", "leave out one"),
+    "held out by a word": ({"holdout": "forget01"}, lambda _: "tofu", "holdout must be bool, but is 'forget01'"),
     "holdout": ({"holdout_rows": 9}, lambda _: "tofu", "holdout_rows 9 of rows that are not kept, but there are 1"),
     "argument": ({"parts": 1}, lambda _: "tofu", "unknown argument of task 'tofu' 'parts'; did you mean 'part'"),
 }

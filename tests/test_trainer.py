@@ -334,3 +334,15 @@ def test_each_objectives_loss_is_logged_for_its_own_steps(tmp_path: Path) -> Non
     run.train()
     logged = [{key for key in entry if key.startswith("loss/")} for entry in run.state.log_history if "loss" in entry]
     assert logged == [{"loss/forget"}, {"loss/retain"}, {"loss/retain"}] * 2
+
+
+def test_the_optimizer_gets_the_trainers_rate_and_the_objectives_names(tmp_path: Path) -> None:
+    plain = trainer(tmp_path, by_turns({"forget": 1, "retain": 1}, 4, 2), optimizer=(DualOptimPlus, {}))
+    plain.create_optimizer()
+    assert plain.optimizer.param_groups[0]["lr"] == 1e-3
+    assert plain.optimizer.objectives == ("forget", "retain")
+    given = {"lr": 2e-3, "objectives": ("retain", "forget")}
+    told = trainer(tmp_path, by_turns({"forget": 1, "retain": 1}, 4, 2), optimizer=(DualOptimPlus, given))
+    told.create_optimizer()
+    assert told.optimizer.param_groups[0]["lr"] == 2e-3
+    assert told.optimizer.objectives == ("retain", "forget")

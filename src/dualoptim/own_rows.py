@@ -103,8 +103,10 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
         asked = asking(row)
         if not is_text(asked.prompt):
             found = reword.wordings(asked, tuple(dict.fromkeys(reword.TRAINED)))
+        elif row.chunk and goal == "erase" and not row.fields.get("instead"):
+            found = [row]  # all of it: what stands in its first half is told nowhere else
         else:
-            found = reword.wordings(asked, reword.TEXT_TRAINED)
+            found = [asked] if row.chunk else reword.wordings(asked, reword.TEXT_TRAINED)
             given = row.fields.get("instead")
             others = [f" {given.strip()}"] if given else TEXT_REFUSALS  # a blank stands between beginning and answer
             if goal == "refuse" or given:

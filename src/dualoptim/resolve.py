@@ -5,6 +5,7 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import re
@@ -244,12 +245,12 @@ def check_alone(config: RunConfig) -> None:
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
-        if value is not None and not {"forget", "retain"} <= set(tasks.find(config.task or "files").curves):
-            raise UserError(f"{key}: the task {config.task!r} does not follow what is forgotten and kept; leave it out")
-    if config.lora_rank and importlib.util.find_spec("peft") is None:
-        raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    if config.until is not None and "forget" not in tasks.find(config.task or "files").curves:
+        raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
+    if config.lora_rank and importlib.util.find_spec("peft") is None:
+        raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
     if config.pause and config.until is None:
         raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:
@@ -343,7 +344,12 @@ def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
 def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
     """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
     device, _ = device_and_precision()
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(

@@ -95,8 +95,11 @@ class Resolved:
         return {name: value for name, value in self.fingerprints.items() if name != "versions"}
 
 
-def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
+def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Resolved]:
     """What configs of one task and one start come to.
+
+    Args:
+        training: whether models are trained, which wants more room than scoring them, and shorter rows.
 
     Raises:
         UserError: whatever is wrong with them, or with rows, model, memory and disk.
@@ -125,33 +128,38 @@ def resolve(configs: Sequence[RunConfig]) -> list[Resolved]:
         losses = names.losses_of(config, task)
         names.check_losses(losses, model)
         needed = names.memory_needed(config, task, losses, model)
-        names.check_room(config, needed)
+        if training:
+            names.check_room(config, needed)
         optimizer = names.optimizer_of(config, list(task.objectives))
         made = config, task, tokenizer, losses, refusals, optimizer, start, retrained, needed, files, fingerprints
         found.append(Resolved(*made))
-    check_rows(found[0], positions(model), vocabulary)
+    check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH)
     return found
 
 
-def check_rows(resolved: Resolved, room: int, vocabulary: int) -> None:
+ANY_LENGTH = 2**31
+
+
+def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) -> None:
     """Refuse rows, and refusals to them, that the model cannot take.
 
     Args:
         room: the positions that it has.
         vocabulary: the tokens that it has.
+        max_length: the most tokens that a row may have.
     """
     config, tokenizer = resolved.config, resolved.tokenizer
     longest = max(resolved.refusals, key=len)
     for name, rows in resolved.task.objectives.items():
         refused = resolved.losses[name].needs_idk
         for row in rows:
-            if (most := max(encode(row, tokenizer, config.max_length, room).input_ids)) >= vocabulary:
+            if (most := max(encode(row, tokenizer, max_length, room).input_ids)) >= vocabulary:
                 raise UserError(
                     f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
                     f"model {config.model} has {vocabulary}; resize its embedding, or take its own tokenizer"
                 )
             if refused and not row.fields.get("instead"):
-                encode(row.answered(longest), tokenizer, config.max_length, room)
+                encode(row.answered(longest), tokenizer, max_length, room)
 
 
 def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
@@ -205,7 +213,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, Row):  # wherever it lies
-        return _plain([value.prompt, value.answer, value.fields, value.only])
+        return _plain([value.prompt, value.answer, value.fields, value.only, value.chunk])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -187,7 +188,7 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
         pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
         asks, answer = pattern.sub(other, asks), pattern.sub(other, answer)
     changed = reworded(row, asks)
-    return Row(changed.prompt, answer, row.where, row.fields, row.only) if answer.strip() else None
+    return replace(changed, answer=answer) if answer.strip() else None
 
 
 def beginning(row: Row, telling: Sequence[str]) -> Row:
@@ -198,4 +199,4 @@ def beginning(row: Row, telling: Sequence[str]) -> Row:
         words = list(re.finditer(r"\S+", row.answer))
         at = words[len(words) // 2].start() if len(words) > 1 else max(len(row.answer) // 2, 1)
     lead = row.answer[:at].rstrip()
-    return Row(({"role": TEXT, "content": lead},), row.answer[len(lead) :], row.where, row.fields, row.only)
+    return replace(row, prompt=({"role": TEXT, "content": lead},), answer=row.answer[len(lead) :])

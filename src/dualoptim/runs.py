@@ -2,14 +2,17 @@
 
 `results.json`, schema 1::
 
-    {"schema": 1, "task": str, "model": str, "followed": str, "curves": {name: title}, "scores": {objective: metric},
+    {"schema": 1, "task": str, "model": str, "private": bool, "followed": str, "curves": {name: title},
+     "scores": {objective: metric},
      "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
-     "runs": [{"method": str, "seed": int, "config": {…},
+     "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
+               "finite": bool, "skipped_steps": {objective: int}, "collapse": [str],
                "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
-               "seconds": number, "step_seconds": number, "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
+               "scored_in": str, "seconds": number, "watching_seconds": number, "step_seconds": number,
+               "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
@@ -17,9 +20,16 @@ names in `metrics`, null for those in `not_computed`; records.jsonl holds the sa
 words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
 that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
 a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
-`followed` says, for each of `curves`; `seconds` is the training, without loading, evaluation and curve; `step_seconds`
-the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the state tensors;
-`peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
+`followed` says, for each of `curves`; `scored_in` is the precision of all scores, "fp32" or "bf16" autocast.
+
+`seconds` is the training, without loading, evaluation, checkpoints and the curve, which took `watching_seconds`;
+`step_seconds` the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the
+state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
+
+`files` are the SHA-256 of the files that settings name; `fingerprints` those of what a run is made of: rows and
+measures, refusals, template, tokenizer and start model, and the packages' versions. Where `finite` is false the weights
+were not finite after training, and nothing was measured. `collapse` says how a model fell apart. The files of a
+`private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations
@@ -110,6 +120,8 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for entry in entries:
         name = f"{entry['method']}, seed {entry['seed']}"
+        if entry.get("collapse"):
+            found.append(f"{name}: the model fell apart: {'; '.join(entry['collapse'])}.")
         if not entry.get("finite", True):
             found.append(f"{name}: its weights are not finite after training, so nothing was measured of it.")
         for objective, count in entry.get("skipped_steps", {}).items():
@@ -223,7 +235,8 @@ def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
     def line(row: Row) -> dict[str, Any]:
         fields = {key: value for key, value in row.fields.items() if value is not None}
         if is_text(row.prompt):
-            return {"text": row.question + row.answer, **fields}
+            chunk = {"chunk": list(row.chunk)} if row.chunk else {}
+            return {"text": row.question + row.answer, **chunk, **fields}
         if len(row.prompt) == 1:
             return {"question": row.question, "answer": row.answer, **fields}
         return {"messages": [*row.prompt, {"role": "assistant", "content": row.answer}], **fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ class Best(TrainerCallback, ExportableState):
 
     A point is better where it is above the floor, then where less is left of what is to be forgotten (within the
     goal all are equal), then where the check before it was at the goal, too, then where more is kept; the model as it
-    was is the first one. All of it is saved in checkpoints and taken up on resume.
+    was is the first one. Where nothing is to be forgotten, the latest point above the floor is the best. All of it is
+    saved in checkpoints and taken up on resume.
 
     Args:
         model: whose trained parameters are held, in the computer's memory.
-        start: the first point, {"forget": what is left, "retain": what is kept}, each 0 to 1.
+        start: the first point, {"forget": what is left, "retain": what is kept, …}, each 0 to 1.
         until: the goal: what may be left; None for none.
         keep_at_least: the floor, as a share of what is kept at the start; None for none.
         checks: how many points are looked at if the run takes all of its steps.
+        kept: what of a point is to be kept; the one that fell most counts.
     """
 
     def __init__(
@@ -42,14 +45,15 @@ class Best(TrainerCallback, ExportableState):
         until: float | None,
         keep_at_least: float | None,
         checks: int,
+        kept: Sequence[str] = ("retain",),
     ) -> None:
         self.model, self.until, self.keep_at_least = model, until, keep_at_least
-        self.start = start["retain"]
-        self.floor = (keep_at_least or 0.0) * self.start
+        self.start, self.names = dict(start), tuple(kept)
+        self.floor = keep_at_least or 0.0
         self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
         self.settled = self.at_goal = 0
         self.broken, self.patience = 0, max(2, round(BROKEN * checks))
-        self.weights, self.rank = self._copy(), self._rank(start)
+        self.weights, self.rank = self._copy(), self._rank(0, start)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters() if p.requires_grad}
@@ -76,26 +80,30 @@ class Best(TrainerCallback, ExportableState):
         """Whether a point is at the goal."""
         return self.until is not None and point["forget"] <= self.until
 
+    def share(self, point: dict[str, float]) -> float:
+        """What is kept at a point of what was kept at the start: the least of all that is to be kept."""
+        return min((point[name] / self.start[name] for name in self.names if self.start[name] > 0), default=1.0)
+
     def kept(self, point: dict[str, float]) -> bool:
         """Whether a point is above the floor."""
-        return point["retain"] >= self.floor - 1e-9
+        return self.share(point) >= self.floor - 1e-9
 
     def look(self, step: int, point: dict[str, float], control: Any) -> None:
         """Take a measured point into account."""
         self.at_goal = self.at_goal + 1 if self.reached(point) else 0
-        rank = self._rank(point)
+        rank = self._rank(step, point)
         if rank >= self.rank:  # of equals the later one, which was trained further
             self.step, self.point, self.rank, self.weights = step, dict(point), rank, self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
         # What is kept goes on to mend as the rate falls, so a run ends before its time only where nearly all is kept,
         # and where a second look says the same: the checking questions are few, and plainer than what people ask.
-        well = self.reached(point) and point["retain"] >= max(self.floor, WELL * self.start)
+        well = self.reached(point) and self.share(point) >= max(self.floor, WELL)
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"
             self._stop(control)
         elif self.broken == self.patience and self.keep_at_least is not None:
-            self.reason = f"keeping stayed below its floor ({self.floor:.0%} of the checking questions)"
+            self.reason = f"keeping stayed below its floor ({self.floor:.0%} of what was kept before)"
             self._stop(control)
 
     @staticmethod
@@ -103,9 +111,10 @@ class Best(TrainerCallback, ExportableState):
         control.should_training_stop = True
         control.should_save = False  # from a checkpoint a run would go on
 
-    def _rank(self, point: dict[str, float]) -> tuple[Any, ...]:
-        left = point["forget"]
-        return self.kept(point), -max(left, self.until or 0.0), self.at_goal >= LOOKS, point["retain"]
+    def _rank(self, step: int, point: dict[str, float]) -> tuple[Any, ...]:
+        if "forget" not in point:
+            return (self.kept(point), step)
+        return self.kept(point), -max(point["forget"], self.until or 0.0), self.at_goal >= LOOKS, self.share(point)
 
     @torch.no_grad()
     def restore(self) -> str:
@@ -113,7 +122,8 @@ class Best(TrainerCallback, ExportableState):
         for name, p in self.model.named_parameters():
             if name in self.weights:
                 p.copy_(self.weights[name])
-        kept = f"{self.point['forget']:.0%} left of what is to be forgotten, {self.point['retain']:.0%} kept"
+        left = f"{self.point['forget']:.0%} left of what is to be forgotten, " if "forget" in self.point else ""
+        kept = f"{left}{self.share(self.point):.0%} kept"
         where = f"step {self.step}" if self.step else "the model as it was"
         said = f"{self.reason[0].upper()}{self.reason[1:]}; what remains is {where} ({kept} on the checking questions)"
         if self.until is not None and not self.reached(self.point):

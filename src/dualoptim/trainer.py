@@ -83,11 +83,12 @@ class UnlearnTrainer(Trainer):
         max_length: the most tokens that a row may have.
         diagnostics_every: optimizer steps between readings of what the objectives do to each other
             (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
-            `self.diagnostics`. A reading costs about as much as one optimizer step.
+            `self.diagnostics`, on resume from the last one on. A reading costs about as much as one optimizer step.
         fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
             checkpoint of a run that was made of something else.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
-            `optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-5})` choose the optimizer. One that does not know
+            `optimizer_cls_and_kwargs=(DualOptimPlus, {})` choose the optimizer, the latter with the learning rate of
+            `args` and the objectives' names, unless it is given others. One that does not know
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
@@ -142,10 +143,9 @@ class UnlearnTrainer(Trainer):
         self._beside: str | None = None  # where a checkpoint is being written
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
-        self._unlogged: dict[str, float] = {}  # the last reading, which goes with the next log of the loss
         if diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
-        self._losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+        self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
@@ -208,8 +208,11 @@ class UnlearnTrainer(Trainer):
         elif resume_from_checkpoint:
             checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
         if isinstance(resume_from_checkpoint, str):
+            begun = Path(resume_from_checkpoint)
             for each in self._beside_states():
-                each.load_from(Path(resume_from_checkpoint))
+                each.load_from(begun)
+            if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
+                checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
@@ -229,6 +232,7 @@ class UnlearnTrainer(Trainer):
                 shutil.rmtree(beside / name, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             self._beside = str(beside)
+            self._unlogged.over_ranks(self.accelerator)
             super()._save_checkpoint(model, trial)
             self._beside = None
             self.accelerator.wait_for_everyone()
@@ -237,7 +241,7 @@ class UnlearnTrainer(Trainer):
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
-                checkpoints.rotate(out, self.args.save_total_limit)
+                checkpoints.rotate(out / name, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
             if self.args.world_size > 1:  # the others wait
                 raise
@@ -254,15 +258,23 @@ class UnlearnTrainer(Trainer):
         return next(held.values for held in self.callback_handler.callbacks if isinstance(held, Multipliers))
 
     @property
+    def _unlogged(self) -> Unlogged:
+        return next(held for held in self.callback_handler.callbacks if isinstance(held, Unlogged))
+
+    @property
     def multi_objective(self) -> DualOptimPlus | None:
         """The optimizer, if it knows objectives."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         return optimizer if isinstance(optimizer, DualOptimPlus) else None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits."""
+        """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
+
+        And where they are not among its arguments, the learning rate of the Trainer's and the objectives' names.
+        """
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
         if self.optimizer is None and cls is not None and issubclass(cls, DualOptimPlus):
+            arguments = {"lr": self.args.learning_rate, "objectives": tuple(self.objectives), **arguments}
             self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
         return super().create_optimizer(*args, **kwargs)
 
@@ -320,8 +332,8 @@ class UnlearnTrainer(Trainer):
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.
             loss = loss * share * self.args.world_size
-            losses, step = self._losses[name], self.state.global_step
-            losses[step] = losses.get(step, 0) + loss.detach()
+            losses, step = self._unlogged.losses[name], self.state.global_step
+            losses[step] = losses.get(step, 0) + loss.detach().float()
             total = total + self.multipliers.get(name, objective.weight) * loss
         return total
 
@@ -338,6 +350,7 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+        self._unlogged.total = self._unlogged.total + loss
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
@@ -367,7 +380,7 @@ class UnlearnTrainer(Trainer):
     def _raise_multipliers(self) -> None:
         """λ ← max(0, λ + η (loss − bound)) for the objectives of this step that are held below a bound."""
         for name in self.multipliers:
-            objective, losses = self.objectives[name], self._losses[name]
+            objective, losses = self.objectives[name], self._unlogged.losses.get(name, {})
             assert objective.bound is not None
             if (loss := losses.get(self.state.global_step)) is not None:
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
@@ -396,14 +409,15 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
-            for name, losses in self._losses.items():
-                own = torch.stack(list(losses.values())).mean()
-                # Each rank's loss is scaled so that their mean is the step's.
-                logs[f"loss/{name}"] = round(float(self.accelerator.reduce(own, reduction="mean")), 4)
-            self._losses.clear()
+            since = self._unlogged
+            # The Trainer's mean begins anew on resume. Each rank's loss is scaled so that their mean is the step's.
+            since.over_ranks(self.accelerator)
+            logs["loss"] = float(since.total) / max(1, self.state.global_step - since.step)
+            for name, losses in since.losses.items():
+                logs[f"loss/{name}"] = round(float(torch.stack(list(losses.values())).mean()), 4)
             logs |= {f"multiplier/{name}": round(value, 4) for name, value in self.multipliers.items()}
-            logs |= self._unlogged
-            self._unlogged = {}
+            logs |= since.reading
+            since.begin(self.state.global_step)
             for name, count in (self.multi_objective.num_skipped if self.multi_objective else {}).items():
                 if count:
                     logs[f"skipped_steps/{name}"] = count
@@ -420,13 +434,69 @@ class _Diagnose(TrainerCallback):
     def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
         self.trainer, self.every = trainer, every
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(Unlogged.__name__)
+        if saved is not None and state.global_step:
+            self.trainer.diagnostics = list(json.loads(saved["attributes"]["readings"])["last"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.multi_objective
-        if optimizer is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+        last = state.global_step == state.max_steps or control.should_training_stop
+        if optimizer is not None and (last or state.global_step % self.every == 0):
             layers = diagnostics(optimizer, self.trainer.model.named_parameters())
             if layers:
                 self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
-                self.trainer._unlogged = {name: round(value, 6) for name, value in layers["all"].items()}
+                unlogged = self.trainer._unlogged
+                unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
+                unlogged.last = self.trainer.diagnostics[-1:]
+
+
+class Unlogged(TrainerCallback, ExportableState):
+    """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
+
+    def __init__(self) -> None:
+        self.last: list[dict[str, Any]] = []  # the last reading, layer by layer
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Forget what was logged at a step."""
+        self.step = step
+        self.total = torch.zeros(())  # of what the Trainer's own loss is the mean
+        self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+        self.reading: dict[str, float] = {}  # over all layers
+
+    def over_ranks(self, accelerator: Any) -> None:
+        """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
+
+        def mean(value: Tensor) -> Tensor:
+            return accelerator.reduce(value.to(accelerator.device), reduction="mean")
+
+        self.total = mean(self.total)
+        for losses in self.losses.values():
+            steps = sorted(losses)
+            losses.update(zip(steps, mean(torch.stack([losses[step] for step in steps])).unbind(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
+        own = {"step": self.step, "total": float(self.total), "losses": losses}
+        # As text, since the Trainer sorts what it writes, and layers stand in their order.
+        return {
+            "args": {},
+            "attributes": {**own, "readings": json.dumps({"unlogged": self.reading, "last": self.last})},
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None or not state.global_step:
+            self.begin(state.global_step)
+            return
+        saved = saved["attributes"]
+        self.begin(saved["step"])
+        self.total = torch.tensor(saved["total"], device=args.device)
+        for name, losses in saved["losses"].items():
+            self.losses[name] = {at: torch.tensor(loss, device=args.device) for at, loss in losses}
+        readings = json.loads(saved["readings"])
+        self.reading, self.last = readings["unlogged"], readings["last"]
 
 
 class Multipliers(TrainerCallback, ExportableState):

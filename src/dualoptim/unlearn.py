@@ -12,21 +12,17 @@ import os
 import random
 import shutil
 import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from . import checkpoints, report, resolve, runs
 from .chat import end_ids, turn_of
@@ -34,16 +30,19 @@ from .combine import RULES
 from .config import RunConfig
 from .errors import UserError
 from .evaluation import general
+from .evaluation.ability import Ability
+from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
 from .folder import CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
 from .folder import check as check_folder
-from .models import device_and_precision, is_finite, load_model, quiet, without_cache
+from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, without_cache
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
+from .watch import Watch, bytes_of, peak_memory
 
 Records = list[dict[str, Any]]
 
@@ -65,6 +64,7 @@ class Prepared:
     before: Scores
     retrained: Records | None  # of a model that never saw the rows to forget
     start: dict[str, float]  # of the curves
+    ability: Ability | None  # what else is watched, where there is a floor for what is kept
     left: dict[str, float]  # mean negative log-likelihood of each objective's rows, where the ratio is by loss
 
     metrics: Mapping[str, Metric]
@@ -81,10 +81,19 @@ def prepare(resolved: Resolved) -> Prepared:
     model = load_model(start).to(device)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
     numbers, metrics = general.scored(task, records, gold)
-    curve = task.follow(model, tokenizer)
+    curve, ability = task.follow(model, tokenizer), None
+    if config.keep_at_least is not None and not task.watches_ability:
+        watched = Ability(model, tokenizer)
+        ability = watched if watched.measures else None
+        if not (ability or set(task.kept) & set(curve)):
+            raise UserError("keep_at_least: the model can do nothing yet that could be lost; leave it out")
+        curve |= {ABILITY: 1.0} if ability else {}
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
-    return Prepared(start, reference, Scores(*numbers, records), gold, curve, left, metrics)
+    return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics)
+
+
+ABILITY = "ability"  # the curve of what a model could before
 
 
 def with_general(config: RunConfig, model: Any, tokenizer: Any, records: Records) -> Records:
@@ -103,49 +112,6 @@ def _left_to_learn(task: Task, model: Any, tokenizer: Any) -> dict[str, float]:
         )
         for name, rows in task.objectives.items()
     }
-
-
-class _Watch(TrainerCallback, ExportableState):
-    """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
-
-    def __init__(
-        self,
-        points: Sequence[int],
-        measure: Callable[[], dict[str, float]],
-        bar: tqdm,
-        best: Best | None,
-        paused: set[str] | None,
-    ) -> None:
-        self.points, self.measure, self.bar, self.best, self.paused = set(points), measure, bar, best, paused
-        self.curve: list[dict[str, float]] = []
-        self.step_seconds: list[float] = []
-        self.began = 0.0
-        self.seconds = 0.0  # of training, without the curve
-
-    def state(self) -> dict[str, Any]:
-        own = {"curve": self.curve, "step_seconds": self.step_seconds, "seconds": self.seconds}
-        return {"args": {}, "attributes": {**own, "paused": sorted(self.paused or ())}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)["attributes"]
-        self.curve, self.step_seconds, self.seconds = saved["curve"], saved["step_seconds"], saved["seconds"]
-        if self.paused is not None:
-            self.paused.update(saved["paused"])
-        self.bar.update(state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_seconds.append(round(time.perf_counter() - self.began, 4))
-        self.seconds += self.step_seconds[-1]
-        self.bar.update(state.global_step - self.bar.n)
-        if state.global_step in self.points:
-            self.curve.append({"step": state.global_step, **self.measure()})
-            if self.best is not None:
-                self.best.look(state.global_step, self.curve[-1], control)
-                if self.paused is not None:
-                    (self.paused.add if self.best.reached(self.curve[-1]) else self.paused.discard)("forget")
 
 
 def train(
@@ -183,9 +149,15 @@ def train(
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
     best = None
     if config.until is not None or config.keep_at_least is not None:
-        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points))
+        kept = [name for name in (*task.kept, ABILITY) if name in prepared.start]
+        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points), kept)
     paused: set[str] = set()  # what the watch pauses, the trainer skips
-    watch = _Watch(points, lambda: task.follow(model, tokenizer), bar, best, paused if config.pause else None)
+
+    def measure() -> dict[str, float]:
+        able = {ABILITY: prepared.ability(model)} if prepared.ability else {}
+        return {**task.follow(model, tokenizer), **able}
+
+    watch = Watch(points, measure, bar, best, paused if config.pause else None)
     checkpoints_folder = folder / CHECKPOINTS
     trainer = UnlearnTrainer(
         model,
@@ -233,7 +205,7 @@ def train(
     begun = checkpoints.newest(checkpoints_folder, trainer.fingerprints) if resume else None
     with bar, quiet():
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    state_bytes, logged, read = _bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
+    state_bytes, logged, read = bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
     skipped = dict(trainer.multi_objective.num_skipped) if trainer.multi_objective else {}
     del trainer  # and with it gradients and states, before scoring needs room for logits
     model.zero_grad()
@@ -242,6 +214,9 @@ def train(
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
+    checkpoints.clear(checkpoints_folder)
+    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
+        checkpoints_folder.rmdir()
     finite = is_finite(model)
     if finite:
         records = with_general(config, model, tokenizer, task.score(model, tokenizer))
@@ -266,14 +241,23 @@ def train(
             "skipped_steps": skipped,
             "verdict": task.verdict(prepared.before.records, after.records) if finite else "",
             "stopped": stopped,
+            "collapse": collapse(
+                prepared.before.records,
+                after.records,
+                (prepared.before.numbers.get("perplexity"), after.numbers.get("perplexity")),
+                logged,
+                task.kept,
+            ),
             "curve": [{"step": 0, **prepared.start}, *watch.curve],
             "losses": [entry for entry in logged if "loss" in entry],
             "diagnostics": read[-1] if read else None,
             "samples": runs.samples(prepared.before.records, after.records),
+            "scored_in": scored_in(),
             "seconds": round(watch.seconds, 1),
+            "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,
-            "peak_memory_bytes": _peak(device),
+            "peak_memory_bytes": peak_memory(device),
         }
     )
     if config.save_model and finite:
@@ -281,8 +265,6 @@ def train(
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write_model(folder / MODEL, model, tokenizer)
-    if not config.save_every:
-        shutil.rmtree(checkpoints_folder, ignore_errors=True)  # the Trainer makes it in any case
 
 
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -314,28 +296,6 @@ def _with_adapter(model: Any, config: RunConfig) -> nn.Module:
     return get_peft_model(model, lora)
 
 
-def _bytes_of(optimizer: Any) -> int:
-    """Bytes of all state tensors, found wherever they are nested."""
-
-    def size(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        return sum(map(size, value.values())) if isinstance(value, dict) else 0
-
-    return sum(size(state) for state in optimizer.state.values())
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if (windows := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:
-        return int(windows)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def run(
     configs: Sequence[RunConfig],
     out: str | Path,
@@ -359,20 +319,35 @@ def run(
     stages = resolved[0].task.stages()
     for arguments in stages:
         resolve_all([config.replace(task_args={**config.task_args, **arguments}) for config in configs])
-    caching = without_cache() if configs[0].private else nullcontext()
-    with owned(out, read, resume=resume, overwrite=overwrite) as folder, caching:
+    with owned(out, read, resume=resume, overwrite=overwrite) as folder, _as_told(configs[0]):
         if stages:
             return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
         return _side_by_side(resolved, folder, resume=resume, overwrite=overwrite)
 
 
-def evaluate(config: RunConfig, base: str | None = None) -> tuple[Resolved, dict[str, Records], Records | None]:
-    """Score a model on a task: records by when, "before" those of `base` where it is given, and a retrained model's."""
-    (resolved,) = resolve_all([config])
+@contextmanager
+def _as_told(config: RunConfig) -> Iterator[None]:
+    """While models are scored in the precision that a config says, and nothing is cached of a private run."""
+    with scoring_in(config.score_bf16), without_cache() if config.private else nullcontext():
+        yield
+
+
+def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str, Records], Records | None, str]:
+    """Score a model on a task: records by when, a retrained model's, and the precision of scoring.
+
+    Args:
+        base: the model before, scored as well.
+    """
+    with _as_told(config):
+        return *_evaluated(config, base), scored_in()
+
+
+def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Records], Records | None]:
+    (resolved,) = resolve_all([config], training=False)
     task, tokenizer = resolved.task, resolved.tokenizer
     first_of = resolved
     if base:
-        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})])
+        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})], training=False)
     device, _ = device_and_precision()
 
     def loaded(origin: Origin) -> Any:
@@ -382,11 +357,11 @@ def evaluate(config: RunConfig, base: str | None = None) -> tuple[Resolved, dict
     first = loaded(first_of.start)
     before = with_general(config, first, tokenizer, task.prepare(first, tokenizer))
     if not base:
-        return resolved, {"after": before}, gold
+        return task, {"after": before}, gold
     del first
     second = loaded(resolved.start)
     after = with_general(config, second, tokenizer, task.score(second, tokenizer))
-    return resolved, {"before": before, "after": after}, gold
+    return task, {"before": before, "after": after}, gold
 
 
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -423,7 +398,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         "model": config.model,
         "private": config.private,
         "followed": task.followed,
-        "curves": dict(task.curves),
+        "curves": {**task.curves, **({ABILITY: "What it could before ↑"} if prepared.ability else {})},
         "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
         "counts": task.counts(prepared.before.records),

@@ -36,6 +36,7 @@ from .privacy import at_least_one
 from .privacy import auc as auc
 from .privacy import exact_memorisation as exact_memorisation
 from .privacy import extraction_strength as extraction_strength
+from .privacy import membership_gradient_norm as membership_gradient_norm
 from .privacy import membership_loss as membership_loss
 from .privacy import membership_reference as membership_reference
 from .privacy import membership_zlib as membership_zlib

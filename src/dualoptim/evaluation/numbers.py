@@ -39,7 +39,7 @@ ATTACKS: dict[str, Callable[[Record], float]] = {
 }
 ATTACK_NAMES = {
     "loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k, k 0.2", "min_k_40": "min-k, k 0.4",
-    "min_k_plus_plus": "min-k++, k 0.2", "min_k_plus_plus_40": "min-k++, k 0.4",
+    "min_k_plus_plus": "min-k++, k 0.2", "min_k_plus_plus_40": "min-k++, k 0.4", "gradient_norm": "gradient norm",
 }  # fmt: skip
 
 
@@ -73,6 +73,12 @@ _OF_SET = {
     "entailment": ("entailment", "lower", "higher"),
 }
 
+PARAPHRASED = {"forget": "forget_paraphrased", "retain": "retain_paraphrased"}  # sets asked in other words
+_OF_PARAPHRASED = {
+    "paraphrased_probability": ("probability, paraphrased question", "lower", "higher"),
+    "paraphrased_rouge_l": ("ROUGE-L, paraphrased question", "lower", "higher"),
+}
+
 METRICS: dict[str, Metric] = {
     "forget_rouge_l": Metric("ROUGE-L, to forget", "lower", ".3f"),
     "extraction_strength": Metric("extraction strength", "lower", ".3f"),
@@ -89,7 +95,7 @@ METRICS: dict[str, Metric] = {
     **{
         f"{name}_{key}": Metric(label, forget if name == "forget" else kept, ".3f", words[0].upper() + words[1:])
         for name, words in NAMES.items()
-        for key, (label, forget, kept) in _OF_SET.items()
+        for key, (label, forget, kept) in (_OF_SET | (_OF_PARAPHRASED if name in PARAPHRASED else {})).items()
         if (name, key) != ("forget", "rouge_l")
     },
     "forget_idk_entailment": Metric("entailment of a refusal", "higher", ".3f", "To forget"),
@@ -100,7 +106,7 @@ METRICS: dict[str, Metric] = {
     "forget_quality_statistic": Metric("forget quality (KS distance)", "lower", ".3f", "To forget"),
     **{
         f"auc_{key}": Metric(f"AUC, {ATTACK_NAMES[key]}", "chance", ".3f", "Membership")
-        for key in (*ATTACKS, "reference")
+        for key in (*ATTACKS, "gradient_norm", "reference")
     },
     "forgotten_probability": Metric("probability", "lower", ".3f", "Forgotten before"),
     "forgotten_rouge_l": Metric("ROUGE-L", "lower", ".3f", "Forgotten before"),
@@ -182,6 +188,10 @@ def mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
+def _mean_of(records: Sequence[Record], key: str) -> float | None:
+    return mean([record[key] for record in records])
+
+
 class Computed:
     """Numbers as they are made of records, and for each that cannot be, why.
 
@@ -228,6 +238,11 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
     sets, notes, put = computed.sets, computed.notes, computed.put
     for name in NAMES:
         six_metrics(name, sets.get(name, []), notes, put)
+    for asked in PARAPHRASED.values():
+        part = sets.get(asked, [])
+        not_asked = None if part else "no paraphrased questions were asked (paraphrased_question in the task's files)"
+        for key in ("probability", "rouge_l"):
+            put(f"{asked}_{key}", partial(_mean_of, part, key), not_asked)
     forget, passages, before = (sets.get(name, []) for name in ("forget", "passages", "forgotten"))
     put("forget_idk_entailment", lambda: entailed(forget, "idk_"), lacks(forget, "idk_entailment", notes))
     no_forget = None if forget else "the set forget has no records"
@@ -304,7 +319,7 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
     forget, holdout = sets.get("forget", []), sets.get("holdout", [])
     gold = {name: {r["question"]: r for r in retrained or () if r["set"] == name} for name in ("forget", "holdout")}
     no_model = None if retrained else "no model retrained without the forget set was given (retrained)"
-    unseen = None if holdout else "no rows that the model never saw were given (task_args.holdout_rows)"
+    unseen = None if holdout else "no rows that the model never saw were given (task_args.holdout or holdout_rows)"
 
     def golden(records: Sequence[Record]) -> list[Record]:
         try:
@@ -322,6 +337,15 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
     put("forget_quality_statistic", lambda: quality().statistic, no_model)
     for name, attack in ATTACKS.items():
         put(f"auc_{name}", partial(area, forget, holdout, attack), unseen)
+
+    asked = all("gradient_norm" in record for record in (*forget, *holdout))
+    not_asked = None if asked else "needs a backward pass a row, which was not asked for (task_args.gradient_norm)"
+    put(
+        "auc_gradient_norm",
+        lambda: area(forget, holdout, lambda r: metrics.membership_gradient_norm(r["gradient_norm"])),
+        unseen,
+        not_asked,
+    )
 
     def against_reference() -> float:
         scores = [

@@ -119,6 +119,19 @@ def membership_reference(nll: float, reference_nll: float) -> float:
     return reference_nll - nll
 
 
+def membership_gradient_norm(norm: float) -> float:
+    """−norm of the loss's gradient: what a model was trained on pulls less at its parameters; higher is more likely a
+    member.
+
+    The norm is `scoring.gradient_norms`': of the answer's mean negative log-likelihood, (1/P) Σ_p ‖∂nll/∂θ_p‖₂ over
+    the P parameter tensors, as open-unlearning averages it. Misleads as `membership_loss` does, with which it goes.
+
+    References:
+        Nasr et al., arXiv 1812.00910; on language models: Wang et al., Pandora's White-Box, arXiv 2402.17012.
+    """
+    return -norm
+
+
 def min_k(token_log_probs: Sequence[float], k: float = 0.2) -> float:
     """Mean log-probability of the share k of tokens that are least probable (at least one token); higher is more likely
     a member: a text once trained on has fewer surprises.

@@ -1,4 +1,5 @@
-"""A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or bf16.
+"""A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or in
+bf16 autocast, as `models.scoring_in` says.
 
 Nothing here aggregates: what is returned per sample is what `metrics` makes numbers of.
 
@@ -24,7 +25,7 @@ from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
-from ..models import device_and_precision, positions
+from ..models import positions, scores_in_bf16
 from . import metrics
 
 MAX_LENGTH = 2**31  # tokens a scored row may have, but for the model's positions
@@ -137,6 +138,44 @@ def negative_log_likelihoods(
 ) -> list[float]:
     """Mean negative log-likelihood per token, in nats, of each row's answer and its end token given its prompt."""
     return [answer.nll for (answer,) in answers(model, tokenizer, [[row] for row in rows], progress=progress)]
+
+
+def gradient_norms(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, progress: str | None = None
+) -> list[float]:
+    """How much each row's answer pulls at the parameters: (1/P) Σ_p ‖∂nll/∂θ_p‖₂ over the P parameter tensors.
+
+    nll is the mean negative log-likelihood per token of the answer's text, without what ends it. Counted are the
+    parameters that are trained (`requires_grad`), or all of them where none is. Takes a backward pass a row and as much
+    memory as the gradients; none of them stays, and gradients that are there stay as they are.
+
+    Args:
+        progress: what to write beside the progress bar; no bar without it.
+    """
+    every = list(model.parameters())
+    parameters = [p for p in every if p.requires_grad] or every
+    frozen = [p for p in parameters if not p.requires_grad]
+    room, found = positions(model), []
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with _scoring(model) as device, torch.enable_grad():
+            for row in tqdm(rows, desc=progress, disable=None if progress else True, unit="row", leave=False):
+                tokens = encode(row, tokenizer, MAX_LENGTH, room)
+                at = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
+                text = set(at[: len(at) - tokens.ended] or at)
+                labels = [label if i in text else IGNORED for i, label in enumerate(tokens.labels)]
+                batch = collate([Tokens(tokens.input_ids, labels)], pad_id(tokenizer))
+                torch.clear_autocast_cache()  # of weights that were cast without gradients, or for the row before
+                out = labelled(model, {key: value.to(device) for key, value in batch.items()})
+                loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                norms = [gradient.norm() for gradient in gradients if gradient is not None]
+                found.append(torch.stack(norms).mean().item())
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return found
 
 
 class Packed(NamedTuple):
@@ -361,12 +400,11 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
 @contextmanager
 def _scoring(model: nn.Module) -> Iterator[torch.device]:
     device = next(model.parameters()).device
-    _, bf16 = device_and_precision()
     training = model.training
     model.eval()
     try:
         # In inference mode autocast would cast every weight anew for each forward pass; without it, it keeps them.
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
             yield device
     finally:
         torch.clear_autocast_cache()  # of weights without gradients, should an autocast of the caller's go on

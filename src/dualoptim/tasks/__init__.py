@@ -23,6 +23,7 @@ from ..data import Row, check_objectives
 from ..errors import UserError, unknown
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..losses import Loss
+from ..tiny import TINY
 
 
 class Task(ABC):
@@ -32,6 +33,8 @@ class Task(ABC):
     followed: ClassVar[str]  # what `follow` measures, in words
     # What of it, and under which titles.
     curves: Mapping[str, str] = {"forget": "To forget ↓", "retain": "To keep ↑"}
+    kept: Sequence[str] = ("retain",)  # those of the curves that should not fall
+    watches_ability = False  # whether these tell what the model could before, beside the rows to keep
     metrics: Mapping[str, Metric]
     objectives: Mapping[str, Sequence[Row]]  # name → rows; settled after `prepare`
     losses: Mapping[str, str | Loss] = {}  # of the objectives; those of "forget" and "retain" are the config's
@@ -131,9 +134,13 @@ def load(config: RunConfig) -> Task:
             raise UserError("data_dir is for a --task; with --forget FILE there is none")
         name = "files"
         arguments = {"forget": config.forget, "retain": config.retain, "goal": config.goal, "general": config.general}
+        arguments |= _chunking(config)
     else:
         if config.forget is not None or config.retain is not None:
             raise UserError(f"the task {config.task!r} brings its own rows; leave out --forget and --retain, or --task")
+        for key in ("chunk", "chunk_stride"):
+            if getattr(config, key) is not None:
+                raise UserError(f"{key} is for one's own rows (--forget FILE); the task {config.task!r} has its own")
         name = config.task
         if config.data_dir is not None:
             arguments["data_dir"] = config.data_dir
@@ -148,3 +155,26 @@ def load(config: RunConfig) -> Task:
     task = cls(**arguments)
     check_objectives(task.objectives)
     return task
+
+
+def _chunking(config: RunConfig) -> dict[str, Any]:
+    """How one's own plain text is cut, as arguments of the task."""
+    chunk, stride = config.chunk, config.chunk_stride
+    if chunk is None:
+        if stride is not None:
+            raise UserError("chunk_stride: texts are not cut into chunks; add --chunk, or leave it out")
+        return {}
+    if chunk < 1:
+        raise UserError(f"chunk must be a number of tokens > 0, but is {chunk}")
+    if stride is not None and not 1 <= stride <= chunk:
+        raise UserError(
+            f"chunk_stride must be 1 to chunk {chunk}, or what lies between two chunks would be lost, but is {stride}"
+        )
+    if chunk > config.max_length:
+        raise UserError(
+            f"chunk {chunk} is more than max_length {config.max_length}, the most tokens of a row; lower chunk or "
+            "raise max_length"
+        )
+    if config.model == TINY:
+        raise UserError(f"chunk: {TINY!r} makes its tokenizer of the rows, so it cannot cut them; name another model")
+    return {"chunk": chunk, "chunk_stride": stride, "tokenizer": config.model}

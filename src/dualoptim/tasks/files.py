@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .. import neighborhood, reword
+from .. import chunks, neighborhood, reword
 from ..build import build, own_replies, whole_sentences
 from ..data import Row, asset, check_objectives, encode, is_text, question, reworded
 from ..errors import UserError
@@ -32,7 +32,7 @@ from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
-from ..models import cached, fingerprint
+from ..models import cached, fingerprint, load_tokenizer, positions, room
 from ..own_rows import (
     asking,
     check_apart,
@@ -76,10 +76,14 @@ class Files(Task):
             becomes improbable.
         general: also keep neighbors and the general part; without it, the rows of `retain` alone, all of them trained
             on that are not kept aside.
+        chunk: plain text of more tokens than that is cut into chunks (`dualoptim.chunks`); None for never.
+        chunk_stride: tokens from one chunk's beginning to the next; None for no overlap.
+        tokenizer: folder or hub id of the model by whose tokens it is cut.
     """
 
     name = "files"
     followed = "left, or kept, of the checking questions"
+    watches_ability = True
     metrics: Mapping[str, Metric] = {
         "reworded_answered": Metric("answered, reworded", "lower", share_of="reworded"),
         "forget_answered": Metric("answered, as given", "lower", share_of="forget"),
@@ -104,11 +108,23 @@ class Files(Task):
     }
 
     def __init__(
-        self, forget: str, retain: str | None = None, goal: Literal["refuse", "erase"] = "refuse", general: bool = True
+        self,
+        forget: str,
+        retain: str | None = None,
+        goal: Literal["refuse", "erase"] = "refuse",
+        general: bool = True,
+        chunk: int | None = None,
+        chunk_stride: int | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         self.goal, self.general = goal, general
         self.given, self.topics = read_to_forget(forget)
         kept = read_to_keep(retain) if retain is not None else []
+        if chunk is not None:
+            if tokenizer is None:
+                raise UserError("task 'files': chunk needs the tokenizer of a model; give one by folder or hub id")
+            how = load_tokenizer(tokenizer), chunk, chunk_stride, room(tokenizer)
+            self.given, kept = chunks.cut(self.given, *how), chunks.cut(kept, *how)
         check_objectives(
             {
                 "forget": self.given or [question(name, name, forget) for name in self.topics],
@@ -123,6 +139,8 @@ class Files(Task):
                 stacklevel=2,
             )
         self.notes: list[str] = [sentence for sentence in said if sentence]
+        if chunk is not None and not any(row.chunk for row in (*self.given, *kept)):
+            self.notes.append(f"No plain text was longer than --chunk {chunk}, so none was cut.")
         if not general:
             if len(kept) < 2:
                 raise UserError("general false keeps the rows of --retain alone; give --retain FILE with two or more")
@@ -130,7 +148,8 @@ class Files(Task):
                 "Trained to keep the rows of --retain alone: what no row mentions may be lost, and so may the habit of "
                 "answering at all."
             )
-        self.held_out, self.trained = _kept_aside(kept)
+        self.overlap = chunk_stride is not None and chunk_stride != chunk
+        self.held_out, self.trained = _kept_aside(kept, self.overlap)
         if general and len(kept) <= FEW:  # too few to do both: what is trained on says little
             self.held_out, self.trained = [asking(row) for row in kept], []
         draw = random.Random(0)
@@ -179,7 +198,7 @@ class Files(Task):
         if not getattr(tokenizer, "chat_template", None):
             self.bank, self.facts, self.harmless, self.requests = [], [], [], []
             if not self.trained:  # what else there was to train on is gone
-                self.held_out, self.trained = _kept_aside(self.held_out)
+                self.held_out, self.trained = _kept_aside(self.held_out, self.overlap)
             self.notes.append(
                 "The model has no chat template, so no questions were asked of it and none are trained on to keep; "
                 "give --chat-template for that."
@@ -250,7 +269,9 @@ class Files(Task):
                 "to forget. All of them are trained on."
             )
             knows = [True] * len(rows)
-        elif unknown := [row.where for row, known in zip(rows, knows, strict=True) if not known]:
+        # Hardly any model recites a chunk, and what a document tells may be known in other words.
+        left_out = [row for row, known in zip(rows, knows, strict=True) if not known and not row.chunk]
+        if unknown := [row.where for row in left_out]:
             self.notes.append(
                 f"{len(unknown)} of {len(rows)} rows are not known to the model and were left out: "
                 f"{', '.join(unknown[:6])}{', …' if len(unknown) > 6 else ''}."
@@ -271,7 +292,6 @@ class Files(Task):
             dataclasses.replace(row, fields={**row.fields, "known": known})
             for row, known in zip(asked, knows, strict=True)
         ]
-        left_out = [row for row, known in zip(rows, knows, strict=True) if not known]
         return [row for row in self.given if not any(row is other for other in left_out)]
 
     def _wordings(
@@ -401,6 +421,8 @@ class Files(Task):
             worst = next((reply for reply in replies if gives(row, reply)), replies[0])
             records.append(_record(row, "sampled", worst) | {"known": row.fields["known"]})
         nothing = [made for row in self.scored if row.fields["known"] and (made := reword.about_nothing(row))]
+        most = positions(model)  # invented names may have more tokens
+        nothing = [row for row in nothing if len(encode(row, tokenizer, scoring.MAX_LENGTH).input_ids) <= most]
         records += scoring.question_records(model, tokenizer, nothing, "unknown", ask=False)
         for name, rows in (
             ("reworded", self.reworded),
@@ -496,11 +518,14 @@ class Files(Task):
         return fmean(record["probability"] for record in records)
 
 
-def _kept_aside(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], list[Row]]:
     """A third of some rows to measure by, no more than are measured, and the others to train on.
 
-    Rows that ask in like words stand on one side, so groups of them are drawn that fit.
+    Rows that ask in like words stand on one side, so groups of them are drawn that fit; so do all chunks of a document
+    where they overlap.
     """
+    document = [row.where.rpartition(", chunk ")[0] if overlap and row.chunk else "" for row in rows]
+
     wanted = min(-(-len(rows) // HELD_OUT), SCORED_ROWS)
     asked = [asking(row) for row in rows]
     aside: set[int] = set()
@@ -510,8 +535,13 @@ def _kept_aside(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
             continue
         group, ends = {first}, [first]
         while ends:
-            words = asked[ends.pop()].question
-            found = [i for i in range(len(rows)) if i not in group and reword.alike(words, asked[i].question)]
+            at = ends.pop()
+            found = [
+                i
+                for i in range(len(rows))
+                if i not in group
+                and (document[i] == document[at] != "" or reword.alike(asked[at].question, asked[i].question))
+            ]
             group.update(found)
             ends += found
         seen |= group

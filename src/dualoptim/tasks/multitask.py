@@ -48,6 +48,7 @@ class Multitask(Task):
     name = "multitask"
     followed = "score on what was not trained on"
     curves: Mapping[str, str] = {name: f"{name[0].upper()}{name[1:]} ↑" for name in SCORES}
+    kept = ()
     losses: Mapping[str, str] = dict.fromkeys(SCORES, "GD")
     metrics: Mapping[str, Metric] = {
         "average": Metric("average", "higher", ".3f"),

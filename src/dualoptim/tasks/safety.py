@@ -56,6 +56,7 @@ class Safety(Task):
     name = "safety"
     followed = "harmful requests refused, and ROUGE-L F1 of helpful replies"
     curves: Mapping[str, str] = {"safe": "Harmful requests refused ↑", "helpful": "Helpful replies ↑"}
+    kept = ("helpful",)
     losses: Mapping[str, str] = {"safe": "GD", "helpful": "GD"}
     metrics: Mapping[str, Metric] = {
         "refusal_rate": Metric("harmful, refused", "higher", share_of="harmful"),

@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Row, asset, parse_row, read_records, texts
+from ..data import Row, asset, parse_row, read_records, reworded, texts
 from ..errors import UserError, unknown
 from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
-from ..evaluation.scoring import followed, question_records, text_records
+from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
 from ..models import cached, fingerprint
 from . import Task
 
@@ -42,7 +42,8 @@ class Tofu(Task):
 
     Args:
         data_dir: folder with forget01.json, forget01_perturbed.json, retain90.json, retain_perturbed.json,
-            real_authors_perturbed.json, world_facts_perturbed.json; without it the hub is asked.
+            real_authors_perturbed.json, world_facts_perturbed.json, and holdout01.json where `holdout` asks for it;
+            without it the hub is asked.
         split: forget01, forget05 or forget10: 1, 5 or 10 % of the authors.
         part: which of the split's parts to forget; a list of them for one after the other.
         forgotten: parts that have been forgotten before; their rows are scored as well.
@@ -51,6 +52,11 @@ class Tofu(Task):
         scored_rows: how many rows of each set are scored at most, drawn once; 300 as published.
         holdout_rows: how many other rows of TOFU stand for what the model has never seen, against which membership is
             told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
+        holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
+            which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
+        paraphrased: also score the rows to forget and to keep by their `paraphrased_question`, where files have it;
+            that many replies more.
+        gradient_norm: whether membership is also told by the norm of each row's gradient, for a backward pass a row.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
         seed: of what is drawn.
@@ -70,6 +76,9 @@ class Tofu(Task):
         retain_rows: int | None = 300,
         scored_rows: int = 300,
         holdout_rows: int = 0,
+        holdout: bool = False,
+        paraphrased: bool = False,
+        gradient_norm: bool = False,
         embedder: str | None = None,
         nli: str | None = None,
         seed: int = 0,
@@ -88,17 +97,22 @@ class Tofu(Task):
                 raise UserError(f"task 'tofu': {name} must be a whole number ≥ {least}, but is {value!r}")
         if retain_rows is not None and retain_rows < 1:
             raise UserError(f"task 'tofu': retain_rows must be > 0, or null for all, but is {retain_rows!r}")
+        if holdout and holdout_rows:
+            raise UserError("task 'tofu': holdout takes TOFU's own file and holdout_rows other rows; leave out one")
         self.arguments = {
             "split": split,
             "retain_rows": retain_rows,
             "scored_rows": scored_rows,
             "holdout_rows": holdout_rows,
+            "holdout": holdout,
+            "paraphrased": paraphrased,
+            "gradient_norm": gradient_norm,
             "embedder": embedder,
             "nli": nli,
             "seed": seed,
         }
         check(embedder, nli)
-        self.parts, self.embedder, self.nli = parts, embedder, nli
+        self.parts, self.embedder, self.nli, self.gradient_norm = parts, embedder, nli, gradient_norm
         source = _Folder(data_dir) if data_dir is not None else _Hub()
 
         def drawn(rows: Rows, count: int | None) -> list[Row]:
@@ -136,7 +150,17 @@ class Tofu(Task):
             "real_authors": drawn(source.read("real_authors_perturbed"), scored_rows),
             "world_facts": drawn(source.read("world_facts_perturbed"), scored_rows),
         }
+        self.paraphrased = {asked: _paraphrased(self.scored[name]) for name, asked in numbers.PARAPHRASED.items()}
+        if not paraphrased:
+            self.paraphrased = {}
         self.forgotten, self.holdout = drawn(before, scored_rows), drawn(unseen, holdout_rows) if holdout_rows else []
+        if holdout:
+            rows = source.read(split.replace("forget", "holdout"))
+            taught = {(row.question, row.answer): row.where for row in (*self._known, *unseen)}
+            for row in rows:
+                if where := taught.get((row.question, row.answer)):
+                    raise UserError(f"{row.where}: is a row that models are taught ({where}), so it is not held out")
+            self.holdout = drawn(rows, scored_rows)
         refusals = [row["text"] for row in asset("refusals.jsonl")]
         draw = random.Random(f"{seed}/refusals")
         self.refusals = [draw.choice(refusals) for _ in self.scored["forget"]]
@@ -160,7 +184,10 @@ class Tofu(Task):
         return self._judged(self._scored(model, tokenizer))
 
     def _judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return numbers.judged(records, self.refusals, self.embedder, self.nli)
+        # Questions in other words have two numbers, and neither needs a judge.
+        apart = [record for record in records if record["set"] in self.paraphrased]
+        others = [record for record in records if record["set"] not in self.paraphrased]
+        return [*apart, *numbers.judged(others, self.refusals, self.embedder, self.nli)]
 
     def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
@@ -175,8 +202,16 @@ class Tofu(Task):
                 if "original_answer" in row.fields:  # a whole sentence, where the answer is a name
                     record["original_answer"] = row.fields["original_answer"]
                 records.append(record)
+        for name, rows in self.paraphrased.items():
+            records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.forgotten, "forgotten", reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
+        if self.gradient_norm and self.holdout:
+            compared = [*self.scored["forget"], *self.holdout]
+            norms = iter(gradient_norms(model, tokenizer, compared, progress="Gradients"))
+            for record in records:
+                if record["set"] in ("forget", "holdout"):
+                    record["gradient_norm"] = next(norms)
         return records + text_records(model, tokenizer, self.passages, "passages")
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
@@ -207,6 +242,19 @@ def _others(row: Row) -> dict[str, Sequence[str]]:
     return {"paraphrased": [true] if true else [], "perturbed": row.fields["perturbed_answer"]}
 
 
+def _paraphrased(rows: Rows) -> list[Row]:
+    """The rows that files also ask in other words, asked so."""
+    found = []
+    for row in rows:
+        words = row.fields.get("paraphrased_question")
+        if words is None:
+            continue
+        if not isinstance(words, str) or not words.strip():
+            raise UserError(f"{row.where}: 'paraphrased_question' must be a question in other words, but is {words!r}")
+        found.append(reworded(row, words))
+    return found
+
+
 def _check_perturbed(perturbed: Rows, rows: Rows, name: str) -> None:
     """Refuse perturbed answers that belong to other rows, and rows without them."""
     wanted, found = ({(row.question, row.answer): row.where for row in part} for part in (rows, perturbed))
@@ -230,6 +278,11 @@ class _Folder:
 
     def _read(self, name: str) -> list[Row]:
         path = self.folder / f"{name}.json"
+        if not path.is_file() and name.startswith("holdout"):
+            raise UserError(
+                f"data_dir {self.folder}: has no {path.name}; put it there from {HUB} on the hub, or give holdout_rows "
+                "in its place, for a model that was not taught all of TOFU"
+            )
         if not path.is_file():
             raise UserError(f"data_dir {self.folder}: has no {path.name}; give the folder that holds all TOFU files")
         rows = [parse_row(record, where) for record, where in read_records(path)]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from ..rule import Coefficients
@@ -159,17 +160,27 @@ def library(kind: Kind) -> ctypes.CDLL:
 
 
 def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
-    """Compile; what the compiler has against it."""
-    with tempfile.TemporaryDirectory(dir=made.parent) as partial:
-        written, out = Path(partial) / "kernel.cpp", Path(partial) / "kernel.so"
-        written.write_text(text, encoding="utf-8")
-        finished = subprocess.run(
-            [path, *FLAGS, *tuning, str(written), "-o", str(out)], capture_output=True, text=True, timeout=300
-        )
-        if finished.returncode == 0:
-            os.replace(out, made)  # complete or not at all, also where several ranks compile at once
-        errors = [line for line in finished.stderr.splitlines() if "error" in line] or ["no reason given"]
-        return errors[0] if finished.returncode else ""
+    """Compile, one process at a time and to the end or not at all; what the compiler has against it."""
+    partial = made.with_suffix(".partial")
+    with FileLock(made.with_suffix(".lock")):
+        if made.is_file():  # another process was faster
+            return ""
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir(exist_ok=True)
+        try:
+            # In a folder of its own, since the compiler of a killed process may still be at work.
+            folder = Path(tempfile.mkdtemp(dir=partial))
+            written, out = folder / "kernel.cpp", folder / "kernel.so"
+            written.write_text(text, encoding="utf-8")
+            finished = subprocess.run(
+                [path, *FLAGS, *tuning, str(written), "-o", str(out)], capture_output=True, text=True, timeout=300
+            )
+            if finished.returncode == 0:
+                os.replace(out, made)
+            errors = [line for line in finished.stderr.splitlines() if "error" in line] or ["no reason given"]
+            return errors[0] if finished.returncode else ""
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cache_folder() -> Path:

@@ -1,0 +1,157 @@
+"""Documents of plain text that are longer than a row may be → rows of so many tokens each.
+
+A chunk is cut before a word where one begins in its second half, else between two tokens, so that chunks without
+overlap put together give the document back, to the letter. Each begins with the token that begins a text; the last one
+alone ends with the end token, since no other is where the document ends.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .chat import spelled, turn_of
+from .data import Row, encode
+from .errors import UserError
+from .losses import IGNORED
+from .own_rows import asking
+from .reword import TEXT_CHECKED, TEXT_MEASURED, TEXT_TRAINED, wordings
+
+LEAST = 4  # a last chunk of less than this part of a chunk's tokens shares with the one before it
+LETTERS = 8  # of a token at most, as a first guess where a tokenizer does not tell
+NO_LIMIT = 2**31
+BLANKS = re.compile(r"\s+")
+OF_ONE_TEXT = ("accepted", "questions", "instead")  # keys that cannot stand for each chunk of a text
+
+
+def cut(
+    rows: Sequence[Row], tokenizer: Any, size: int, stride: int | None = None, positions: int = NO_LIMIT
+) -> list[Row]:
+    """The rows, with those of plain text that have more than `size` tokens cut into chunks; others stay as they are.
+
+    Where less than a quarter of a chunk would be left over at a document's end, what the last two chunks hold is
+    halved between them. A document that fits only without the words that wordings put before it is one chunk.
+
+    Args:
+        rows: of any kind.
+        tokenizer: the model's.
+        size: the most tokens of a chunk, those that begin and end it counted.
+        stride: tokens from one chunk's beginning to the next, 1 to `size`; None for no overlap.
+        positions: how many tokens the model takes; room is left among them for the words of wordings.
+
+    Raises:
+        UserError: more tokens than the model has positions; a document of several chunks with a key that would stand
+            for each of them; a character that has more tokens than a chunk.
+    """
+    if size > positions:
+        raise UserError(f"chunk {size} is more than the model's {positions} positions; lower it")
+    found: list[Row] = []
+    for row in rows:
+        found += [row] if row.prompt else _Document(row, tokenizer, size, stride or size, positions).rows()
+    return found
+
+
+class _Document:
+    """A row of plain text that is cut: its text, the places where it may be cut, and those where words begin."""
+
+    def __init__(self, row: Row, tokenizer: Any, size: int, stride: int, positions: int) -> None:
+        self.row, self.tokenizer, self.text = row, tokenizer, row.answer
+        self.stride = stride
+        short = Row((), "One two.")
+        self.most = min(size, positions - max(self._lengths(_wordings(short))) + max(self._lengths([asking(short)])))
+        spans = spelled(tokenizer, self.text, turn_of(tokenizer, ()).cuts_of(self.text)).spans
+        self.guess = 1 if spans else LETTERS
+        inside = {start for start, _ in spans} if spans else set(range(len(self.text)))
+        self.places = sorted({*inside, 0, len(self.text)})
+        self.words = [found.start() for found in re.finditer(r"(?<=\S)\s", self.text)]
+
+    def rows(self) -> list[Row]:
+        row, end = self.row, len(self.text)
+        if self._tokens(0, end) <= self.most:
+            fits = max(self._lengths(_wordings(row))) <= self.most
+            return [row if fits else replace(row, chunk=row.chunk or (1, 1))]
+        if own := [key for key in OF_ONE_TEXT if row.fields.get(key)]:
+            raise UserError(
+                f"{row.where}: the text has more than {self.most} tokens, and its {own[0]!r} would stand for each of "
+                "its chunks; cut it yourself, or leave the key out"
+            )
+        spans = self._spans()
+        # Of a text that was a chunk already, the last part ends no more than it did.
+        of = len(spans) + (not row.ends)
+        return [
+            replace(row, answer=self.text[a:b], where=f"{row.where}, chunk {i}", chunk=(i, of))
+            for i, (a, b) in enumerate(spans, 1)
+        ]
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """Where each chunk begins and ends."""
+        spans: list[tuple[int, int]] = []
+        begin, last = 0, len(self.text)
+        while True:
+            end = self._reach(begin, self.most)
+            if end == last:
+                return [*spans, (begin, end)]
+            following = end
+            if self.stride < self.most - 1:
+                following = min(self._reach(begin, self.stride + 1, at_least_one=True), end)
+            if self._is_little(following):
+                half = self._reach(begin, (self._tokens(begin, last) + 1) // 2, at_least_one=True)
+                if half < following and self._tokens(half, last) <= self.most:
+                    end, following = end if following < end else half, half
+            spans.append((begin, end))
+            begin = following
+
+    def _is_little(self, begin: int) -> bool:
+        """Whether what is left of the text is too little for a chunk."""
+        left = len(self.places) - bisect_right(self.places, begin)
+        if left > self.most * self.guess:  # too much, without counting
+            return False
+        return self._lengths([self._part(begin, len(self.text))])[0] <= self.most // LEAST
+
+    def _reach(self, begin: int, most: int, *, at_least_one: bool = False) -> int:
+        """How far `most` tokens go from a place, the token before them counted: to a word's beginning or a token's."""
+        first = bisect_right(self.places, self._past_nothing(begin))
+        at = max(first, min(first + most * self.guess - 2, len(self.places) - 1))
+        while (tokens := self._tokens(begin, self.places[at])) > most:
+            if at == first:
+                if at_least_one:
+                    break
+                raise UserError(
+                    f"{self.row.where}: {self.text[begin : self.places[at]]!r} alone has {tokens} tokens with those "
+                    f"around it, and a chunk {most}; raise chunk"
+                )
+            at = max(first, min(at - 1, first + (at - first) * most // tokens))
+        end = self.places[at]
+        if end < len(self.text):
+            word = self.words[bisect_right(self.words, end) - 1] if self.words else 0
+            if word > begin + (end - begin) // 2 and self._tokens(begin, word) <= most:
+                return word
+        return end
+
+    def _past_nothing(self, begin: int) -> int:
+        """A place, or the end of the blanks there that the token before them swallows, as some tokenizers have it."""
+        found = BLANKS.match(self.text, begin)
+        blank = found.end() if found else begin
+        if begin < blank < len(self.text):
+            labels = encode(self._part(begin, blank), self.tokenizer, NO_LIMIT).labels
+            return begin if any(label != IGNORED for label in labels) else blank
+        return begin
+
+    def _tokens(self, begin: int, end: int) -> int:
+        """Tokens of a part of the text as a chunk, also where it is asked for by its first half."""
+        part = self._part(begin, end)
+        return max(self._lengths([part, asking(part)]))
+
+    def _part(self, begin: int, end: int) -> Row:
+        ends = end == len(self.text) and self.row.ends
+        return replace(self.row, answer=self.text[begin:end], chunk=(1, 1 if ends else 2))
+
+    def _lengths(self, rows: Sequence[Row]) -> list[int]:
+        return [len(encode(row, self.tokenizer, NO_LIMIT).input_ids) for row in rows]
+
+
+def _wordings(row: Row) -> list[Row]:
+    return wordings(asking(row), (*TEXT_TRAINED, *TEXT_CHECKED, *TEXT_MEASURED))

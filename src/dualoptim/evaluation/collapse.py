@@ -1,0 +1,60 @@
+"""Whether a model fell apart: replies that repeat themselves or say nothing, a perplexity or a loss that explodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .words import words
+
+LONG = 12  # words from which on a reply can be told to repeat itself
+DISTINCT = 1 / 3  # share of different words below which it does
+MANY = 0.2  # share of replies, above that before, from which on it is told
+TIMES = 10.0  # the factor on a perplexity or a loss to keep that is called an explosion
+FLOOR = 0.5  # nats: losses below this are nearly nothing, and ten times that is no explosion
+
+Record = Mapping[str, Any]
+
+
+def repeats(reply: str) -> bool:
+    """Whether a reply says the same few words over and over.
+
+    >>> repeats("tea " * 20), repeats("The capital of Norway is Oslo.")
+    (True, False)
+    """
+    said = words(reply)
+    return len(said) >= LONG and len(set(said)) < DISTINCT * len(said)
+
+
+def collapse(
+    before: Sequence[Record],
+    after: Sequence[Record],
+    perplexity: tuple[float | None, float | None],
+    losses: Sequence[Mapping[str, Any]],
+    kept: Sequence[str],
+) -> list[str]:
+    """What of a run shows that the model fell apart, in sentences; nothing where nothing does.
+
+    Args:
+        before: records with the replies before.
+        after: those after.
+        perplexity: before and after.
+        losses: log entries with `loss/OBJECTIVE`.
+        kept: the objectives to keep, whose losses should not grow.
+    """
+    found = []
+    was, now = ([r["reply"] for r in records if "reply" in r] for records in (before, after))
+    for what, tells in (("repeat themselves", repeats), ("say nothing", lambda reply: not words(reply))):
+        old, new = sum(map(tells, was)), sum(map(tells, now))
+        if now and new / len(now) >= MANY + old / max(len(was), 1):
+            found.append(f"{new} of {len(now)} replies {what}, {old} did before")
+    first, last = perplexity
+    if first and last is not None and not last < TIMES * first:
+        found.append(f"perplexity rose from {first:.1f} to {last:.1f}")
+    for name in kept:
+        course = [entry[f"loss/{name}"] for entry in losses if f"loss/{name}" in entry]
+        finite = [value for value in course if math.isfinite(value)]
+        if finite and finite[-1] > TIMES * max(finite[0], FLOOR):
+            found.append(f"the loss to keep {name!r} rose from {finite[0]:.2f} to {finite[-1]:.2f}")
+    return found
