@@ -120,6 +120,14 @@ def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
         assert checkpoints.flaw(folder) is not None or checkpoints.other(folder, known) is None, at
 
 
+@pytest.mark.parametrize(
+    "files", [3, {"config.json": 8}, {"config.json": {"sha256": "x"}}, {"config.json": {"bytes": []}}]
+)
+def test_a_manifest_that_is_none_is_of_no_checkpoint(stopped: Path, files: Any) -> None:
+    (stopped / "checkpoint-8" / "manifest.json").write_text(json.dumps({"files": files, "fingerprints": {}}))
+    assert "no readable manifest.json" in str(checkpoints.flaw(stopped / "checkpoint-8"))
+
+
 class _First(made.TrainerCallback):
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps

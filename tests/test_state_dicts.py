@@ -154,6 +154,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a moment of no objective": (put("delta_exp_avg", "x"), "keeps nothing under"),
     "a count below zero": (put("step", torch.tensor(-1)), "no count as 'step' for parameter 1"),
     "a count with a part": (put("step", 1.5), "no count as 'step' for parameter 1"),
+    "squares below zero": (
+        lambda saved: saved["state"][0].update(base_exp_avg_sq=-torch.ones(4)),
+        "'base_exp_avg_sq' of parameter 0 holds numbers below zero",
+    ),
     "a moment that is not finite": (
         lambda saved: saved["state"][0].update(base_exp_avg=torch.full((4,), float("nan"))),
         "'base_exp_avg' of parameter 0 holds numbers that are not finite",

@@ -129,7 +129,7 @@ def written(path: Path, text: str) -> None:
     """Write a file whole, or not at all.
 
     Raises:
-        UserError: it cannot be, as where the disk is full.
+        OSError: it cannot be, as where the disk is full; it names the file.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -138,7 +138,7 @@ def written(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise UserError(f"{path}: could not be written ({error.strerror or error}); mend that and try again") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def emptied(folder: Path) -> None:

@@ -170,7 +170,7 @@ def hidden_size(model: str) -> int:
 def without_weights(model: str) -> PreTrainedModel:
     """A model's modules and shapes on torch's meta device, which take no memory."""
     place, options = _described(model)
-    if not options:
+    if not options:  # SmolLM2's GGUF file is converted when a run begins
         _check_files(model, Path(place))
     config = load_config(model)
     with _one_sentence(model, "could not be made"), torch.device("meta"):

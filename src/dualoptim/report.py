@@ -204,7 +204,7 @@ _BEST: dict[str, tuple[str, Callable[[float], float]]] = {
 def _spread(a: float, b: float, n: int) -> float:
     """Standard error of the difference of two shares of n questions, with one right and one wrong answer added."""
     p = ((a + b) * n + 1) / (2 * n + 2)
-    return math.sqrt(2 * p * (1 - p) / n)
+    return math.sqrt(max(0.0, 2 * p * (1 - p) / n))  # of what is no share, nothing is known
 
 
 def terminal(results: Mapping[str, Any]) -> None:
@@ -277,7 +277,7 @@ def curve(results: Mapping[str, Any]) -> str:
         for axis, (name, title) in zip(axes, titles.items(), strict=False):
             for entry, colour in zip(results["runs"], colours(results), strict=True):
                 steps = [point["step"] for point in entry["curve"]]
-                values = [point[name] for point in entry["curve"]]
+                values = [math.nan if point[name] is None else float(point[name]) for point in entry["curve"]]
                 axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=entry["method"])
             axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
             axis.set_xlabel("optimizer step")
@@ -324,7 +324,7 @@ def heat_map(entry: Mapping[str, Any]) -> str:
         )
         for axis, (title, prefix, palette, low, high) in zip(axes[:, 0], panels, strict=True):
             read = [[by_layer[layer].get(name) for layer in layers] for name in shown[prefix]]
-            values = [[math.nan if value is None else value for value in row] for row in read]
+            values = [[math.nan if value is None else float(value) for value in row] for row in read]
             drawn = axis.imshow(values, cmap=palette, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
             axis.set_yticks(
                 range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]

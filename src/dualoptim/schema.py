@@ -34,7 +34,8 @@ def unlike(value: Any, form: Any, where: str = "it") -> str | None:
     return None
 
 
-def _text(value: Any) -> bool:
+def text(value: Any) -> bool:
+    """Whether a value is a text."""
     return isinstance(value, str)
 
 
@@ -54,7 +55,8 @@ def _finite_number_or_nothing(value: Any) -> bool:
     return value is None or _finite_number(value)
 
 
-def _count(value: Any) -> bool:
+def count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
@@ -76,17 +78,17 @@ def _diagnostics_by_layer(value: Any) -> bool:
 
 NUMBERS = {"*": _finite_number_or_nothing}
 ENTRY: dict[str, Any] = {
-    "method": _name, "seed": _count, "config": {"*": _anything}, "before": NUMBERS, "after": NUMBERS,
-    "curve": [{"*": _finite_number_or_nothing}], "seconds": _finite_number, "optimizer_state_bytes": _count,
-    "peak_memory_bytes": _count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), _text)],
-    "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": _text},
-    "skipped_steps?": {"*": _count}, "fingerprints?": {"*": _text}, "diagnostics?": _diagnostics_by_layer,
+    "method": _name, "seed": count, "config": {"*": _anything}, "before": NUMBERS, "after": NUMBERS,
+    "curve": [{"*": _finite_number_or_nothing}], "seconds": _finite_number, "optimizer_state_bytes": count,
+    "peak_memory_bytes": count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), text)],
+    "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": text},
+    "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
 # Of the schema above, what is read again.
 FORM: dict[str, Any] = {
-    "task": _text, "model": _text, "followed": _text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [_text],
-    "curves?": {"*": _text}, "scores?": {"*": _text}, "counts?": {"*": _count},
+    "task": text, "model": text, "followed": text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [text],
+    "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
 }  # fmt: skip
 
 
@@ -104,7 +106,9 @@ def misfit(results: Mapping[str, Any]) -> str | None:
             if lacking := next((name for name in results["metrics"] if name not in entry[when]), None):
                 return f"run {i} has no {lacking!r} {when}"
         points = [set(point) for point in entry["curve"]]
-        if any(point != points[0] or not followed <= point for point in points):
+        if any(point != points[0] or not followed <= point for point in points) or any(
+            not count(point["step"]) for point in entry["curve"]
+        ):
             return f"run {i} has points of other kinds in its curve"
         if unlike(entry["config"], {"alone?": _text_or_nothing, "task?": _text_or_nothing}):
             return f"run {i} was of no task that has a name"

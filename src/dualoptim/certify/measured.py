@@ -54,10 +54,8 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
         why = entry.get("not_computed", {}).get(name)
         for when in ("before", "after"):
             value = entry[when].get(name)
-            if value is None:
-                why = why or "it was not computed"
-            elif not math.isfinite(value):
-                value, why = None, f"no finite number came out ({when})"
+            if value is None:  # also of what is not finite
+                why = why or f"no finite number came out ({when})"
             interval = None if value is None else _wilson(value, n) if n else spread.get(when, {}).get(name)
             said[when] = {"value": value, "interval": interval}
         has_one = said["before"]["interval"] or said["after"]["interval"]

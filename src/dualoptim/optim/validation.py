@@ -284,6 +284,9 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
         raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
     if tensor.is_floating_point() and not local(tensor).isfinite().all():
         raise ValueError(f"the state dict's {key!r} of {name} holds numbers that are not finite; load an earlier one")
+    # What has no sign is an average of squares, or a scale.
+    if tensor.is_floating_point() and (not whole or code is torch.uint8) and (local(tensor) < 0).any():
+        raise ValueError(f"the state dict's {key!r} of {name} holds numbers below zero; load an earlier one")
 
 
 def listed(names: Iterable[Any]) -> str:
