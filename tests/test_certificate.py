@@ -228,7 +228,7 @@ def test_a_number_that_is_none_or_not_finite_is_not_measured(run: Path, key: Pat
     said, path = certify(run, key)
     assert said["not_measured"]["numbers"] == {
         "unknown_probability": "no name to replace",
-        "perplexity": "it was not computed",
+        "perplexity": "no finite number came out (after)",
     }
     assert verify(path)[0].state == OK
 

@@ -548,7 +548,7 @@ def _verify(parsed: Namespace) -> int:
         retain=parsed.retain,
     )
     for item, state, detail in checks:
-        print(_plain(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
+        print(one_line(f"{state:<9}  {item}{f': {detail}' if detail else ''}"))
     states = [check.state for check in checks]
     count = {state: states.count(state) for state in (certificate.OK, certificate.DIFFERS, certificate.NOT_THERE)}
     print(f"\n{', '.join(f'{number} {state}' for state, number in count.items())}")
@@ -563,13 +563,8 @@ def _verify(parsed: Namespace) -> int:
 def _print_limits(said: dict[str, Any]) -> None:
     """What a record does not say."""
     for remark in said["remarks"]:
-        print(_plain(f"· {remark}"))
+        print(one_line(f"· {remark}"))
     missing = said["not_measured"]
     attacks = ", ".join(missing["attacks"]) or "none"
-    print(_plain(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
-    print(_plain(said["statement"]))
-
-
-def _plain(text: str) -> str:
-    """A line in which nothing moves the cursor: a record and its files may be anybody's."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    print(one_line(f"Not measured: {len(missing['numbers'])} numbers; attacks: {attacks}"))
+    print(one_line(said["statement"]))
