@@ -110,14 +110,6 @@ def test_one_that_is_not_whole_is_passed_over(
     assert torch.equal(made.weights(again), never_stopped)
 
 
-@pytest.mark.parametrize(
-    "files", [3, {"config.json": 8}, {"config.json": {"sha256": "x"}}, {"config.json": {"bytes": []}}]
-)
-def test_a_manifest_that_is_none_is_of_no_checkpoint(stopped: Path, files: Any) -> None:
-    (stopped / "checkpoint-8" / "manifest.json").write_text(json.dumps({"files": files, "fingerprints": {}}))
-    assert "no readable manifest.json" in str(checkpoints.flaw(stopped / "checkpoint-8"))
-
-
 def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
     folder = stopped / "checkpoint-8"
     known = json.loads((folder / "manifest.json").read_text())["fingerprints"]
@@ -126,6 +118,14 @@ def test_no_bit_of_a_manifest_can_flip_unseen(stopped: Path) -> None:
         (folder / "manifest.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         # Spaces between values, and the name under which the sum stands, say nothing.
         assert checkpoints.flaw(folder) is not None or checkpoints.other(folder, known) is None, at
+
+
+@pytest.mark.parametrize(
+    "files", [3, {"config.json": 8}, {"config.json": {"sha256": "x"}}, {"config.json": {"bytes": []}}]
+)
+def test_a_manifest_that_is_none_is_of_no_checkpoint(stopped: Path, files: Any) -> None:
+    (stopped / "checkpoint-8" / "manifest.json").write_text(json.dumps({"files": files, "fingerprints": {}}))
+    assert "no readable manifest.json" in str(checkpoints.flaw(stopped / "checkpoint-8"))
 
 
 class _First(made.TrainerCallback):

@@ -23,7 +23,8 @@ from .schema import count, text, unlike
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
-FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}  # of a manifest
+# Of a manifest.
+FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +103,13 @@ def rotate(newest: Path, keep: int | None) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        read = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if unlike(read, FORM):
+    if unlike(manifest, FORM) is not None:
         return {}
-    manifest = {"files": read["files"], "fingerprints": read["fingerprints"]}
-    return manifest if read["sha256"] == _hash(manifest) else {}
+    content = {key: manifest[key] for key in ("files", "fingerprints")}
+    return content if manifest["sha256"] == _hash(content) else {}
 
 
 def damage(folder: Path) -> str | None:
