@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
+from . import __version__, tasks, tiny
 from . import resolve as names
-from . import tasks, tiny
 from .checkpoints import sha256
 from .config import RunConfig, typed
 from .data import Row, encode
@@ -32,7 +32,7 @@ from .models import hash_of, load_config, load_tokenizer, positions, without_wei
 from .schedule import Turn
 from .tasks import Task
 
-VERSIONS = ("dualoptim", "torch", "transformers")
+VERSIONS = {"dualoptim": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         "tokenizer": _hash_of_tokenizer(tokenizer),
         "start_model": start.fingerprint,
         **({"retrained_model": retrained.fingerprint} if retrained else {}),
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
+        "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
     }
     files = {name: sha256(Path(given)) for name, given in first.inputs.items() if given and Path(given).is_file()}
     found = []
