@@ -374,7 +374,7 @@ def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: 
      (b"weights:\n  forget: 1\n  forget: 2\n", r"r\.yaml:3: broken YAML; 'forget' stands twice"),
      (b"weights: &w {forget: *w}", "weights is .*, of which no setting"),
      (b"lr: \0", r"not allowed in .*, position 4$"),
-     (b"steps: !!int x", "YAML that cannot be read"), (b"bf16: !!bool maybe", "YAML that cannot be read"),
+     (b"steps: !!int x", "what is tagged as int is none"), (b"bf16: !!bool maybe", "what is tagged as bool is none"),
      (b"weights: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "YAML that cannot be read"),
      (b"lr: 1\n\tsteps: 3", r"r\.yaml:2: broken YAML; found character")],
 )  # fmt: skip
