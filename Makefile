@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The model's part of the installation: its GGUF file is converted once, into the user's cache folder.
 $(MODEL): $(READY)
-	$(BIN)/python -c 'from dualoptim.models import load_tokenizer; load_tokenizer("smollm2")'
+	$(BIN)/python -c 'from dualoptim.models import source; source("smollm2")'
 	@touch $@
 
 clean:
