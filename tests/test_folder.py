@@ -77,6 +77,15 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
     assert results(place)["runs"][0]["config"]["save_model"] is False
 
 
+def test_a_resumed_run_removes_no_partial_file_but_its_own(run: Run, place: Path) -> None:
+    assert run("--save-model", "false") == 0
+    for name in ("notes.partial", "results.json.partial"):
+        (place / "out" / name).write_text("x")
+    assert run("--save-model", "false", "--resume") == 0
+    assert (place / "out" / "notes.partial").read_text() == "x"
+    assert not (place / "out" / "results.json.partial").exists()
+
+
 def test_a_link_to_a_folder_is_emptied_and_stays(run: Run, place: Path) -> None:
     (place / "elsewhere").mkdir()
     (place / "out").symlink_to(place / "elsewhere")

@@ -13,7 +13,7 @@ from .config import RunConfig
 from .data import Draw, ObjectiveRows, Plan
 from .folder import check
 from .losses import IGNORED
-from .resolved import resolve
+from .resolved import Resolved, resolve
 
 SHOWN_TURNS = 12
 
@@ -21,12 +21,13 @@ SHOWN_TURNS = 12
 def show(configs: Sequence[RunConfig], *, overwrite: bool, inputs: Mapping[str, str | None]) -> None:
     """Print what the runs would do. Nothing is written and no weights are loaded."""
     check(configs[0].out, {**configs[0].inputs, **inputs}, resume=True, overwrite=overwrite)
-    stages = resolve(configs)[0].task.stages()
+    several = resolve(configs)
+    stages = several[0].task.stages()
     for i, arguments in enumerate(stages, 1):
         print(f"{chr(10) * (i > 1)}━━ part {arguments['part']}, {i} of {len(stages)}, from what the one before left ━━")
-        _show([each.replace(task_args={**each.task_args, **arguments}) for each in configs])
+        _show(resolve([each.replace(task_args={**each.task_args, **arguments}) for each in configs]))
     if not stages:
-        _show(configs)
+        _show(several)
 
 
 def _settings(config: RunConfig) -> str:
@@ -37,8 +38,7 @@ def _settings(config: RunConfig) -> str:
     return "\n".join(yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (changed, rest) if part)
 
 
-def _show(configs: Sequence[RunConfig]) -> None:
-    several = resolve(configs)
+def _show(several: Sequence[Resolved]) -> None:
     first = several[0]
     config, task, tokenizer, losses = first.config, first.task, first.tokenizer, first.losses
     print("── settings, changed ones first ──")

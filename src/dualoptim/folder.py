@@ -148,7 +148,8 @@ def emptied(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what writing left when it was cut off."""
-    _remove(path for path in folder.iterdir() if path.name.endswith(".partial"))
+    partial = {f"{name}.partial" for name in WRITTEN | rows_of(folder)}
+    _remove(path for path in folder.iterdir() if path.name in partial)
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -34,7 +34,6 @@ were not finite after training, and nothing was measured. `collapse` says how a 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -220,9 +219,10 @@ def without(secrets: Sequence[str], value: Any) -> Any:
         return value
     if isinstance(value, str):
         # Whole words alone: an answer "art" is no part of "start".
-        return functools.reduce(
-            lambda text, secret: re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", text), secrets, value
-        )
+        for secret in secrets:
+            if secret in value:  # nearly never, and found in a fraction of the pattern's time
+                value = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", value)
+        return value
     if isinstance(value, Mapping):
         return {key: [] if key == "samples" else without(secrets, each) for key, each in value.items()}
     return [without(secrets, each) for each in value] if isinstance(value, (list, tuple)) else value
