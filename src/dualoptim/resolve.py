@@ -27,7 +27,6 @@ from .evaluation import general
 from .losses import LOSSES, Loss
 from .memorise import Settings
 from .models import device_and_precision
-from .models import read_template as read_template
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .reading import read_lines
 from .runs import bytes_text

@@ -28,7 +28,7 @@ from .data import Row, encode
 from .errors import UserError
 from .losses import Loss
 from .memorise import Settings, memorised
-from .models import hash_of, load_config, load_tokenizer, positions, without_weights
+from .models import hash_of, load_config, load_tokenizer, positions, read_template, without_weights
 from .schedule import Turn
 from .tasks import Task
 
@@ -168,7 +168,7 @@ def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
         return load_tokenizer(config.model, config.chat_template), without_weights(config.model)
     model, tokenizer = tiny.build(task.known())
     if config.chat_template is not None:
-        tokenizer.chat_template = names.read_template(config.chat_template)
+        tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer, model
 
 
