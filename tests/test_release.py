@@ -109,9 +109,10 @@ def test_what_cannot_be_released_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match="there are gradients already"), releasing(optimizer, objective="forget"):
         pass
     optimizer.zero_grad()
-    with pytest.raises(ValueError, match="a second gradient"), releasing(optimizer, objective="forget"):
+    with releasing(optimizer, objective="forget"):
         weight.sum().backward()
-        weight.sum().backward()
+        with pytest.raises(ValueError, match="a second gradient"):
+            weight.sum().backward()
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="several processes"), releasing(optimizer, objective="forget"):
