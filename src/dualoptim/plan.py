@@ -1,10 +1,10 @@
 """What fits where: the memory and communication of an unlearning step, from a model's configuration alone.
 
-    per device = weights + gradients + optimizer state + reference + activations
+    per device = weights + optimizer state + reference + what a backward pass holds at most
 
-Weights, gradients and states are counted on torch's meta device. Activations are traced: the model, cut to two and to
-four layers, takes a step on fake tensors, of which nothing is allocated, while torch's memory tracker looks; what a
-layer adds is multiplied by their number. How the parts come together is in `Need`.
+Weights, gradients and states are counted on torch's meta device. The backward pass is traced: the model, cut to two and
+to four layers, takes one on fake tensors, of which nothing is allocated, while every tensor that is made is counted;
+what a layer adds is multiplied by their number. How the parts come together is in `Need`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet, finalize
 
 import torch
@@ -35,7 +35,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
 RESERVED = 0.04
-UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+UNITS = {
+    "": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,25 @@ class Step:
     accumulated: bool = False
 
 
+class Traced(NamedTuple):
+    """Bytes that a backward pass holds beside the weights, at its two ends, as activations go while gradients come."""
+
+    early: int  # at most until the last layer's gradients: all activations, logits, weights cast to bf16
+    late: int  # at most once all but the first layer's gradients are there: those, and one layer's activations
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes of each device.
 
-    While backward runs activations go as gradients come, so that they count once, as the larger of the two; but where
-    gradients stay from one pass to the next, or lie in buckets that ranks average, both are there.
-
     Args:
         weights: with what is gathered of other devices' shards.
-        gradients: of what is trained.
+        gradients: of what is trained; where they are released, the largest one.
         buckets: copies of the gradients, which DDP averages.
         states: the optimizer's.
         reference: the frozen copy.
         activations: at most at once, with temporaries, logits, and weights cast to bf16.
-        together: whether gradients stay while activations are there.
+        passing: what a forward and backward pass holds at most: activations, gradients, or some of both.
         communication: bytes that a device sends in an optimizer step.
     """
 
@@ -111,14 +117,13 @@ class Need:
     states: int
     reference: int
     activations: int
-    together: bool
+    passing: int
     communication: int
 
     @property
     def total(self) -> int:
         """Bytes at the peak of a step."""
-        moving = self.gradients + self.activations if self.together else max(self.gradients, self.activations)
-        return self.weights + self.states + self.reference + self.buckets + moving
+        return self.weights + self.states + self.reference + self.buckets + self.passing
 
 
 def ladder(devices: int, lora_rank: int = 16) -> list[Setting]:
@@ -169,7 +174,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     autocast = setting.weights == "float32" and setting.bf16 and not setting.sharded
     compute = torch.bfloat16 if setting.bf16 or setting.weights != "float32" else torch.float32
     dtype = torch.float32 if autocast else compute
-    active = activations(config, step, dtype, autocast, setting.checkpointing, setting.lora_rank)
+    early, late = trace(config, setting, step, dtype, autocast)
     if setting.released:
         gradients = largest
     sent, buckets = 0, 0
@@ -179,19 +184,19 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
         outside = parameters - sum(layers)  # embeddings and head, which stay gathered from forward to backward
         gathered = inner * (outside + 2 * max(layers, default=0))  # of layers one computes, and the next is on its way
         in_flight = 0 if setting.lora_rank else inner * (outside + max(layers, default=0))
-        sent = round(
-            (devices - 1)
-            / devices
-            * (2 * inner * parameters + (gradients if setting.lora_rank else inner * parameters))
-        )
-        weights, gradients = -(-weights // devices) + gathered, -(-gradients // devices)
-        active += in_flight
+        reduced = gradients if setting.lora_rank else inner * parameters
+        sent = round((devices - 1) / devices * (2 * inner * parameters + reduced))
+        own = -(-gradients // devices)
+        early, late = early + in_flight, late + in_flight + own - gradients
+        weights, gradients = -(-weights // devices) + gathered, own
         states, reference = -(-states // devices), -(-reference // devices)
     elif devices > 1:
         sent = round(2 * (devices - 1) / devices * gradients)
         buckets = gradients
-    together = step.accumulated or devices > 1 and not setting.sharded
-    return Need(weights, gradients, buckets, states, reference, active, together, sent)
+    # Gradients that stay from one pass to the next, or are averaged in place, lie beside all activations.
+    stay = step.accumulated or (devices > 1 and not setting.sharded)
+    passing = early + gradients if stay else max(early, late)
+    return Need(weights, gradients, buckets, states, reference, early, passing, sent)
 
 
 def _moments(step: Step, setting: Setting, model: Any, trained: int) -> int:
@@ -222,7 +227,7 @@ def _adapted(model: Any) -> list[nn.Linear]:
 
 
 class _Adapter(nn.Module):
-    """What PEFT adds to a linear layer, whose own cannot be made of fake tensors: fp32 matrices, and so an fp32 input."""
+    """What PEFT adds to a linear layer: fp32 matrices, and so an fp32 input. Its own is not made of fake tensors."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -238,69 +243,69 @@ class _Adapter(nn.Module):
 LAYERS = 2, 4  # of the models that are traced
 
 
-def activations(
-    config: PretrainedConfig, step: Step, dtype: torch.dtype, autocast: bool, checkpointing: bool, lora_rank: int = 0
-) -> int:
-    """Bytes that a forward and backward pass has at once at most, beside weights and gradients.
+def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.dtype, autocast: bool) -> Traced:
+    """What a forward and backward pass holds.
 
     Args:
         dtype: of the weights.
         autocast: compute in bf16.
     """
-    text = config.get_text_config()
-    count = int(text.num_hidden_layers)
+    count = int(config.get_text_config().num_hidden_layers)
     few, more = (min(each, count) for each in LAYERS)
-    traced = [_traced(config, step, n, dtype, autocast, checkpointing, lora_rank) for n in {few: 0, more: 0}]
-    if len(traced) == 1:
-        return traced[0]
-    return round(traced[0] + (count - few) * (traced[1] - traced[0]) / (more - few))
+    first = _traced(config, setting, step, few, dtype, autocast)
+    if few == more:
+        return first
+    second = _traced(config, setting, step, more, dtype, autocast)
+    return Traced(*(round(a + (count - few) * (b - a) / (more - few)) for a, b in zip(first, second, strict=True)))
 
 
 def _traced(
-    config: PretrainedConfig,
-    step: Step,
-    layers: int,
-    dtype: torch.dtype,
-    autocast: bool,
-    checkpointing: bool,
-    lora_rank: int,
-) -> int:
+    config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
+) -> Traced:
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
         model.tie_weights()
         model.train()
-        if checkpointing:
+        if setting.checkpointing:
             (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
-        if lora_rank:
+        if setting.lora_rank:
             model.requires_grad_(False)
             model.enable_input_require_grads()
             for linear in _adapted(model):
-                _Adapter(linear, lora_rank)
+                _Adapter(linear, setting.lora_rank)
+        held, blocks, early = _Held(), _layers(model), 0
+        last, first = ({id(p) for p in blocks[i].parameters()} if len(blocks) else set() for i in (-1, 0))
+
+        def came(p: torch.Tensor) -> None:
+            nonlocal early
+            if setting.released:
+                p.grad = None
+            if id(p) in last and not early:
+                early = held.peak
+            if id(p) not in first:
+                held.peak = held.now
+
         for p in model.parameters():
             if p.requires_grad:
-                p.register_post_accumulate_grad_hook(_forget)
+                p.register_post_accumulate_grad_hook(came)
         ids = torch.zeros(step.rows, step.tokens, dtype=torch.int64)
         wanted = torch.zeros(step.rows * step.labelled, dtype=torch.int64)
-        with _Peak() as seen:
+        with held:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 logits = model(input_ids=ids, use_cache=False, logits_to_keep=step.labelled).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted)
             del logits
-            loss.backward()
-    return seen.peak
+            loss.backward()  # type: ignore[no-untyped-call]
+    return Traced(early or held.peak, held.peak)
 
 
-def _forget(p: torch.Tensor) -> None:
-    p.grad = None
-
-
-class _Peak(TorchDispatchMode):
-    """Bytes at most alive at once of what was made within it."""
+class _Held(TorchDispatchMode):
+    """Bytes held now, and at most since it was last asked, of what was made within it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
         self.known: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -311,13 +316,13 @@ class _Peak(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage not in self.known and not any(storage is each for each in given):
                     self.known.add(storage)
-                    self.alive += storage.nbytes()
-                    self.peak = max(self.peak, self.alive)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
                     finalize(storage, self._gone, storage.nbytes())
         return out
 
     def _gone(self, size: int) -> None:
-        self.alive -= size
+        self.now -= size
 
 
 def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:

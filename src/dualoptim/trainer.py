@@ -365,7 +365,8 @@ class UnlearnTrainer(Trainer):
         """A micro-batch whose backward pass is the step; the Trainer's own, which follows, finds no gradients."""
         self._hand_over(inputs)
         own = getattr(self.optimizer, "optimizer", self.optimizer)
-        with releasing(own, objective=own.objective if own is self.multi_objective else None):
+        several = self.multi_objective
+        with releasing(own, objective=several.objective if several is not None else None):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._hand_over(inputs)
         return loss
