@@ -523,13 +523,15 @@ class UnlearnTrainer(Trainer):
         metrics: dict[str, float] = {}
         for name, rows in sets.items() if isinstance(sets, Mapping) else [(None, sets)]:
             loader = self.get_eval_dataloader(rows)
+            prefix = metric_key_prefix if name is None else f"{metric_key_prefix}_{name}"
             output = self.evaluation_loop(
                 loader,
                 "Evaluation",
                 prediction_loss_only=True if self.compute_metrics is None else None,
                 ignore_keys=ignore_keys,
-                metric_key_prefix=metric_key_prefix if name is None else f"{metric_key_prefix}_{name}",
+                metric_key_prefix=prefix,
             )
+            output.metrics.pop(f"{prefix}_model_preparation_time", None)  # which is none of the set's
             metrics |= output.metrics
             num_samples, num_steps = num_samples + output.num_samples, num_steps + len(loader)
         if own and evaluation.have_score(self.roles):
@@ -631,7 +633,7 @@ class _Resume(TrainerCallback):
                 state.best_model_checkpoint = str(beside)
         keys = {name: f"eval_{name}_probability" for name in trainer.roles}
         first = next(
-            (entry for entry in state.log_history if entry["step"] == 0 and keys.values() <= entry.keys()), None
+            (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
         )
         if first is not None:
             trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
