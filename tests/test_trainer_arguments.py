@@ -353,7 +353,7 @@ def test_trackers_write_into_a_folder_of_their_own(tmp_path: Path, monkeypatch: 
 def test_a_tracker_that_is_not_installed_is_told_before_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(reporting, "get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr(reporting, "get_available_reporting_integrations", list)
     with pytest.raises(UserError, match=f"report_to {name}: its package is not installed"):
         run(tmp_path, model="never/looked-for", report_to=name)
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):

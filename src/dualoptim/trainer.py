@@ -271,6 +271,10 @@ class UnlearnTrainer(Trainer):
             if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
                 # Where a kill came between it and its rotation.
                 checkpoints.rotate(begun, self.args.save_total_limit, checkpoints.best_of(begun))
+        if self.args.world_size > 1 and self.model_wrapped is self.model:
+            # Evaluated before: accelerate would take the model for one that is prepared for training as well, and each
+            # rank would train on its own.
+            self.model._is_accelerate_prepared = False
         self._begun = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # relative to the start
         self.args.eval_on_start = self._begun is None and (self._eval_on_start or scores)
