@@ -24,6 +24,7 @@ from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
+from dualoptim.trainer_evaluation import scored
 
 from . import tiny
 from .test_trainer import FORGET, RETAIN, Stop, weights
@@ -345,6 +346,15 @@ def test_a_rate_that_follows_a_metric_has_its_direction(tmp_path: Path) -> None:
     assert rates[-1] < 3e-3, "once it falls"
 
 
+def test_weights_that_an_evaluation_rounded_are_not_trained(tmp_path: Path) -> None:
+    trainer = run(tmp_path, bf16_full_eval=True, **STEPS)
+    trainer.train()
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    trainer.evaluate()
+    with pytest.raises(UserError, match="rounded weights would be trained on"):
+        trainer.train()
+
+
 def test_a_model_of_numbers_that_are_none_is_never_the_best(tmp_path: Path) -> None:
     broken = copy.deepcopy(tiny.model())
     trainer = run(tmp_path, model=broken)
@@ -354,12 +364,10 @@ def test_a_model_of_numbers_that_are_none_is_never_the_best(tmp_path: Path) -> N
     got = trainer.evaluate(SETS)
     assert str(got["eval_forget_probability"]) == "nan"
     now = {name: got[f"eval_{name}_probability"] for name in SETS}
-    from dualoptim.trainer_evaluation import scored
-
     assert str(scored(now, dict.fromkeys(SETS, 0.5), trainer.roles)["score"]) == "nan"
 
 
-def test_a_step_of_one_name_only_evaluates_at_the_end_of_its_epoch(tmp_path: Path) -> None:
+def test_a_run_is_one_epoch_and_is_evaluated_at_its_end(tmp_path: Path) -> None:
     trainer = run(tmp_path, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True)
     trainer.train()
     assert list(evaluations(trainer)) == [0, 12]

@@ -195,6 +195,7 @@ class UnlearnTrainer(Trainer):
         )
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the evaluation that is under way: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
+        self._cast = False  # whether an evaluation outside of training has cast the weights, as full_eval does
         self._eval_on_start = args.eval_on_start
         self._begun: Path | None = None  # the checkpoint that training went on from
         self.add_callback(_Resume(self))
@@ -263,6 +264,11 @@ class UnlearnTrainer(Trainer):
             ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
                 is none.
         """
+        if self._cast:
+            raise UserError(
+                "bf16_full_eval and fp16_full_eval cast the weights where evaluate() or predict() runs outside of "
+                "training, and rounded weights would be trained on; make the trainer anew, or evaluate under bf16=True"
+            )
         if resume_from_checkpoint is True:
             out = Path(str(self.args.output_dir))
             if (found := checkpoints.newest(out, self.fingerprints)) is None:
@@ -578,6 +584,7 @@ class UnlearnTrainer(Trainer):
     ) -> Any:
         """As the Trainer's, with the loss over all tokens, whatever the batches, and the answers' probability."""
         self._answers = []
+        self._cast |= not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         log_probs, counts = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
         for key, value in evaluation.measured(log_probs, counts).items():

@@ -166,8 +166,8 @@ def scored(now: Mapping[str, float], start: Mapping[str, float], roles: Mapping[
         start: the same of the model when training began.
         roles: set → "forget" or "retain".
 
-    >>> scored({"a": 0.2, "b": 0.9}, {"a": 0.8, "b": 0.9}, {"a": "forget", "b": "retain"})
-    {'forgotten': 0.75, 'kept': 1.0, 'score': 0.8571428571428571}
+    >>> scored({"a": 0.25, "b": 0.5}, {"a": 0.5, "b": 0.5}, {"a": "forget", "b": "retain"})
+    {'forgotten': 0.5, 'kept': 1.0, 'score': 0.6666666666666666}
     """
     shares: dict[str, list[float]] = {"forget": [], "retain": []}
     for name, role in roles.items():
