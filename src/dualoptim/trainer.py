@@ -197,7 +197,7 @@ class UnlearnTrainer(Trainer):
         self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
         self._cast = False  # whether an evaluation outside of training has cast the weights, as full_eval does
         self._eval_on_start = args.eval_on_start
-        self._begun: Path | None = None  # the checkpoint that training went on from
+        self._resumed_from: Path | None = None  # the checkpoint that training went on from
         self.add_callback(_Resume(self))
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
@@ -287,9 +287,9 @@ class UnlearnTrainer(Trainer):
             # Evaluated before: accelerate would take the model for one that is prepared for training as well, and each
             # rank would train on its own.
             self.model._is_accelerate_prepared = False
-        self._begun = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # relative to the start
-        self.args.eval_on_start = self._begun is None and (self._eval_on_start or scores)
+        self.args.eval_on_start = self._resumed_from is None and (self._eval_on_start or scores)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
@@ -653,10 +653,10 @@ class _Resume(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer._begun is None:
+        if trainer._resumed_from is None:
             return
         if state.best_global_step:  # the folder may have been moved
-            beside = trainer._begun.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
+            beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
             if beside.is_dir():
                 state.best_model_checkpoint = str(beside)
         keys = {name: f"eval_{name}_probability" for name in trainer.roles}
