@@ -4,13 +4,14 @@
 
 Each setting is a process of its own, or two ranks, that makes a small Llama and an `UnlearnTrainer` and takes four
 steps of it on the CPU. Its peak is the largest resident set since the model was made, less the one before (Linux).
-Writes benchmarks/memory.md.
+What was measured is kept in runs/memory.json, and not measured again. Writes benchmarks/memory.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ from dualoptim.trainer import Objective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import tiny
 
+KEPT = Path("runs/memory.json")
 ROWS, TOKENS, LABELLED = 8, 384, 96
 SETTINGS: dict[str, tuple[plan.Setting, int]] = {
     "fp32, 32-bit states": (plan.Setting("", bf16=False), 1),
@@ -96,7 +98,8 @@ def measured(setting: plan.Setting) -> int:
             model,
             TrainingArguments(
                 folder, max_grad_norm=0.0 if setting.released else 1.0,
-                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none",
+                save_strategy="no", disable_tqdm=True,
             ),
             objectives={"forget": Objective(rows, LOSSES["GA"]()), "retain": Objective(rows, LOSSES["GD"]())},
             turns=by_turns({"forget": 1, "retain": 1}, ROWS, 4),
@@ -139,9 +142,15 @@ def main() -> None:
     if given.one:
         print("PEAK", measured(SETTINGS[given.one][0]), flush=True)
         return
-    lines = []
+    peaks: dict[str, int] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    KEPT.parent.mkdir(exist_ok=True)
     for name in given.settings:
-        need, peak = foreseen(*SETTINGS[name]), max(run(name))
+        if name not in peaks:
+            peaks[name] = max(run(name))
+            KEPT.write_text(json.dumps(peaks, indent=1))
+    lines = []
+    for name in [name for name in SETTINGS if name in peaks]:
+        need, peak = foreseen(*SETTINGS[name]), peaks[name]
         parts = [need.weights, need.gradients + need.buckets, need.states, need.activations, need.total, peak]
         mib = " | ".join(f"{value / 2**20:.0f}" for value in parts)
         lines.append(f"| {name} | {SETTINGS[name][1]} | {mib} | {100 * (need.total / peak - 1):+.1f} % |")
