@@ -280,7 +280,8 @@ def _traced(
             for linear in _adapted(model):
                 _Adapter(linear, setting.lora_rank)
         held, blocks, early = _Held(), _layers(model), 0
-        last, first = ({id(p) for p in blocks[i].parameters()} if len(blocks) else set() for i in (-1, 0))
+        last = {id(p) for p in blocks[-1].parameters()} if len(blocks) else set()
+        later = {id(p) for block in list(blocks)[1:] for p in block.parameters()}
 
         def came(p: torch.Tensor) -> None:
             nonlocal early
@@ -288,7 +289,7 @@ def _traced(
                 p.grad = None
             if id(p) in last and not early:
                 early = held.peak
-            if early and id(p) not in first:
+            if id(p) in later:
                 held.peak = held.now
 
         for p in model.parameters():
