@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import platform
@@ -56,12 +57,11 @@ def config() -> LlamaConfig:
 
 
 def row(tokenizer: PreTrainedTokenizerFast, i: int) -> Row:
-    """A row of TOKENS tokens, LABELLED of them learned: a token is a letter."""
-    around = len(
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
-    )
+    """A row of TOKENS tokens, every other one of fewer, LABELLED of them learned: a token is a letter."""
+    nothing = [{"role": "user", "content": ""}]
+    around = len(tokenizer.apply_chat_template(nothing, add_generation_prompt=True)["input_ids"])
     answer = chr(97 + i) * (LABELLED - 1)  # and what ends it
-    asked = "?" * (TOKENS - around - LABELLED)
+    asked = "?" * (TOKENS - around - LABELLED - 16 * (i % 2))
     return Row(({"role": "user", "content": asked},), answer, f"row {i}")
 
 
@@ -71,20 +71,12 @@ def resident(what: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measured(setting: plan.Setting) -> int:
-    """Bytes that the steps took at most, in this process."""
+def train(described: LlamaConfig, setting: plan.Setting) -> None:
+    """Four steps of a new model."""
     tokenizer = tiny.tokenizer()
-    warm = torch.nn.Linear(64, 64)  # torch's own pools come with the first of everything
-    warm(torch.zeros(8, 64)).sum().backward()
-    DualOptimPlus(warm.parameters()).step(objective="forget")
-    before = resident("VmRSS")
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if setting.weights == "bfloat16" else torch.float32
-    with torch.device("cpu"):
-        previous = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        model: Any = LlamaForCausalLM(config())
-        torch.set_default_dtype(previous)
+    torch.set_default_dtype(torch.bfloat16 if setting.weights == "bfloat16" else torch.float32)
+    model: Any = LlamaForCausalLM(described)
+    torch.set_default_dtype(torch.float32)
     if setting.checkpointing:
         model.activation_checkpointing_enable()
     if setting.lora_rank:
@@ -92,6 +84,7 @@ def measured(setting: plan.Setting) -> int:
 
         model.enable_input_require_grads()
         model = get_peft_model(model, LoraConfig(r=setting.lora_rank, target_modules="all-linear"))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rows = [row(tokenizer, i) for i in range(ROWS)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = UnlearnTrainer(
@@ -99,7 +92,7 @@ def measured(setting: plan.Setting) -> int:
             TrainingArguments(
                 folder, max_grad_norm=0.0 if setting.released else 1.0,
                 bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none",
-                save_strategy="no", disable_tqdm=True,
+                save_strategy="no", disable_tqdm=True, per_device_train_batch_size=ROWS // ranks,
             ),
             objectives={"forget": Objective(rows, LOSSES["GA"]()), "retain": Objective(rows, LOSSES["GD"]())},
             turns=by_turns({"forget": 1, "retain": 1}, ROWS, 4),
@@ -110,6 +103,18 @@ def measured(setting: plan.Setting) -> int:
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def measured(setting: plan.Setting) -> int:
+    """Bytes that the steps took at most, in this process, beside what comes with the first of everything."""
+    train(
+        LlamaConfig(**{**config().to_dict(), "hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2}),
+        setting,
+    )
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = resident("VmRSS")
+    train(config(), setting)
     return resident("VmHWM") - before
 
 
