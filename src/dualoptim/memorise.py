@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from . import tiny
+from . import ranks, tiny
 from .data import Row
 from .errors import UserError
 from .losses import GD
@@ -129,8 +129,8 @@ def memorised(
             trainer.remove_callback(PrinterCallback)
             with quiet():
                 trainer.train()
-                trained.save_pretrained(place)
-            tokenizer.save_pretrained(place)
+                ranks.of_first(lambda: trained.save_pretrained(place))
+            ranks.of_first(lambda: tokenizer.save_pretrained(place))
 
     return made_once(folder, teach)
 

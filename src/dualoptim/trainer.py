@@ -305,9 +305,13 @@ class UnlearnTrainer(Trainer):
         sizes = torch.zeros(len(names), device=device)
         for sample in samples:
             for name, batch in sample.items():
-                sizes[names.index(name)] += self.objectives[name].loss.size(batch)
+                sizes[names.index(name)] += self._size(name, batch)
         sizes = self.accelerator.reduce(sizes, reduction="sum")
         return samples, dict(zip(names, sizes.tolist(), strict=True))
+
+    def _size(self, name: str, batch: Mapping[str, Any]) -> int:
+        """How many items of an objective's loss a batch counts for."""
+        return 0 if "idle" in batch else self.objectives[name].loss.size(batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -327,7 +331,7 @@ class UnlearnTrainer(Trainer):
                     f"{type(objective.loss).__name__} has nothing to average over in a batch of {name!r}: "
                     "its answers are too short for the loss's arguments"
                 )
-            share = objective.loss.size(batch) / num_items_in_batch[name]
+            share = self._size(name, batch) / num_items_in_batch[name]
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.
