@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from . import checkpoints
+from . import checkpoints, ranks
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .losses import Loss, sequence_log_probs
@@ -174,12 +174,18 @@ class UnlearnTrainer(Trainer):
             )
         training = frozen.training
         frozen.eval()
-        for at in tqdm(range(0, len(order), size), desc="Reference", leave=False, disable=None):
-            keys = order[at : at + size]
+
+        def asked(keys: Sequence[tuple]) -> list[float]:
             batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
             with self.accelerator.autocast():
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            self.rows.reference_log_probs.update(zip(keys, totals.tolist(), strict=True))
+            found: list[float] = totals.tolist()
+            return found
+
+        parts = [order[at : at + size] for at in range(0, len(order), size)]
+        with tqdm(total=len(parts), desc="Reference", leave=False, disable=None) as bar:
+            for keys, totals in zip(parts, ranks.shared(parts, asked, lambda _: bar.update()), strict=True):
+                self.rows.reference_log_probs.update(zip(keys, totals, strict=True))
         frozen.train(training)
 
     @functools.cached_property
