@@ -249,5 +249,6 @@ def test_no_row_counts_on_two_ranks(turn: dict[str, int], number: int) -> None:
     assert len(set(counted)) == len(counted)
     for name, count in turn.items():
         assert sum(draw.objective == name for draw in counted) == count
+        assert all(list(dict.fromkeys(draw.objective for draw in batch)) == list(turn) for batch in batches)
         for batch in batches:  # what counts and what does not are never together
             assert len({draw.counts for draw in batch if draw.objective == name}) == 1

@@ -393,13 +393,12 @@ class Plan:
 
 
 def _filled(batch: list[Draw], turn: Turn, draws: Sequence[tuple[float, Draw]]) -> list[Draw]:
-    """A batch with a draw of every objective of its turn, one that does not count where it had none."""
-    missing = set(turn) - {draw.objective for draw in batch}
-    return batch + [
-        next(draw for _, draw in draws if draw.objective == name)._replace(counts=False)
-        for name in turn
-        if name in missing
-    ]
+    """A batch with draws of each objective, in the turn's order on all ranks, one that does not count where none was."""
+    found: list[Draw] = []
+    for name in turn:
+        own = [draw for draw in batch if draw.objective == name]
+        found += own or [next(draw for _, draw in draws if draw.objective == name)._replace(counts=False)]
+    return found
 
 
 class _Batches:

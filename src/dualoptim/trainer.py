@@ -131,6 +131,8 @@ class UnlearnTrainer(Trainer):
         if release_gradients:
             _check_release(args, combine)
         args.max_steps = len(turns)
+        if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
+            args._n_gpu = 1
         args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self.compute_loss, **kwargs)
