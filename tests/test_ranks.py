@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
-from dualoptim import cli, ranks
+from dualoptim import UnlearnTrainer, cli, ranks
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
+from dualoptim.losses import GD
+from dualoptim.trainer import Objective
 
 from . import tiny
 
@@ -232,6 +235,16 @@ def test_replies_do_not_depend_on_who_is_asked_when(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ranks, "shared", backwards)
     assert asked() == in_order
     assert len(set(in_order)) > 1
+
+
+def test_one_process_trains_on_one_of_several_devices(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no")
+    args._n_gpu = 4
+    rows = [question(f"{i}?", "Yes.") for i in range(4)]
+    made: Any = {"objectives": {"retain": Objective(rows, GD())}, "turns": [{"retain": 4}]}
+    trainer = UnlearnTrainer(tiny.model(), args, processing_class=tiny.tokenizer(), **made)
+    assert trainer.args.n_gpu == 1
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
 
 
 def plan(turn: dict[str, int], number: int) -> list[list[Draw]]:

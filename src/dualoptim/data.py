@@ -393,7 +393,7 @@ class Plan:
 
 
 def _filled(batch: list[Draw], turn: Turn, draws: Sequence[tuple[float, Draw]]) -> list[Draw]:
-    """A batch with draws of each objective, in the turn's order on all ranks, one that does not count where none was."""
+    """A batch with draws of each objective, in one order on all ranks; one that does not count where none was."""
     found: list[Draw] = []
     for name in turn:
         own = [draw for draw in batch if draw.objective == name]
