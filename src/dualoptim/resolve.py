@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import nn
 
-from . import reporting, tasks
+from . import ranks, reporting, tasks
 from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import asset
@@ -335,7 +335,7 @@ def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
         torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
         free = torch.cuda.mem_get_info()[0]
     else:
-        free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available // ranks.here()
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(

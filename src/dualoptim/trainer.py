@@ -34,7 +34,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints, reporting, trainer_arguments
+from . import checkpoints, ranks, reporting, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
@@ -162,6 +162,8 @@ class UnlearnTrainer(Trainer):
         if reference is None and hasattr(model, "disable_adapter"):
             reference = _WithoutAdapter(model)
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
+        if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
+            args._n_gpu = 1
         args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
         if kwargs.get("optimizer_cls_and_kwargs"):
             kwargs["optimizer_cls_and_kwargs"] = trainer_arguments.with_settings(
@@ -228,12 +230,18 @@ class UnlearnTrainer(Trainer):
             )
         training = frozen.training
         frozen.eval()
-        for at in tqdm(range(0, len(order), size), desc="Reference", leave=False, disable=None):
-            keys = order[at : at + size]
+
+        def asked(keys: Sequence[tuple]) -> list[float]:
             batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
             with self.accelerator.autocast():
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            self.rows.reference_log_probs.update(zip(keys, totals.tolist(), strict=True))
+            found: list[float] = totals.tolist()
+            return found
+
+        parts = [order[at : at + size] for at in range(0, len(order), size)]
+        with tqdm(total=len(parts), desc="Reference", leave=False, disable=None) as bar:
+            for keys, totals in zip(parts, ranks.shared(parts, asked, lambda _: bar.update()), strict=True):
+                self.rows.reference_log_probs.update(zip(keys, totals, strict=True))
         frozen.train(training)
 
     @functools.cached_property
@@ -416,9 +424,13 @@ class UnlearnTrainer(Trainer):
         sizes = torch.zeros(len(names), device=device)
         for sample in samples:
             for name, batch in sample.items():
-                sizes[names.index(name)] += self.objectives[name].loss.size(batch)
+                sizes[names.index(name)] += self._size(name, batch)
         sizes = self.accelerator.reduce(sizes, reduction="sum")
         return samples, dict(zip(names, sizes.tolist(), strict=True))
+
+    def _size(self, name: str, batch: Mapping[str, Any]) -> int:
+        """How many items of an objective's loss a batch counts for."""
+        return 0 if "idle" in batch else self.objectives[name].loss.size(batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -438,7 +450,7 @@ class UnlearnTrainer(Trainer):
                     f"{type(objective.loss).__name__} has nothing to average over in a batch of {name!r}: "
                     "its answers are too short for the loss's arguments"
                 )
-            share = objective.loss.size(batch) / num_items_in_batch[name]
+            share = self._size(name, batch) / num_items_in_batch[name]
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.

@@ -2,7 +2,7 @@
 
 `prepare` loads the model, having taught it the rows if need be, and scores it as it is; `train` is one method's
 training and scoring; `run` does one method or several from the same start, or one part of a task after the other, and
-writes the folder that `dualoptim.runs` describes.
+writes the folder that `dualoptim.runs` describes. Of several ranks (`dualoptim.ranks`) all do so, and one writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import checkpoints, report, reporting, resolve, runs
+from . import checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
@@ -162,7 +162,7 @@ def train(
         model,
         TrainingArguments(
             output_dir=str(checkpoints_folder),
-            gradient_accumulation_steps=-(-config.batch_size // micro),
+            gradient_accumulation_steps=-(-config.batch_size // (micro * ranks.size())),
             learning_rate=config.lr,
             lr_scheduler_type="linear",
             warmup_steps=round(steps * config.warmup_ratio),
@@ -201,8 +201,8 @@ def train(
     )
     trainer.paused = paused
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
-    checkpoints.clear(checkpoints_folder)
-    begun = checkpoints.newest(checkpoints_folder, trainer.fingerprints) if resume else None
+    made_of = trainer.fingerprints if resume else None
+    begun = ranks.of_first(lambda: _begun(checkpoints_folder, made_of))
     with bar, quiet():
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     state_bytes, logged, read = bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
@@ -214,7 +214,7 @@ def train(
     if config.lora_rank:
         model = model.merge_and_unload()
     gc.collect()
-    checkpoints.clear(checkpoints_folder)
+    ranks.of_first(lambda: checkpoints.clear(checkpoints_folder))
     with suppress(OSError):  # the Trainer makes it in any case; checkpoints may be there
         checkpoints_folder.rmdir()
     finite = is_finite(model)
@@ -257,7 +257,7 @@ def train(
             "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,
-            "peak_memory_bytes": peak_memory(device),
+            "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
         }
     )
     if config.save_model and finite:
@@ -267,6 +267,13 @@ def train(
         _write_model(folder / MODEL, model, tokenizer)
 
 
+def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
+    """The checkpoint to go on from, if a run is to, and there is one; what writing one left is removed."""
+    checkpoints.clear(folder)
+    return None if fingerprints is None else checkpoints.newest(folder, fingerprints)
+
+
+@ranks.by_first
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write a model, whole or not at all."""
     beside = folder.with_name(f"{folder.name}.partial")
@@ -370,11 +377,14 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
     def own_folder(of: Resolved) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(of.config.method)}-seed{of.config.seed}"
 
-    finished = [
-        entry
-        for entry, of in (runs.finished(folder, resolved) if resume else [])
-        if not of.config.save_model or not entry["finite"] or (own_folder(of) / MODEL).is_dir()
-    ]
+    def taken_over() -> list[dict[str, Any]]:
+        return [
+            entry
+            for entry, of in (runs.finished(folder, resolved) if resume else [])
+            if not of.config.save_model or not entry["finite"] or (own_folder(of) / MODEL).is_dir()
+        ]
+
+    finished = ranks.of_first(taken_over)
     missing = [of for of in resolved if of.config.as_dict() not in [entry["config"] for entry in finished]]
     if finished:
         print(f"Taken over from {folder}: {', '.join(entry['method'] for entry in finished)}")
@@ -414,14 +424,15 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
 
     for of in missing:
         own = own_folder(of)
-        own.mkdir(exist_ok=True)
-        clear(own)
+        if ranks.first():
+            own.mkdir(exist_ok=True)
+            clear(own)
         try:
             train(prepared, of, own, keep, resume=resume)
         finally:
             if results["runs"]:
                 report.write(runs.without(secrets, results), folder / PAGE)
-    return runs.read_results(folder)
+    return ranks.of_first(lambda: runs.read_results(folder))
 
 
 def _one_after_the_other(
@@ -433,7 +444,7 @@ def _one_after_the_other(
     """
     configs = [of.config for of in resolved]
     if resume:
-        runs.check_begun(out, configs)
+        ranks.of_first(lambda: runs.check_begun(out, configs))
     if overwrite:
         emptied(out)
     runs.write_settings(out, configs, {})
@@ -450,7 +461,8 @@ def _one_after_the_other(
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
             folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{arguments['part']}"
-            folder.parent.mkdir(exist_ok=True)
+            if ranks.first():
+                folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
             model = str(folder / MODEL)
             results = results or {**done, "model": config.model, "runs": []}
