@@ -28,9 +28,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from . import checkpoints
+from . import checkpoints, engines, sharded
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
+from .errors import UserError
 from .losses import Loss, sequence_log_probs
 from .optim import DualOptimPlus, diagnostics, parameter_groups
 from .schedule import Turn
@@ -116,6 +117,9 @@ class UnlearnTrainer(Trainer):
     ) -> None:
         if reference is None and hasattr(model, "disable_adapter"):
             reference = _WithoutAdapter(model)
+        self._by_hand = engines.sharded_by_hand(model)
+        # A Trainer takes no optimizer of an FSDP model, but one that was made after its sharding is right.
+        own_optimizer = kwargs.pop("optimizers", None) if self._by_hand else None
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
             if objective.loss.reference == "model" and reference is None:
@@ -128,10 +132,15 @@ class UnlearnTrainer(Trainer):
         args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self.compute_loss, **kwargs)
+        if own_optimizer is not None:
+            self.optimizer, self.lr_scheduler = own_optimizer
+        engines.check(self, by_hand=self._by_hand, combines=combine is not None)
         self.objectives, self.turns = dict(objectives), list(turns)
         self.reference = reference
         if reference is not None and not isinstance(reference, _WithoutAdapter):
-            reference.to(args.device).eval().requires_grad_(False)
+            reference.eval().requires_grad_(False)
+            if not engines.sharded_by_hand(reference):
+                reference.to(args.device)
         self.combine = combine
         self.rows = ObjectiveRows(
             {name: objective.rows for name, objective in objectives.items()},
@@ -141,6 +150,7 @@ class UnlearnTrainer(Trainer):
         )
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
+        self._stepping: str | None = None  # the objective of a step that is under way
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
         if diagnostics_every:
@@ -150,31 +160,36 @@ class UnlearnTrainer(Trainer):
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
-            self._remember_reference(compared)
+            self.add_callback(_Remembered(self, compared))
+            own = reference is None or isinstance(reference, _WithoutAdapter)
+            if not (own and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
+                self._remember_reference(compared)
 
     @torch.no_grad()
     def _remember_reference(self, compared: Sequence[str]) -> None:
-        """log π_ref(y|x) of the rows and refusals of some objectives that will be drawn, into the data set."""
+        """log π_ref(y|x) of the rows and refusals of some objectives that will be drawn, into the data set.
+
+        The ranks share the rows out; each takes as many batches as the others, since a sharded model needs all of them.
+        """
         draws = [draw for batch in self._plan() for draw in batch if draw.objective in compared]
         tokens = self.rows.drawn(draws)
         order = sorted(tokens, key=lambda key: len(tokens[key].input_ids))
         size = max(1, max(sum(turn.values()) for turn in self.turns) // self.args.gradient_accumulation_steps)
-        frozen = self.model if self.reference is None else self.reference
-        own = self.reference is None or isinstance(self.reference, _WithoutAdapter)
-        if own and next(self.model.parameters()).device.type != self.args.device.type:  # moved when training begins
-            raise ValueError(
-                f"what the losses of {', '.join(compared)} compare with is asked before training, when a model that is "
-                "to be sharded is not on its device yet; give reference=…, a frozen copy of the model"
-            )
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        own = batches[self.args.process_index :: self.args.world_size]
+        own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
+        frozen = self.model_wrapped if self.reference is None else self.reference
         training = frozen.training
         frozen.eval()
-        for at in tqdm(range(0, len(order), size), desc="Reference", leave=False, disable=None):
-            keys = order[at : at + size]
+        found: dict[tuple, float] = {}
+        for keys in tqdm(own, desc="Reference", leave=False, disable=None):
             batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
             with self.accelerator.autocast():
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            self.rows.reference_log_probs.update(zip(keys, totals.tolist(), strict=True))
+            found.update(zip(keys, totals.tolist(), strict=True))
         frozen.train(training)
+        for part in engines.gathered(found):
+            self.rows.reference_log_probs.update(part)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -200,20 +215,35 @@ class UnlearnTrainer(Trainer):
             ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
                 is none.
         """
-        if resume_from_checkpoint is True:
-            out = Path(str(self.args.output_dir))
-            if (found := checkpoints.newest(out, self.fingerprints)) is None:
-                raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
-            resume_from_checkpoint = str(found)
-        elif resume_from_checkpoint:
-            checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
-        if isinstance(resume_from_checkpoint, str):
-            begun = Path(resume_from_checkpoint)
+        out, saves = Path(str(self.args.output_dir)), self.args.save_strategy != "no"
+        if self.args.world_size > 1 and saves and not self.args.save_on_each_node:
+            engines.check_one_folder(out)
+        if resume_from_checkpoint:
+            begun = self._begun(out, resume_from_checkpoint)
             for each in self._beside_states():
                 each.load_from(begun)
-            if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
+            if self.args.should_save and begun.parent.samefile(out):
                 checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
+            resume_from_checkpoint = str(begun)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _begun(self, out: Path, given: str | bool) -> Path:
+        """The checkpoint to go on from, which all ranks agree on and this run can read."""
+        found, failure = None, None
+        if self.is_local_process_zero():
+            try:
+                if given is True:
+                    found = checkpoints.newest(out, self.fingerprints)
+                else:
+                    checkpoints.check(found := Path(str(given)), self.fingerprints)
+                if found is None:
+                    raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
+                engines.check_resumable(found, self)
+            except ValueError as error:
+                failure = error
+        begun = engines.agreed_folder(found, failure)
+        assert begun is not None
+        return begun
 
     def _beside_states(self) -> list[Any]:
         """Callbacks with files of their own in a checkpoint."""
@@ -227,30 +257,83 @@ class UnlearnTrainer(Trainer):
         out = Path(super()._get_output_dir(trial))
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         beside = out / checkpoints.PARTIAL
-        try:
-            if self.args.should_save:
-                shutil.rmtree(beside / name, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
+        parent = super()
+
+        def write() -> None:
             self._beside = str(beside)
-            self._unlogged.over_ranks(self.accelerator)
-            super()._save_checkpoint(model, trial)
-            self._beside = None
-            self.accelerator.wait_for_everyone()
+            try:
+                parent._save_checkpoint(model, trial)
+            finally:
+                self._beside = None
+
+        def seal() -> None:
             if self.args.should_save:
                 for each in self._beside_states():
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
                 checkpoints.rotate(out / name, self.args.save_total_limit)
-        except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
-            if self.args.world_size > 1:  # the others wait
-                raise
-            shutil.rmtree(beside, ignore_errors=True)
-            reason = " ".join(str(error).split())
-            logger.warning("checkpoint %s could not be written (%s); training goes on without it", out / name, reason)
-        finally:
-            self._beside = None
+
+        if self.args.should_save:
+            shutil.rmtree(beside / name, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        self._unlogged.over_ranks(self.accelerator)
+        for part in (write, seal):
+            failure = None
+            try:
+                part()
+            except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
+                if part is write and self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                    raise  # the other ranks may be waiting for this one's part
+                failure = " ".join(str(error).split())
+            reasons = [reason for reason in engines.gathered(failure) if reason is not None]
+            if reasons:
+                if self.args.should_save:
+                    shutil.rmtree(beside, ignore_errors=True)
+                logger.warning(
+                    "checkpoint %s could not be written (%s); training goes on without it", out / name, reasons[0]
+                )
+                break
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; FSDP2 on CPUs too, and of a model that is sharded already."""
+        super().create_accelerator_and_postprocess()
+        engines.adopt(self, by_hand=self._by_hand)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is saved whole, but in sharded checkpoints. Every rank calls it."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif not (_internal_call and self._saves_shards):
+            self._save(output_dir, state_dict=sharded.full_model(self.model))
+
+    @property
+    def _saves_shards(self) -> bool:
+        return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled or self._saves_shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharded.full_optimizer(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if sharded.is_sharded(folder) == self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            sharded.load_model(self.model, folder, first=self.is_world_process_zero())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or sharded.is_sharded(Path(checkpoint)) == self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        first = self.is_world_process_zero()
+        sharded.load_optimizer(self.model, self.optimizer, Path(checkpoint), first=first)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -264,8 +347,10 @@ class UnlearnTrainer(Trainer):
     @property
     def multi_objective(self) -> DualOptimPlus | None:
         """The optimizer, if it knows objectives."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        return optimizer if isinstance(optimizer, DualOptimPlus) else None
+        optimizer = self.optimizer
+        while optimizer is not None and not isinstance(optimizer, DualOptimPlus):
+            optimizer = getattr(optimizer, "optimizer", None)  # accelerate and DeepSpeed wrap it
+        return optimizer
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
@@ -275,8 +360,30 @@ class UnlearnTrainer(Trainer):
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
         if self.optimizer is None and cls is not None and issubclass(cls, DualOptimPlus):
             arguments = {"lr": self.args.learning_rate, "objectives": tuple(self.objectives), **arguments}
-            self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
-        return super().create_optimizer(*args, **kwargs)
+            groups = parameter_groups(self.model, self.args.weight_decay)
+            if self.is_deepspeed_enabled:  # flattens each group, whose matrices are then no vectors
+                for group in groups:
+                    group["flat"] = group["name"] == "matrices"
+            self.optimizer = cls(groups, **arguments)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.is_deepspeed_enabled:
+            engines.check_bits(optimizer)
+            optimizer.register_step_pre_hook(self._choose_again)
+        self._parameters = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def _choose_again(self, optimizer: Any, *_: Any) -> None:
+        """DeepSpeed steps its parameter groups one after the other, and a choice serves one step."""
+        if isinstance(optimizer, DualOptimPlus):
+            optimizer.objective = self._stepping
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, once accelerate has the optimizer."""
+        if self._by_hand:
+            # accelerate finds parameters again by their addresses, and those that are empty on this rank have one.
+            for group, params in zip(self.optimizer.param_groups, self._parameters, strict=True):
+                group["params"] = params
+        return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run's batches, in order: it is one epoch of the Trainer's."""
@@ -300,14 +407,27 @@ class UnlearnTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """A step's micro-batches, and how many items of each objective they hold together, over all ranks."""
-        samples = list(itertools.islice(epoch_iterator, num_batches))
-        names = list(self.objectives)
-        sizes = torch.zeros(len(names), device=device)
-        for sample in samples:
-            for name, batch in sample.items():
-                sizes[names.index(name)] += self.objectives[name].loss.size(batch)
-        sizes = self.accelerator.reduce(sizes, reduction="sum")
-        return samples, dict(zip(names, sizes.tolist(), strict=True))
+        step, names = self.state.global_step, list(self.objectives)
+        samples, serving, failure = [], [], None
+        try:
+            samples = list(itertools.islice(epoch_iterator, num_batches))
+            for sample in samples:
+                self._check_turn(sample)
+            serving = engines.served(samples, self.paused)
+        except Exception as error:
+            if self.args.world_size == 1:
+                raise
+            failure = error  # which the other ranks are told, or they would wait for this one
+        sizes = [
+            float(sum(self.objectives[name].loss.size(sample[name]) for sample in samples if name in sample))
+            if failure is None
+            else 0.0
+            for name in names
+        ]
+        own = 0 if failure is not None else engines.mark(serving, step)
+        table = self.accelerator.gather(engines.on_device([*sizes, own], device))
+        engines.agree_on_step(table[:, -1], engines.description(serving), failure, step)
+        return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -350,6 +470,7 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+        self._stepping = None
         self._unlogged.total = self._unlogged.total + loss
         return loss
 
@@ -357,6 +478,8 @@ class UnlearnTrainer(Trainer):
         """A backward pass for each objective of the micro-batch; at the step's last, one gradient of theirs."""
         total = torch.zeros((), device=self.args.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.is_fsdp_enabled:  # or it would keep the gradients of all objectives as one sum of its own
+            self.model.set_requires_gradient_sync(True)
         for name, batch in inputs.items():
             # Its gradient so far goes back to where autograd, and what averages over ranks, adds to it.
             for p, gradient in zip(parameters, self._gradients.get(name, [None] * len(parameters)), strict=True):
@@ -386,17 +509,22 @@ class UnlearnTrainer(Trainer):
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
-    def _hand_over(self, inputs: Mapping[str, Any]) -> None:
-        """Tell the optimizer whose step this is, and refuse batches that belong to another."""
+    def _check_turn(self, inputs: Mapping[str, Any]) -> Turn:
+        """Whose turn it is; batches that belong to another are refused."""
         turn = self.turns[self.state.global_step]
         if not set(inputs) <= set(turn):
             raise ValueError(
                 f"step {self.state.global_step} is the turn of {', '.join(turn)}, "
                 f"but its batch carries {', '.join(inputs)}"
             )
+        return turn
+
+    def _hand_over(self, inputs: Mapping[str, Any]) -> None:
+        """Tell the optimizer whose step this is, and refuse batches that belong to another."""
+        turn = self._check_turn(inputs)
         if (optimizer := self.multi_objective) is not None:
             if len(optimizer.objectives) == 1:  # one state for all: AdamW by another name
-                optimizer.objective = optimizer.objectives[0]
+                optimizer.objective = self._stepping = optimizer.objectives[0]
                 return
             if len(turn) > 1:
                 raise ValueError(
@@ -404,7 +532,7 @@ class UnlearnTrainer(Trainer):
                     f"{type(optimizer).__name__} steps for one objective; train by turns, "
                     "or use an optimizer with one state"
                 )
-            optimizer.objective = next(iter(turn))
+            optimizer.objective = self._stepping = next(iter(turn))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
@@ -426,6 +554,38 @@ class UnlearnTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """As the Trainer's, summed over the objectives in the batch."""
         return sum(super(UnlearnTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+
+
+class _Remembered(TrainerCallback):
+    """What the reference says of each row, kept in checkpoints: a model that was trained on does not say it any more.
+
+    A model that is to be sharded is asked when training begins, as it has its place on the ranks only then.
+    """
+
+    FILE = "reference.json"
+
+    def __init__(self, trainer: UnlearnTrainer, compared: Sequence[str]) -> None:
+        self.trainer, self.compared = trainer, compared
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.rows.reference_log_probs:
+            self.trainer._remember_reference(self.compared)
+
+    def save_to(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        said = [[list(key), value] for key, value in self.trainer.rows.reference_log_probs.items()]
+        (folder / self.FILE).write_text(json.dumps(said), encoding="utf-8")
+
+    def load_from(self, folder: Path) -> None:
+        """Read it from a checkpoint."""
+        if (folder / self.FILE).is_file():
+            said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+            self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
+        elif not self.trainer.rows.reference_log_probs:
+            raise UserError(
+                f"checkpoint {folder}: does not hold what the reference says of the rows of "
+                f"{', '.join(self.compared)}; give reference=…, a frozen copy of the model as it was"
+            )
 
 
 class _Diagnose(TrainerCallback):
