@@ -7,10 +7,12 @@ alone, and one for the optimizer by the parameters' names. Either is read on any
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -58,18 +60,12 @@ def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
         first: whether this is rank 0, which alone reads a full one.
     """
     if is_sharded(folder):
-        import torch.distributed.checkpoint as dcp
-
         if _has_adapter(model):
             from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-            own = get_peft_model_state_dict(model)
-            dcp.load({"model": own}, checkpoint_id=folder / MODEL)
-            set_peft_model_state_dict(model, own)
-            return
-        state = {"model": get_model_state_dict(model)}
-        dcp.load(state, checkpoint_id=folder / MODEL)
-        set_model_state_dict(model, state["model"])
+            set_peft_model_state_dict(model, _load(folder / MODEL, "model", get_peft_model_state_dict(model)))
+        else:
+            set_model_state_dict(model, _load(folder / MODEL, "model", get_model_state_dict(model)))
         return
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=not _has_adapter(model))
     set_model_state_dict(model, _weights(model, folder) if first else {}, options=options)
@@ -78,11 +74,8 @@ def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> None:
     """Load a checkpoint's optimizer into one of a model that is sharded otherwise than it; every rank calls it."""
     if is_sharded(folder):
-        import torch.distributed.checkpoint as dcp
-
-        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(state, checkpoint_id=folder / OPTIMIZER)
-        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        state = _load(folder / OPTIMIZER, "optimizer", get_optimizer_state_dict(model, optimizer))
+        set_optimizer_state_dict(model, optimizer, state)
         return
     saved: dict[str, Any] = {}
     if first:
@@ -96,6 +89,14 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: boo
         }
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_optimizer_state_dict(model, optimizer, saved, options=options)
+
+
+def _load(folder: Path, name: str, into: dict[str, Any]) -> dict[str, Any]:
+    """What lies in a folder of `torch.distributed.checkpoint`, written into tensors of its shapes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process
+        dcp.load({name: into}, checkpoint_id=folder)
+    return into
 
 
 def _weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:

@@ -153,7 +153,9 @@ class UnlearnTrainer(Trainer):
         self._stepping: str | None = None  # the objective of a step that is under way
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
-        if diagnostics_every:
+        if diagnostics_every and self.is_deepspeed_enabled:
+            logger.warning("diagnostics are not read under DeepSpeed, which flattens parameters; FSDP2 has them")
+        elif diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined

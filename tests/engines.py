@@ -1,0 +1,264 @@
+"""Run by torchrun on two ranks: `engines.py FOLDER`. Trains on every engine and leaves what it made in FOLDER.
+
+FOLDER holds `plain`, one process's run with a checkpoint at step 3.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainerCallback, TrainingArguments
+
+from dualoptim import DualOptimPlus, UnlearnTrainer, engines
+from dualoptim.combine import pcgrad
+from dualoptim.losses import LOSSES
+from dualoptim.schedule import Turn, by_turns, jointly
+from dualoptim.trainer import Objective
+
+from . import tiny
+from .test_trainer import FORGET, REFUSALS, RETAIN
+
+READING = importlib.import_module("dualoptim.optim.diagnostics")  # whose name is its function's, too
+STEPS, SAVED = 6, 3
+TURNS = by_turns({"forget": 1, "retain": 2}, 8, STEPS)
+JOINT = jointly({"forget": 1, "retain": 1}, 8, 3)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """As somebody's own script shards a model."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    for layer in inner.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def model(*, lora: bool = False, seed: int = 0) -> Any:
+    made = tiny.model(seed)
+    if lora:
+        import peft
+
+        torch.manual_seed(3)
+        made = peft.get_peft_model(made, peft.LoraConfig(r=2, target_modules="all-linear"))
+    return made
+
+
+def trainer(
+    folder: Path,
+    engine: str,
+    *,
+    accumulation: int,
+    turns: list[Turn] = TURNS,
+    kind: str = "SHARDED",
+    lora: bool = False,
+    bits: int = 32,
+    forget: str = "IDK",
+    retain: str = "GD",
+    optimizer: Any = None,
+    reference: Any = None,
+    combine: Any = None,
+    callbacks: Any = None,
+    **arguments: Any,
+) -> UnlearnTrainer:
+    """`accumulation` is what one process would need: two ranks take half of it."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if engine == "plugin":
+        arguments |= {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": f"{kind}_STATE_DICT"}}
+    settings = TrainingArguments(
+        str(folder),
+        **{
+            "learning_rate": 1e-2,
+            "max_grad_norm": 1.0,
+            "gradient_accumulation_steps": accumulation // ranks,
+            "save_strategy": "steps",
+            "save_steps": SAVED,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **arguments,
+        },
+    )
+    assert settings.world_size == ranks  # which starts the ranks' group
+    made = model(lora=lora)
+    if engine == "hand":
+        made = sharded(made)
+    # The rule divides by differences of averages; with a larger ε, the order of sums does not become visible.
+    states = {"base_bits": bits, "delta_bits": bits, "min_8bit_size": 0, "eps": 1e-2}
+    if optimizer == "own":
+        trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+        chosen: dict[str, Any] = {"optimizers": (DualOptimPlus(trained, lr=1e-2, **states), None)}
+    else:
+        chosen = {"optimizer_cls_and_kwargs": optimizer or (DualOptimPlus, {"lr": 1e-2, **states})}
+    return UnlearnTrainer(
+        made,
+        settings,
+        objectives={
+            "forget": Objective(FORGET, LOSSES[forget](), refusals=REFUSALS),
+            "retain": Objective(RETAIN, LOSSES[retain](), weight=2.0, refusals=REFUSALS),
+        },
+        turns=turns,
+        processing_class=tiny.tokenizer(),
+        reference=reference,
+        combine=combine,
+        diagnostics_every=STEPS,
+        callbacks=callbacks,
+        **chosen,
+    )
+
+
+def weights(of: UnlearnTrainer) -> Tensor:
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in of.model.parameters()]
+    return torch.cat([parameter.detach().flatten() for parameter in whole])
+
+
+class Begun(TrainerCallback):
+    """Knows at which step a run began."""
+
+    step: int
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step = state.global_step
+
+
+ADAMW = (torch.optim.AdamW, {"lr": 1e-2, "eps": 1e-2})
+RUNS: dict[str, dict[str, Any]] = {
+    "ddp": {"engine": "ddp", "accumulation": 4},
+    "ddp, 8 bits, adapter": {"engine": "ddp", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO"},
+    "plugin": {"engine": "plugin", "accumulation": 4},
+    "plugin, full": {"engine": "plugin", "accumulation": 4, "kind": "FULL"},
+    "plugin, 8 bits, adapter": {"engine": "plugin", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO"},
+    "plugin, full, 8 bits, adapter": {
+        "engine": "plugin", "accumulation": 2, "kind": "FULL", "bits": 8, "lora": True, "forget": "NPO"
+    },
+    "hand": {"engine": "hand", "accumulation": 4},
+    "hand, 8 bits, own optimizer": {"engine": "hand", "accumulation": 2, "bits": 8, "optimizer": "own"},
+}  # fmt: skip
+UNSAVED: dict[str, dict[str, Any]] = {
+    "combined": {"accumulation": 4, "turns": JOINT, "optimizer": ADAMW, "combine": pcgrad},
+    "compared with a model": {"accumulation": 2, "forget": "NPO", "retain": "KL"},
+}
+
+
+def straight(folder: Path) -> None:
+    """Trains on an engine, then again from the checkpoint, on as many ranks."""
+    import time
+    for name, options in RUNS.items():
+        print("TIME", name, time.perf_counter())
+        run = trainer(folder / name, **options)
+        run.train()
+        trained = weights(run)
+        begun = Begun()
+        again = trainer(folder / name, **{**options, "save_strategy": "no"}, callbacks=[begun])
+        again.train(str(folder / name / f"checkpoint-{SAVED}"))
+        assert begun.step == SAVED, begun.step
+        assert torch.equal(weights(again), trained), name
+        if dist.get_rank() == 0:
+            torch.save((trained, run.diagnostics[-1]["layers"]), folder / f"{name}.pt")
+    for name, options in UNSAVED.items():
+        reference = tiny.model(seed=1) if "KL" in options.values() else None
+        if reference is not None:
+            sharded(reference)
+        run = trainer(folder / name, "plugin", **options, save_strategy="no", reference=reference)
+        run.train()
+        if dist.get_rank() == 0:
+            torch.save((trained := weights(run), {}), folder / f"{name}.pt")
+        else:
+            weights(run)
+    for engine in ("plugin", "hand"):
+        run = trainer(folder / "plain", engine, accumulation=4, save_strategy="no")
+        run.train(str(folder / "plain" / f"checkpoint-{SAVED}"))
+        trained = weights(run)
+        run.save_model(str(folder / f"model of {engine}"))
+        if dist.get_rank() == 0:
+            torch.save((trained, {}), folder / f"one to two, {engine}.pt")
+
+
+def rows(folder: Path) -> None:
+    """What each rank reads in each step."""
+    for engine in ("ddp", "plugin"):
+        run = trainer(folder / "rows", engine, accumulation=4, save_strategy="no")
+        read = [
+            [tuple(row) for batch in batches.values() for row in batch["input_ids"].tolist()]
+            for batches in run.get_train_dataloader()
+        ]
+        of_ranks = engines.gathered(read)
+        if dist.get_rank() == 0:
+            torch.save(of_ranks, folder / f"rows, {engine}.pt")
+
+
+def disagreeing(folder: Path) -> None:
+    """Ranks that would do different things raise together, before anything was changed."""
+    first = dist.get_rank() == 0
+
+    def all_raise(said: str, run: UnlearnTrainer) -> None:
+        before = weights(run)
+        try:
+            run.train()
+        except ValueError as error:
+            told = engines.gathered(str(error))
+        else:
+            told = engines.gathered("nothing was raised")
+        assert all(said in each for each in told), told
+        assert torch.equal(weights(run), before)
+
+    other = by_turns({"retain": 1}, 8, STEPS)
+    all_raise(
+        "rank 0 forget in 2 micro-batches; rank 1 retain in 2",
+        trainer(folder / "no", "ddp", accumulation=4, turns=TURNS if first else other, save_strategy="no"),
+    )
+    paused = trainer(folder / "no", "ddp", accumulation=4, save_strategy="no")
+    paused.paused = set() if first else {"forget"}
+    all_raise("rank 1 nothing in 2 micro-batches", paused)
+    foreign = trainer(folder / "no", "plugin", accumulation=4, save_strategy="no")
+
+    def loader() -> Any:
+        own, foreign.turns = foreign.turns, other
+        try:
+            return UnlearnTrainer.get_train_dataloader(foreign)
+        finally:
+            foreign.turns = own
+
+    if not first:
+        foreign.get_train_dataloader = loader
+    all_raise("step 0 is the turn of forget, but its batch carries retain", foreign)
+
+    # A node with a disk of its own is told before anything is trained.
+    engines.WAIT = 0.3
+    apart = trainer(folder / f"disk {dist.get_rank()}", "ddp", accumulation=4)
+    all_raise("rank 1 does not see what rank 0 writes there", apart)
+    assert not (folder / "disk 0" / ".partial").exists()
+
+    # A checkpoint that one rank cannot write is none, and training goes on.
+    full = trainer(folder / "disk full", "ddp", accumulation=4)
+
+    def no_space(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if first:
+        full._save_rng_state = no_space
+    full.train()
+    assert full.state.global_step == STEPS
+    dist.barrier()
+    assert not list((folder / "disk full").glob("checkpoint-*"))
+
+
+def main(folder: Path) -> None:
+    READING.BLOCKS = 10**6  # type: ignore[attr-defined]  # of a shard as of the whole, all
+    straight(folder)
+    rows(folder)
+    disagreeing(folder)
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
