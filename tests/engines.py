@@ -71,6 +71,10 @@ def trainer(
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if engine == "plugin":
         arguments |= {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": f"{kind}_STATE_DICT"}}
+    if engine.startswith("zero-"):
+        stage = {"stage": int(engine[-1]), "stage3_gather_16bit_weights_on_model_save": engine == "zero-3"}
+        automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        arguments |= {"deepspeed": {**dict.fromkeys(automatic, "auto"), "zero_optimization": stage}, "use_cpu": False}
     settings = TrainingArguments(
         str(folder),
         **{
@@ -115,6 +119,12 @@ def trainer(
 
 
 def weights(of: UnlearnTrainer) -> Tensor:
+    """All weights of a model, on every rank."""
+    if of.is_deepspeed_enabled and of.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(of.model.parameters())):
+            return torch.cat([parameter.detach().flatten().clone() for parameter in of.model.parameters()])
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in of.model.parameters()]
     return torch.cat([parameter.detach().flatten() for parameter in whole])
 
@@ -130,17 +140,13 @@ class Begun(TrainerCallback):
 
 ADAMW = (torch.optim.AdamW, {"lr": 1e-2, "eps": 1e-2})
 RUNS: dict[str, dict[str, Any]] = {
-    "ddp": {"engine": "ddp", "accumulation": 4},
-    "ddp, 8 bits, adapter": {"engine": "ddp", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO"},
+    "ddp, 8 bits": {"engine": "ddp", "accumulation": 4, "bits": 8},
     "plugin": {"engine": "plugin", "accumulation": 4},
     "plugin, full": {"engine": "plugin", "accumulation": 4, "kind": "FULL"},
     "plugin, 8 bits, adapter": {"engine": "plugin", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO"},
-    "plugin, full, 8 bits, adapter": {
-        "engine": "plugin", "accumulation": 2, "kind": "FULL", "bits": 8, "lora": True, "forget": "NPO"
-    },
-    "hand": {"engine": "hand", "accumulation": 4},
+    "plugin, full, adapter": {"engine": "plugin", "accumulation": 2, "kind": "FULL", "lora": True},
     "hand, 8 bits, own optimizer": {"engine": "hand", "accumulation": 2, "bits": 8, "optimizer": "own"},
-}  # fmt: skip
+}
 UNSAVED: dict[str, dict[str, Any]] = {
     "combined": {"accumulation": 4, "turns": JOINT, "optimizer": ADAMW, "combine": pcgrad},
     "compared with a model": {"accumulation": 2, "forget": "NPO", "retain": "KL"},
@@ -149,9 +155,7 @@ UNSAVED: dict[str, dict[str, Any]] = {
 
 def straight(folder: Path) -> None:
     """Trains on an engine, then again from the checkpoint, on as many ranks."""
-    import time
     for name, options in RUNS.items():
-        print("TIME", name, time.perf_counter())
         run = trainer(folder / name, **options)
         run.train()
         trained = weights(run)
@@ -168,10 +172,9 @@ def straight(folder: Path) -> None:
             sharded(reference)
         run = trainer(folder / name, "plugin", **options, save_strategy="no", reference=reference)
         run.train()
+        trained = weights(run)
         if dist.get_rank() == 0:
-            torch.save((trained := weights(run), {}), folder / f"{name}.pt")
-        else:
-            weights(run)
+            torch.save((trained, {}), folder / f"{name}.pt")
     for engine in ("plugin", "hand"):
         run = trainer(folder / "plain", engine, accumulation=4, save_strategy="no")
         run.train(str(folder / "plain" / f"checkpoint-{SAVED}"))

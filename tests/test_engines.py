@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("engines")
     engines.trainer(made / "plain", "plain", accumulation=4).train()
     finished = subprocess.run(
-        [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node=2 -m tests.engines".split(), made],
+        [*LAUNCHER, "-m", "tests.engines", str(made)],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ALONE: dict[str, Any] = {}
 MOVED = 1e-2  # the largest change of a weight at least
 
@@ -164,7 +165,10 @@ def test_a_step_has_the_same_rows_on_any_number_of_ranks_and_none_reaches_two(
     from accelerate.data_loader import BatchSamplerShard
 
     names = ("forget", "retain")
-    rows = {name: [question(f"{name} {i}", "x" * (1 + i % 4)) for i in range(n)] for name, n in zip(names, sizes, strict=True)}
+    rows = {
+        name: [question(f"{name} {i}", "x" * (1 + i % 4)) for i in range(n)]
+        for name, n in zip(names, sizes, strict=True)
+    }
     data = ObjectiveRows(rows, {"forget": ["No.", "Never.", "I do not know."]}, TOKENIZER, 512)
     micro, count = ranks * accumulation, ranks * accumulation + more
     ratio = {"forget": 1, "retain": 1 if joint else 2}

@@ -183,30 +183,61 @@ def mark(served: Sequence[Sequence[str]], *of: Any) -> int:
     return zlib.crc32(repr((served, of)).encode()) % (2**24 - 1) + 1
 
 
-def agreed_folder(folder: Path | None, failure: Exception | None) -> Path | None:
-    """The checkpoint that all ranks go on from; each node's first rank looks for it, and the others take its word.
+class NotWrittenError(OSError):
+    """Another rank could not write its part of a checkpoint."""
+
+
+def all_wrote() -> None:
+    """Wait until every rank wrote its part; one that could not calls `gathered` with the reason in place of this."""
+    for rank, reason in enumerate(gathered(None)):
+        if reason is not None:
+            raise NotWrittenError(f"rank {rank}: {reason}")
+
+
+def checkpoint_of(trainer: Any, given: str | bool) -> Path:
+    """The checkpoint to go on from; each node's first rank looks for it, and the others take its word.
+
+    Args:
+        trainer: the one that goes on.
+        given: a checkpoint's folder, or True for the newest whole one of the output folder.
 
     Raises:
-        UserError: the ranks see different ones, or one of them none that it can go on from.
+        ValueError: there is none, it is not whole, of another run, or of another engine; or the ranks see different
+            ones.
     """
-    told = gathered((None if folder is None else str(folder), None if failure is None else str(failure)))
+    out, found, failure = Path(str(trainer.args.output_dir)), None, None
+    if trainer.is_local_process_zero():
+        try:
+            if given is True:
+                found = checkpoints.newest(out, trainer.fingerprints)
+            else:
+                checkpoints.check(found := Path(str(given)), trainer.fingerprints)
+            if found is None:
+                raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
+            check_resumable(found, trainer)
+        except ValueError as error:
+            failure = error
+    told = gathered((None if found is None else str(found), None if failure is None else str(failure)))
     if failure is not None:
         raise failure
     for rank, (_, said) in enumerate(told):
         if said is not None:
-            raise UserError(said if len(told) == 1 else f"rank {rank}: {said}")
-    found = {name for name, _ in told if name is not None}
-    if len(found) > 1:
+            raise UserError(f"rank {rank}: {said}")
+    names = sorted({name for name, _ in told if name is not None})
+    if len(names) > 1:
         raise UserError(
-            f"the ranks would go on from different checkpoints ({', '.join(sorted(found))}); give an output_dir on a "
-            "disk that all nodes share"
+            f"the ranks would go on from different checkpoints ({', '.join(names)}); give an output_dir on a disk that "
+            "all nodes share"
         )
-    return Path(found.pop()) if found else None
+    return Path(names[0])
 
 
-def check_one_folder(out: Path) -> None:
+def check_one_folder(trainer: Any) -> None:
     """Refuse a folder for checkpoints that is not the same one on every rank, as nodes with disks of their own have."""
-    name = gathered(uuid.uuid4().hex)[0]
+    args = trainer.args
+    if args.world_size == 1 or args.save_strategy == "no" or args.save_on_each_node:
+        return
+    out, name = Path(str(args.output_dir)), gathered(uuid.uuid4().hex)[0]
     partial = out / checkpoints.PARTIAL
     sign, first = partial / f"seen-{name}", dist.get_rank() == 0
     if first:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 
 MODEL, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # folders of accelerate's
 
@@ -40,7 +40,7 @@ def full_model(model: nn.Module) -> dict[str, Tensor]:
 def full_optimizer(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """A sharded optimizer's state dict on the CPU of rank 0, as one process would have it; every rank calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    saved: Any = get_optimizer_state_dict(model, optimizer, options=options)
     if not saved:  # this is another rank
         return {}
     groups, state = saved["param_groups"], saved["state"]
@@ -68,7 +68,8 @@ def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
             set_model_state_dict(model, _load(folder / MODEL, "model", get_model_state_dict(model)))
         return
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=not _has_adapter(model))
-    set_model_state_dict(model, _weights(model, folder) if first else {}, options=options)
+    weights: dict[str, Any] = _weights(model, folder) if first else {}
+    set_model_state_dict(model, weights, options=options)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> None:
@@ -95,7 +96,7 @@ def _load(folder: Path, name: str, into: dict[str, Any]) -> dict[str, Any]:
     """What lies in a folder of `torch.distributed.checkpoint`, written into tensors of its shapes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process
-        dcp.load({name: into}, checkpoint_id=folder)
+        load({name: into}, checkpoint_id=folder)
     return into
 
 

@@ -217,35 +217,15 @@ class UnlearnTrainer(Trainer):
             ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
                 is none.
         """
-        out, saves = Path(str(self.args.output_dir)), self.args.save_strategy != "no"
-        if self.args.world_size > 1 and saves and not self.args.save_on_each_node:
-            engines.check_one_folder(out)
+        engines.check_one_folder(self)
         if resume_from_checkpoint:
-            begun = self._begun(out, resume_from_checkpoint)
+            begun = engines.checkpoint_of(self, resume_from_checkpoint)
             for each in self._beside_states():
                 each.load_from(begun)
-            if self.args.should_save and begun.parent.samefile(out):
+            if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
                 checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
             resume_from_checkpoint = str(begun)
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _begun(self, out: Path, given: str | bool) -> Path:
-        """The checkpoint to go on from, which all ranks agree on and this run can read."""
-        found, failure = None, None
-        if self.is_local_process_zero():
-            try:
-                if given is True:
-                    found = checkpoints.newest(out, self.fingerprints)
-                else:
-                    checkpoints.check(found := Path(str(given)), self.fingerprints)
-                if found is None:
-                    raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
-                engines.check_resumable(found, self)
-            except ValueError as error:
-                failure = error
-        begun = engines.agreed_folder(found, failure)
-        assert begun is not None
-        return begun
 
     def _beside_states(self) -> list[Any]:
         """Callbacks with files of their own in a checkpoint."""
@@ -259,43 +239,34 @@ class UnlearnTrainer(Trainer):
         out = Path(super()._get_output_dir(trial))
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         beside = out / checkpoints.PARTIAL
-        parent = super()
-
-        def write() -> None:
+        try:
+            if self.args.should_save:
+                shutil.rmtree(beside / name, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._unlogged.over_ranks(self.accelerator)
             self._beside = str(beside)
-            try:
-                parent._save_checkpoint(model, trial)
-            finally:
-                self._beside = None
-
-        def seal() -> None:
+            super()._save_checkpoint(model, trial)
+            self._beside = None
+            engines.all_wrote()
             if self.args.should_save:
                 for each in self._beside_states():
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
                 checkpoints.rotate(out / name, self.args.save_total_limit)
-
-        if self.args.should_save:
-            shutil.rmtree(beside / name, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._unlogged.over_ranks(self.accelerator)
-        for part in (write, seal):
-            failure = None
-            try:
-                part()
-            except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
-                if part is write and self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                    raise  # the other ranks may be waiting for this one's part
-                failure = " ".join(str(error).split())
-            reasons = [reason for reason in engines.gathered(failure) if reason is not None]
-            if reasons:
-                if self.args.should_save:
-                    shutil.rmtree(beside, ignore_errors=True)
-                logger.warning(
-                    "checkpoint %s could not be written (%s); training goes on without it", out / name, reasons[0]
-                )
-                break
+            engines.all_wrote()
+        except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
+            in_parts = self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            if self._beside is not None and in_parts:  # the others may wait for this rank's part
+                raise
+            reason = " ".join(str(error).split())
+            if not isinstance(error, engines.NotWrittenError):
+                engines.gathered(reason)
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+            logger.warning("checkpoint %s could not be written (%s); training goes on without it", out / name, reason)
+        finally:
+            self._beside = None
 
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer's; FSDP2 on CPUs too, and of a model that is sharded already."""
