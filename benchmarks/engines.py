@@ -72,10 +72,7 @@ def work(name: str, folder: Path) -> None:
     """On a rank: every case of an engine; alone, the same in one process and from the ranks' checkpoints."""
     options = ENGINES[name]
     if options["engine"].startswith("zero"):
-        from accelerate.state import PartialState
-        from accelerate.utils import DistributedType
-
-        PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_CPU)
+        engines.deepspeed_on_cpu()
     for case in CASES:
         own, alone = folder / name / key(case), folder / "one" / key(case)
         own.mkdir(parents=True, exist_ok=True)

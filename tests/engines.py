@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,11 @@ def weights(of: UnlearnTrainer) -> Tensor:
             return torch.cat([parameter.detach().flatten().clone() for parameter in of.model.parameters()])
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in of.model.parameters()]
     return torch.cat([parameter.detach().flatten() for parameter in whole])
+
+
+def start(options: dict[str, Any]) -> Tensor:
+    """The weights that a run begins with."""
+    return torch.cat([p.detach().flatten() for p in model(lora=options.get("lora", False)).parameters()])
 
 
 class Begun(TrainerCallback):
@@ -253,11 +259,71 @@ def disagreeing(folder: Path) -> None:
     assert not list((folder / "disk full").glob("checkpoint-*"))
 
 
+def documented(folder: Path, *, of_deepspeed: bool) -> None:
+    """The scripts of docs/engines.md, of fewer steps and on a CPU."""
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(others) == 4, others
+
+    def on_cpu(*given: Any, **named: Any) -> TrainingArguments:
+        return TrainingArguments(*given, use_cpu=not of_deepspeed, report_to="none", disable_tqdm=True, **named)
+
+    for at, block in enumerate(others[3:] if of_deepspeed else others[:3]):
+        known: dict[str, Any] = {
+            "model": tiny.model(),
+            "tokenizer": tiny.tokenizer(),
+            "out": str(folder / f"docs {at}"),
+        }
+        known |= {"forget_rows": FORGET, "retain_rows": RETAIN, "on_cpu": on_cpu}
+        for part in (first.replace("steps=300", "steps=3").replace("batch_size=32", "batch_size=8"), block):
+            part = part.replace("save_steps=100", "save_steps=2")
+            exec(compile(part.replace("TrainingArguments(", "on_cpu("), "docs/engines.md", "exec"), known)
+        assert (Path(known["out"]) / "checkpoint-2" / "manifest.json").is_file(), block
+
+
+def deepspeed_on_cpu() -> None:
+    """Let accelerate know of DeepSpeed's ranks on a CPU, too."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_CPU)
+
+
+ZERO: dict[str, dict[str, Any]] = {
+    "zero-1": {"engine": "zero-1", "accumulation": 4},
+    "zero-2, 8 bits": {"engine": "zero-2", "accumulation": 2, "bits": 8},
+    "zero-3, adapter": {"engine": "zero-3", "accumulation": 2, "lora": True, "forget": "NPO"},
+}
+
+
+def zero(folder: Path) -> None:
+    """As `straight`, under DeepSpeed."""
+    deepspeed_on_cpu()
+    for name, options in ZERO.items():
+        run = trainer(folder / name, **options)
+        run.train()
+        trained, optimizer = weights(run), run.multi_objective
+        assert optimizer is not None
+        eight = sum("codes" in key for own in optimizer.state.values() for key in own)
+        assert bool(eight) == ("8 bits" in name), optimizer.state
+        again = trainer(folder / name, **{**options, "save_strategy": "no"}, callbacks=[begun := Begun()])
+        again.train(str(folder / name / f"checkpoint-{SAVED}"))
+        assert begun.step == SAVED, begun.step
+        assert torch.equal(weights(again), trained), name
+        if dist.get_rank() == 0:
+            torch.save(trained, folder / f"{name}.pt")
+
+
 def main(folder: Path) -> None:
     READING.BLOCKS = 10**6  # type: ignore[attr-defined]  # of a shard as of the whole, all
-    straight(folder)
-    rows(folder)
-    disagreeing(folder)
+    if "zero" in sys.argv:
+        zero(folder)
+        documented(folder, of_deepspeed=True)
+    else:
+        straight(folder)
+        rows(folder)
+        documented(folder, of_deepspeed=False)
+        disagreeing(folder)
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
     )
     assert finished.returncode == 0, finished.stderr[-6000:]
     return made
@@ -184,6 +185,77 @@ def test_a_step_has_the_same_rows_on_any_number_of_ranks_and_none_reaches_two(
         assert all(sum(part.values()) >= accumulation for part in own)
 
 
+# DeepSpeed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_two_ranks_of_deepspeed_train_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = subprocess.run(
+        [*LAUNCHER, "-m", "tests.engines", str(tmp_path), "zero"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr[-6000:]
+    for name, options in engines.ZERO.items():
+        expected, _ = alone(tmp_path, options, monkeypatch)
+        ours = torch.load(tmp_path / f"{name}.pt")
+        if "8 bits" in name:  # blocks of flattened parameters have other elements in them
+            assert (ours - expected).abs().max() < 0.1 * (expected - engines.start(options)).abs().max()
+        else:
+            assert_same(ours, expected)
+
+
+class Zero:
+    """What DeepSpeed does with a client's optimizer: each group made flat, and stepped by itself."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            flat = torch.cat([param.detach().flatten() for param in group["params"]])
+            group["params"] = [torch.nn.Parameter(flat)]
+
+    def step(self) -> None:
+        groups = self.optimizer.param_groups
+        for group in groups:
+            self.optimizer.param_groups = [group]
+            group["params"][0].grad = torch.ones_like(group["params"][0])
+            self.optimizer.step()
+        self.optimizer.param_groups = groups
+
+
+def test_a_choice_serves_all_the_parts_of_a_step_of_deepspeed_and_no_other(tmp_path: Path) -> None:
+    run = engines.trainer(tmp_path, "plain", accumulation=1, bits=8, save_strategy="no")
+    run.is_deepspeed_enabled = True
+    optimizer = run.create_optimizer()
+    assert [group["flat"] for group in optimizer.param_groups] == [True, False, False]
+    run.optimizer = SimpleNamespace(optimizer=Zero(optimizer))  # as accelerate wraps DeepSpeed's
+    assert run.multi_objective is optimizer
+    batch = run.rows.collate([run.rows[draw] for draw in next(iter(run._plan()))])
+    run._hand_over(batch)
+    run.optimizer.optimizer.step()
+    for group in optimizer.param_groups:
+        own = optimizer.state[group["params"][0]]
+        assert (int(own["delta_step/forget"]), int(own["delta_step/retain"])) == (1, 0)
+        assert ("codes/base_exp_avg" in own) == (group["name"] == "matrices")
+    run._stepping = None
+    with pytest.raises(ValueError, match="whose step is it"):
+        run.optimizer.optimizer.step()
+
+
+def test_8_bits_that_flattening_would_undo_are_refused() -> None:
+    layer = torch.nn.Linear(64, 64)
+    for bits, refused in (({"delta_bits": 8}, True), ({"base_bits": 8}, True), ({}, False)):
+        made = DualOptimPlus(layer.parameters(), **bits)
+        if refused:
+            with pytest.raises(ValueError, match="unless its group says flat=True"):
+                checked.check_bits(made)
+            made.param_groups[0]["flat"] = True
+        checked.check_bits(made)
+
+
 # What an engine cannot do
 
 
@@ -215,7 +287,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, bool], str]] = {
     "ranks that accelerate does not know": (
         {"args__world_size": 2},
         {},
-        "torch.distributed has 1 ranks, but accelerate, .* knows of 2",
+        "there are 1 ranks, but accelerate, .* knows of 2",
     ),
     "rows shared out twice": (
         {"args__accelerator_config": SimpleNamespace(split_batches=True)},
@@ -247,6 +319,13 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, bool], str]] = {
         "save_on_each_node: .*a disk that all nodes share",
     ),
 }
+
+
+def test_ranks_of_which_accelerate_is_not_told_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engines.trainer(tmp_path, "plain", accumulation=1, save_strategy="no")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as of torchrun on a machine without a GPU, and no use_cpu
+    with pytest.raises(ValueError, match=r"there are 2 ranks, but .* knows of 1, .* pass use_cpu=True"):
+        checked.check(run, by_hand=False, combines=False)
 
 
 @pytest.mark.parametrize(("changes", "how", "said"), REFUSED.values(), ids=REFUSED)

@@ -62,12 +62,14 @@ def check(trainer: Any, *, by_hand: bool, combines: bool) -> None:
         ValueError: says what it is and what to use instead.
     """
     args, model = trainer.args, trainer.model
-    there = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    there = int(os.environ.get("WORLD_SIZE") or 1)
+    if dist.is_available() and dist.is_initialized():
+        there = dist.get_world_size()
     if there != args.world_size:
         raise ValueError(
-            f"torch.distributed has {there} ranks, but accelerate, which shares out the rows, knows of "
-            f"{args.world_size}, so every rank would train on the same rows; start by torchrun or accelerate launch, "
-            "which set RANK, LOCAL_RANK and WORLD_SIZE, and pass use_cpu=True where there is no GPU"
+            f"there are {there} ranks, but accelerate, which shares out the rows, knows of {args.world_size}, so that "
+            "ranks would train on the same rows; start by torchrun or accelerate launch, which set RANK, LOCAL_RANK "
+            "and WORLD_SIZE, and pass use_cpu=True where there is no GPU"
         )
     for name in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, name, None):

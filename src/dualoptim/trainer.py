@@ -3,7 +3,8 @@
 All that a Trainer does stays as it is: callbacks, logging, `report_to`, mixed precision, gradient checkpointing,
 checkpoints and resume. What is added: batches carry their objective, each objective has its own loss, a
 multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices, and
-checkpoints are whole or not there (`dualoptim.checkpoints`).
+checkpoints are whole or not there (`dualoptim.checkpoints`). On several ranks, under DDP, FSDP2 or DeepSpeed, a run
+ends as in one process (`dualoptim.engines`, `dualoptim.sharded`).
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class UnlearnTrainer(Trainer):
         reference: the frozen model that losses compare with. Without it, that is the model as it is handed over, and
             under PEFT the model without its adapter. Where a loss needs no more than log π_ref(y|x), that is computed
             once, for every row that will be drawn; only where one needs all logits does a model of 32-bit weights need
-            a reference beside it.
+            a reference beside it. A model that is to be sharded is asked when training begins, and what it said is kept
+            in checkpoints; a reference may be sharded by `fully_shard`.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
         max_length: the most tokens that a row may have.
