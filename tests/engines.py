@@ -47,7 +47,8 @@ def model(*, lora: bool = False, seed: int = 0) -> Any:
         import peft
 
         torch.manual_seed(3)
-        made = peft.get_peft_model(made, peft.LoraConfig(r=2, target_modules="all-linear"))
+        # Of rank 1, so that the second of two ranks has no part of a matrix of one row.
+        made = peft.get_peft_model(made, peft.LoraConfig(r=1, target_modules="all-linear"))
     return made
 
 
@@ -151,8 +152,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "plugin, full": {"engine": "plugin", "accumulation": 4, "kind": "FULL"},
     "plugin, 8 bits, adapter": {"engine": "plugin", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO"},
     "plugin, full, adapter": {"engine": "plugin", "accumulation": 2, "kind": "FULL", "lora": True},
-    "hand, 8 bits, own optimizer": {"engine": "hand", "accumulation": 2, "bits": 8, "optimizer": "own"},
-}
+    "hand, 8 bits, adapter, own optimizer": {
+        "engine": "hand", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO", "optimizer": "own"
+    },
+}  # fmt: skip
 UNSAVED: dict[str, dict[str, Any]] = {
     "combined": {"accumulation": 4, "turns": JOINT, "optimizer": ADAMW, "combine": pcgrad},
     "compared with a model": {"accumulation": 2, "forget": "NPO", "retain": "KL"},
