@@ -67,6 +67,7 @@ def trainer(
     reference: Any = None,
     combine: Any = None,
     callbacks: Any = None,
+    eval_dataset: Any = None,
     **arguments: Any,
 ) -> UnlearnTrainer:
     """`accumulation` is what one process would need: two ranks take half of it."""
@@ -116,6 +117,7 @@ def trainer(
         combine=combine,
         diagnostics_every=STEPS,
         callbacks=callbacks,
+        eval_dataset=eval_dataset,
         **chosen,
     )
 
@@ -156,10 +158,32 @@ RUNS: dict[str, dict[str, Any]] = {
         "engine": "hand", "accumulation": 2, "bits": 8, "lora": True, "forget": "NPO", "optimizer": "own"
     },
 }  # fmt: skip
+BEST = {
+    "accumulation": 4,
+    "eval_strategy": "steps",
+    "eval_steps": SAVED,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_forget_loss",
+    "greater_is_better": True,  # which it is at first
+    "eval_dataset": {"forget": FORGET, "retain": RETAIN},
+}
 UNSAVED: dict[str, dict[str, Any]] = {
     "combined": {"accumulation": 4, "turns": JOINT, "optimizer": ADAMW, "combine": pcgrad},
     "compared with a model": {"accumulation": 2, "forget": "NPO", "retain": "KL"},
 }
+
+
+def evaluated(run: UnlearnTrainer) -> list[dict[str, float]]:
+    """The numbers of a run's evaluations, but for times."""
+    return [
+        {
+            key: value
+            for key, value in entry.items()
+            if key.startswith("eval_") and "second" not in key and "time" not in key
+        }
+        for entry in run.state.log_history
+        if any(key.startswith("eval_") for key in entry)
+    ]
 
 
 def straight(folder: Path) -> None:
@@ -184,6 +208,12 @@ def straight(folder: Path) -> None:
         trained = weights(run)
         if dist.get_rank() == 0:
             torch.save((trained, {}), folder / f"{name}.pt")
+    for kind in ("FULL", "SHARDED"):
+        run = trainer(folder / f"best, {kind}", "plugin", kind=kind, **BEST)
+        run.train()
+        trained = weights(run)
+        if dist.get_rank() == 0:
+            torch.save((trained, evaluated(run)), folder / f"best, {kind}.pt")
     for engine in ("plugin", "hand"):
         run = trainer(folder / "plain", engine, accumulation=4, save_strategy="no")
         run.train(str(folder / "plain" / f"checkpoint-{SAVED}"))

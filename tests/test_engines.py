@@ -104,6 +104,17 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one_process(
     assert_same(trained, alone(folder, engines.RUNS["plugin"], monkeypatch)[0])
 
 
+@pytest.mark.parametrize("kind", ["FULL", "SHARDED"])
+def test_two_ranks_evaluate_and_put_back_the_best_model_as_one_process(folder: Path, kind: str) -> None:
+    run = engines.trainer(folder / f"best alone, {kind}", "plain", **engines.BEST)
+    run.train()
+    assert run.state.best_global_step == engines.SAVED
+    trained, found = torch.load(folder / f"best, {kind}.pt")
+    assert_same(trained, engines.weights(run))
+    for ours, theirs in zip(found, engines.evaluated(run), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 @pytest.mark.parametrize("engine", ["plugin", "hand"])
 def test_a_sharded_model_is_saved_whole(folder: Path, engine: str) -> None:
     from transformers import AutoModelForCausalLM
@@ -264,9 +275,7 @@ def told(**changes: Any) -> Any:
     plugin = SimpleNamespace(fsdp_version=2, deepspeed_config={}, zero_stage=2)
     state = SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=plugin)
     known = {
-        "args": SimpleNamespace(
-            world_size=1, accelerator_config=None, save_on_each_node=False, mixed_precision="no", fsdp_plugin_args=None
-        ),
+        "args": SimpleNamespace(world_size=1, save_on_each_node=False, mixed_precision="no", fsdp_plugin_args=None),
         "model": torch.nn.Linear(2, 2),
         "accelerator": SimpleNamespace(state=state),
         "is_fsdp_enabled": False,
@@ -289,12 +298,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, bool], str]] = {
         {},
         "there are 1 ranks, but accelerate, .* knows of 2",
     ),
-    "rows shared out twice": (
-        {"args__accelerator_config": SimpleNamespace(split_batches=True)},
-        {},
-        "accelerator_config split_batches: .*leave it out",
-    ),
-    "tensor parallelism": ({"args__parallelism_config": object()}, {}, "use fsdp=True"),
+    "tensor parallelism": ({"model": SimpleNamespace(tp_size=2)}, {}, "load it whole and give fsdp=True"),
     "the first FSDP": ({"is_fsdp_enabled": True, "plugin__fsdp_version": 1}, {}, "use fsdp_config={'version': 2}"),
     "precision of a model sharded by hand": (
         {"is_fsdp_enabled": True, "args__mixed_precision": "bf16"},

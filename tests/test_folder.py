@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, folder, models, report, runs, unlearn
+from dualoptim import cli, folder, models, report, reporting, runs, unlearn
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
 
@@ -240,6 +240,36 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert run("--save-model", "false", "--resume") == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file is told from another by its number, which it lacks there")
+def test_what_takes_its_place_is_on_the_disk(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the power fail: contents before the name, and then the name."""
+    done: list[tuple[str, int, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        at = os.fstat(descriptor)
+        done.append(("synced", at.st_ino, at.st_mtime_ns))
+        sync(descriptor)
+
+    def replaced(beside: Any, target: Any) -> None:
+        beside = Path(beside)
+        if not beside.name.startswith("removed-") and not Path(target).name.startswith("removed-"):
+            for path in [beside, *beside.rglob("*")]:
+                at = path.stat()
+                known = [inode for _, inode, when in done if path.is_dir() or when == at.st_mtime_ns]
+                assert path.is_dir() or at.st_ino in known, f"{path} is renamed before it is on the disk"
+            done.append(("renamed", Path(target).parent.stat().st_ino, 0))
+        replace(beside, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    assert run("--save-every", "3") == 0
+    names = [inode for kind, inode, _ in done if kind == "renamed"]
+    assert len(names) >= 6  # settings, environment, two checkpoints, records, results, the page, the model
+    for i, (kind, inode, _) in enumerate(done):
+        assert kind == "synced" or any(each[:2] == ("synced", inode) for each in done[i:])
+
+
 @pytest.mark.parametrize("said", ["can't start new thread", "could not create a primitive", "out of memory"])
 def test_too_little_memory_is_a_sentence(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str
@@ -454,3 +484,30 @@ def test_scoring_needs_no_room_for_training(place: Path, monkeypatch: pytest.Mon
     rows = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-length", "8"]
     assert cli.main(["evaluate", "--model", "model", *rows]) == 0
     assert cli.main(["unlearn", "--model", "model", *rows, "--out", "out"]) == 2
+
+
+class Board(reporting.TensorBoardCallback):  # type: ignore[misc]
+    """As the real one, where tensorboard is not installed: its writer writes a file."""
+
+    def __init__(self) -> None:
+        self._SummaryWriter, self.tb_writer, self.logging_dir = self._writer, None, None
+
+    @staticmethod
+    def _writer(log_dir: str) -> Any:
+        Path(log_dir).mkdir(parents=True)
+        (Path(log_dir) / "events").write_text("")
+        nothing = dict.fromkeys(("add_text", "add_scalar", "flush", "close"), lambda *arguments: None)
+        return SimpleNamespace(**nothing)
+
+
+def test_what_a_tracker_writes_is_not_among_the_checkpoints(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reporting.INTEGRATION_TO_CALLBACK, "tensorboard", Board)
+    monkeypatch.setattr(reporting, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    for more in ((), ("--resume",)):
+        assert run("--report-to", "tensorboard", "--save-every", "3", *more) == 0
+        assert len(list((place / "out" / "logs").rglob("events"))) == 1
+        assert [path.name for path in (place / "out" / "checkpoints").iterdir()] == ["checkpoint-6"]
+        assert results(place)["runs"]
+    folder.check("out", {}, resume=False, overwrite=True)

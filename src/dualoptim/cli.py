@@ -1,4 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | report | ls | env | certify | verify.
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify.
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -32,6 +32,7 @@ COMMANDS = {
     "unlearn": "unlearn by one method, from a recipe, a task or your own files",
     "compare": "several methods from the same start, rows and budget",
     "evaluate": "score a model on a task or on your own rows",
+    "plan": "what fits where: the memory of a step, from a model's configuration alone",
     "report": "make the page and the table of finished runs again, several on one page",
     "ls": "list recipes, tasks, losses and methods",
     "env": "versions, processor, memory and devices",
@@ -42,6 +43,9 @@ RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "method
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
                      "max_length", "score_bf16")  # fmt: skip
+
+
+PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,13 +110,16 @@ def _parsers() -> dict[str, ArgumentParser]:
     }
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     types = typing.get_type_hints(RunConfig)
-    for name in ("unlearn", "compare", "evaluate"):
-        shown = EVALUATION_FIELDS if name == "evaluate" else tuple(fields)
+    for name, shown in (
+        ("unlearn", tuple(fields)), ("compare", tuple(fields)), ("evaluate", EVALUATION_FIELDS), ("plan", PLAN_FIELDS)
+    ):  # fmt: skip
         for key in shown:
             default = getattr(RunConfig(), key)
             made[name].add_argument(
                 f"--{key.replace('_', '-')}", type=types[key], default=default, help=fields[key].metadata["help"]
             )
+        if name == "plan":
+            continue
         made[name].add_argument(
             "--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`"
         )
@@ -133,6 +140,10 @@ def _parsers() -> dict[str, ArgumentParser]:
         type=str,
         default=None,
         help="a run's folder or records.jsonl, or a file of --scores: its numbers",
+    )
+    made["plan"].add_argument("--devices", type=int, default=None, help="that train together [the GPUs here, or 1]")
+    made["plan"].add_argument(
+        "--device-memory", type=str, default=None, help="of each, such as 80GB or 24GiB [this machine's]"
     )
     made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
     made["report"].add_argument(
@@ -339,7 +350,7 @@ def _run(name: str, parsed: Namespace) -> int:
     if name in ("unlearn", "compare"):
         _unlearn(name, parsed)
     else:
-        {"quickstart": _quickstart, "evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env,
+        {"quickstart": _quickstart, "evaluate": _evaluate, "plan": _plan, "report": _report, "ls": _ls, "env": _env,
          "certify": _certify}[name](parsed)  # fmt: skip
     return 0
 
@@ -470,6 +481,12 @@ def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
             f"{metric.label:<28}{shown} "
             + (f"not computed: {now.missing[key]}" if value is None else f"{report.text(value, metric.format):>8}")
         )
+
+
+def _plan(parsed: Namespace) -> None:
+    from . import plan
+
+    plan.show(RunConfig(**{name: getattr(parsed, name) for name in PLAN_FIELDS}), parsed.devices, parsed.device_memory)
 
 
 def _report(parsed: Namespace) -> None:

@@ -71,20 +71,10 @@ def check(trainer: Any, *, by_hand: bool, combines: bool) -> None:
             "ranks would train on the same rows; start by torchrun or accelerate launch, which set RANK, LOCAL_RANK "
             "and WORLD_SIZE, and pass use_cpu=True where there is no GPU"
         )
-    for name in ("split_batches", "dispatch_batches"):
-        if getattr(args.accelerator_config, name, None):
-            raise ValueError(
-                f"accelerator_config {name}: each rank reads its own batches of the plan here, which are not shared "
-                "out once more; leave it out"
-            )
-    if (
-        getattr(args, "parallelism_config", None) is not None
-        or (getattr(model, "tp_size", None) or 1) > 1
-        or getattr(model, "is_distributed_loading_by_transformers", False)
-    ):
+    if (getattr(model, "tp_size", None) or 1) > 1 or getattr(model, "is_distributed_loading_by_transformers", False):
         raise ValueError(
-            "tensor and context parallelism (parallelism_config, distributed_config) are not supported, as ranks that "
-            "share a model's layers would get different rows; use fsdp=True, which shards by parameters"
+            "a model that from_pretrained spread over devices (tp_plan, distributed_config) is not supported, as ranks "
+            "that share its layers would get different rows; load it whole and give fsdp=True"
         )
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer, by_hand=by_hand)

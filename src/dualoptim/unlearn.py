@@ -8,7 +8,6 @@ writes the folder that `dualoptim.runs` describes.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import shutil
 import statistics
@@ -24,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import checkpoints, report, resolve, runs
+from . import checkpoints, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
@@ -34,7 +33,7 @@ from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .folder import CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
+from .folder import CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, without_cache
 from .resolved import Origin, Resolved
@@ -173,7 +172,7 @@ def train(
             use_cpu=device.type == "cpu",
             seed=config.seed,
             logging_steps=config.log_every,
-            report_to="none" if config.report_to in resolve.NOWHERE else config.report_to,
+            report_to="none" if config.report_to in reporting.NOWHERE else config.report_to,
             save_strategy="steps" if config.save_every else "no",
             save_steps=config.save_every or 500,
             save_total_limit=1,
@@ -192,6 +191,7 @@ def train(
         },
         turns=turns,
         processing_class=tokenizer,
+        log_dir=folder / LOGS,
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
         max_length=config.max_length,
@@ -215,7 +215,7 @@ def train(
         model = model.merge_and_unload()
     gc.collect()
     checkpoints.clear(checkpoints_folder)
-    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
+    with suppress(OSError):  # the Trainer makes it in any case; checkpoints may be there
         checkpoints_folder.rmdir()
     finite = is_finite(model)
     if finite:
@@ -276,7 +276,7 @@ def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
             model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        into_place(beside, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
