@@ -29,6 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from . import checkpoints
+from .adapters import AtStart, check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .losses import Loss, sequence_log_probs
@@ -74,10 +75,10 @@ class UnlearnTrainer(Trainer):
         objectives: name → `Objective`.
         turns: what each optimizer step serves, from `dualoptim.schedule`.
         processing_class: the model's tokenizer.
-        reference: the frozen model that losses compare with. Without it, that is the model as it is handed over, and
-            under PEFT the model without its adapter. Where a loss needs no more than log π_ref(y|x), that is computed
-            once, for every row that will be drawn; only where one needs all logits does a model of 32-bit weights need
-            a reference beside it.
+        reference: the frozen model that losses compare with. Without it, that is the model as it is handed over, its
+            adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for every row that
+            will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not the whole
+            model, as under PEFT; a model that is trained as a whole needs a reference beside it.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
         max_length: the most tokens that a row may have.
@@ -92,7 +93,8 @@ class UnlearnTrainer(Trainer):
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
-        ValueError: a loss without the reference model or the refusals it needs, arguments that want the best checkpoint
+        ValueError: an adapter of a kind that is not supported (`dualoptim.adapters.KINDS`), a loss without the
+            reference model or the refusals it needs, arguments that want the best checkpoint
             by an evaluation, a turn of several objectives with an
             optimizer that steps for one, or a batch whose objective is not the one whose turn it is.
     """
@@ -114,8 +116,9 @@ class UnlearnTrainer(Trainer):
         fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        if reference is None and hasattr(model, "disable_adapter"):
-            reference = _WithoutAdapter(model)
+        check_model(model)
+        if reference is None:
+            reference = _at_start(model, {objective.loss.reference for objective in objectives.values()})
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
             if objective.loss.reference == "model" and reference is None:
@@ -130,7 +133,7 @@ class UnlearnTrainer(Trainer):
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self.compute_loss, **kwargs)
         self.objectives, self.turns = dict(objectives), list(turns)
         self.reference = reference
-        if reference is not None and not isinstance(reference, _WithoutAdapter):
+        if reference is not None and not isinstance(reference, AtStart):
             reference.to(args.device).eval().requires_grad_(False)
         self.combine = combine
         self.rows = ObjectiveRows(
@@ -160,7 +163,7 @@ class UnlearnTrainer(Trainer):
         order = sorted(tokens, key=lambda key: len(tokens[key].input_ids))
         size = max(1, max(sum(turn.values()) for turn in self.turns) // self.args.gradient_accumulation_steps)
         frozen = self.model if self.reference is None else self.reference
-        own = self.reference is None or isinstance(self.reference, _WithoutAdapter)
+        own = self.reference is None or isinstance(self.reference, AtStart)
         if own and next(self.model.parameters()).device.type != self.args.device.type:  # moved when training begins
             raise ValueError(
                 f"what the losses of {', '.join(compared)} compare with is asked before training, when a model that is "
@@ -514,20 +517,11 @@ class Multipliers(TrainerCallback, ExportableState):
             self.values = dict(saved["args"]["values"])
 
 
-class _WithoutAdapter(nn.Module):
-    """A PEFT model with its adapter switched off: the model as it was, at no memory of its own."""
+def _at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
+    """The model as it is handed over, where losses want it and what is trained of it is not the whole.
 
-    module: Any
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
-
-    def forward(self, **inputs: Any) -> Any:
-        training = self.module.training
-        self.module.eval()  # a reference drops nothing out
-        try:
-            with self.module.disable_adapter():
-                return self.module(**inputs)
-        finally:
-            self.module.train(training)
+    An adapter is little, so that it is kept wherever a loss compares with anything.
+    """
+    partly = any(not p.requires_grad for p in model.parameters())
+    compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
+    return AtStart(model) if partly and compares else None
