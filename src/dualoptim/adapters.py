@@ -241,7 +241,8 @@ def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
     if not weights:
         return wrapped
     found = wrapped.load_adapter(adapter, NAME, torch_device="cpu")
-    for which, keys in (("lacks", found.missing_keys), ("has beyond it", found.unexpected_keys)):
+    beyond = [key for key in found.unexpected_keys if key != "prompt_embeddings"]  # put in place by themselves
+    for which, keys in (("lacks", found.missing_keys), ("has beyond it", beyond)):
         if keys:
             raise UserError(
                 f"model {adapter!r}: its weights are not those of an adapter of {base}: it {which} {len(keys)} of "
@@ -281,13 +282,17 @@ def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
     return wrapped
 
 
+_SET_RIGHT = (  # what PEFT warns of though nothing is wrong, or it sets it right by itself
+    "fan_in_fan_out", "The PEFT config's", "tie_word_embeddings", "Input and output embeddings are no longer tied",
+    "find a config file", "Unable to fetch remote file", "save_embedding_layers", "is_gradient_checkpointing",
+)  # fmt: skip
+
+
 @contextmanager
 def _as_ours() -> Iterator[None]:
-    """Without what PEFT warns of and sets right by itself."""
     with warnings.catch_warnings():
-        for said in ("fan_in_fan_out", "The PEFT config's", ".*tie_word_embeddings", "Input and output embeddings",
-                     ".*find a config file", ".*save_embedding_layers", ".*is_gradient_checkpointing"):  # fmt: skip
-            warnings.filterwarnings("ignore", message=f".*{said}")
+        for words in _SET_RIGHT:
+            warnings.filterwarnings("ignore", message=f"(?s).*{words}")
         yield
 
 
@@ -298,6 +303,17 @@ def save(model: Any, folder: Path) -> None:
 
 
 # Four bits
+
+
+def without_packing(model: Any) -> Any:
+    """A model in 4 bits, kept as it is: on some processors bitsandbytes would pack its weights anew to score them.
+
+    That rounds their scales once more, for good, and takes no layer of another width than a multiple of 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 BITS_4 = 4.127  # of a weight: 4, and the scales of blocks of 64, in 8 bits with scales of their own

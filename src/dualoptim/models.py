@@ -134,7 +134,7 @@ def load_model(model: str, *, in_4bit: bool = False) -> Any:
             f"model {model!r}: its files lack {len(missing)} of its weights, {missing[0]} first, which would begin at "
             "random; fetch or save it again"
         )
-    _finite(model, loaded)
+    _finite(model, adapters.without_packing(loaded))
     if loaded.generation_config.eos_token_id is None:
         # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
