@@ -6,7 +6,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from . import tiny
 from .test_trainer import FORGET, RETAIN, weights
 
 peft = pytest.importorskip("peft")
+ROOT = str(Path(__file__).parents[1])
 
 QV, CAUSAL = ["q_proj", "v_proj"], {"task_type": "CAUSAL_LM"}
 KINDS: dict[str, Callable[[], Any]] = {
@@ -241,6 +245,50 @@ def test_a_seed_makes_an_adapter_and_leaves_the_generator_alone() -> None:
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
 
+SHARDED = """
+import copy, os, sys
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from dualoptim import adapters
+from dualoptim.losses import LOSSES
+from tests.test_adapters import handed_over
+
+dist.init_process_group("gloo")
+whole, sharded = handed_over("modules_to_save"), handed_over("modules_to_save")
+references = copy.deepcopy(whole).requires_grad_(False), adapters.AtStart(sharded)
+for part in (*sharded.base_model.model.model.layers, sharded):
+    fully_shard(part)
+ids = torch.arange(40, 60).view(2, 10)
+batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+losses = []
+for model, reference in zip((whole, sharded), references):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):  # the second loss asks the reference while the first one's graph is there
+        loss = LOSSES["NPO"]()(model, batch, reference) + 3 * LOSSES["KL"]()(model, batch, reference)
+        loss.backward(), optimizer.step(), optimizer.zero_grad()
+        losses.append(float(loss))
+pairs = [(a.detach(), b.full_tensor().detach()) for a, b in zip(whole.parameters(), sharded.parameters())]
+if dist.get_rank() == 0:
+    torch.save((losses, max(float((a - b).abs().max()) for a, b in pairs)), sys.argv[1])
+dist.barrier()
+os._exit(0)  # gloo's threads now and then abort a process that takes itself down in order
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+def test_the_reference_of_a_sharded_model_is_its_start(tmp_path: Path) -> None:
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([ROOT, *sys.path])}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    told = [*launcher, str(tmp_path / "sharded.py"), str(tmp_path / "losses.pt")]
+    subprocess.run(told, env=environment, check=True, capture_output=True, timeout=120)
+    losses, apart = torch.load(tmp_path / "losses.pt")
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
+    assert losses[0] > losses[2] + 1
+    assert apart < 1e-6
+
+
 def test_an_adapters_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
     saves = {"save_strategy": "steps", "save_steps": 2}
     whole = adapted(tmp_path / "whole", handed_over("LoRA"), **saves)
@@ -424,7 +472,6 @@ def test_an_adapter_is_trained_further_from_where_it_is(place: Path, capsys: pyt
     assert run("unlearn", "--out", "second", model="first/adapter") == 0
     (second,) = entries("second")
     assert same(second["before"], first["after"])
-    # Both the losses' reference and what they are compared with is the start, so the first of KL is 0.
     assert not same(second["after"], second["before"], 1e-3)
     said = json.loads((place / "second/adapter/adapter_config.json").read_text())
     assert (said["r"], said["base_model_name_or_path"]) == (2, str(place / "base"))
