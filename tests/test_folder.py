@@ -240,6 +240,36 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert run("--save-model", "false", "--resume") == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file is told from another by its number, which it lacks there")
+def test_what_takes_its_place_is_on_the_disk(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the power fail: contents before the name, and then the name."""
+    done: list[tuple[str, int, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        at = os.fstat(descriptor)
+        done.append(("synced", at.st_ino, at.st_mtime_ns))
+        sync(descriptor)
+
+    def replaced(beside: Any, target: Any) -> None:
+        beside = Path(beside)
+        if not beside.name.startswith("removed-") and not Path(target).name.startswith("removed-"):
+            for path in [beside, *beside.rglob("*")]:
+                at = path.stat()
+                known = [inode for _, inode, when in done if path.is_dir() or when == at.st_mtime_ns]
+                assert path.is_dir() or at.st_ino in known, f"{path} is renamed before it is on the disk"
+            done.append(("renamed", Path(target).parent.stat().st_ino, 0))
+        replace(beside, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    assert run("--save-every", "3") == 0
+    names = [inode for kind, inode, _ in done if kind == "renamed"]
+    assert len(names) >= 6  # settings, environment, two checkpoints, records, results, the page, the model
+    for i, (kind, inode, _) in enumerate(done):
+        assert kind == "synced" or any(each[:2] == ("synced", inode) for each in done[i:])
+
+
 @pytest.mark.parametrize("said", ["can't start new thread", "could not create a primitive", "out of memory"])
 def test_too_little_memory_is_a_sentence(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str

@@ -39,15 +39,22 @@ def trainer(
     combine: Any = None,
     bound: float | None = None,
     callbacks: Any = None,
+    release: bool = False,
     **arguments: Any,
 ) -> UnlearnTrainer:
-    settings = {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    settings = {
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
     return UnlearnTrainer(
         tiny.model(),
         TrainingArguments(
             str(folder),
             learning_rate=1e-3,
-            max_grad_norm=0.0,
             gradient_accumulation_steps=accumulation,
             **{**settings, **arguments},
         ),
@@ -63,6 +70,7 @@ def trainer(
         combine=combine,
         optimizer_cls_and_kwargs=optimizer,
         callbacks=callbacks,
+        release_gradients=release,
     )
 
 
@@ -352,3 +360,30 @@ def test_the_optimizer_gets_the_trainers_rate_and_the_objectives_names(tmp_path:
     told.create_optimizer()
     assert told.optimizer.param_groups[0]["lr"] == 2e-3
     assert told.optimizer.objectives == ("retain", "forget")
+
+
+@pytest.mark.parametrize("optimizer", [PLUS, ADAMW], ids=["DualOptim+", "AdamW"])
+def test_released_gradients_train_alike_to_the_bit(tmp_path: Path, optimizer: Any) -> None:
+    turns = by_turns({"forget": 1, "retain": 2}, 4, 6)
+    plain = trainer(tmp_path / "a", turns, optimizer=optimizer)
+    released = trainer(tmp_path / "b", turns, optimizer=optimizer, release=True)
+    for each in (plain, released):
+        each.train()
+    assert torch.equal(weights(plain), weights(released))
+    assert not torch.equal(weights(plain), torch.cat([p.detach().flatten() for p in tiny.model().parameters()]))
+    if optimizer is PLUS:
+        state = next(iter(released.multi_objective.state.values()))  # type: ignore[union-attr]
+        assert (int(state["step"]), int(state["delta_step/forget"]), int(state["delta_step/retain"])) == (6, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [
+        ({"max_grad_norm": 1.0}, "max_grad_norm 1 clips by the norm of all of them; set it to 0"),
+        ({"accumulation": 2}, "gradient_accumulation_steps is 2"),
+        ({"combine": pcgrad, "optimizer": ADAMW}, "combine makes one of several"),
+    ],
+)
+def test_gradients_are_not_released_where_all_are_needed(tmp_path: Path, what: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"frees each gradient as it comes, but {wrong}"):
+        trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 4, 2), release=True, **what)

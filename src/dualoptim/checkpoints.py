@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .folder import into_place
 from .schema import count, text, unlike
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ def _hash(manifest: Mapping[str, Any]) -> str:
 def put(beside: Path, folder: Path) -> None:
     """Give a sealed checkpoint its place; one of the same step that was there before goes."""
     remove(folder)
-    os.replace(beside, folder)
+    into_place(beside, folder)
     _without_empty(beside.parent)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -125,6 +125,24 @@ def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         lock.release()
 
 
+def into_place(beside: Path, place: Path) -> None:
+    """Give a file or folder that was written beside its place, for good: on the disk first, should the power fail."""
+    for path in (*(path for path in beside.rglob("*") if path.is_file()), beside):
+        _synced(path)
+    os.replace(beside, place)
+    _synced(place.parent)
+
+
+def _synced(path: Path) -> None:
+    # A folder's is its list of names; there are systems that open no folders, or sync none.
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def written(path: Path, text: str) -> None:
     """Write a file whole, or not at all.
 
@@ -134,7 +152,7 @@ def written(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        into_place(partial, path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()

@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from . import __version__, adapters, checkpoints
 from .checkpoints import sha256
 from .errors import UserError, unknown
-from .folder import written
+from .folder import into_place, written
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -375,7 +375,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             make(partial)
             checkpoints.seal(partial, {})
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            into_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

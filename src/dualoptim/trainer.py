@@ -33,7 +33,7 @@ from .adapters import AtStart, check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .losses import Loss, sequence_log_probs
-from .optim import DualOptimPlus, diagnostics, parameter_groups
+from .optim import DualOptimPlus, diagnostics, parameter_groups, releasing
 from .schedule import Turn
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,9 @@ class UnlearnTrainer(Trainer):
         diagnostics_every: optimizer steps between readings of what the objectives do to each other
             (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
             `self.diagnostics`, on resume from the last one on. A reading costs about as much as one optimizer step.
+        release_gradients: step each parameter while backward runs and free its gradient
+            (`dualoptim.optim.releasing`), so that no two are there at once. Needs `max_grad_norm` 0 and a step in one
+            micro-batch and one process, without fp16.
         fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
             checkpoint of a run that was made of something else.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
@@ -113,6 +116,7 @@ class UnlearnTrainer(Trainer):
         combine: Rule | None = None,
         max_length: int = 512,
         diagnostics_every: int = 50,
+        release_gradients: bool = False,
         fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -127,6 +131,8 @@ class UnlearnTrainer(Trainer):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
         if args.load_best_model_at_end or args.save_strategy == "best":
             raise ValueError("a best checkpoint is chosen by an evaluation, which this trainer has none of")
+        if release_gradients:
+            _check_release(args, combine)
         args.max_steps = len(turns)
         args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
@@ -135,7 +141,7 @@ class UnlearnTrainer(Trainer):
         self.reference = reference
         if reference is not None and not isinstance(reference, AtStart):
             reference.to(args.device).eval().requires_grad_(False)
-        self.combine = combine
+        self.combine, self.release_gradients = combine, release_gradients
         self.rows = ObjectiveRows(
             {name: objective.rows for name, objective in objectives.items()},
             {name: objective.refusals for name, objective in objectives.items() if objective.loss.needs_idk},
@@ -347,13 +353,25 @@ class UnlearnTrainer(Trainer):
             inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
             if not inputs:  # without gradients the optimizer's step changes nothing
                 return torch.zeros((), device=self.args.device)
-        if self.combine is None:
+        if self.release_gradients:
+            loss = self._released(model, inputs, num_items_in_batch)
+        elif self.combine is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
         self._unlogged.total = self._unlogged.total + loss
+        return loss
+
+    def _released(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """A micro-batch whose backward pass is the step; the Trainer's own, which follows, finds no gradients."""
+        self._hand_over(inputs)
+        own = getattr(self.optimizer, "optimizer", self.optimizer)
+        several = self.multi_objective
+        with releasing(own, objective=several.objective if several is not None else None):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._hand_over(inputs)
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
@@ -429,6 +447,23 @@ class UnlearnTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """As the Trainer's, summed over the objectives in the batch."""
         return sum(super(UnlearnTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+
+
+def _check_release(args: TrainingArguments, combine: Rule | None) -> None:
+    """Refuse what cannot be had without all gradients beside each other."""
+    if args.max_grad_norm:
+        wrong = f"max_grad_norm {args.max_grad_norm:g} clips by the norm of all of them; set it to 0"
+    elif args.gradient_accumulation_steps > 1:
+        wrong = f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; take a step in one"
+    elif args.world_size > 1:
+        wrong = f"there are {args.world_size} processes; use one, or FSDP to share the memory"
+    elif args.fp16:
+        wrong = "fp16 scales them; use bf16"
+    elif combine is not None:
+        wrong = "combine makes one of several; leave it out"
+    else:
+        return
+    raise ValueError(f"release_gradients frees each gradient as it comes, but {wrong}")
 
 
 class _Diagnose(TrainerCallback):

@@ -8,7 +8,6 @@ writes the folder that `dualoptim.runs` describes.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import shutil
 import statistics
@@ -33,7 +32,7 @@ from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .folder import ADAPTER, CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, owned
+from .folder import ADAPTER, CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .resolved import Origin, Resolved
@@ -298,7 +297,7 @@ def _write(folder: Path, save: Callable[[Any, Path], None], model: Any, tokenize
             save(model, beside)
         tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        into_place(beside, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(

@@ -2,10 +2,12 @@
 
 `rule` holds the mathematics, `state` the precisions in which moments are kept, `backends` how a step is executed,
 `optimizer` the torch.optim.Optimizer around them, `diagnostics` what the objectives do to each other. `validation` is
-what is refused of settings and state dicts, `memory` what a step may read and write, `ranks` what ranks agree on.
+what is refused of settings and state dicts, `memory` what a step may read and write, `ranks` what ranks agree on,
+`release` steps taken while backward runs.
 """
 
 from .diagnostics import diagnostics
 from .optimizer import DualOptim, DualOptimPlus, estimate_state_memory, parameter_groups
+from .release import releasing
 
-__all__ = ["DualOptim", "DualOptimPlus", "diagnostics", "estimate_state_memory", "parameter_groups"]
+__all__ = ["DualOptim", "DualOptimPlus", "diagnostics", "estimate_state_memory", "parameter_groups", "releasing"]

@@ -1,0 +1,170 @@
+"""The memory that `dualoptim plan` foresees, beside the peak of a process that takes the steps.
+
+    python benchmarks/memory.py
+
+Each setting is a process of its own, or two ranks, that makes a small Llama and an `UnlearnTrainer` and takes four
+steps of it on the CPU. Its peak is the largest resident set since the model was made, less the one before (Linux).
+Writes benchmarks/memory.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+
+from dualoptim import DualOptimPlus, UnlearnTrainer, plan
+from dualoptim.data import Row
+from dualoptim.losses import LOSSES
+from dualoptim.schedule import by_turns
+from dualoptim.trainer import Objective
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import tiny
+
+ROWS, TOKENS, LABELLED = 8, 384, 96
+SETTINGS: dict[str, tuple[plan.Setting, int]] = {
+    "fp32, 32-bit states": (plan.Setting("", bf16=False), 1),
+    "fp32, 8-bit states": (plan.Setting("", bits=8, bf16=False), 1),
+    "bf16 autocast, 8-bit states": (plan.Setting("", bits=8), 1),
+    "activations recomputed, 8-bit states": (plan.Setting("", bits=8, checkpointing=True, bf16=False), 1),
+    "bf16 weights, 8-bit states": (plan.Setting("", "bfloat16", 8, True), 1),
+    "bf16 weights, 8-bit states, gradients released": (plan.Setting("", "bfloat16", 8, True, True), 1),
+    "LoRA 16 on bf16 weights": (plan.Setting("", "bfloat16", 32, True, lora_rank=16), 1),
+    "DDP, fp32, 8-bit states": (plan.Setting("", bits=8, bf16=False), 2),
+}
+
+
+def config() -> LlamaConfig:
+    """68 M parameters, most of them in layers."""
+    return LlamaConfig(
+        hidden_size=768, intermediate_size=2304, num_hidden_layers=8, num_attention_heads=12, num_key_value_heads=4,
+        vocab_size=8000, tie_word_embeddings=False, max_position_embeddings=1024, bos_token_id=None, eos_token_id=0,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def row(tokenizer: PreTrainedTokenizerFast, i: int) -> Row:
+    """A row of TOKENS tokens, LABELLED of them learned: a token is a letter."""
+    around = len(
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
+    )
+    answer = chr(97 + i) * (LABELLED - 1)  # and what ends it
+    asked = "?" * (TOKENS - around - LABELLED)
+    return Row(({"role": "user", "content": asked},), answer, f"row {i}")
+
+
+def resident(what: str) -> int:
+    """A line of /proc/self/status in bytes: VmRSS now, or VmHWM at most."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
+    return int(line.split()[1]) * 1024
+
+
+def measured(setting: plan.Setting) -> int:
+    """Bytes that the steps took at most, in this process."""
+    tokenizer = tiny.tokenizer()
+    warm = torch.nn.Linear(64, 64)  # torch's own pools come with the first of everything
+    warm(torch.zeros(8, 64)).sum().backward()
+    DualOptimPlus(warm.parameters()).step(objective="forget")
+    before = resident("VmRSS")
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if setting.weights == "bfloat16" else torch.float32
+    with torch.device("cpu"):
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        model: Any = LlamaForCausalLM(config())
+        torch.set_default_dtype(previous)
+    if setting.checkpointing:
+        model.activation_checkpointing_enable()
+    if setting.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        model.enable_input_require_grads()
+        model = get_peft_model(model, LoraConfig(r=setting.lora_rank, target_modules="all-linear"))
+    rows = [row(tokenizer, i) for i in range(ROWS)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = UnlearnTrainer(
+            model,
+            TrainingArguments(
+                folder, max_grad_norm=0.0 if setting.released else 1.0,
+                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            ),
+            objectives={"forget": Objective(rows, LOSSES["GA"]()), "retain": Objective(rows, LOSSES["GD"]())},
+            turns=by_turns({"forget": 1, "retain": 1}, ROWS, 4),
+            processing_class=tokenizer,
+            diagnostics_every=0,
+            release_gradients=setting.released,
+            optimizer_cls_and_kwargs=(DualOptimPlus, {"base_bits": setting.bits, "delta_bits": setting.bits}),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return resident("VmHWM") - before
+
+
+def foreseen(setting: plan.Setting, devices: int) -> plan.Need:
+    """What the plan says of the same step."""
+    return plan.needed(config(), setting, plan.Step(ROWS // devices, TOKENS, LABELLED), devices)
+
+
+def run(name: str) -> list[int]:
+    """Peaks of the ranks of a setting, in processes of their own."""
+    _, devices = SETTINGS[name]
+    own = [sys.executable] if devices == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                                 f"--nproc-per-node={devices}"]  # fmt: skip
+    threads = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    # Else what is freed may stay with the process, and what is asked for next may lie elsewhere.
+    threads |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    out = subprocess.run([*own, __file__, "--one", name], env={**os.environ, **threads}, capture_output=True, text=True)
+    found = [int(line.split()[1]) for line in out.stdout.splitlines() if line.startswith("PEAK")]
+    if len(found) != devices:
+        raise SystemExit(f"{name}: {out.stderr[-2000:]}")
+    return found
+
+
+def main() -> None:
+    """Measure every setting and write the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", choices=SETTINGS)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    given = parser.parse_args()
+    if given.one:
+        print("PEAK", measured(SETTINGS[given.one][0]), flush=True)
+        return
+    lines = []
+    for name in given.settings:
+        need, peak = foreseen(*SETTINGS[name]), max(run(name))
+        parts = [need.weights, need.gradients + need.buckets, need.states, need.activations, need.total, peak]
+        mib = " | ".join(f"{value / 2**20:.0f}" for value in parts)
+        lines.append(f"| {name} | {SETTINGS[name][1]} | {mib} | {100 * (need.total / peak - 1):+.1f} % |")
+        print(lines[-1], flush=True)
+    worst = max(abs(float(line.split("|")[-2].split()[0])) for line in lines)
+    page = f"""# What a step was foreseen to need, and what it took
+
+{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}. Made by
+
+    python benchmarks/memory.py
+
+A Llama of {sum(p.numel() for p in LlamaForCausalLM(config()).parameters()) / 1e6:.0f} M parameters, DualOptim+ with two
+objectives, {ROWS} rows of {TOKENS} tokens in a step, {LABELLED} of them learned. MiB of each process; the last column
+is what was foreseen over what was measured.
+
+| setting | processes | weights | gradients | states | activations | foreseen | measured | off by |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|
+{chr(10).join(lines)}
+
+Target: within 10 %: {"met" if worst <= 10 else "missed"}, {worst:.1f} % at most.
+"""
+    Path(__file__).with_suffix(".md").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Steps taken while backward runs, parameter by parameter, so that gradients never lie beside each other in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .optimizer import DualOptimPlus
+
+
+@contextmanager
+def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None) -> Iterator[None]:
+    """Within it a backward pass is the optimizer's step, too: each gradient is used as soon as it is whole, and freed.
+
+    The result is that of backward and then `step()`, bit for bit. What is lost: gradients cannot be clipped by their
+    norm, scaled or accumulated over several backward passes, and a gradient that is not finite holds back its own
+    parameter alone (`num_skipped` still counts one step). It works in one process, since what averages gradients over
+    ranks comes after them.
+
+    Args:
+        optimizer: any that keeps its counters with each parameter, as this package's and torch's do.
+        objective: whose step it is, for a `DualOptimPlus`; without it, its property `objective` says.
+
+    Raises:
+        ValueError: there is a gradient already; or a parameter gets a second one; or there are several ranks.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> opt = DualOptimPlus([weight], lr=0.1)
+        >>> with releasing(opt, objective="forget"):
+        ...     (-weight.sum()).backward()
+        >>> weight.grad is None
+        True
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError("gradients cannot be released in several processes; use one, or FSDP to share the memory")
+    params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+    if any(param.grad is not None for param in params):
+        raise ValueError("there are gradients already, of which releasing makes no step; call zero_grad() first")
+    several = optimizer if isinstance(optimizer, DualOptimPlus) else None
+    name = several._whose(objective) if several is not None else None
+    before = several._skipped.get(name) if several is not None and name is not None else None
+    before = None if before is None else before.clone()
+    done: set[int] = set()
+
+    def step(param: Tensor) -> None:
+        if id(param) in done:
+            raise ValueError("a parameter got a second gradient within releasing; take one backward pass in each")
+        done.add(id(param))
+        optimizer.step() if several is None else several.step(objective=name)
+        param.grad = None
+
+    handles = [param.register_post_accumulate_grad_hook(step) for param in params]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if several is not None and name in several._skipped:  # of one step, however many parameters were held back
+            after = several._skipped[name]
+            once = (torch.zeros_like(after) if before is None else before.to(after.device)) + 1
+            several._skipped[name] = torch.minimum(after, once)

@@ -1,0 +1,353 @@
+"""What fits where: the memory and communication of an unlearning step, from a model's configuration alone.
+
+    per device = weights + optimizer state + reference + what a backward pass holds at most
+
+Weights, gradients and states are counted on torch's meta device. The backward pass is traced: the model, cut to two and
+to four layers, takes one on fake tensors, of which nothing is allocated, while every tensor that is made is counted;
+what a layer adds is multiplied by their number. How the parts come together is in `Need`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakSet, finalize
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from .errors import UserError
+from .losses import LOSSES
+from .optim import DualOptim, DualOptimPlus, estimate_state_memory
+
+BYTES = {"float32": 4, "bfloat16": 2}
+# NF4: 4 bits, and 8 bits of a scale for 64 weights, whose own scales are fp32 for 256 of them (arXiv 2305.14314).
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
+RESERVED = 0.04
+UNITS = {
+    "": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained.
+
+    Args:
+        name: for people.
+        weights: their precision: "float32", whose step computes in bf16 autocast; "bfloat16", rounded by chance as
+            they are stepped; "nf4", frozen in 4 bits under an adapter.
+        bits: of the optimizer's moments, 32 or 8.
+        checkpointing: activations are recomputed in the backward pass.
+        released: each gradient is used and freed while backward runs.
+        lora_rank: of an adapter on every linear layer but the head, which alone is trained; 0: the whole model is.
+        sharded: over the devices, by FSDP2; else each has all of it, and gradients are averaged (DDP).
+        bf16: whether an fp32 model computes in bf16 autocast.
+    """
+
+    name: str
+    weights: str = "float32"
+    bits: int = 32
+    checkpointing: bool = False
+    released: bool = False
+    lora_rank: int = 0
+    sharded: bool = False
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step is of.
+
+    Args:
+        rows: B, sequences in one forward pass of a device.
+        tokens: T of each, padding included.
+        labelled: of them, those that are learned; the head is applied nowhere else.
+        objectives: that the optimizer keeps states of.
+        optimizer: "DualOptim+", "DualOptim" or "AdamW".
+        reference: a frozen copy of the model stays in memory.
+        accumulated: gradients stay while the next forward pass runs.
+    """
+
+    rows: int = 8
+    tokens: int = 512
+    labelled: int = 512
+    objectives: int = 2
+    optimizer: str = "DualOptim+"
+    reference: bool = False
+    accumulated: bool = False
+
+
+class Traced(NamedTuple):
+    """Bytes that a backward pass holds beside the weights, at its two ends, as activations go while gradients come."""
+
+    early: int  # at most until the last layer's gradients: all activations, logits, weights cast to bf16
+    late: int  # at most once all but the first layer's gradients are there: those, and one layer's activations
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of each device.
+
+    Args:
+        weights: with what is gathered of other devices' shards.
+        gradients: of what is trained; where they are released, the largest one.
+        buckets: copies of the gradients, which DDP averages.
+        states: the optimizer's.
+        reference: the frozen copy.
+        activations: at most at once, with temporaries, logits, and weights cast to bf16.
+        passing: what a forward and backward pass holds at most: activations, gradients, or some of both.
+        communication: bytes that a device sends in an optimizer step.
+    """
+
+    weights: int
+    gradients: int
+    buckets: int
+    states: int
+    reference: int
+    activations: int
+    passing: int
+    communication: int
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak of a step."""
+        return self.weights + self.states + self.reference + self.buckets + self.passing
+
+
+def ladder(devices: int, lora_rank: int = 16) -> list[Setting]:
+    """Settings from the one that gives nothing up to the one that needs least."""
+    full = [
+        Setting("fp32 weights, 32-bit states"),
+        Setting("fp32 weights, 8-bit states", bits=8),
+        Setting("the same, activations recomputed", bits=8, checkpointing=True),
+        Setting("bf16 weights, 8-bit states, activations recomputed", "bfloat16", 8, True),
+    ]
+    released = Setting("the same, gradients released", "bfloat16", 8, True, True)
+    adapters = [
+        Setting(f"LoRA {lora_rank} on bf16 weights", "bfloat16", 32, True, lora_rank=lora_rank),
+        Setting(f"QLoRA {lora_rank}: LoRA on 4-bit weights", "nf4", 32, True, lora_rank=lora_rank),
+    ]
+    if devices == 1:
+        return [*full, released, *adapters]
+    sharded = [dataclasses.replace(each, name=f"FSDP2, {each.name}", sharded=True) for each in (*full, adapters[0])]
+    of_all = [dataclasses.replace(each, name=f"DDP, {each.name}") for each in (*full, *adapters)]
+    return [of_all[0], sharded[0], of_all[1], sharded[1], *of_all[2:3], *sharded[2:3], *of_all[3:4], *sharded[3:4],
+            of_all[4], sharded[4], of_all[5]]  # fmt: skip
+
+
+def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int = 1) -> Need:
+    """What a setting needs of each device.
+
+    Args:
+        config: of a causal language model of Transformers.
+        devices: that share the rows of a step, and with `sharded` the model.
+    """
+    with _meta():
+        model: Any = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    width = BYTES.get(setting.weights, 2)
+    parameters = sum(p.numel() for p in model.parameters())
+    linear = sum(m.weight.numel() for m in _adapted(model))
+    weights = round(linear * NF4 + (parameters - linear) * 2) if setting.weights == "nf4" else parameters * width
+    if setting.lora_rank:  # adapters are kept in fp32
+        trained = sum(setting.lora_rank * sum(m.weight.shape) for m in _adapted(model))
+        weights += 4 * trained
+        gradients, largest = 4 * trained, 0
+        states = _moments(step, setting, [torch.empty(trained, device="meta")], trained)
+    else:
+        gradients, largest = parameters * width, width * max(p.numel() for p in model.parameters())
+        states = _moments(step, setting, model, parameters)
+    reference = parameters * width if step.reference and not setting.lora_rank else 0
+    # Shards are gathered in the precision that a step computes in, and so need no cast.
+    autocast = setting.weights == "float32" and setting.bf16 and not setting.sharded
+    compute = torch.bfloat16 if setting.bf16 or setting.weights != "float32" else torch.float32
+    dtype = torch.float32 if autocast else compute
+    early, late = trace(config, setting, step, dtype, autocast)
+    if setting.released:
+        gradients = largest
+    sent, buckets = 0, 0
+    if devices > 1 and setting.sharded:
+        inner = BYTES["bfloat16"] if setting.bf16 else BYTES["float32"]
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model)]
+        outside = parameters - sum(layers)  # embeddings and head, which stay gathered from forward to backward
+        gathered = inner * (outside + 2 * max(layers, default=0))  # of layers one computes, and the next is on its way
+        in_flight = 0 if setting.lora_rank else inner * (outside + max(layers, default=0))
+        reduced = gradients if setting.lora_rank else inner * parameters
+        sent = round((devices - 1) / devices * (2 * inner * parameters + reduced))
+        own = -(-gradients // devices)
+        early, late = early + in_flight, late + in_flight + own - gradients
+        weights, gradients = -(-weights // devices) + gathered, own
+        states, reference = -(-states // devices), -(-reference // devices)
+    elif devices > 1:
+        sent = round(2 * (devices - 1) / devices * gradients)
+        buckets = gradients
+    # Gradients that stay from one pass to the next, or are averaged in place, lie beside all activations.
+    stay = step.accumulated or (devices > 1 and not setting.sharded)
+    passing = early + gradients if stay else max(early, late)
+    return Need(weights, gradients, buckets, states, reference, early, passing, sent)
+
+
+def _moments(step: Step, setting: Setting, model: Any, trained: int) -> int:
+    if step.optimizer == "AdamW" and setting.bits == 32:
+        return 8 * trained
+    names = [f"objective {i}" for i in range(1 if step.optimizer == "AdamW" else step.objectives)]
+    if step.optimizer == "DualOptim+":
+        return estimate_state_memory(
+            model, DualOptimPlus, objectives=names, base_bits=setting.bits, delta_bits=setting.bits
+        )
+    return estimate_state_memory(model, DualOptim, objectives=names, delta_bits=setting.bits)
+
+
+def _meta() -> Any:
+    return torch.device("meta")
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    """The model's blocks: its longest list of modules."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
+
+
+def _adapted(model: Any) -> list[nn.Linear]:
+    """The linear layers that an adapter sits on: all but the head."""
+    head = model.get_output_embeddings()
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+class _Adapter(nn.Module):
+    """What PEFT adds to a linear layer: fp32 matrices, and so an fp32 input. Its own is not made of fake tensors."""
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(linear.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, linear.out_features, bias=False)
+        linear.register_forward_hook(self.added)
+        linear.adapter = self
+
+    def added(self, linear: nn.Module, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        return out + self.up(self.down(inputs[0].to(self.down.weight.dtype))).to(out.dtype)
+
+
+LAYERS = 2, 4  # of the models that are traced
+
+
+def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.dtype, autocast: bool) -> Traced:
+    """What a forward and backward pass holds.
+
+    Args:
+        dtype: of the weights.
+        autocast: compute in bf16.
+    """
+    count = int(config.get_text_config().num_hidden_layers)
+    few, more = (min(each, count) for each in LAYERS)
+    first = _traced(config, setting, step, few, dtype, autocast)
+    if few == more:
+        return first
+    second = _traced(config, setting, step, more, dtype, autocast)
+    return Traced(*(round(a + (count - few) * (b - a) / (more - few)) for a, b in zip(first, second, strict=True)))
+
+
+def _traced(
+    config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
+) -> Traced:
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
+        model.tie_weights()
+        model.train()
+        if setting.checkpointing:
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+        if setting.lora_rank:
+            model.requires_grad_(False)
+            model.enable_input_require_grads()
+            for linear in _adapted(model):
+                _Adapter(linear, setting.lora_rank)
+        held, blocks, early = _Held(), _layers(model), 0
+        last, first = ({id(p) for p in blocks[i].parameters()} if len(blocks) else set() for i in (-1, 0))
+
+        def came(p: torch.Tensor) -> None:
+            nonlocal early
+            if setting.released:
+                p.grad = None
+            if id(p) in last and not early:
+                early = held.peak
+            if id(p) not in first:
+                held.peak = held.now
+
+        for p in model.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(came)
+        ids = torch.zeros(step.rows, step.tokens, dtype=torch.int64)
+        wanted = torch.zeros(step.rows * step.labelled, dtype=torch.int64)
+        with held:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits = model(input_ids=ids, use_cache=False, logits_to_keep=step.labelled).logits
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted)
+            del logits
+            loss.backward()  # type: ignore[no-untyped-call]
+    return Traced(early or held.peak, held.peak)
+
+
+class _Held(TorchDispatchMode):
+    """Bytes held now, and at most since it was last asked, of what was made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.known: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage not in self.known and not any(storage is each for each in given):
+                    self.known.add(storage)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    finalize(storage, self._gone, storage.nbytes())
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The configuration of the same model with fewer layers."""
+    cut = copy.deepcopy(config)
+    text = cut.get_text_config()
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    text.num_hidden_layers = layers
+    return cut
+
+
+def parse_size(given: str) -> int:
+    """Bytes: "80GB" is 80·10⁹, "80GiB" 80·2³⁰."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", given)
+    if not found or found[2].upper() not in UNITS or float(found[1]) <= 0:
+        raise UserError(f"device_memory {given!r}: is no size; give one such as 80GB or 24GiB")
+    return round(float(found[1]) * UNITS[found[2].upper()])
+
+
+def fitting(needs: Sequence[tuple[Setting, Need]], memory: int) -> Setting | None:
+    """The first of some settings that fits, which is the one that gives up least."""
+    return next((setting for setting, need in needs if need.total <= (1 - RESERVED) * memory), None)
+
+
+def needs_reference(forget_loss: str, retain_loss: str) -> bool:
+    """Whether losses compare with all that the model said before, which takes a copy of it."""
+    return any(LOSSES[name].reference == "model" for name in (forget_loss, retain_loss))
