@@ -24,6 +24,7 @@ from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
+from dualoptim.reference import AtStart
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
 
@@ -108,7 +109,7 @@ def test_under_an_adapter_losses_reference_and_merged_weights_are_right(
     torch.testing.assert_close(LOSSES["GD"]()(model, batch), own, rtol=1e-6, atol=1e-6)
     LOSSES["GD"]()(model, batch).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    reference, start = adapters.AtStart(model), logits(model, batch)
+    reference, start = AtStart(model), logits(model, batch)
     before, _ = sequence_log_probs(model, batch)
     moved(model, 2, std=0.3)
     now = logits(model, batch)
@@ -189,7 +190,7 @@ def test_a_loss_compares_with_the_start_and_its_gradient_is_that_beside_a_frozen
 ) -> None:
     """Also in autocast, which keeps what it has cast of a weight, be it the start's or the present one."""
     model = handed_over("modules_to_save")
-    beside, own = copy.deepcopy(model).requires_grad_(False), adapters.AtStart(model)
+    beside, own = copy.deepcopy(model).requires_grad_(False), AtStart(model)
     moved(model, 3)
     for bf16 in (False, True):
         gradients = []
@@ -206,7 +207,7 @@ def test_where_part_of_a_model_is_trained_the_copy_is_of_that_part(tmp_path: Pat
     model = tiny.model()
     resolve.train_only(r"layers\.1\.mlp", model)
     run = adapted(tmp_path, model)
-    assert isinstance(run.reference, adapters.AtStart)
+    assert isinstance(run.reference, AtStart)
     assert all("layers.1.mlp" in name for name in run.reference.copies)
     before = logits(model.eval(), batch)
     run.train()
@@ -250,13 +251,13 @@ import copy, os, sys
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from dualoptim import adapters
 from dualoptim.losses import LOSSES
+from dualoptim.reference import AtStart
 from tests.test_adapters import handed_over
 
 dist.init_process_group("gloo")
 whole, sharded = handed_over("modules_to_save"), handed_over("modules_to_save")
-references = copy.deepcopy(whole).requires_grad_(False), adapters.AtStart(sharded)
+references = copy.deepcopy(whole).requires_grad_(False), AtStart(sharded)
 for part in (*sharded.base_model.model.model.layers, sharded):
     fully_shard(part)
 ids = torch.arange(40, 60).view(2, 10)
@@ -549,7 +550,8 @@ def test_4_bits_by_the_command_line(bitsandbytes: Any, place: Path) -> None:
 BARE = ["--lora-rank", "2"]
 REFUSED = {
     "rank": (["--lora-rank", "-1"], "lora_rank must be at least 0, but is -1"),
-    "alpha": ([*BARE, "--lora-alpha", "0"], "lora_alpha must be > 0, but is 0"),
+    "alpha": ([*BARE, "--lora-alpha", "0"], "lora_alpha must be a number > 0, but is 0"),
+    "no alpha": ([*BARE, "--lora-alpha", ".nan"], "lora_alpha must be a number > 0, but is nan"),
     "dropout": ([*BARE, "--lora-dropout", "1"], "lora_dropout must be from 0 to below 1"),
     "name": ([*BARE, "--lora-targets", "q_prj"], "unknown module of lora_targets 'q_prj'; did you mean 'q_proj'?"),
     "one of names": ([*BARE, "--lora-targets", "[q_proj, v_prj]"], "'v_prj'; did you mean 'v_proj'?"),

@@ -1,4 +1,4 @@
-"""Adapters (PEFT): making, loading, checking and merging them, 4-bit base models, and the model as it was before.
+"""Adapters (PEFT): making, loading, checking and merging them, and base models in 4 bits.
 
 An adapter is a folder or hub id with an adapter_config.json, which names the base model that it is put on. Everywhere
 else in the package it goes by its own name, as a model does.
@@ -10,9 +10,10 @@ import copy
 import functools
 import importlib.util
 import json
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
     for key in OF_NEW:
         if not config.lora_rank and getattr(config, key) != getattr(defaults, key):
             raise UserError(f"{key} says how a new adapter is made; add --lora-rank, or leave it out")
-    if config.lora_alpha is not None and config.lora_alpha <= 0:
-        raise UserError(f"lora_alpha must be > 0, but is {config.lora_alpha:g}")
+    if config.lora_alpha is not None and not 0 < config.lora_alpha < math.inf:
+        raise UserError(f"lora_alpha must be a number > 0, but is {config.lora_alpha:g}")
     if not 0 <= config.lora_dropout < 1:
         raise UserError(f"lora_dropout must be from 0 to below 1, a share, but is {config.lora_dropout:g}")
     if config.load_in_4bit and not (config.lora_rank or start):
@@ -399,80 +400,8 @@ def rounded(model: Any, how: str) -> Iterator[None]:
     with torch.no_grad():
         for weight, _ in kept:
             weight.copy_(rounds(weight.data))
-        yield
-        for weight, was in kept:
-            weight.copy_(was)
-
-
-# The reference
-
-
-class AtStart(nn.Module):
-    """A model as it is now, whatever is trained of it later: the reference, for a copy of what is trained.
-
-    In every call the copies stand where the trained parameters do, and nothing is dropped out. So it is the model as it
-    was handed over whatever its adapters are, one or several, new or trained, with other parameters trained beside.
-
-    Args:
-        model: of which a part is trained; it may be sharded later, by `fully_shard`.
-    """
-
-    module: Any
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
-        self.copies = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        self._shards: dict[str, Tensor] = {}  # of copies, this rank's
-
-    @torch.no_grad()
-    def forward(self, **inputs: Any) -> Any:
-        self._reshard()
-        places = {name: p for name, p in self.module.named_parameters() if name in self.copies}
-        if any(hasattr(p, "ds_id") for p in places.values()):  # which DeepSpeed holds in pieces of its own
-            raise ValueError("under ZeRO-3 no copy can stand in for what is trained; give reference=…, a frozen model")
-        sharded = {name: p for name, p in places.items() if hasattr(p, "device_mesh")}
-        whole = {name: self._on(name, p.device) for name, p in places.items() if name not in sharded}
-        with evaluating(self.module), self._put_back(sharded):
-            return torch.func.functional_call(self.module, whole, (), inputs)
-
-    def _on(self, name: str, device: torch.device) -> Tensor:
-        self.copies[name] = self.copies[name].to(device)
-        return self.copies[name]
-
-    @contextmanager
-    def _put_back(self, sharded: Mapping[str, Any]) -> Iterator[None]:
-        """While shards hold what they did: what is gathered of them is put over anything else."""
-        from torch.distributed.tensor import distribute_tensor
-
-        for name, p in sharded.items():
-            if name not in self._shards:
-                copied = distribute_tensor(self._on(name, p.device), p.device_mesh, p.placements)
-                self._shards[name] = copied.to_local()
-        now = {name: p.to_local().clone() for name, p in sharded.items()}
         try:
-            for name, p in sharded.items():
-                p.to_local().copy_(self._shards[name])
             yield
         finally:
-            for name, p in sharded.items():
-                p.to_local().copy_(now[name])
-            self._reshard()
-
-    def _reshard(self) -> None:
-        """Let nothing that was gathered of shards stay: it would be taken for what they hold later."""
-        for module in self.module.modules():
-            if callable(reshard := getattr(module, "reshard", None)):
-                reshard()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model while nothing in it trains; afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+            for weight, was in kept:
+                weight.copy_(was)

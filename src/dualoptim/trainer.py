@@ -29,11 +29,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from . import checkpoints
-from .adapters import AtStart, check_model
+from .adapters import check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .losses import Loss, sequence_log_probs
 from .optim import DualOptimPlus, diagnostics, parameter_groups, releasing
+from .reference import AtStart
 from .schedule import Turn
 
 logger = logging.getLogger(__name__)
