@@ -224,6 +224,8 @@ def test_checkpointing_changes_no_gradient_of_an_adapter(batch: dict[str, Tensor
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         config = RunConfig(lora_rank=2, lora_targets="q_proj,up_proj", seed=3)
         model = moved(adapters.added(model, config, "base")).train()
+        if checkpointing:
+            model.enable_input_require_grads()
         LOSSES["GD"]()(model, batch).backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert len(gradients[0]) == 8

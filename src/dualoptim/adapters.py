@@ -278,8 +278,6 @@ def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
         wrapped = get_peft_model(model, config)
     # Absolute, so that the adapter is found to be of it from any folder.
     wrapped.peft_config[NAME].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        model.enable_input_require_grads()  # or checkpointing would cut the graph below the first adapter
     return wrapped
 
 

@@ -136,7 +136,9 @@ def train(
         (enable or model.gradient_checkpointing_enable)()
     if config.lora_rank:
         model = adapters.added(model, config, source(prepared.model))
-    elif config.train is not None:
+    if config.gradient_checkpointing and resolved.adapted:
+        model.enable_input_require_grads()  # or the graph would be cut below the first adapter
+    if config.train is not None:
         resolve.train_only(config.train, model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
