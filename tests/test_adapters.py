@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -388,7 +389,8 @@ class Rows(Task):
     followed = "likelihood"
     metrics = {name: Metric(name, "neither", ".6f") for name in ("forget", "retain")}
 
-    def __init__(self):
+    def __init__(self, parts: bool = False, part: int = 1):
+        self.parts = parts
         self.objectives = {
             "forget": [question(f"What is {i}?", "It is " + "x" * (1 + i % 5) + ".") for i in range(8)],
             "retain": [question(f"Who is {i}?", "That is " + "y" * (1 + i % 7) + ".") for i in range(8)],
@@ -402,6 +404,9 @@ class Rows(Task):
         ]
 
     prepare = score
+
+    def stages(self):
+        return [{"parts": False, "part": part} for part in (1, 2)] if self.parts else []
 
     @staticmethod
     def numbers(records, retrained=None):
@@ -519,12 +524,26 @@ def test_an_adapters_run_stops_at_its_best_and_goes_on_after_a_kill(
     assert (place / "stopped/checkpoints/checkpoint-2/adapter_model.safetensors").is_file()
     assert run("unlearn", "--out", "stopped", *settings, "--resume") == 0
     assert entries("stopped")[0]["after"] == entries("straight")[0]["after"]
-    for kind in ("adapter/adapter_model", "model/model"):
-        one, other = (Path(out, f"{kind}.safetensors").read_bytes() for out in ("straight", "stopped"))
+    for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "model/model.safetensors"):
+        one, other = (Path(out, file).read_bytes() for out in ("straight", "stopped"))
         assert one == other
     shutil.rmtree("stopped/adapter")
     assert run("unlearn", "--out", "stopped", *settings, "--resume") == 0
     assert (place / "stopped/adapter").is_dir(), "a run whose adapter is gone is not finished"
+
+
+def test_one_adapter_serves_part_after_part_unless_it_is_merged(place: Path) -> None:
+    settings = ["--lora-rank", "2", "--dora", "--merge", "false", "--task-args", "{parts: true}", "--out", "out"]
+    assert run("unlearn", *settings) == 0
+    first, second = entries("out")
+    assert (first["config"]["lora_rank"], second["config"]["lora_rank"]) == (2, 0)
+    assert Path(second["config"]["model"]).parts[-2:] == ("part1", "adapter")
+    assert same(second["before"], first["after"])
+    folders = [place / "out/dualoptim-plus-seed0" / part / "adapter" for part in ("part1", "part2")]
+    assert len({(folder / "adapter_config.json").read_text() for folder in folders}) == 1
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert one.keys() == other.keys()
+    assert 0 < max(float((one[name] - other[name]).abs().max()) for name in one) < 0.1
 
 
 def test_methods_are_compared_from_one_adapter(place: Path) -> None:

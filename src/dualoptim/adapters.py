@@ -296,9 +296,15 @@ def _as_ours() -> Iterator[None]:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Write an adapter by itself, as PEFT does."""
+    """Write an adapter by itself, as PEFT does; the same adapter gives the same files."""
     with _as_ours():
         model.save_pretrained(folder)
+    for file in folder.rglob(CONFIG):  # in which sets of names stand in whatever order a process has
+        said = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("target_modules", "modules_to_save", "exclude_modules"):
+            if isinstance(said.get(key), list):
+                said[key] = sorted(said[key])
+        file.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")
 
 
 # Four bits
