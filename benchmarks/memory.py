@@ -4,13 +4,15 @@
 
 Each setting is a process of its own, or two ranks, that makes a small Llama and an `UnlearnTrainer` and takes four
 steps of it on the CPU. Its peak is the largest resident set since the model was made, less the one before (Linux).
-Writes benchmarks/memory.md.
+What was measured is kept in runs/memory.json, and not measured again. Writes benchmarks/memory.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
+import json
 import os
 import platform
 import subprocess
@@ -31,6 +33,7 @@ from dualoptim.trainer import Objective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import tiny
 
+KEPT = Path("runs/memory.json")
 ROWS, TOKENS, LABELLED = 8, 384, 96
 SETTINGS: dict[str, tuple[plan.Setting, int]] = {
     "fp32, 32-bit states": (plan.Setting("", bf16=False), 1),
@@ -54,12 +57,11 @@ def config() -> LlamaConfig:
 
 
 def row(tokenizer: PreTrainedTokenizerFast, i: int) -> Row:
-    """A row of TOKENS tokens, LABELLED of them learned: a token is a letter."""
-    around = len(
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
-    )
+    """A row of TOKENS tokens, every other one of fewer, LABELLED of them learned: a token is a letter."""
+    nothing = [{"role": "user", "content": ""}]
+    around = len(tokenizer.apply_chat_template(nothing, add_generation_prompt=True)["input_ids"])
     answer = chr(97 + i) * (LABELLED - 1)  # and what ends it
-    asked = "?" * (TOKENS - around - LABELLED)
+    asked = "?" * (TOKENS - around - LABELLED - 16 * (i % 2))
     return Row(({"role": "user", "content": asked},), answer, f"row {i}")
 
 
@@ -69,20 +71,12 @@ def resident(what: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measured(setting: plan.Setting) -> int:
-    """Bytes that the steps took at most, in this process."""
+def train(described: LlamaConfig, setting: plan.Setting) -> None:
+    """Four steps of a new model."""
     tokenizer = tiny.tokenizer()
-    warm = torch.nn.Linear(64, 64)  # torch's own pools come with the first of everything
-    warm(torch.zeros(8, 64)).sum().backward()
-    DualOptimPlus(warm.parameters()).step(objective="forget")
-    before = resident("VmRSS")
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if setting.weights == "bfloat16" else torch.float32
-    with torch.device("cpu"):
-        previous = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        model: Any = LlamaForCausalLM(config())
-        torch.set_default_dtype(previous)
+    torch.set_default_dtype(torch.bfloat16 if setting.weights == "bfloat16" else torch.float32)
+    model: Any = LlamaForCausalLM(described)
+    torch.set_default_dtype(torch.float32)
     if setting.checkpointing:
         model.activation_checkpointing_enable()
     if setting.lora_rank:
@@ -90,13 +84,15 @@ def measured(setting: plan.Setting) -> int:
 
         model.enable_input_require_grads()
         model = get_peft_model(model, LoraConfig(r=setting.lora_rank, target_modules="all-linear"))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rows = [row(tokenizer, i) for i in range(ROWS)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = UnlearnTrainer(
             model,
             TrainingArguments(
                 folder, max_grad_norm=0.0 if setting.released else 1.0,
-                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none",
+                save_strategy="no", disable_tqdm=True, per_device_train_batch_size=ROWS // ranks,
             ),
             objectives={"forget": Objective(rows, LOSSES["GA"]()), "retain": Objective(rows, LOSSES["GD"]())},
             turns=by_turns({"forget": 1, "retain": 1}, ROWS, 4),
@@ -107,6 +103,18 @@ def measured(setting: plan.Setting) -> int:
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def measured(setting: plan.Setting) -> int:
+    """Bytes that the steps took at most, in this process, beside what comes with the first of everything."""
+    train(
+        LlamaConfig(**{**config().to_dict(), "hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2}),
+        setting,
+    )
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = resident("VmRSS")
+    train(config(), setting)
     return resident("VmHWM") - before
 
 
@@ -139,9 +147,15 @@ def main() -> None:
     if given.one:
         print("PEAK", measured(SETTINGS[given.one][0]), flush=True)
         return
-    lines = []
+    peaks: dict[str, int] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    KEPT.parent.mkdir(exist_ok=True)
     for name in given.settings:
-        need, peak = foreseen(*SETTINGS[name]), max(run(name))
+        if name not in peaks:
+            peaks[name] = max(run(name))
+            KEPT.write_text(json.dumps(peaks, indent=1))
+    lines = []
+    for name in [name for name in SETTINGS if name in peaks]:
+        need, peak = foreseen(*SETTINGS[name]), peaks[name]
         parts = [need.weights, need.gradients + need.buckets, need.states, need.activations, need.total, peak]
         mib = " | ".join(f"{value / 2**20:.0f}" for value in parts)
         lines.append(f"| {name} | {SETTINGS[name][1]} | {mib} | {100 * (need.total / peak - 1):+.1f} % |")

@@ -217,6 +217,15 @@ def test_where_part_of_a_model_is_trained_the_copy_is_of_that_part(tmp_path: Pat
         adapted(tmp_path, tiny.model())
 
 
+def test_an_adapter_by_its_name_is_a_model_to_the_trainer(tmp_path: Path, base: Path, batch: dict[str, Tensor]) -> None:
+    model = peft.get_peft_model(tiny.model(), KINDS["LORA"]())
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    adapters.save(moved(model), tmp_path / "adapter")
+    run = adapted(tmp_path / "run", str(tmp_path / "adapter"))
+    assert torch.equal(logits(run.model.eval(), batch), logits(model, batch))
+    assert run.reference.copies.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
 def test_checkpointing_changes_no_gradient_of_an_adapter(batch: dict[str, Tensor]) -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -391,12 +391,3 @@ def test_too_little_memory_or_disk_is_told_beforehand(
 def test_a_model_that_knows_no_fact_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("unlearn", "--task", "facts", "--task-args", "{limit: 2}", files=False) == 2
     assert "the model knows none of the facts to forget" in errors(capsys)
-
-
-def test_several_ranks_are_told_that_the_command_line_is_one_process(
-    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run("unlearn", "--out", "out") == 2
-    assert "works in one process, but WORLD_SIZE is 2" in errors(capsys)
-    assert not (place / "out").exists()

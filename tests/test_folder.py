@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, folder, models, report, runs, unlearn
+from dualoptim import cli, folder, models, report, reporting, runs, unlearn
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
 
@@ -484,3 +484,30 @@ def test_scoring_needs_no_room_for_training(place: Path, monkeypatch: pytest.Mon
     rows = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-length", "8"]
     assert cli.main(["evaluate", "--model", "model", *rows]) == 0
     assert cli.main(["unlearn", "--model", "model", *rows, "--out", "out"]) == 2
+
+
+class Board(reporting.TensorBoardCallback):  # type: ignore[misc]
+    """As the real one, where tensorboard is not installed: its writer writes a file."""
+
+    def __init__(self) -> None:
+        self._SummaryWriter, self.tb_writer, self.logging_dir = self._writer, None, None
+
+    @staticmethod
+    def _writer(log_dir: str) -> Any:
+        Path(log_dir).mkdir(parents=True)
+        (Path(log_dir) / "events").write_text("")
+        nothing = dict.fromkeys(("add_text", "add_scalar", "flush", "close"), lambda *arguments: None)
+        return SimpleNamespace(**nothing)
+
+
+def test_what_a_tracker_writes_is_not_among_the_checkpoints(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reporting.INTEGRATION_TO_CALLBACK, "tensorboard", Board)
+    monkeypatch.setattr(reporting, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    for more in ((), ("--resume",)):
+        assert run("--report-to", "tensorboard", "--save-every", "3", *more) == 0
+        assert len(list((place / "out" / "logs").rglob("events"))) == 1
+        assert [path.name for path in (place / "out" / "checkpoints").iterdir()] == ["checkpoint-6"]
+        assert results(place)["runs"]
+    folder.check("out", {}, resume=False, overwrite=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from .data import Row
 from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
-from .models import cached, fingerprint
+from .models import cached, fingerprint, seeded
 
 ANSWER_TOKENS = 48  # of an answer
 TEMPERATURE = 0.7
@@ -42,8 +41,7 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
         )
 
     def ask() -> list[list[str]]:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return [given(0.0), *(given(TEMPERATURE) for _ in range(samples))]
 
     rounds = cached("built", [fingerprint(model), tokenizer.chat_template, asks, samples, seed], ask)

@@ -92,14 +92,31 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
-def rotate(newest: Path, keep: int | None) -> None:
+def rotate(newest: Path, keep: int | None, best: str | None = None) -> None:
     """Remove all but so many of a checkpoint and those before it; None for none.
 
     Later ones are of a run that went on from before them, which will write them again; they may be damaged.
+
+    Args:
+        newest: the checkpoint, which stays.
+        keep: how many stay, it and the best among them.
+        best: the best one's folder, whose name counts; it stays, as it does with transformers.
     """
     upto = [folder for folder in numbered(newest.parent) if _step(folder) <= _step(newest)]
-    for folder in upto[keep:] if keep else []:
+    stay = {newest.name, Path(best).name if best else newest.name}
+    others = [folder for folder in upto if folder.name not in stay]
+    for folder in others[max(keep - len(upto) + len(others), 0) :] if keep else []:
         remove(folder)
+
+
+def best_of(folder: Path) -> str | None:
+    """The best checkpoint that a run had when it wrote one: its folder; None where it sought none."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = state.get("best_model_checkpoint")
+    return str(found) if found else None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | report | ls | env | certify | verify.
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify.
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 import typing
 import warnings
 from collections.abc import Sequence
@@ -23,15 +24,18 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from . import ranks
 from .config import ALONE, MAIN, METHODS, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RESULTS
 
+SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
     "unlearn": "unlearn by one method, from a recipe, a task or your own files",
     "compare": "several methods from the same start, rows and budget",
     "evaluate": "score a model on a task or on your own rows",
+    "plan": "what fits where: the memory of a step, from a model's configuration alone",
     "report": "make the page and the table of finished runs again, several on one page",
     "ls": "list recipes, tasks, losses and methods",
     "env": "versions, processor, memory and devices",
@@ -44,50 +48,68 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
                      "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
+PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status.
+    """Run a command, as one of several ranks where a launcher started those; the exit status.
 
     0 done, 1 a record that does not hold, 2 a user's mistake, 3 a model that is not finite, 130 interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    status = _main(list(sys.argv[1:] if argv is None else argv))
+    ranks.leave(status)
+    return status
+
+
+def _main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
             stream.reconfigure(errors="replace")
     commands = _parsers()
     try:
+        ranks.join()
         if not arguments or arguments[0] in ("-h", "--help"):
             _print_help()
             return 0
         if arguments[0] not in commands:
             raise unknown("command", arguments[0], COMMANDS)
-        name, rest = arguments[0], arguments[1:]
+        name, rest = arguments[0], list(arguments[1:])
         if "-h" in rest or "--help" in rest:
             commands[name].print_help()
             return 0
         parsed = _parse(commands[name], rest)
         # One line, without the file and source line that warnings.warn adds.
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
-        return _run(name, parsed)
+        return _run(name, parsed) if name in SHARED else ranks.of_first(lambda: _run(name, parsed))
     except BrokenPipeError:  # whoever reads has seen enough, as in `dualoptim ls | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it when it ends
-        return 0
+        return int(ranks.several())  # others may wait
     except UserError as error:
-        print(f"dualoptim: error: {error}", file=sys.stderr)
+        ranks.say(f"dualoptim: error: {error}")
         return error.status
     except OSError as error:  # a full disk, a file that was taken away
         where = f" ({error.filename})" if error.filename else ""
-        print(one_line(f"dualoptim: error: {error.strerror or error}{where}"), file=sys.stderr)
+        ranks.say(one_line(f"dualoptim: error: {error.strerror or error}{where}"))
         return 2
     except (MemoryError, RuntimeError) as error:
         # As torch and Python say it, too, where threads or their buffers do not fit.
         told = ("memory", "can't start new thread", "could not create a primitive")
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in told)):
-            raise
-        print("dualoptim: error: there was not enough memory; use a smaller batch or model", file=sys.stderr)
+            if not ranks.several():
+                raise
+            if not ranks.is_consequence():
+                ranks.say(traceback.format_exc())
+            return 1
+        ranks.say("dualoptim: error: there was not enough memory; use a smaller batch or model")
         return 2
     except KeyboardInterrupt:
-        print("dualoptim: stopped", file=sys.stderr)
+        ranks.say("dualoptim: stopped")
         return 130
+    except Exception:
+        if not ranks.several():
+            raise
+        ranks.say(traceback.format_exc())
+        return 1
 
 
 def _print_help() -> None:
@@ -106,13 +128,16 @@ def _parsers() -> dict[str, ArgumentParser]:
     }
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     types = typing.get_type_hints(RunConfig)
-    for name in ("unlearn", "compare", "evaluate"):
-        shown = EVALUATION_FIELDS if name == "evaluate" else tuple(fields)
+    for name, shown in (
+        ("unlearn", tuple(fields)), ("compare", tuple(fields)), ("evaluate", EVALUATION_FIELDS), ("plan", PLAN_FIELDS)
+    ):  # fmt: skip
         for key in shown:
             default = getattr(RunConfig(), key)
             made[name].add_argument(
                 f"--{key.replace('_', '-')}", type=types[key], default=default, help=fields[key].metadata["help"]
             )
+        if name == "plan":
+            continue
         made[name].add_argument(
             "--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`"
         )
@@ -133,6 +158,10 @@ def _parsers() -> dict[str, ArgumentParser]:
         type=str,
         default=None,
         help="a run's folder or records.jsonl, or a file of --scores: its numbers",
+    )
+    made["plan"].add_argument("--devices", type=int, default=None, help="that train together [the GPUs here, or 1]")
+    made["plan"].add_argument(
+        "--device-memory", type=str, default=None, help="of each, such as 80GB or 24GiB [this machine's]"
     )
     made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
     made["report"].add_argument(
@@ -342,18 +371,15 @@ def _suit_the_process() -> None:
 
 
 def _run(name: str, parsed: Namespace) -> int:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and name in ("quickstart", "unlearn", "compare", "evaluate"):
-        raise UserError(
-            f"{name} works in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without torchrun or "
-            "accelerate, or use UnlearnTrainer, which knows ranks, in a script of your own"
-        )
     _suit_the_process()
+    if name in SHARED:
+        ranks.check_launcher()
     if name == "verify":
         return _verify(parsed)
     if name in ("unlearn", "compare"):
         _unlearn(name, parsed)
     else:
-        {"quickstart": _quickstart, "evaluate": _evaluate, "report": _report, "ls": _ls, "env": _env,
+        {"quickstart": _quickstart, "evaluate": _evaluate, "plan": _plan, "report": _report, "ls": _ls, "env": _env,
          "certify": _certify}[name](parsed)  # fmt: skip
     return 0
 
@@ -434,6 +460,7 @@ def _evaluate(parsed: Namespace) -> None:
         print(f"Every sample: {parsed.scores}")
 
 
+@ranks.by_first
 def _new_file(what: str, path: Path) -> None:
     """Refuse a file that is there already, or that could not be written."""
     try:
@@ -484,6 +511,12 @@ def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
             f"{metric.label:<28}{shown} "
             + (f"not computed: {now.missing[key]}" if value is None else f"{report.text(value, metric.format):>8}")
         )
+
+
+def _plan(parsed: Namespace) -> None:
+    from . import plan
+
+    plan.show(RunConfig(**{name: getattr(parsed, name) for name in PLAN_FIELDS}), parsed.devices, parsed.device_memory)
 
 
 def _report(parsed: Namespace) -> None:

@@ -238,11 +238,15 @@ def pad_id(tokenizer: Any) -> int:
 
 
 class Draw(NamedTuple):
-    """One place in a batch: an objective's row, and the refusal drawn for it where its loss needs one."""
+    """One place in a batch: an objective's row, and the refusal drawn for it where its loss needs one.
+
+    One that does not count stands in for a row that a rank has none of: it is passed through the model, weighing 0.
+    """
 
     objective: str
     row: int
     refusal: int
+    counts: bool = True
 
 
 class Item(NamedTuple):
@@ -253,6 +257,7 @@ class Item(NamedTuple):
     refused: Tokens | None
     log_prob: float | None
     refused_log_prob: float | None
+    counts: bool = True
 
 
 class ObjectiveRows(Dataset):
@@ -285,6 +290,7 @@ class ObjectiveRows(Dataset):
             self._refusal(draw) if draw.objective in self.refusals else None,
             self.reference_log_probs.get(draw[:2]),
             self.reference_log_probs.get(draw),
+            draw.counts,
         )
 
     def _refusal(self, draw: Draw) -> Tokens:
@@ -304,7 +310,10 @@ class ObjectiveRows(Dataset):
         return found
 
     def collate(self, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
-        """A batch for each objective among the items: objective → batch, with ``idk`` in it where refusals are."""
+        """A batch for each objective among the items: objective → batch, with ``idk`` in it where refusals are.
+
+        One of a row that does not count has ``idle`` in it.
+        """
         batches: dict[str, dict[str, Any]] = {}
         for name in dict.fromkeys(item.objective for item in items):
             part = [item for item in items if item.objective == name]
@@ -312,6 +321,8 @@ class ObjectiveRows(Dataset):
             refused = [item.refused for item in part if item.refused is not None]
             if refused:
                 batches[name]["idk"] = self._batch(refused, [item.refused_log_prob for item in part])
+            if not part[0].counts:
+                batches[name]["idle"] = torch.tensor(True)
         return batches
 
     def _batch(self, tokens: Sequence[Tokens], log_probs: Sequence[float | None]) -> dict[str, Tensor]:
@@ -333,7 +344,8 @@ class Plan:
         micro_batches: how many batches an optimizer step is split into (gradient accumulation, times ranks).
         seed: of the shuffling and of the refusals' choice.
         ranks: of several, each takes every `ranks`-th batch, and all batches of a step hold the same objectives, since
-            ranks must run the same forward and backward passes.
+            ranks must run the same forward and backward passes. Where an objective has fewer rows than the step has
+            batches, some hold a row of another's that does not count.
 
     Raises:
         ValueError: a step has too few rows to be split so.
@@ -353,10 +365,10 @@ class Plan:
         self.batches: list[list[Draw]] = []
         for turn in turns:
             total = sum(turn.values())
-            if (least := total if ranks == 1 else min(turn.values())) < micro_batches:
+            if total < micro_batches and ranks == 1:
                 raise ValueError(
-                    f"a step of {least} sequences{' of an objective' if ranks > 1 else ''} cannot be split into "
-                    f"{micro_batches} batches; raise batch_size or lower the gradient accumulation"
+                    f"a step of {total} sequences cannot be split into {micro_batches} batches; raise batch_size or "
+                    "lower the gradient accumulation"
                 )
             draws: list[tuple[float, Draw]] = []  # each with its place in the step, so that objectives mix evenly
             for name, count in turn.items():
@@ -369,7 +381,8 @@ class Plan:
                 self.batches += [ordered[a:b] for a, b in itertools.pairwise(cuts)]
             else:
                 self.batches += [
-                    [draw for place, draw in draws if int(place * micro_batches) == i] for i in range(micro_batches)
+                    _filled([draw for place, draw in draws if int(place * micro_batches) == i], turn, draws)
+                    for i in range(micro_batches)
                 ]
 
     def __len__(self) -> int:
@@ -377,6 +390,15 @@ class Plan:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return iter(self.batches)
+
+
+def _filled(batch: list[Draw], turn: Turn, draws: Sequence[tuple[float, Draw]]) -> list[Draw]:
+    """A batch with draws of each objective, in one order on all ranks; one that does not count where none was."""
+    found: list[Draw] = []
+    for name in turn:
+        own = [draw for draw in batch if draw.objective == name]
+        found += own or [next(draw for _, draw in draws if draw.objective == name)._replace(counts=False)]
+    return found
 
 
 class _Batches:

@@ -8,18 +8,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from . import ranks
 from .errors import UserError
 
 LOCK = ".lock"
 SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
-ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS = "env.json", "model", "adapter", "checkpoints"
+ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter", "checkpoints", "logs"
 RECORD = "record.json"  # signed, of `dualoptim certify`
-WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, RECORD, LOCK}
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, RECORD, LOCK}
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere
 
@@ -62,6 +63,7 @@ def holds_a_run(folder: Path) -> bool:
     return (folder / SETTINGS).exists()
 
 
+@ranks.by_first
 def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that a run must not write to; changes nothing.
 
@@ -100,11 +102,18 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
 
 @contextmanager
 def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> Iterator[Path]:
-    """The output folder, for this process alone.
+    """The output folder, for this process alone, or for these ranks.
 
     Raises:
         UserError: as `check`; or another process is at work in it.
     """
+    with ExitStack() as held:
+        ranks.of_first(lambda: held.enter_context(_owned(out, inputs, resume=resume, overwrite=overwrite)))
+        yield Path(out)
+
+
+@contextmanager
+def _owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> Iterator[None]:
     folder = Path(out)
     check(folder, inputs, resume=resume, overwrite=overwrite)
     made = not folder.exists()
@@ -118,7 +127,7 @@ def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         raise UserError(f"out {folder}: cannot be written to ({error.strerror}); give another folder") from None
     try:
         check(folder, inputs, resume=resume, overwrite=overwrite)  # again, as the one before may have written it
-        yield folder
+        yield
     finally:
         if made and {path.name for path in folder.iterdir()} <= {LOCK}:  # nothing came of it
             shutil.rmtree(folder)
@@ -143,6 +152,7 @@ def _synced(path: Path) -> None:
             os.close(descriptor)
 
 
+@ranks.first_only
 def written(path: Path, text: str) -> None:
     """Write a file whole, or not at all.
 
@@ -159,11 +169,13 @@ def written(path: Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+@ranks.first_only
 def emptied(folder: Path) -> None:
     """Remove what a run wrote, and nothing else."""
     _remove(path for path in folder.iterdir() if path.name != LOCK and path.name not in NOBODYS)
 
 
+@ranks.first_only
 def clear(folder: Path) -> None:
     """Remove what writing left when it was cut off."""
     partial = {f"{name}.partial" for name in WRITTEN | rows_of(folder)}

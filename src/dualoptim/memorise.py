@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from . import tiny
+from . import ranks, tiny
 from .data import Row
 from .errors import UserError
 from .losses import GD
@@ -21,6 +22,7 @@ from .models import (
     cache_dir,
     device_and_precision,
     fingerprint,
+    is_whole,
     load_model,
     load_tokenizer,
     made_once,
@@ -59,6 +61,8 @@ def memorised(
 ) -> Path:
     """The folder of a model trained on rows until it has them by heart; from the cache where it has been done before.
 
+    Of several ranks, a process of the first one's does it, and gives what one alone gives.
+
     Plain AdamW with betas (0.9, 0.95) on the answers' likelihood, linear decay after a tenth of warm-up. The reference
     of exact unlearning, a model that was never taught the rows to forget but begins as the other did, is
 
@@ -79,6 +83,7 @@ def memorised(
     Raises:
         UserError: no rows, or `vocabulary_rows` for a model that has a tokenizer.
     """
+    again = functools.partial(memorised, **locals())
     if not rows:
         raise UserError("nothing to memorise: there are no rows; give at least one")
     default = FROM_SCRATCH if model == tiny.TINY else PRETRAINED
@@ -99,6 +104,9 @@ def memorised(
     unended = [i for i, row in enumerate(rows) if not row.ends]
     key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows], *([unended] if unended else [])]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    if ranks.several():  # a Trainer here would be one of theirs, and the model another on another number of them
+        ranks.of_first(lambda: None if is_whole(folder) else ranks.apart(again))
+        return folder
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))
     device, has_bf16 = device_and_precision()
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from . import __version__, adapters, checkpoints
+from . import __version__, adapters, checkpoints, ranks
 from .checkpoints import sha256
 from .errors import UserError, unknown
 from .folder import into_place, written
@@ -351,23 +351,25 @@ def _embedded() -> Path:
 _WHOLE: set[Path] = set()  # folders of the cache that this process has looked through
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache is there, as it was made."""
     if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
         _WHOLE.add(folder)
     return folder in _WHOLE and folder.is_dir()
 
 
+@ranks.by_first
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder of the cache: as it is where it is whole, else made anew, to its end or not at all.
 
     Args:
         make: writes what belongs into it into an empty folder beside it.
     """
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
     with _locked(folder):
-        if _is_whole(folder):  # another process was faster
+        if is_whole(folder):  # another process was faster
             return folder
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -383,7 +385,10 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """While this process alone makes something of the cache; others wait."""
+    """While this process, or these ranks, alone make something of the cache; others wait."""
+    if not ranks.first():  # who waits for the first
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f"{path.name}.lock"))
@@ -430,11 +435,20 @@ def quiet() -> Iterator[None]:
 
 def device_and_precision() -> tuple[torch.device, bool]:
     """The device to work on, and whether bf16 autocast pays there."""
-    if torch.cuda.is_available():
-        return torch.device("cuda"), torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available() and not ranks.wants_cpu():
+        return torch.device("cuda"), torch.cuda.is_bf16_supported()  # of several the current one, a rank's own
     if torch.backends.mps.is_available():
         return torch.device("mps"), False
     return torch.device("cpu"), _cpu_has_bf16()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While torch's random generators, of the processor and of this process's device, go on from a seed."""
+    device, _ = device_and_precision()
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 _SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
@@ -509,10 +523,10 @@ def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
         except (OSError, ValueError):  # not there, or damaged
             return None
 
-    if (value := known()) is not None:
+    if (value := ranks.of_first(known)) is not None:
         return value
     with _locked(path):
-        if (value := known()) is None:
+        if (value := ranks.of_first(known)) is None:
             value = compute()
             written(path, json.dumps(value, ensure_ascii=False))
     return value

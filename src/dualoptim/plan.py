@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakSet, finalize
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,9 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from .errors import UserError
+from .config import RunConfig
+from .errors import UserError, unknown
 from .losses import LOSSES
+from .models import device_and_precision, load_config
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
+from .resolve import OPTIMIZERS, check_alone
+from .tiny import TINY
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # NF4: 4 bits, and 8 bits of a scale for 64 weights, whose own scales are fp32 for 256 of them (arXiv 2305.14314).
@@ -128,23 +133,23 @@ class Need:
 
 def ladder(devices: int, lora_rank: int = 16) -> list[Setting]:
     """Settings from the one that gives nothing up to the one that needs least."""
-    full = [
+    recomputed = "8-bit states, activations recomputed"
+    whole = [
         Setting("fp32 weights, 32-bit states"),
         Setting("fp32 weights, 8-bit states", bits=8),
-        Setting("the same, activations recomputed", bits=8, checkpointing=True),
-        Setting("bf16 weights, 8-bit states, activations recomputed", "bfloat16", 8, True),
+        Setting(f"fp32 weights, {recomputed}", bits=8, checkpointing=True),
+        Setting(f"bf16 weights, {recomputed}", "bfloat16", 8, True),
     ]
-    released = Setting("the same, gradients released", "bfloat16", 8, True, True)
-    adapters = [
-        Setting(f"LoRA {lora_rank} on bf16 weights", "bfloat16", 32, True, lora_rank=lora_rank),
-        Setting(f"QLoRA {lora_rank}: LoRA on 4-bit weights", "nf4", 32, True, lora_rank=lora_rank),
-    ]
+    lora = Setting(f"LoRA {lora_rank} on bf16 weights", "bfloat16", 32, True, lora_rank=lora_rank)
+    qlora = Setting(f"LoRA {lora_rank} on 4-bit weights", "nf4", 32, True, lora_rank=lora_rank)
     if devices == 1:
-        return [*full, released, *adapters]
-    sharded = [dataclasses.replace(each, name=f"FSDP2, {each.name}", sharded=True) for each in (*full, adapters[0])]
-    of_all = [dataclasses.replace(each, name=f"DDP, {each.name}") for each in (*full, *adapters)]
-    return [of_all[0], sharded[0], of_all[1], sharded[1], *of_all[2:3], *sharded[2:3], *of_all[3:4], *sharded[3:4],
-            of_all[4], sharded[4], of_all[5]]  # fmt: skip
+        released = Setting(f"bf16 weights, {recomputed}, gradients released", "bfloat16", 8, True, True)
+        return [*whole, released, lora, qlora]
+    found = []
+    for each in (*whole, lora):
+        found.append(dataclasses.replace(each, name=f"DDP, {each.name}"))
+        found.append(dataclasses.replace(each, name=f"FSDP2, {each.name}", sharded=True))
+    return [*found, dataclasses.replace(qlora, name=f"DDP, {qlora.name}")]
 
 
 def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int = 1) -> Need:
@@ -275,7 +280,8 @@ def _traced(
             for linear in _adapted(model):
                 _Adapter(linear, setting.lora_rank)
         held, blocks, early = _Held(), _layers(model), 0
-        last, first = ({id(p) for p in blocks[i].parameters()} if len(blocks) else set() for i in (-1, 0))
+        last = {id(p) for p in blocks[-1].parameters()} if len(blocks) else set()
+        later = {id(p) for block in list(blocks)[1:] for p in block.parameters()}
 
         def came(p: torch.Tensor) -> None:
             nonlocal early
@@ -283,7 +289,7 @@ def _traced(
                 p.grad = None
             if id(p) in last and not early:
                 early = held.peak
-            if id(p) not in first:
+            if id(p) in later:
                 held.peak = held.now
 
         for p in model.parameters():
@@ -348,6 +354,102 @@ def fitting(needs: Sequence[tuple[Setting, Need]], memory: int) -> Setting | Non
     return next((setting for setting, need in needs if need.total <= (1 - RESERVED) * memory), None)
 
 
-def needs_reference(forget_loss: str, retain_loss: str) -> bool:
-    """Whether losses compare with all that the model said before, which takes a copy of it."""
-    return any(LOSSES[name].reference == "model" for name in (forget_loss, retain_loss))
+def show(config: RunConfig, devices: int | None, device_memory: str | None) -> None:
+    """Print what every setting needs, and the first that fits.
+
+    Args:
+        config: of which model, optimizer, losses, batch sizes and `max_length` are read.
+        devices: that train together; None for the GPUs here, or one.
+        device_memory: of each, as `parse_size` reads it; None for this machine's.
+
+    Raises:
+        UserError: no such model, loss or optimizer, or no size.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    for role in ("forget", "retain"):
+        if (name := getattr(config, f"{role}_loss")) not in LOSSES:
+            raise unknown(f"{role}_loss", name, [key for key, cls in LOSSES.items() if cls.role == role])
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    check_alone(config)
+    if config.model == TINY:
+        raise UserError(f"plan: the model {TINY!r} is made of a task's rows; give a folder or hub id")
+    if devices is not None and devices < 1:
+        raise UserError(f"devices must be >= 1, but is {devices}")
+    here, _ = device_and_precision()
+    count = devices or (torch.cuda.device_count() if here.type == "cuda" else 1)
+    memory = parse_size(device_memory) if device_memory is not None else memory_of(here)
+    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    rows = max(1, micro // count) if config.micro_batch_size is None else micro
+    step = Step(
+        rows,
+        config.max_length,
+        config.max_length,
+        optimizer=config.optimizer,
+        reference=any(LOSSES[name].reference == "model" for name in (config.forget_loss, config.retain_loss)),
+        accumulated=rows * count < config.batch_size,
+    )
+    described = load_config(config.model)
+    needs = [(setting, needed(described, setting, step, count)) for setting in ladder(count)]
+    at_once = f"{rows} rows of {config.max_length} tokens at a time"
+    title = f"{config.model} on {count} × {size_text(memory)}, {at_once}"
+    table = Table(title=title, title_justify="left")
+    columns = ("weights", "gradients", "states", "reference", "activations", "in all", "sent a step")
+    for column in ("setting", *columns):
+        table.add_column(column, justify="left" if column == "setting" else "right", no_wrap=column != "setting")
+    chosen = fitting(needs, memory)
+    for setting, need in needs:
+        parts = (need.weights, need.gradients + need.buckets, need.states, need.reference, need.activations, need.total)
+        texts = [size_text(part) if part else "–" for part in (*parts, need.communication)]
+        table.add_row(setting.name, *texts, style="bold" if setting is chosen else None)
+    console = Console(markup=False, emoji=False)
+    console.print(table)
+    if chosen is None:
+        least = min(needs, key=lambda each: each[1].total)
+        console.print(
+            f"Nothing fits: {least[0].name} needs least, {size_text(least[1].total)} of each. Give more devices, "
+            "fewer rows at a time (--micro-batch-size 1), shorter rows (--max-length) or a smaller model.",
+            highlight=False,
+        )
+    else:
+        console.print(f"What fits and gives up least: {chosen.name}.", style="bold", highlight=False)
+        console.print(f"How: {how(chosen)}", highlight=False)
+    console.print(
+        f"· At the peak activations go as gradients come, so that not all is there at once; {RESERVED:.0%} of a device "
+        "are left to its driver. A reference is there where a loss compares with all that the model said.",
+        highlight=False,
+    )
+
+
+def how(setting: Setting) -> str:
+    """Options of `dualoptim unlearn` that make a setting."""
+    options = []
+    if setting.lora_rank:
+        options.append(f"--lora-rank {setting.lora_rank}")
+    if setting.weights == "nf4":
+        options.append("--load-in-4bit true")
+    elif setting.weights == "bfloat16" and not setting.lora_rank:
+        options.append("--bf16-weights true")
+    if setting.bits == 8:
+        options.append("--base-bits 8 --delta-bits 8")
+    if setting.checkpointing:
+        options.append("--gradient-checkpointing true")
+    if setting.released:
+        options.append("--release-gradients true --max-grad-norm 0")
+    return " ".join(options) or "the defaults"
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def size_text(size: float) -> str:
+    """Bytes as cards are sold: "80 GB", "1.5 GB", "540 MB"."""
+    if size < 1e9:
+        return f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.0f} GB" if size >= 100e9 else f"{size / 1e9:.1f} GB".replace(".0 GB", " GB")

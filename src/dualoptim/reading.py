@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import ranks
 from .errors import UserError
 from .forms import PAIRS, text_of
 
@@ -119,6 +120,7 @@ def _json(text: str, path: str) -> list[tuple[Any, str]]:
     return [(parse_json(line, where), where) for line, where in lines]
 
 
+@ranks.by_first  # a pipe can be read once
 def _bytes(path: str) -> bytes:
     try:
         if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():

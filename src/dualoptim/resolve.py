@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import nn
 
-from . import adapters, tasks
+from . import adapters, ranks, reporting, tasks
 from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import asset
@@ -202,19 +202,6 @@ LEAST = {
 }  # fmt: skip
 MOST = {"curve_points": 10**7, "lora_rank": 10**6, "max_length": 10**9, "log_every": 10**9, "save_every": 10**9}
 MOST_SEQUENCES = 10**7  # of a run, whose schedule is made beforehand
-NOWHERE = ("none", "no", "false", "off")
-
-
-def _check_reporting(to: str) -> None:
-    """Refuse places to log to that there are not, or whose package is missing."""
-    if to in NOWHERE:
-        return
-    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-
-    if to not in INTEGRATION_TO_CALLBACK and to != "all":
-        raise unknown("place in report_to", to, (*INTEGRATION_TO_CALLBACK, "all", "none"))
-    if to != "all" and to not in get_available_reporting_integrations():
-        raise UserError(f"report_to {to}: its package is not installed; install it, or leave it out")
 
 
 def check(config: RunConfig) -> Task:
@@ -243,7 +230,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
         raise UserError(f"seed must be below 2 to the power of 32, but is {config.seed}")
     if config.eps <= 0:
         raise UserError(f"eps must be > 0, or a coordinate without a gradient divides 0 by 0, but is {config.eps}")
-    _check_reporting(config.report_to)
+    reporting.check([config.report_to])
     for key in ("until", "keep_at_least"):
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
@@ -356,7 +343,7 @@ def check_room(config: RunConfig, needed: Mapping[str, int], merged: int = 0) ->
         torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
         free = torch.cuda.mem_get_info()[0]
     else:
-        free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available // ranks.here()
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from .chat import TEXT, Message
@@ -22,6 +21,7 @@ from .data import Row, reworded
 from .evaluation import scoring
 from .evaluation.words import stem
 from .evaluation.words import words as words
+from .models import seeded
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
 CHECKED = ("Quick question: {}", "Could you help me with this? {}", "Let me ask you something. {}", "{} Do you know?")
@@ -146,8 +146,7 @@ def written(
     ]
     prompts = [(*shown, {"role": "user", "content": row.question}) for row in rows]
     found: list[list[str]] = [[] for _ in rows]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         given = scoring.replies(
             model, tokenizer, [p for p in prompts for _ in range(samples)], max_new_tokens=QUESTION_TOKENS,
             temperature=1.0, progress=progress,

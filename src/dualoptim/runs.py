@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from . import ranks
 from .config import RunConfig
 from .errors import UserError
 from .folder import ENVIRONMENT, SETTINGS, written
@@ -352,6 +353,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "memory_bytes": total_memory(),
+        "ranks": ranks.size(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

@@ -1,19 +1,24 @@
 """`UnlearnTrainer`: a `transformers.Trainer` that trains on several objectives by turns, or jointly.
 
-All that a Trainer does stays as it is: callbacks, logging, `report_to`, mixed precision, gradient checkpointing,
-checkpoints and resume. What is added: batches carry their objective, each objective has its own loss, a
-multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices, and
-checkpoints are whole or not there (`dualoptim.checkpoints`).
+What a Trainer does stays: evaluation, prediction, early stopping and the best model, callbacks, logging, `report_to`,
+mixed precision, gradient checkpointing, checkpoints and resume. What it is told and does not read is refused
+(`dualoptim.trainer_arguments`). What is added: batches carry their objective, each objective has its own loss, a
+multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices,
+evaluations have a forget/keep score (`dualoptim.trainer_evaluation`), and checkpoints are whole or not there
+(`dualoptim.checkpoints`).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
 import json
 import logging
+import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,14 +30,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints
-from .adapters import check_model
+from . import checkpoints, ranks, reporting, trainer_arguments
+from . import trainer_evaluation as evaluation
+from .adapters import base_of, check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
+from .errors import UserError
 from .losses import Loss, sequence_log_probs
+from .models import load_model, load_tokenizer
 from .optim import DualOptimPlus, diagnostics, parameter_groups, releasing
 from .reference import AtStart
 from .schedule import Turn
@@ -69,17 +78,21 @@ class UnlearnTrainer(Trainer):
     all of the step's rows or tokens whatever the number of micro-batches and ranks.
 
     Args:
-        model: a causal language model.
-        args: `TrainingArguments`. `per_device_train_batch_size`, `num_train_epochs` and `max_steps` are not read:
-            `turns` says how many steps of how many sequences there are; `gradient_accumulation_steps` splits them. A
-            loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
+        model: a causal language model; or its folder or hub id, which is loaded with weights in 32 bits.
+        args: `TrainingArguments`; it is copied. What this trainer does not read is refused: `turns` says how many steps
+            of how many sequences there are, and `gradient_accumulation_steps` splits them. A loss that is not finite is
+            logged as it is, whatever `logging_nan_inf_filter` says.
         objectives: name → `Objective`.
         turns: what each optimizer step serves, from `dualoptim.schedule`.
-        processing_class: the model's tokenizer.
-        reference: the frozen model that losses compare with. Without it, that is the model as it is handed over, its
-            adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for every row that
-            will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not the whole
-            model, as under PEFT; a model that is trained as a whole needs a reference beside it.
+        processing_class: the model's tokenizer; loaded with a model that is given by its name.
+        eval_dataset: what is evaluated on, as `dualoptim.trainer_evaluation` has it: rows, or several sets of them by
+            name. With sets of the names of objectives, of which one forgets and one keeps, evaluations have a
+            forget/keep score, which is the default of `metric_for_best_model`.
+        log_dir: the folder that what `args.report_to` names writes files into; "runs" in `args.output_dir` without it.
+        reference: the frozen model that losses compare with, or its name. Without it, that is the model as it is handed
+            over, its adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for
+            every row that will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not
+            the whole model, as under PEFT; a model that is trained as a whole needs a reference beside it.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
         max_length: the most tokens that a row may have.
@@ -97,23 +110,26 @@ class UnlearnTrainer(Trainer):
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
-        ValueError: an adapter of a kind that is not supported (`dualoptim.adapters.KINDS`), a loss without the
-            reference model or the refusals it needs, arguments that want the best checkpoint
-            by an evaluation, a turn of several objectives with an
-            optimizer that steps for one, or a batch whose objective is not the one whose turn it is.
+        ValueError: an argument that is not read; an adapter of a kind that is not supported (`dualoptim.adapters`); a
+            loss without the reference model or the refusals it needs; turns or an optimizer of other objectives; a
+            metric that evaluations will not have; a turn of several objectives with an optimizer that steps for one; or
+            a batch whose objective is not the one whose turn it is.
     """
 
     optimizer: Any
+    control: Any
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         args: TrainingArguments,
         *,
         objectives: Mapping[str, Objective],
         turns: Sequence[Turn],
-        processing_class: Any,
-        reference: nn.Module | None = None,
+        processing_class: Any = None,
+        eval_dataset: Any = None,
+        log_dir: str | Path | None = None,
+        reference: nn.Module | str | None = None,
         combine: Rule | None = None,
         max_length: int = 512,
         diagnostics_every: int = 50,
@@ -121,34 +137,73 @@ class UnlearnTrainer(Trainer):
         fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_model(model)
-        if reference is None:
-            reference = _at_start(model, {objective.loss.reference for objective in objectives.values()})
+        args = copy.copy(args)  # what is settled below is of this run
+        micro_batches = args.gradient_accumulation_steps * args.world_size
+        micro_batch = max((-(-sum(turn.values()) // micro_batches) for turn in turns), default=1)
+        trainer_arguments.check(args, kwargs, turns, micro_batch)
+        reporting.check(args.report_to)
+        if release_gradients:
+            _check_release(args, combine)
+        trainer_arguments.check_names(objectives, turns, kwargs)
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
-            if objective.loss.reference == "model" and reference is None:
+            if objective.loss.reference == "model" and reference is None and not _partly_trained(model):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
             if objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
-        if args.load_best_model_at_end or args.save_strategy == "best":
-            raise ValueError("a best checkpoint is chosen by an evaluation, which this trainer has none of")
-        if release_gradients:
-            _check_release(args, combine)
-        args.max_steps = len(turns)
+        if processing_class is None:
+            if not isinstance(model, str):
+                raise UserError("processing_class: give the model's tokenizer, or the model by its name")
+            processing_class = load_tokenizer(model)
+        sets = evaluation.sets_of(eval_dataset, processing_class, max_length)
+        self.roles = evaluation.roles_of(sets, objectives)
+        own = kwargs.get("compute_metrics") is not None or type(self).evaluate is not UnlearnTrainer.evaluate
+        evaluation.choose_metric(args, sets, self.roles, kwargs.get("callbacks") or (), own=own)
+        model = load_model(model) if isinstance(model, str) else model
+        reference = load_model(reference) if isinstance(reference, str) else reference
+        check_model(model)
+        if reference is None:
+            reference = _at_start(model, {objective.loss.reference for objective in objectives.values()})
+        args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
+        if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
+            args._n_gpu = 1
         args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
+        if kwargs.get("optimizer_cls_and_kwargs"):
+            kwargs["optimizer_cls_and_kwargs"] = trainer_arguments.with_settings(
+                kwargs["optimizer_cls_and_kwargs"], args
+            )
+        names, args.report_to = args.report_to, []  # their callbacks are made here, with a folder of their own
+        folder = Path(log_dir or Path(str(args.output_dir)) / "runs")
+        trackers = reporting.callbacks(names, folder, writes=args.local_process_index == 0)
+        kwargs["callbacks"] = [*trackers, *(kwargs.get("callbacks") or ())]
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
-        super().__init__(model, args, processing_class=processing_class, compute_loss_func=self.compute_loss, **kwargs)
+        super().__init__(
+            model,
+            args,
+            processing_class=processing_class,
+            eval_dataset=sets,
+            compute_loss_func=self.compute_loss,
+            **kwargs,
+        )
+        args.report_to = names
         self.objectives, self.turns = dict(objectives), list(turns)
         self.reference = reference
         if reference is not None and not isinstance(reference, AtStart):
             reference.to(args.device).eval().requires_grad_(False)
         self.combine, self.release_gradients = combine, release_gradients
+        self.max_length = max_length
         self.rows = ObjectiveRows(
             {name: objective.rows for name, objective in objectives.items()},
             {name: objective.refusals for name, objective in objectives.items() if objective.loss.needs_idk},
             processing_class,
             max_length,
         )
+        self._answers: list[tuple[Tensor, Tensor]] = []  # of the evaluation that is under way: log π(y|x) and |y|
+        self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
+        self._cast = False  # whether an evaluation outside of training has cast the weights, as full_eval does
+        self._eval_on_start = args.eval_on_start
+        self._resumed_from: Path | None = None  # the checkpoint that training went on from
+        self.add_callback(_Resume(self))
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
@@ -178,12 +233,18 @@ class UnlearnTrainer(Trainer):
             )
         training = frozen.training
         frozen.eval()
-        for at in tqdm(range(0, len(order), size), desc="Reference", leave=False, disable=None):
-            keys = order[at : at + size]
+
+        def asked(keys: Sequence[tuple]) -> list[float]:
             batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
             with self.accelerator.autocast():
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            self.rows.reference_log_probs.update(zip(keys, totals.tolist(), strict=True))
+            found: list[float] = totals.tolist()
+            return found
+
+        parts = [order[at : at + size] for at in range(0, len(order), size)]
+        with tqdm(total=len(parts), desc="Reference", leave=False, disable=None) as bar:
+            for keys, totals in zip(parts, ranks.shared(parts, asked, lambda _: bar.update()), strict=True):
+                self.rows.reference_log_probs.update(zip(keys, totals, strict=True))
         frozen.train(training)
 
     @functools.cached_property
@@ -194,11 +255,15 @@ class UnlearnTrainer(Trainer):
             return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return {
+        found = {
             **self.given_fingerprints,
             "set of rows": digest(self.rows.tokens, self.rows.refusals),
             "schedule": digest([dict(turn) for turn in self.turns], seed),
         }
+        if self.args.eval_strategy != "no":  # what is best, and when a run stops, is told by them
+            sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
+            found["set of evaluation rows"] = digest({str(name): rows.tokens for name, rows in sets.items()})
+        return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, but that it goes on from a whole checkpoint of the same run, or not at all.
@@ -210,6 +275,11 @@ class UnlearnTrainer(Trainer):
             ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
                 is none.
         """
+        if self._cast:
+            raise UserError(
+                "bf16_full_eval and fp16_full_eval cast the weights where evaluate() or predict() runs outside of "
+                "training, and rounded weights would be trained on; make the trainer anew, or evaluate under bf16=True"
+            )
         if resume_from_checkpoint is True:
             out = Path(str(self.args.output_dir))
             if (found := checkpoints.newest(out, self.fingerprints)) is None:
@@ -222,7 +292,15 @@ class UnlearnTrainer(Trainer):
             for each in self._beside_states():
                 each.load_from(begun)
             if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
-                checkpoints.rotate(begun, self.args.save_total_limit)  # where a kill came between it and its rotation
+                # Where a kill came between it and its rotation.
+                checkpoints.rotate(begun, self.args.save_total_limit, checkpoints.best_of(begun))
+        if self.args.world_size > 1 and self.model_wrapped is self.model:
+            # Evaluated before: accelerate would take the model for one that is prepared for training as well, and each
+            # rank would train on its own.
+            self.model._is_accelerate_prepared = False
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # relative to the start
+        self.args.eval_on_start = self._resumed_from is None and (self._eval_on_start or scores)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
@@ -236,7 +314,7 @@ class UnlearnTrainer(Trainer):
         """As the Trainer's, but written beside, and put in its place once it is all there."""
         out = Path(super()._get_output_dir(trial))
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
-        beside = out / checkpoints.PARTIAL
+        beside, best = out / checkpoints.PARTIAL, self.state.best_model_checkpoint
         try:
             if self.args.should_save:
                 shutil.rmtree(beside / name, ignore_errors=True)
@@ -246,21 +324,30 @@ class UnlearnTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self._beside = None
             self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(beside / name):  # not where it will be
+                self.state.best_model_checkpoint = str(out / name)
             if self.args.should_save:
+                self.state.save_to_json(str(beside / name / "trainer_state.json"))
                 for each in self._beside_states():
                     each.save_to(beside / name)
                 checkpoints.seal(beside / name, self.fingerprints)
                 checkpoints.put(beside / name, out / name)
-                checkpoints.rotate(out / name, self.args.save_total_limit)
+                checkpoints.rotate(out / name, self.args.save_total_limit, self.state.best_model_checkpoint)
+            if self.args.push_to_hub:
+                super()._push_from_checkpoint(str(out / name))
         except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
             if self.args.world_size > 1:  # the others wait
                 raise
             shutil.rmtree(beside, ignore_errors=True)
+            self.state.best_model_checkpoint = best
             reason = " ".join(str(error).split())
             logger.warning("checkpoint %s could not be written (%s); training goes on without it", out / name, reason)
         finally:
             self._beside = None
         self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing while a checkpoint is being written: it is pushed from its place."""
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -280,22 +367,47 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
 
-        And where they are not among its arguments, the learning rate of the Trainer's and the objectives' names.
+        And where they are not among its arguments, the objectives' names.
         """
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
-        if self.optimizer is None and cls is not None and issubclass(cls, DualOptimPlus):
-            arguments = {"lr": self.args.learning_rate, "objectives": tuple(self.objectives), **arguments}
+        if self.optimizer is None and isinstance(cls, type) and issubclass(cls, DualOptimPlus):
+            arguments = {"objectives": tuple(self.objectives), **arguments}
             self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
         return super().create_optimizer(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run's batches, in order: it is one epoch of the Trainer's."""
+        return self._loader(self.rows, batch_sampler=self._plan())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As the Trainer's, of rows in any form that `eval_dataset` may have, a set's name among them."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        rows = evaluation.sets_of(eval_dataset, self.processing_class, self.max_length)
+        # A generator of its own, or looking would change what training draws.
+        return self._loader(rows, batch_size=self.args.eval_batch_size, generator=torch.Generator())
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `get_eval_dataloader`, of one set."""
+        return self.get_eval_dataloader(
+            evaluation.Rows(test_dataset, self.processing_class, self.max_length, "test_dataset")
+            if not isinstance(test_dataset, evaluation.Rows)
+            else test_dataset
+        )
+
+    def _loader(self, rows: Any, **batches: Any) -> DataLoader:
+        workers = {
+            name: value
+            for name in ("prefetch_factor", "multiprocessing_context", "in_order")
+            if (value := getattr(self.args, f"dataloader_{name}", None)) is not None
+        }
         loader = DataLoader(
-            self.rows,
-            batch_sampler=self._plan(),
-            collate_fn=self.rows.collate,
+            rows,
+            collate_fn=rows.collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            **workers,
+            **batches,
         )
         return self.accelerator.prepare(loader)
 
@@ -315,9 +427,13 @@ class UnlearnTrainer(Trainer):
         sizes = torch.zeros(len(names), device=device)
         for sample in samples:
             for name, batch in sample.items():
-                sizes[names.index(name)] += self.objectives[name].loss.size(batch)
+                sizes[names.index(name)] += self._size(name, batch)
         sizes = self.accelerator.reduce(sizes, reduction="sum")
         return samples, dict(zip(names, sizes.tolist(), strict=True))
+
+    def _size(self, name: str, batch: Mapping[str, Any]) -> int:
+        """How many items of an objective's loss a batch counts for."""
+        return 0 if "idle" in batch else self.objectives[name].loss.size(batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -337,7 +453,7 @@ class UnlearnTrainer(Trainer):
                     f"{type(objective.loss).__name__} has nothing to average over in a batch of {name!r}: "
                     "its answers are too short for the loss's arguments"
                 )
-            share = objective.loss.size(batch) / num_items_in_batch[name]
+            share = self._size(name, batch) / num_items_in_batch[name]
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
             # Gradients are averaged over ranks, and the share is of all ranks' items together.
@@ -428,6 +544,96 @@ class UnlearnTrainer(Trainer):
                 )
             optimizer.objective = next(iter(turn))
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As the Trainer's, but that several sets are one evaluation: one entry in the log, one look of every callback.
+
+        Each set NAME has ``eval_NAME_loss`` and ``eval_NAME_probability``, one set without a name ``eval_loss`` and
+        ``eval_probability``, beside what `compute_metrics` gives. The trainer's own sets have ``eval_forgotten``,
+        ``eval_kept`` and ``eval_score`` as well, where they are to forget and to keep, and the model was evaluated
+        before training, as it is by any `eval_strategy`. `dualoptim.trainer_evaluation` has the formulas.
+        """
+        own = eval_dataset is None
+        given = self.eval_dataset if own else eval_dataset
+        if given is None:
+            raise UserError("evaluate: there are no rows; give eval_dataset, here or to the trainer")
+        if isinstance(given, str):
+            given = self.eval_dataset[given]
+        sets = evaluation.sets_of(given, self.processing_class, self.max_length)
+        self._memory_tracker.start()
+        began, num_samples, num_steps = time.time(), 0, 0
+        metrics: dict[str, float] = {}
+        for name, rows in sets.items() if isinstance(sets, Mapping) else [(None, sets)]:
+            loader = self.get_eval_dataloader(rows)
+            prefix = metric_key_prefix if name is None else f"{metric_key_prefix}_{name}"
+            output = self.evaluation_loop(
+                loader,
+                "Evaluation",
+                prediction_loss_only=True if self.compute_metrics is None else None,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=prefix,
+            )
+            output.metrics.pop(f"{prefix}_model_preparation_time", None)  # which is none of the set's
+            metrics |= output.metrics
+            num_samples, num_steps = num_samples + output.num_samples, num_steps + len(loader)
+        if own and evaluation.have_score(self.roles):
+            now = {name: metrics[f"{metric_key_prefix}_{name}_probability"] for name in self.roles}
+            if self.state.global_step == 0:
+                self._start = given, now
+            if self._start is not None and self._start[0] is given:
+                scored = evaluation.scored(now, self._start[1], self.roles)
+                metrics |= {f"{metric_key_prefix}_{key}": value for key, value in scored.items()}
+        metrics |= speed_metrics(metric_key_prefix, began, num_samples=num_samples, num_steps=num_steps)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        return metrics
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the Trainer's, with the loss over all tokens, whatever the batches, and the answers' probability."""
+        self._answers = []
+        self._cast |= not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        log_probs, counts = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
+        for key, value in evaluation.measured(log_probs, counts).items():
+            output.metrics[f"{metric_key_prefix}_{key}"] = value
+        self._answers = []
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, Any, Any]:
+        """As the Trainer's; the answers' likelihoods of all ranks go to `evaluation_loop`."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            log_probs, counts, outputs = evaluation.answered(model, inputs, outputs=not prediction_loss_only)
+        self._answers.append(self.accelerator.gather_for_metrics((log_probs, counts)))
+        loss = -log_probs.sum() / counts.sum()
+        if outputs is None:
+            return loss, None, None
+        if ignore_keys is None:
+            ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
+        logits = tuple(value for key, value in outputs.items() if key not in ignore_keys)
+        return loss, logits[0] if len(logits) == 1 else logits, inputs["labels"]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, with the optimizer that trained in place of the one that `args.optim` names."""
+        super().create_model_card(*args, **kwargs)
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if self.is_world_process_zero() and (self.optimizer_cls_and_kwargs or self.multi_objective):
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer) or self.optimizer_cls_and_kwargs[0]
+            name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+            text = card.read_text(encoding="utf-8")
+            card.write_text(re.sub(r"^- optimizer: .*$", f"- optimizer: {name}", text, flags=re.M), encoding="utf-8")
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
@@ -448,6 +654,37 @@ class UnlearnTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """As the Trainer's, summed over the objectives in the batch."""
         return sum(super(UnlearnTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """As the Trainer's, of every objective's rows; refusals beside them are not counted."""
+        for batch in inputs.values():
+            super()._track_num_input_tokens(batch)
+
+
+class _Resume(TrainerCallback):
+    """Takes up from a checkpoint what a Trainer leaves: the start, which is best, and what early stopping counted."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer._resumed_from is None:
+            return
+        if state.best_global_step:  # the folder may have been moved
+            beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
+            if beside.is_dir():
+                state.best_model_checkpoint = str(beside)
+        keys = {name: f"eval_{name}_probability" for name in trainer.roles}
+        first = next(
+            (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
+        )
+        if first is not None:
+            trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
+        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
+        stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
+            callback.early_stopping_patience_counter = values["attributes"]["early_stopping_patience_counter"]
 
 
 def _check_release(args: TrainingArguments, combine: Rule | None) -> None:
@@ -558,6 +795,12 @@ def _at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
 
     An adapter is little, so that it is kept wherever a loss compares with anything.
     """
-    partly = any(not p.requires_grad for p in model.parameters())
     compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
-    return AtStart(model) if partly and compares else None
+    return AtStart(model) if compares and _partly_trained(model) else None
+
+
+def _partly_trained(model: nn.Module | str) -> bool:
+    """Whether a part of a model is trained alone: of one by its name, that it is an adapter."""
+    if isinstance(model, str):
+        return base_of(model) is not None
+    return any(not p.requires_grad for p in model.parameters())

@@ -2,7 +2,7 @@
 
 `prepare` loads the model, having taught it the rows if need be, and scores it as it is; `train` is one method's
 training and scoring; `run` does one method or several from the same start, or one part of a task after the other, and
-writes the folder that `dualoptim.runs` describes.
+writes the folder that `dualoptim.runs` describes. Of several ranks (`dualoptim.ranks`) all do so, and one writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import adapters, checkpoints, report, resolve, runs
+from . import adapters, checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
@@ -32,7 +32,7 @@ from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .folder import ADAPTER, CHECKPOINTS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
+from .folder import ADAPTER, CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .resolved import Origin, Resolved
@@ -163,7 +163,7 @@ def train(
         model,
         TrainingArguments(
             output_dir=str(checkpoints_folder),
-            gradient_accumulation_steps=-(-config.batch_size // micro),
+            gradient_accumulation_steps=-(-config.batch_size // (micro * ranks.size())),
             learning_rate=config.lr,
             lr_scheduler_type="linear",
             warmup_steps=round(steps * config.warmup_ratio),
@@ -173,7 +173,7 @@ def train(
             use_cpu=device.type == "cpu",
             seed=config.seed,
             logging_steps=config.log_every,
-            report_to="none" if config.report_to in resolve.NOWHERE else config.report_to,
+            report_to="none" if config.report_to in reporting.NOWHERE else config.report_to,
             save_strategy="steps" if config.save_every else "no",
             save_steps=config.save_every or 500,
             save_total_limit=1,
@@ -192,6 +192,7 @@ def train(
         },
         turns=turns,
         processing_class=tokenizer,
+        log_dir=folder / LOGS,
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
         max_length=config.max_length,
@@ -201,8 +202,8 @@ def train(
     )
     trainer.paused = paused
     trainer.remove_callback(PrinterCallback)  # the bar shows how far it is, the report what was logged
-    checkpoints.clear(checkpoints_folder)
-    begun = checkpoints.newest(checkpoints_folder, trainer.fingerprints) if resume else None
+    made_of = trainer.fingerprints if resume else None
+    begun = ranks.of_first(lambda: _begun(checkpoints_folder, made_of))
     with bar, quiet():
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     state_bytes, logged, read = bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
@@ -212,8 +213,8 @@ def train(
     stopped = best.restore() if best is not None else None
     del best, watch.best
     gc.collect()
-    checkpoints.clear(checkpoints_folder)
-    with suppress(OSError):  # the Trainer makes it in any case; checkpoints and logs may be there
+    ranks.of_first(lambda: checkpoints.clear(checkpoints_folder))
+    with suppress(OSError):  # the Trainer makes it in any case; checkpoints may be there
         checkpoints_folder.rmdir()
     finite = is_finite(model)
 
@@ -272,7 +273,7 @@ def train(
             "watching_seconds": round(watch.watching, 1),
             "step_seconds": round(statistics.median(watch.step_seconds), 3) if watch.step_seconds else None,
             "optimizer_state_bytes": state_bytes,
-            "peak_memory_bytes": peak_memory(device),
+            "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
         }
     )
     if config.save_model and finite and MODEL in _saved(resolved):
@@ -290,6 +291,13 @@ def _merged(model: Any, resolved: Resolved, prepared: Prepared) -> Any:
     return adapters.merged(model)
 
 
+def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
+    """The checkpoint to go on from, if a run is to, and there is one; what writing one left is removed."""
+    checkpoints.clear(folder)
+    return None if fingerprints is None else checkpoints.newest(folder, fingerprints)
+
+
+@ranks.by_first
 def _write(folder: Path, save: Callable[[Any, Path], None], model: Any, tokenizer: Any) -> None:
     """Write a model, or an adapter, whole or not at all."""
     beside = folder.with_name(f"{folder.name}.partial")
@@ -389,11 +397,14 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
     def own_folder(of: Resolved) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(of.config.method)}-seed{of.config.seed}"
 
-    finished = [
-        entry
-        for entry, of in (runs.finished(folder, resolved) if resume else [])
-        if not of.config.save_model or not entry["finite"] or all((own_folder(of) / m).is_dir() for m in _saved(of))
-    ]
+    def taken_over() -> list[dict[str, Any]]:
+        return [
+            entry
+            for entry, of in (runs.finished(folder, resolved) if resume else [])
+            if not of.config.save_model or not entry["finite"] or all((own_folder(of) / m).is_dir() for m in _saved(of))
+        ]
+
+    finished = ranks.of_first(taken_over)
     missing = [of for of in resolved if of.config.as_dict() not in [entry["config"] for entry in finished]]
     if finished:
         print(f"Taken over from {folder}: {', '.join(entry['method'] for entry in finished)}")
@@ -433,14 +444,15 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
 
     for of in missing:
         own = own_folder(of)
-        own.mkdir(exist_ok=True)
-        clear(own)
+        if ranks.first():
+            own.mkdir(exist_ok=True)
+            clear(own)
         try:
             train(prepared, of, own, keep, resume=resume)
         finally:
             if results["runs"]:
                 report.write(runs.without(secrets, results), folder / PAGE)
-    return runs.read_results(folder)
+    return ranks.of_first(lambda: runs.read_results(folder))
 
 
 def _one_after_the_other(
@@ -452,7 +464,7 @@ def _one_after_the_other(
     """
     configs = [of.config for of in resolved]
     if resume:
-        runs.check_begun(out, configs)
+        ranks.of_first(lambda: runs.check_begun(out, configs))
     if overwrite:
         emptied(out)
     runs.write_settings(out, configs, {})
@@ -471,7 +483,8 @@ def _one_after_the_other(
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
             folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{arguments['part']}"
-            folder.parent.mkdir(exist_ok=True)
+            if ranks.first():
+                folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             results = results or {**done, "model": config.model, "runs": []}

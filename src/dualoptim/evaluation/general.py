@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import nn
 
+from .. import ranks
 from ..errors import UserError, unknown
 from ..models import device_and_precision
 from .numbers import Metric, Numbers, Record
@@ -54,6 +55,7 @@ def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
     return manager, names
 
 
+@ranks.by_first
 def records(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
     """A record for each metric of each task: its ``value``, ``stderr``, and on how many ``samples``.
 

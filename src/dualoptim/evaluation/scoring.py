@@ -1,5 +1,6 @@
 """A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or in
-bf16 autocast, as `models.scoring_in` says.
+bf16 autocast, as `models.scoring_in` says. Batches are shared out over the ranks of a run, each of which gets all that
+comes of it; their number changes no batch, and so no number.
 
 Nothing here aggregates: what is returned per sample is what `metrics` makes numbers of.
 
@@ -11,9 +12,9 @@ apart gives, for about half the tokens on TOFU. Whether a model allows it is tri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,18 +22,22 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from .. import ranks
 from ..adapters import num_virtual_tokens
 from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
-from ..models import positions, scores_in_bf16
+from ..models import positions, scores_in_bf16, seeded
 from . import metrics
 
 MAX_LENGTH = 2**31  # tokens a scored row may have, but for the model's positions
 PROMPT_TOKENS = 6144  # prompts of like length are answered together, up to this many padded tokens
 LABELLED_TOKENS = 1536  # rows are scored together up to this many: each costs a vocabulary of logits
+MOST_SEED = 2**63 - 1
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
+
+R = TypeVar("R")
 
 
 def replies(
@@ -48,7 +53,8 @@ def replies(
 
     Args:
         prompts: chat messages, each list ending with the user's.
-        temperature: of sampling, by torch's random generator; 0 for the most probable token each time.
+        temperature: of sampling, by torch's random generator of the processor, which gives every batch a seed, so that
+            batches need not follow each other; 0 for the most probable token each time.
         progress: what to write beside the progress bar; no bar without it.
     """
     turns = [turn_of(tokenizer, prompt) for prompt in prompts]
@@ -56,10 +62,11 @@ def replies(
     ends, filler, room = end_ids(tokenizer, turns), pad_id(tokenizer), positions(model)
     if (longest := max(map(len, ids), default=0)) >= room:
         raise UserError(f"a prompt has {longest} tokens, and the model takes {room} positions; shorten it")
-    given: list[str] = [""] * len(ids)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    seeds = torch.randint(MOST_SEED, (len(ids),)).tolist() if temperature else []
     with _scoring(model) as device, _generating(model):
-        for batch in _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress):
+
+        def ask(batch: list[int]) -> list[str]:
             width = max(len(ids[i]) for i in batch)
             # Padded on the left, so that every row's answer begins where its prompt ends.
             input_ids = torch.tensor([[filler] * (width - len(ids[i])) + ids[i] for i in batch], device=device)
@@ -67,10 +74,12 @@ def replies(
             own = GenerationConfig(
                 max_new_tokens=min(max_new_tokens, room - width), eos_token_id=ends, pad_token_id=filler, **sampling
             )
-            out = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=own)  # type: ignore[operator]
-            for i, tokens in zip(batch, out[:, width:].tolist(), strict=True):
-                given[i] = reply_of(tokenizer, tokens, turns[i], ends)
-    return given
+            with seeded(seeds[batch[0]]) if seeds else nullcontext():
+                out = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=own)  # type: ignore[operator]
+            said = out[:, width:].tolist()
+            return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
+
+        return _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress, ask)
 
 
 @contextmanager
@@ -122,10 +131,12 @@ def answers(
             (i, unit) for i, group in enumerate(tokens) for unit in ([group] if together else [[t] for t in group])
         ]
         packed = [pack(unit) for _, unit in units]
-        scored: list[list[Answer]] = [[] for _ in units]
-        for indices in _by_length([len(p.input_ids) for p in packed], LABELLED_TOKENS, progress):
-            for u, part in zip(indices, _score(model, [packed[u] for u in indices], device), strict=True):
-                scored[u] = part
+        scored = _by_length(
+            [len(p.input_ids) for p in packed],
+            LABELLED_TOKENS,
+            progress,
+            lambda batch: _score(model, [packed[u] for u in batch], device),
+        )
         for (i, _), part in zip(units, scored, strict=True):
             found[i] += part
     return [
@@ -156,12 +167,13 @@ def gradient_norms(
     every = [p for p in model.parameters() if p.is_floating_point()]  # codes of few bits have no gradient
     parameters = [p for p in every if p.requires_grad] or every
     frozen = [p for p in parameters if not p.requires_grad]
-    room, found = positions(model), []
+    room = positions(model)
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with _scoring(model) as device, torch.enable_grad():
-            for row in tqdm(rows, desc=progress, disable=None if progress else True, unit="row", leave=False):
+        with _scoring(model) as device, torch.enable_grad(), _bar(len(rows), progress) as bar:
+
+            def norm(row: Row) -> float:
                 tokens = encode(row, tokenizer, MAX_LENGTH, room)
                 at = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
                 text = set(at[: len(at) - tokens.ended] or at)
@@ -172,11 +184,12 @@ def gradient_norms(
                 loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 norms = [gradient.norm() for gradient in gradients if gradient is not None]
-                found.append(torch.stack(norms).mean().item())
+                return torch.stack(norms).mean().item()
+
+            return ranks.shared(rows, norm, lambda _: bar.update())
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    return found
 
 
 class Packed(NamedTuple):
@@ -261,20 +274,23 @@ def _packs(model: nn.Module, group: Sequence[Tokens]) -> bool:
     in recurrent layers.
     """
     if model not in _PACKS:
-        _PACKS[model] = False
-        device = next(model.parameters()).device
-        plain = not num_virtual_tokens(model)
-        if plain and getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
-            with torch.autocast(device.type, enabled=False):
-                apart = [_score(model, [pack([row])], device)[0][0].nll for row in group]
-                try:
-                    together = [answer.nll for answer in _score(model, [pack(group)], device)[0]]
-                except (TypeError, RuntimeError, ValueError, IndexError):  # whatever a model says to such a mask
-                    together = []
-            _PACKS[model] = len(together) == len(apart) and all(
-                abs(a - b) < 1e-3 for a, b in zip(together, apart, strict=True)
-            )
+        _PACKS[model] = _agrees(model, group)
     return _PACKS[model]
+
+
+@ranks.by_first
+def _agrees(model: nn.Module, group: Sequence[Tokens]) -> bool:
+    device = next(model.parameters()).device
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if attention != "sdpa" or num_virtual_tokens(model):
+        return False
+    with torch.autocast(device.type, enabled=False):
+        apart = [_score(model, [pack([row])], device)[0][0].nll for row in group]
+        try:
+            together = [answer.nll for answer in _score(model, [pack(group)], device)[0]]
+        except (TypeError, RuntimeError, ValueError, IndexError):  # whatever a model says to such a mask
+            return False
+    return len(together) == len(apart) and all(abs(a - b) < 1e-3 for a, b in zip(together, apart, strict=True))
 
 
 def question_records(
@@ -385,18 +401,17 @@ def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
 def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """(N, d) what a model makes of texts: the hidden states of its middle layer, averaged over each text's tokens."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] or [pad_id(tokenizer)] for text in texts]
-    found = torch.empty(0)
     with _scoring(model) as device:
-        for batch in _by_length([len(row) for row in ids], PROMPT_TOKENS, None):
+
+        def mean(batch: list[int]) -> list[Tensor]:
             rows = collate([Tokens(ids[i], ids[i]) for i in batch], pad_id(tokenizer))
             mask = rows["attention_mask"].to(device)
             out = model(input_ids=rows["input_ids"].to(device), attention_mask=mask, output_hidden_states=True)
             states = out.hidden_states[len(out.hidden_states) // 2].float() * mask[..., None]
-            mean = (states.sum(1) / mask.sum(1, keepdim=True)).cpu()
-            if not len(found):
-                found = torch.empty(len(ids), mean.shape[1])
-            found[batch] = mean
-    return found
+            return [vector.clone() for vector in (states.sum(1) / mask.sum(1, keepdim=True)).cpu()]
+
+        found = _by_length([len(row) for row in ids], PROMPT_TOKENS, None, mean)
+    return torch.stack(found) if found else torch.empty(0)
 
 
 @contextmanager
@@ -413,14 +428,21 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
         model.train(training)
 
 
-def _by_length(lengths: Sequence[int], limit: int, progress: str | None) -> Iterator[list[int]]:
-    """Indices in batches, sorted by length, of at most `limit` padded tokens each."""
+def _by_length(
+    lengths: Sequence[int], limit: int, progress: str | None, work: Callable[[list[int]], Sequence[R]]
+) -> list[R]:
+    """What `work` makes of each index: it takes them in batches, sorted by length, of at most `limit` padded tokens."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not batches or (len(batches[-1]) + 1) * lengths[i] > limit:
             batches.append([])
         batches[-1].append(i)
-    with tqdm(total=len(lengths), desc=progress, disable=None if progress else True, unit="row", leave=False) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
+    with _bar(len(lengths), progress) as bar:
+        made = ranks.shared(batches, work, lambda batch: bar.update(len(batch)))
+    order = [i for batch in batches for i in batch]
+    found = dict(zip(order, (each for part in made for each in part), strict=True))
+    return [found[i] for i in range(len(lengths))]
+
+
+def _bar(total: int, progress: str | None) -> tqdm:
+    return tqdm(total=total, desc=progress, disable=None if progress else True, unit="row", leave=False)

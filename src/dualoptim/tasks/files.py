@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from .. import chunks, neighborhood, reword
@@ -32,7 +31,7 @@ from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
-from ..models import cached, fingerprint, load_tokenizer, positions, room
+from ..models import cached, fingerprint, load_tokenizer, positions, room, seeded
 from ..own_rows import (
     asking,
     check_apart,
@@ -410,8 +409,7 @@ class Files(Task):
         records += scoring.question_records(model, tokenizer, held, "retain")
         for row, record in zip([*self.scored, *self.held_out], records, strict=True):
             record |= {"known": row.fields["known"], **_judged(row, record["reply"])}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded(0):
             sampled = scoring.replies(
                 model, tokenizer, [row.prompt for row in self.scored for _ in range(SAMPLES)],
                 max_new_tokens=REPLY_TOKENS, temperature=0.7, progress="Sampling",

@@ -1,0 +1,226 @@
+"""Which of transformers' arguments `UnlearnTrainer` reads. What is not read is refused and never ignored.
+
+Every field of `TrainingArguments` and every argument of `Trainer` stands in one of these tables; a test holds them
+against the installed version of transformers. A value that is the default passes anywhere: it cannot be told from none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from .errors import UserError, unknown
+from .optim import DualOptimPlus
+from .schedule import Turn
+
+logger = logging.getLogger(__name__)
+
+READ_BY = {
+    "training": """gradient_accumulation_steps max_grad_norm bf16 fp16 tf32 activation_checkpointing
+        activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs torch_compile
+        torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha
+        torch_empty_cache_steps seed data_seed full_determinism use_cpu debug skip_memory_metrics""",
+    "the optimizer": """learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay optim
+        optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon""",
+    "batches": """dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
+        dataloader_multiprocessing_context dataloader_in_order include_num_input_tokens_seen""",
+    "evaluation": """eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size prediction_loss_only
+        eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics
+        bf16_full_eval fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better""",
+    "logging": """logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica
+        disable_tqdm logging_dir report_to run_name project trackio_space_id trackio_bucket_id
+        trackio_static_space_id""",
+    "checkpoints": """output_dir save_strategy save_steps save_total_limit save_only_model save_on_each_node
+        enable_jit_checkpoint restore_callback_states_from_checkpoint""",
+    "the hub": """push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision""",
+    "ranks": """accelerator_config parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb
+        ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank fsdp fsdp_config deepspeed""",
+}
+READ = frozenset(name for group in READ_BY.values() for name in group.split())
+# Settled by `UnlearnTrainer` itself, which says so; either value passes.
+SETTLED = frozenset(["logging_nan_inf_filter"])
+# For whoever writes the script: no Trainer of transformers reads them.
+SCRIPTS = frozenset(["do_train", "do_eval", "do_predict", "resume_from_checkpoint"])
+
+BATCHES = "turns=… says how many sequences a step has, and gradient_accumulation_steps into how many batches they go"
+ORDER = "the batches of a run are drawn beforehand, of rows of like length, by turns=… and seed"
+# Field → what stands in its place.
+UNREAD: Mapping[str, str] = {
+    "per_device_train_batch_size": BATCHES,
+    "auto_find_batch_size": f"{BATCHES}; raise that where memory is short",
+    "num_train_epochs": "turns=… says how many steps there are",
+    "max_steps": "turns=… says how many steps there are",
+    "label_smoothing_factor": "each objective's own loss is computed as its formula says",
+    "average_tokens_across_devices": "losses are averaged over the step's rows or tokens of all ranks, always",
+    "ignore_data_skip": "a run goes on with the batches behind those it had, or it is another run",
+    "train_sampling_strategy": ORDER,
+    "group_by_length": ORDER,
+    "length_column_name": ORDER,
+    "dataloader_drop_last": "no row of a schedule or of an evaluation is dropped",
+    "dataloader_persistent_workers": "the batches of a run are one epoch, which workers outlast as it is",
+    "remove_unused_columns": "rows have no columns that a model could be given",
+    "label_names": "labels stand on the rows' answers",
+}
+
+# Argument of Trainer → what stands in its place. Those that are read: the others of its signature.
+UNREAD_NAMED: Mapping[str, str] = {
+    "train_dataset": "objectives={name: Objective(rows, loss)} holds what is trained on",
+    "data_collator": "rows are tokenized by the model's chat template and padded on the right",
+    "compute_loss_func": "each objective has its own loss: Objective(rows, loss)",
+    "model_init": "the model is what losses and scores compare with; hand it over, or its name",
+}
+READ_NAMED = frozenset(
+    ("model", "args", "eval_dataset", "processing_class", "compute_metrics", "callbacks", "optimizers",
+     "optimizer_cls_and_kwargs", "preprocess_logits_for_metrics")
+)  # fmt: skip
+
+# What a given optimizer or scheduler brings itself.
+OF_OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
+OF_OPTIMIZERS = (*OF_OPTIMIZER, "learning_rate", "weight_decay")
+OF_SCHEDULER = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
+
+
+def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Turn], micro_batch: int) -> None:
+    """Refuse arguments that are not read.
+
+    Args:
+        args: the training arguments.
+        named: arguments by the names that transformers' Trainer gives them.
+        turns: the steps' sequences; `max_steps` may say the same.
+        micro_batch: sequences of the largest batch; `per_device_train_batch_size` may say the same.
+
+    Raises:
+        UserError: the first argument that would be ignored, with what stands in its place.
+    """
+    for name, instead in UNREAD_NAMED.items():
+        if named.get(name) is not None:
+            raise UserError(f"UnlearnTrainer does not read {name}; leave it out: {instead}")
+    says_the_same = {"max_steps": len(turns), "per_device_train_batch_size": micro_batch}
+    for name, instead in UNREAD.items():
+        if _given(args, name) and getattr(args, name) != says_the_same.get(name):
+            raise UserError(f"UnlearnTrainer does not read {name}, which is {_value(args, name)}; {instead}")
+    _check_unknown(args)
+    _check_ranks(args)
+    _check_optimizer(args, named)
+    if (
+        args.load_best_model_at_end
+        and args.save_strategy == "steps"
+        and args.eval_strategy == "steps"
+        and args.save_steps != args.eval_steps
+    ):
+        raise UserError(
+            f"load_best_model_at_end: evaluated every {args.eval_steps} steps and saved every {args.save_steps}, the "
+            f"best model may not be saved; give save_steps={args.eval_steps} or save_strategy='best'"
+        )
+
+
+def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any]) -> None:
+    """Refuse turns, or an optimizer, of other objectives than there are."""
+    if not turns:
+        raise UserError("turns: there are no steps; give at least one, by dualoptim.schedule")
+    served = dict.fromkeys(name for turn in turns for name in turn)
+    if other := [name for name in served if name not in objectives]:
+        raise unknown("objective", other[0], objectives, "turns")
+    optimizer, _ = named.get("optimizers") or (None, None)
+    given: tuple[Any, Mapping[str, Any]] = named.get("optimizer_cls_and_kwargs") or (None, {})
+    cls, arguments = given
+    known = None
+    if isinstance(optimizer, DualOptimPlus):
+        known = optimizer.objectives
+    elif isinstance(cls, type) and issubclass(cls, DualOptimPlus):
+        known = tuple(arguments.get("objectives", objectives))
+    if known is not None and len(known) > 1 and (other := [name for name in served if name not in known]):
+        raise UserError(
+            f"the optimizer's objectives are {', '.join(known)}, and turns serve {other[0]!r}; give it the names "
+            f"{', '.join(objectives)}"
+        )
+
+
+def with_settings(given: tuple[Any, Mapping[str, Any]], args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+    """An optimizer's class and arguments with the learning rate of `args`, unless they have their own.
+
+    Their own weight decay goes into `args`, from which the parameter groups take it.
+    """
+    cls, own = given[0], dict(given[1])
+    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer):
+        own.setdefault("lr", args.learning_rate)
+        args.weight_decay = own.pop("weight_decay", args.weight_decay)
+    return cls, own
+
+
+def _given(args: TrainingArguments, name: str) -> bool:
+    """Whether a field of this version is anything but its default."""
+    field = next((field for field in dataclasses.fields(args) if field.name == name), None)
+    if field is None:
+        return False
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    return bool(getattr(args, name) != default)
+
+
+def _value(args: TrainingArguments, name: str) -> Any:
+    value = getattr(args, name)
+    return getattr(value, "value", value)
+
+
+def _check_unknown(args: TrainingArguments) -> None:
+    """Fields in no table: those of another trainer's arguments are refused, new ones of transformers told."""
+    of_transformers = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(args):
+        if field.name in READ | SETTLED | SCRIPTS | UNREAD.keys() or not _given(args, field.name):
+            continue
+        if field.name in of_transformers:
+            logger.warning("%s is newer than dualoptim, which cannot say whether it is read", field.name)
+            continue
+        owner = next(cls for cls in type(args).__mro__ if field.name in vars(cls).get("__annotations__", {}))
+        if owner.__module__.split(".")[0] in ("transformers", "trl"):  # a user's own class is their own affair
+            raise UserError(f"UnlearnTrainer does not read {field.name} of {owner.__name__}; leave it out")
+
+
+def _check_ranks(args: TrainingArguments) -> None:
+    config: Any = args.accelerator_config
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(config, name, None):
+            raise UserError(
+                f"accelerator_config: UnlearnTrainer does not read {name}; leave it out: each rank takes its own "
+                "batches of the same objectives"
+            )
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if (size := getattr(getattr(args, "parallelism_config", None), name, None) or 1) > 1:
+            raise UserError(
+                f"parallelism_config: UnlearnTrainer gives each rank its own rows, and cannot share one row out over "
+                f"{name} {size}; use data parallel ranks, sharded where memory is short"
+            )
+
+
+def _check_optimizer(args: TrainingArguments, named: Mapping[str, Any]) -> None:
+    optimizer, scheduler = named.get("optimizers") or (None, None)
+    given: tuple[Any, Mapping[str, Any]] = named.get("optimizer_cls_and_kwargs") or (None, {})
+    cls, arguments = given
+    if scheduler is not None and optimizer is None:
+        raise UserError("optimizers: a scheduler without its optimizer would step another one; give both, or neither")
+    if cls is not None and optimizer is not None:
+        raise UserError("optimizers and optimizer_cls_and_kwargs both bring an optimizer; give one of them")
+    if scheduler is not None:
+        _leave(args, OF_SCHEDULER, "optimizers=(optimizer, scheduler)")
+    if optimizer is not None:
+        rates = {group["lr"] for group in optimizer.param_groups} if hasattr(optimizer, "param_groups") else set()
+        same = [name for name in ("learning_rate",) if rates == {args.learning_rate}]
+        _leave(args, [name for name in OF_OPTIMIZERS if name not in same], "optimizers=(optimizer, …)")
+    if cls is not None:
+        _leave(args, OF_OPTIMIZER, "optimizer_cls_and_kwargs")
+        if _given(args, "weight_decay") and arguments.get("weight_decay", args.weight_decay) != args.weight_decay:
+            raise UserError(
+                f"weight_decay is {args.weight_decay} in args and {arguments['weight_decay']} in "
+                "optimizer_cls_and_kwargs; give one of them"
+            )
+
+
+def _leave(args: TrainingArguments, names: Sequence[str], by: str) -> None:
+    for name in names:
+        if _given(args, name):
+            raise UserError(f"{name} is not read where {by} brings its own; leave it out, or set it there")

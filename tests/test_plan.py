@@ -1,0 +1,133 @@
+"""What fits where: what is foreseen is what a step takes, and the first setting that fits is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+
+from dualoptim import cli, plan
+from dualoptim.errors import UserError
+
+from . import tiny
+from .test_cli import errors
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
+    "num_hidden_layers": 9,
+}  # fmt: skip
+MODELS = {
+    "Llama": LlamaConfig(**SMALL),
+    "Llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "Qwen3, of layers of two kinds": Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, max_window_layers=5),
+    "GPT-2": GPT2Config(n_embd=64, n_head=4, n_layer=9, vocab_size=300),
+}
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    vocab_size=128256,
+)  # fmt: skip
+STEP = plan.Step(rows=3, tokens=40, labelled=20)
+
+
+def held(config: Any, setting: plan.Setting) -> int:
+    """Bytes that a backward pass of all layers holds at most, gradients included, counted while it runs."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if setting.weights == "bfloat16" else torch.float32
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
+    if setting.checkpointing:
+        model.activation_checkpointing_enable()
+    if setting.released:
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    ids, wanted = torch.zeros(3, 40, dtype=torch.long), torch.zeros(60, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # as rows of several lengths have it, which takes another way through attention
+    with plan._Held() as seen:
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.weights == "float32" and setting.bf16):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=20).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted)
+        del logits
+        loss.backward()
+    return seen.peak
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        plan.Setting("", bf16=False),
+        plan.Setting(""),
+        plan.Setting("", checkpointing=True, bf16=False),
+        plan.Setting("", "bfloat16", checkpointing=True, released=True),
+    ],
+    ids=["fp32", "autocast", "recomputed", "released"],
+)
+def test_a_few_layers_without_memory_tell_what_all_take(name: str, setting: plan.Setting) -> None:
+    need = plan.needed(MODELS[name], setting, STEP)
+    assert need.passing == pytest.approx(held(MODELS[name], setting), rel=0.05)
+
+
+def test_states_and_weights_are_counted() -> None:
+    model = AutoModelForCausalLM.from_config(MODELS["Llama"])
+    count = sum(p.numel() for p in model.parameters())
+    plain = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), STEP)
+    assert (plain.weights, plain.gradients) == (4 * count, 4 * count)
+    assert plain.states == pytest.approx(24 * count, rel=0.01)
+    adamw = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), plan.Step(3, 40, 20, optimizer="AdamW"))
+    assert adamw.states == 8 * count
+    reference = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), plan.Step(3, 40, 20, reference=True))
+    assert reference.total == plain.total + 4 * count
+    accumulated = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), plan.Step(3, 40, 20, accumulated=True))
+    assert accumulated.total == plain.weights + plain.states + plain.gradients + plain.activations
+
+
+def test_several_devices_share_what_is_sharded() -> None:
+    one = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), STEP)
+    averaged = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), STEP, 4)
+    assert averaged.states == one.states
+    assert averaged.communication == round(2 * 3 / 4 * one.gradients)
+    assert averaged.total == one.weights + one.states + 2 * one.gradients + one.activations
+    sharded = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False, sharded=True), STEP, 4)
+    assert (sharded.states, sharded.gradients) == (-(-one.states // 4), one.gradients // 4)
+    assert one.weights // 4 < sharded.weights < one.weights
+    assert sharded.total < averaged.total
+
+
+def test_full_unlearning_of_8b_fits_one_card_of_80_gb_where_gradients_are_released() -> None:
+    step = plan.Step(rows=1, tokens=512, labelled=512)
+    needs = [(setting, plan.needed(LLAMA_8B, setting, step)) for setting in plan.ladder(1)]
+    chosen = plan.fitting(needs, plan.parse_size("80GB"))
+    assert chosen is not None
+    assert (chosen.released, chosen.bits, chosen.weights, chosen.lora_rank) == (True, 8, "bfloat16", 0)
+    assert plan.fitting(needs, plan.parse_size("24GB")).lora_rank == 16  # type: ignore[union-attr]
+    assert plan.fitting(needs, plan.parse_size("4GB")) is None
+
+
+def test_sizes_are_read() -> None:
+    assert plan.parse_size("80GB") == 80 * 10**9
+    assert plan.parse_size(" 1.5 gib ") == 3 * 2**29
+    for wrong in ("80XB", "", "-1GB", "0GB", "GB"):
+        with pytest.raises(UserError, match="is no size"):
+            plan.parse_size(wrong)
+
+
+def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tiny.save(tmp_path / "model"))
+    assert cli.main(["plan", "--model", folder, "--device-memory", "1GB"]) == 0
+    out = capsys.readouterr().out
+    assert "What fits and gives up least: fp32 weights, 32-bit states." in out
+    assert "How: the defaults" in out
+    assert cli.main(["plan", "--model", folder, "--device-memory", "1KB", "--devices", "2"]) == 0
+    assert "Nothing fits: " in capsys.readouterr().out
+    for arguments, said in (
+        (["--devices", "0"], "devices must be >= 1"),
+        (["--forget-loss", "NPOO"], "did you mean 'NPO'?"),
+        (["--device-memory", "much"], "is no size"),
+        (["--model", str(tmp_path / "nowhere")], "nowhere"),
+        (["--model", "tiny"], "is made of a task's rows"),
+    ):
+        assert cli.main(["plan", "--model", folder, *arguments]) == 2
+        assert said in errors(capsys)

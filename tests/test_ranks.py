@@ -1,0 +1,267 @@
+"""The command line on several ranks: one folder, one set of results, those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from dualoptim import UnlearnTrainer, cli, ranks
+from dualoptim.data import Draw, ObjectiveRows, Plan, question
+from dualoptim.errors import UserError
+from dualoptim.evaluation import scoring
+from dualoptim.losses import GD
+from dualoptim.trainer import Objective
+
+from . import tiny
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without distributed training"
+)
+TASK = '''"""Rows by letter, scored in every way that ranks share, in many small batches."""
+import os
+from dualoptim.data import question
+from dualoptim.errors import UserError
+from dualoptim.evaluation import scoring
+from dualoptim.evaluation.numbers import Metric, Numbers, mean
+from dualoptim.models import seeded
+from dualoptim.tasks import Task
+
+scoring.PROMPT_TOKENS = scoring.LABELLED_TOKENS = 300
+
+class Letters(Task):
+    name, followed = "letters", "probability"
+    metrics = {"nll": Metric("nll", "higher")}
+    notes = ["This is said once."]
+
+    def __init__(self):
+        self.looks = 0
+        self.objectives = {
+            verb: [question(f"What does {who} {verb}?", f"{who} {verb}s {'very ' * (i % 4)}much.")
+                   for i, who in enumerate("ABCDEFG")]
+            for verb in ("forget", "retain")
+        }
+
+    def prepare(self, model, tokenizer):
+        return self.score(model, tokenizer)
+
+    def score(self, model, tokenizer):
+        records = []
+        for name, rows in self.objectives.items():
+            made = scoring.question_records(model, tokenizer, rows, name)
+            with seeded(0):
+                sampled = scoring.replies(model, tokenizer, [row.prompt for row in rows], max_new_tokens=8, temperature=1.0)
+            norms = scoring.gradient_norms(model, tokenizer, rows)
+            states = scoring.mean_states(model, tokenizer, [row.answer for row in rows])
+            for record, reply, norm, state in zip(made, sampled, norms, states, strict=True):
+                records.append({**record, "sampled": reply, "norm": norm, "state": state.norm().item()})
+        return records
+
+    @staticmethod
+    def numbers(records, retrained=None):
+        return Numbers({"nll": mean([record["nll"] for record in records])}, {})
+
+    def follow(self, model, tokenizer):
+        self.looks += 1
+        if os.environ.get("RANK", "0") == os.environ.get("FAILS") and self.looks == 6:
+            raise UserError("what this rank has is broken; mend it")
+        made = {name: scoring.question_records(model, tokenizer, rows, None, ask=False)
+                for name, rows in self.objectives.items()}
+        return {name: mean([record["probability"] for record in part]) for name, part in made.items()}
+'''  # noqa: E501
+# Of 5 rows: no rank has as many as the other.
+COMPARE = ["compare", "--model", "model", "--task", "letters.py", "--methods", "[DualOptim+, Alternating AdamW]",
+           "--forget-loss", "NPO", "--retain-loss", "GD", "--steps", "6", "--batch-size", "5", "--ratio", "1:1",
+           "--lr", "1e-3", "--curve-points", "3", "--save-every", "2", "--bf16", "false", "--score-bf16", "false",
+           "--out", "out"]  # fmt: skip
+
+
+def start(place: Path, number: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder, on a number of ranks."""
+    place.mkdir(exist_ok=True)
+    (place / "letters.py").write_text(TASK)
+    if not (place / "model").exists():
+        tiny.save(place / "model")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"] if number > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "dualoptim", *arguments],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DUALOPTIM_CACHE": str(place / "cache"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def results(place: Path) -> dict[str, Any]:
+    """What a run left, without what it took and what it was called with."""
+    read: dict[str, Any] = json.loads((place / "out" / "results.json").read_text())
+    for run in read["runs"]:
+        for key in ("seconds", "watching_seconds", "step_seconds", "peak_memory_bytes", "config"):
+            del run[key]
+    return read
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
+
+
+def trained(place: Path) -> dict[str, tuple[torch.Tensor, list[dict[str, Any]]]]:
+    """Weights and records of each method."""
+    return {
+        folder.name: (
+            weights(folder / "model"),
+            [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()],
+        )
+        for folder in sorted((place / "out").glob("*-seed0"))
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where two ranks compared two methods, and what they said."""
+    place = tmp_path_factory.mktemp("two")
+    done = start(place, 2, *COMPARE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place, done.stdout
+
+
+def test_two_ranks_leave_what_one_process_leaves(two: tuple[Path, str], tmp_path: Path) -> None:
+    # The same batches; another split alone moves what is near the rounding.
+    done = start(tmp_path, 1, *COMPARE, "--micro-batch-size", "3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    place, said = two
+    assert said.count("This is said once.") == done.stdout.count("This is said once.") == 2  # and in the summary
+    assert {path.name for path in (place / "out").iterdir()} == {path.name for path in (tmp_path / "out").iterdir()}
+    assert json.loads((place / "out" / "env.json").read_text())["ranks"] == 2
+    begun, ours, theirs = weights(place / "model"), trained(place), trained(tmp_path)
+    assert set(ours) == set(theirs) == {"dualoptim-plus-seed0", "alternating-adamw-seed0"}
+    for name, (tensor, records) in ours.items():
+        other, expected = theirs[name]
+        moved = (other - begun).norm()
+        assert moved > 1e-2
+        assert (tensor - other).norm() <= 1e-5 * moved
+        assert len(records) == len(expected) == 2 * 14
+        for record, wanted in zip(records, expected, strict=True):
+            if record["when"] == "before":
+                assert record == wanted
+            for key in ("set", "question", "reply", "sampled"):
+                assert record[key] == wanted[key]
+            for key in ("nll", "probability", "norm", "state"):
+                assert record[key] == pytest.approx(wanted[key], rel=1e-5)
+    for run, wanted in zip(results(place)["runs"], results(tmp_path)["runs"], strict=True):
+        for point, expected_point in zip(run["curve"], wanted["curve"], strict=True):
+            assert point == pytest.approx(expected_point, rel=1e-4)
+
+
+def test_a_rank_that_fails_ends_all_with_its_sentence_and_they_go_on(two: tuple[Path, str], tmp_path: Path) -> None:
+    """The second method's run, from the checkpoint before."""
+    done = start(tmp_path, 2, *COMPARE, FAILS="1")
+    assert done.returncode != 0
+    assert done.stderr.count("what this rank has is broken") == 1
+    assert "rank 1: dualoptim: error: what this rank has is broken; mend it\n" in done.stderr
+    assert not (tmp_path / "out" / "alternating-adamw-seed0" / "model").exists()
+    (begun,) = (tmp_path / "out" / "alternating-adamw-seed0" / "checkpoints").iterdir()
+    assert begun.name == "checkpoint-2"
+    again = start(tmp_path, 2, *COMPARE, "--resume")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("Taken over from out: DualOptim+") == 1
+    assert results(tmp_path) == results(two[0])
+    for name, (tensor, records) in trained(tmp_path).items():
+        assert torch.equal(tensor, trained(two[0])[name][0])
+        assert records == trained(two[0])[name][1]
+
+
+def test_what_all_ranks_find_is_said_once_and_nothing_is_written(tmp_path: Path) -> None:
+    done = start(tmp_path, 2, *COMPARE, "--frget", "mine.jsonl")
+    assert done.returncode != 0
+    sentence = "dualoptim: error: unknown option '--frget'; did you mean '--forget'?"
+    assert [line for line in done.stderr.splitlines() if "frget" in line] == [sentence]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_launcher_that_tells_too_little_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main(["unlearn"]) == 2
+    assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "asks for FSDP, but .* use UnlearnTrainer in a script of your own"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DeepSpeed, but .* use UnlearnTrainer in a script of your own"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "asks for the mixed precision fp16, but --bf16 decides that"),
+    ],
+)
+def test_what_accelerate_launch_asks_for_in_vain_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    ranks.check_launcher()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=told):
+        ranks.check_launcher()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_replies_do_not_depend_on_who_is_asked_when(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    prompts = [question("What? " * i, "").prompt for i in range(1, 9)]
+    monkeypatch.setattr(scoring, "PROMPT_TOKENS", 150)
+
+    def asked() -> list[str]:
+        torch.manual_seed(0)
+        return scoring.replies(model, tokenizer, prompts, max_new_tokens=12, temperature=temperature)
+
+    in_order = asked()
+
+    def backwards(items: list[Any], work: Callable[[Any], Any], passed: Any = None) -> list[Any]:
+        assert len(items) > 3
+        return [work(item) for item in reversed(items)][::-1]
+
+    monkeypatch.setattr(ranks, "shared", backwards)
+    assert asked() == in_order
+    assert len(set(in_order)) > 1
+
+
+def test_one_process_trains_on_one_of_several_devices(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no")
+    args._n_gpu = 4
+    rows = [question(f"{i}?", "Yes.") for i in range(4)]
+    made: Any = {"objectives": {"retain": Objective(rows, GD())}, "turns": [{"retain": 4}]}
+    trainer = UnlearnTrainer(tiny.model(), args, processing_class=tiny.tokenizer(), **made)
+    assert trainer.args.n_gpu == 1
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
+
+
+def plan(turn: dict[str, int], number: int) -> list[list[Draw]]:
+    rows = {name: [question(f"{name} {i}?", "Yes.") for i in range(9)] for name in turn}
+    data = ObjectiveRows(rows, {}, tiny.tokenizer(), 512)
+    return Plan([turn], data, number, 0, ranks=number).batches
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+@pytest.mark.parametrize("turn", [{"forget": 5}, {"forget": 1}, {"forget": 1, "retain": 7}])
+def test_no_row_counts_on_two_ranks(turn: dict[str, int], number: int) -> None:
+    batches = plan(turn, number)
+    counted = [draw for batch in batches for draw in batch if draw.counts]
+    assert len(batches) == number
+    assert len(set(counted)) == len(counted)
+    for name, count in turn.items():
+        assert sum(draw.objective == name for draw in counted) == count
+        assert all(list(dict.fromkeys(draw.objective for draw in batch)) == list(turn) for batch in batches)
+        for batch in batches:  # what counts and what does not are never together
+            assert len({draw.counts for draw in batch if draw.objective == name}) == 1
