@@ -217,6 +217,20 @@ def test_what_is_missing_is_stated(run: Path, key: Path, tmp_path: Path) -> None
     assert bad(verify(path, model=tmp_path / "other")) == ["model after"], "what is given and cannot be checked"
 
 
+def test_an_adapter_that_a_run_left_is_hashed_and_its_base_is_spoken_of(run: Path, key: Path, tmp_path: Path) -> None:
+    (run / "model").rename(run / "adapter")
+    for folder in (run / "adapter", tmp_path / "start"):
+        (folder / "config.json").rename(folder / "adapter_config.json")
+    said, path = certify(run, key)
+    assert set(said["model_after"]["files"]) == {"adapter_config.json", "model.safetensors"}
+    remarks = " ".join(said["remarks"])
+    assert "The model after is an adapter; what it does depends on its base model, too." in remarks
+    assert "The model before is an adapter; its base model is part of the fingerprint start_model" in remarks
+    assert bad(verify(path)) == []
+    (run / "adapter/model.safetensors").write_bytes(b"other")
+    assert bad(verify(path)) == ["model after: model.safetensors"]
+
+
 def test_a_number_that_is_none_or_not_finite_is_not_measured(run: Path, key: Path) -> None:
     def change(results: dict[str, Any]) -> None:
         entry = results["runs"][0]

@@ -372,7 +372,7 @@ def test_a_models_folder_that_does_not_fit_is_told(
     assert said in capsys.readouterr().err.splitlines()[-1]
     (other / "config.json").rename(other / "adapter_config.json")
     assert run("unlearn", "--model", str(other)) == 2
-    assert "holds an adapter alone; merge it into its model" in errors(capsys)
+    assert "its adapter_config.json does not say which kind of adapter it is ('peft_type')" in errors(capsys)
 
 
 def test_too_little_memory_or_disk_is_told_beforehand(

@@ -237,7 +237,7 @@ def test_what_the_reference_says_once_is_what_it_says_at_every_step(tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
-def test_under_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) -> None:
+def test_under_an_adapter_the_reference_is_the_model_as_it_was_and_drops_nothing_out(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     inner = tiny.model()
     inner.config.attention_dropout = 0.5  # which a reference does not have, though the model is in training
@@ -257,8 +257,14 @@ def test_under_an_adapter_the_reference_is_the_model_without_it(tmp_path: Path) 
         processing_class=tiny.tokenizer(),
     )
     batch = run.rows.collate([run.rows[draw] for draw in next(iter(run._plan()))])["forget"]
-    expected, _ = sequence_log_probs(tiny.model(), batch)
+    expected, _ = sequence_log_probs(model.eval(), batch)
     torch.testing.assert_close(batch["reference_log_probs"], expected, rtol=1e-5, atol=1e-4)
+    without, _ = sequence_log_probs(tiny.model(), batch)
+    assert not torch.allclose(without, expected, atol=1e-2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
     model.train()
     for _ in range(2):
         asked, _ = sequence_log_probs(run.reference, batch)

@@ -45,7 +45,7 @@ COMMANDS = {
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "max_length", "score_bf16")  # fmt: skip
+                     "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
@@ -208,6 +208,7 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         if name.startswith("--") and name not in known:
             raise unknown("option", name, known)
     _check_signs(arguments)
+    arguments = _with_true(parser, arguments)
     try:
         parsed = parser.parse_args(arguments)
         if not getattr(parsed, "recipe", None):
@@ -222,6 +223,19 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
     return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
+
+
+def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments with "true" for each setting of yes or no that stands without a value."""
+    types = {
+        option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
+    }
+    switches = {option for option, type in types.items() if bool in (type, *typing.get_args(type))}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{given}=true" if given in switches and after.startswith("--") else given
+        for given, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _check_signs(arguments: Sequence[str]) -> None:

@@ -30,14 +30,35 @@ class RunConfig:
     of steps, which are a laptop's.
     """
 
-    model: str = option("smollm2", "folder or hub id of a causal language model; 'smollm2' is the one that comes along")
+    model: str = option(
+        "smollm2",
+        "folder or hub id of a causal language model, or of an adapter (PEFT), which is then trained further; "
+        "'smollm2' is the one that comes along",
+    )
     chat_template: str | None = option(None, "Jinja file, or the name of one that comes along, for the model's own")
     memorise: bool = option(False, "first teach the model the task's rows by heart; kept in the cache")
     memorise_args: dict[str, Any] = option({}, "how it is taught: epochs, lr, batch_size, seed")
     retrained: str | None = option(
         None, "folder or hub id of a model that never saw the rows to forget, or 'make', with --memorise"
     )
-    lora_rank: int = option(0, "train an adapter of this rank (dualoptim[lora]), merged at the end; 0: the whole model")
+    lora_rank: int = option(
+        0, "train a new low-rank adapter of this rank (dualoptim[lora]); 0: the whole model, or the adapter that it is"
+    )
+    lora_alpha: float | None = option(None, "α of that adapter, scaled by α / rank; without it, twice the rank")
+    lora_targets: list[str] | str = option(
+        "all-linear",
+        "modules that get one, by names or a regular expression; all-linear is every linear layer but the output's",
+    )
+    lora_dropout: float = option(0.0, "share of what goes into the adapter that is dropped out in training")
+    dora: bool = option(False, "train a magnitude beside that adapter (DoRA)")
+    load_in_4bit: bool = option(
+        False, "load the model, or the adapter's base, in 4 bits (NF4; dualoptim[qlora]); what is trained is an adapter"
+    )
+    merge: bool | None = option(
+        None,
+        "score the model with the adapter merged into it, and rounded, and write it to OUT/model; without it, unless "
+        "the base is in 4 bits",
+    )
     train: str | None = option(
         None, "regular expression: parameters whose names it matches are trained, others stay; without it, all are"
     )
@@ -124,7 +145,7 @@ class RunConfig:
     log_every: int = option(10, "steps between log entries")
     report_to: str = option("none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …")
     save_every: int = option(0, "steps between checkpoints to resume from; 0 for none")
-    save_model: bool = option(True, "write the unlearned model to OUT/model")
+    save_model: bool = option(True, "write the unlearned model to OUT/model, an adapter by itself to OUT/adapter")
     private: bool = option(
         False, "write no text of rows or replies: results, records and page hold numbers and hashes alone"
     )

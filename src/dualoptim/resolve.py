@@ -5,8 +5,8 @@ Whatever is wrong with a config is found here, before anything is loaded or writ
 
 from __future__ import annotations
 
+import copy
 import gc
-import importlib.util
 import math
 import re
 import shutil
@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import nn
 
-from . import ranks, reporting, tasks
+from . import adapters, ranks, reporting, tasks
 from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import asset
@@ -212,8 +212,12 @@ def check(config: RunConfig) -> Task:
     return task
 
 
-def check_alone(config: RunConfig) -> None:
-    """Check what can be checked of a config before its rows are read."""
+def check_alone(config: RunConfig, *, training: bool = True) -> None:
+    """Check what can be checked of a config before its rows are read.
+
+    Args:
+        training: whether a model is trained, and not scored alone.
+    """
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and value < least:
@@ -235,13 +239,10 @@ def check_alone(config: RunConfig) -> None:
         raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
-    if config.lora_rank and importlib.util.find_spec("peft") is None:
-        raise UserError("lora_rank: training an adapter needs the package peft; install dualoptim[lora]")
+    adapters.check_settings(config, training=training)
     if config.pause and config.until is None:
         raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:
-        if config.lora_rank:
-            raise UserError("train: with lora_rank the adapter alone is trained; leave one of them out")
         try:
             re.compile(config.train)
         except re.error as error:
@@ -276,32 +277,35 @@ def check_with(config: RunConfig, task: Task) -> None:
 
 
 def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: nn.Module) -> dict[str, int]:
-    """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be."""
-    parameters = sum(p.numel() for p in model.parameters())
-    if config.lora_rank:  # of each matrix (m, n), (m + n) · rank numbers are trained
+    """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be.
+
+    Args:
+        model: as it is loaded, on torch's meta device; an adapter that is to be added is added to a copy.
+    """
+    if config.lora_rank:
         widest = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=0)
         if config.lora_rank > widest:
             raise UserError(f"lora_rank {config.lora_rank}: the model's matrices have ranks up to {widest}; give less")
-        trained = config.lora_rank * sum(sum(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear))
-        count = {"DualOptim+": len(task.objectives) + 1, "DualOptim": len(task.objectives)}.get(config.optimizer, 1)
-        states = 8 * trained * count
-        return {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": states}
-    if config.train is not None:
+        model = adapters.added(copy.deepcopy(model), config, config.model)
+    elif config.train is not None:
         train_only(config.train, model)
+    adapted = hasattr(model, "peft_config")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    needed = {"model": 4 * parameters, "gradients": 4 * trained, "optimizer state": state_bytes(config, task, model)}
-    if needs_second_model(config, losses):
-        needed["reference"] = 4 * parameters
+    base = sum(p.numel() for p in model.parameters()) - trained * adapted
+    needed = {
+        "model": adapters.bytes_in_4bit(model) if config.load_in_4bit else 4 * base,
+        **({"adapter": 4 * trained} if adapted else {}),
+        "gradients": 4 * trained,
+        "optimizer state": state_bytes(config, task, model),
+    }
+    wanted = {loss.reference for loss in losses.values()}
+    if "model" in wanted or (adapted and "sequences" in wanted):  # what is not trained of it is shared
+        needed["reference"] = 4 * trained
     if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
         needed["best point"] = 4 * trained
     if config.combine is not None:
         needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
     return needed
-
-
-def needs_second_model(config: RunConfig, losses: Mapping[str, Loss]) -> bool:
-    """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
-    return not config.lora_rank and any(loss.reference == "model" for loss in losses.values())
 
 
 def train_only(pattern: str, model: nn.Module) -> None:
@@ -327,8 +331,12 @@ def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
             raise UserError(f"the loss of {name!r}, {type(loss).__name__}: {error}") from None
 
 
-def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
-    """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk."""
+def check_room(config: RunConfig, needed: Mapping[str, int], merged: int = 0) -> None:
+    """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk.
+
+    Args:
+        merged: bytes of the model with its adapter merged into it; 0 where that is not made.
+    """
     device, _ = device_and_precision()
     if device.type == "cuda":
         gc.collect()
@@ -342,10 +350,16 @@ def check_room(config: RunConfig, needed: Mapping[str, int]) -> None:
             f"not enough memory: {config.optimizer} on {config.model} needs {bytes_text(sum(needed.values()))} "
             f"({parts}) and {bytes_text(free)} are free; use a smaller model or an optimizer with fewer states"
         )
+    if merged > free:
+        raise UserError(
+            f"not enough memory: {config.model} with the adapter merged into it needs {bytes_text(merged)} and "
+            f"{bytes_text(free)} are free; give --merge false"
+        )
     where = next(path for path in (Path(config.out), *Path(config.out).absolute().parents) if path.exists())
-    room, free_disk = needed["model"] * config.save_model, shutil.disk_usage(where).free
+    trained = needed.get("adapter", needed["model"])  # what is saved of a run
+    room, free_disk = (trained + merged) * config.save_model, shutil.disk_usage(where).free
     if config.save_every:  # the new one is written before the old one is removed
-        room += 2 * (needed["model"] + needed["optimizer state"] + needed.get("best point", 0))
+        room += 2 * (trained + needed["optimizer state"] + needed.get("best point", 0))
     if room > free_disk:
         raise UserError(
             f"not enough disk: {config.out} needs {bytes_text(room)} for the model and its checkpoints, and "

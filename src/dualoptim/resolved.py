@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import nn
 
-from . import __version__, tasks, tiny
+from . import __version__, adapters, tasks, tiny
 from . import resolve as names
 from .checkpoints import sha256
 from .config import RunConfig, typed
@@ -28,7 +28,7 @@ from .data import Row, encode
 from .errors import UserError
 from .losses import Loss
 from .memorise import Settings, memorised
-from .models import hash_of, load_config, load_tokenizer, positions, read_template, without_weights
+from .models import hash_of, load_config, load_tokenizer, merged, positions, read_template, without_weights
 from .schedule import Turn
 from .tasks import Task
 
@@ -37,16 +37,18 @@ VERSIONS = {"dualoptim": __version__, "torch": torch.__version__, "transformers"
 
 @dataclass(frozen=True)
 class Origin:
-    """A model by folder or hub id, or one that is to be taught rows first."""
+    """A model by folder or hub id, or one that is to be taught rows first; an adapter merged first, or not."""
 
     model: str
     fingerprint: str
     taught: Sequence[Row] | None = None
     teaching: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments of `memorised`
+    merged: bool = False
 
     def place(self) -> str:
         """Its folder or hub id; taught where it has not been yet, which takes long."""
-        return self.model if self.taught is None else str(memorised(self.model, self.taught, **self.teaching))
+        place = self.model if self.taught is None else str(memorised(self.model, self.taught, **self.teaching))
+        return merged(place) if self.merged else place
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Resolved:
         optimizer: class and arguments.
         start: the model to unlearn from.
         retrained: the one that never saw what is to be forgotten, if there is one.
+        adapted: whether an adapter is what is trained.
+        merge: whether the model with that adapter merged into it is made as well.
         needed: bytes of memory by what they are for.
         files: setting → SHA-256 of the file that it names, of those that lie on the disk.
         fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
@@ -76,6 +80,8 @@ class Resolved:
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]]
     start: Origin
     retrained: Origin | None
+    adapted: bool
+    merge: bool
     needed: Mapping[str, int]
     files: Mapping[str, str]
     fingerprints: Mapping[str, str]
@@ -87,7 +93,8 @@ class Resolved:
     @property
     def needs_second_model(self) -> bool:
         """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
-        return names.needs_second_model(self.config, self.losses)
+        whole = not self.adapted and self.config.train is None  # else what is trained is copied
+        return whole and any(loss.reference == "model" for loss in self.losses.values())
 
     @property
     def identity(self) -> dict[str, str]:
@@ -105,11 +112,12 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         UserError: whatever is wrong with them, or with rows, model, memory and disk.
     """
     for config in configs:
-        names.check_alone(config)
+        names.check_alone(config, training=training)
     first, task = configs[0], tasks.load(configs[0])  # rows, files and model are read once for all
     for config in configs:
         names.check_with(config, task)
     tokenizer, model = _described(first, task)
+    adapted = bool(first.lora_rank) or hasattr(model, "peft_config")
     vocabulary = _vocabulary(first, model)
     start, retrained = _origins(first, task, tokenizer)
     refusals = names.refusals_of(first)
@@ -128,11 +136,12 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         losses = names.losses_of(config, task)
         names.check_losses(losses, model)
         needed = names.memory_needed(config, task, losses, model)
+        merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:
-            names.check_room(config, needed)
+            names.check_room(config, needed, 4 * sum(p.numel() for p in model.parameters()) * merge)
         optimizer = names.optimizer_of(config, list(task.objectives))
-        made = config, task, tokenizer, losses, refusals, optimizer, start, retrained, needed, files, fingerprints
-        found.append(Resolved(*made))
+        made = config, task, tokenizer, losses, refusals, optimizer, start, retrained
+        found.append(Resolved(*made, adapted, merge, needed, files, fingerprints))
     check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH)
     return found
 
@@ -165,7 +174,9 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
 def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
     """The tokenizer, and the model's modules without weights; of "tiny", which is made of the rows, with them."""
     if config.model != tiny.TINY:
-        return load_tokenizer(config.model, config.chat_template), without_weights(config.model)
+        # A new adapter begins with the given one merged, which has its base's shapes.
+        shapes = (adapters.base_of(config.model) if config.lora_rank else None) or config.model
+        return load_tokenizer(config.model, config.chat_template), without_weights(shapes)
     model, tokenizer = tiny.build(task.known())
     if config.chat_template is not None:
         tokenizer.chat_template = read_template(config.chat_template)
@@ -181,8 +192,9 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
     own = "tiny" if config.model == tiny.TINY else hash_of(config.model)
     given = config.retrained if config.retrained != "make" else None
     retrained = Origin(given, hash_of(given)) if given else None
+    first = bool(config.lora_rank) and adapters.base_of(config.model) is not None
     if not config.memorise:
-        return Origin(config.model, own), retrained
+        return Origin(config.model, own, merged=first), retrained
     teaching = {
         **typed("memorise_args", Settings, config.memorise_args),
         "max_length": config.max_length,
@@ -191,7 +203,7 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
     }
 
     def taught(rows: Sequence[Row]) -> Origin:
-        return Origin(config.model, _hash([own, tokenizer.chat_template, teaching, rows]), rows, teaching)
+        return Origin(config.model, _hash([own, tokenizer.chat_template, teaching, rows]), rows, teaching, first)
 
     if config.retrained == "make":
         assert task.retained is not None  # `names.check` has seen to it

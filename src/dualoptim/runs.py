@@ -7,6 +7,7 @@
      "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
      "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
+               "merging": {"unmerged" or "merged" or "merged_bf16" or "merged_nf4": {name: number or null}},
                "finite": bool, "skipped_steps": {objective: int}, "collapse": [str],
                "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
@@ -21,6 +22,10 @@ words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `
 that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
 a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
 `followed` says, for each of `curves`; `scored_in` is the precision of all scores, "fp32" or "bf16" autocast.
+
+A run that trained an adapter has `merging`, unless it was not to be merged: the numbers of the base model with the
+adapter on it, with the adapter merged into its weights, which are those of `after`, and with the merged weights rounded
+to bf16, and to 4 bits (NF4) where the base was trained on in 4 bits. Without it, `after` is of the adapter on its base.
 
 `seconds` is the training, without loading, evaluation, checkpoints and the curve, which took `watching_seconds`;
 `step_seconds` the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the

@@ -83,6 +83,7 @@ ENTRY: dict[str, Any] = {
     "peak_memory_bytes": count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), text)],
     "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": text},
     "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
+    "merging?": {"*": NUMBERS},
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
 # Of the schema above, what is read again.

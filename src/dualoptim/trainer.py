@@ -37,12 +37,14 @@ from transformers.trainer_utils import speed_metrics
 
 from . import checkpoints, engines, reporting, sharded, trainer_arguments
 from . import trainer_evaluation as evaluation
+from .adapters import base_of, check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .errors import UserError
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer
 from .optim import DualOptimPlus, diagnostics, parameter_groups, releasing
+from .reference import AtStart
 from .schedule import Turn
 
 logger = logging.getLogger(__name__)
@@ -89,10 +91,11 @@ class UnlearnTrainer(Trainer):
             forget/keep score, which is the default of `metric_for_best_model`.
         log_dir: the folder that what `args.report_to` names writes files into; "runs" in `args.output_dir` without it.
         reference: the frozen model that losses compare with, or its name. Without it, that is the model as it is handed
-            over, and under PEFT the model without its adapter. Where a loss needs no more than log π_ref(y|x), that is
-            computed once, for every row that will be drawn; only where one needs all logits does a model of 32-bit
-            weights need a reference beside it. A model that is to be sharded is asked when training begins, and what it
-            said is kept in checkpoints; a reference may be sharded by `fully_shard`.
+            over, its adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for
+            every row that will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not
+            the whole model, as under PEFT; a model that is trained as a whole needs a reference beside it. A model that
+            is to be sharded is asked when training begins, and what it said is kept in checkpoints; a reference may be
+            sharded by `fully_shard`.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
         max_length: the most tokens that a row may have.
@@ -110,9 +113,10 @@ class UnlearnTrainer(Trainer):
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
-        ValueError: an argument that is not read; a loss without the reference model or the refusals it needs; turns or
-            an optimizer of other objectives; a metric that evaluations will not have; a turn of several objectives with
-            an optimizer that steps for one; or a batch whose objective is not the one whose turn it is.
+        ValueError: an argument that is not read; an adapter of a kind that is not supported (`dualoptim.adapters`); a
+            loss without the reference model or the refusals it needs; turns or an optimizer of other objectives; a
+            metric that evaluations will not have; a turn of several objectives with an optimizer that steps for one; or
+            a batch whose objective is not the one whose turn it is.
     """
 
     optimizer: Any
@@ -146,8 +150,7 @@ class UnlearnTrainer(Trainer):
         trainer_arguments.check_names(objectives, turns, kwargs)
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
-            adapted = hasattr(model, "disable_adapter")
-            if objective.loss.reference == "model" and reference is None and not adapted:
+            if objective.loss.reference == "model" and reference is None and not _partly_trained(model):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
             if objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
@@ -161,8 +164,9 @@ class UnlearnTrainer(Trainer):
         evaluation.choose_metric(args, sets, self.roles, kwargs.get("callbacks") or (), own=own)
         model = load_model(model) if isinstance(model, str) else model
         reference = load_model(reference) if isinstance(reference, str) else reference
-        if reference is None and hasattr(model, "disable_adapter"):
-            reference = _WithoutAdapter(model)
+        check_model(model)
+        if reference is None:
+            reference = _at_start(model, {objective.loss.reference for objective in objectives.values()})
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
         if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
             args._n_gpu = 1
@@ -193,7 +197,7 @@ class UnlearnTrainer(Trainer):
         engines.check(self, by_hand=self._by_hand, combines=combine is not None)
         self.objectives, self.turns = dict(objectives), list(turns)
         self.reference = reference
-        if reference is not None and not isinstance(reference, _WithoutAdapter):
+        if reference is not None and not isinstance(reference, AtStart):
             reference.eval().requires_grad_(False)
             if not engines.sharded_by_hand(reference):
                 reference.to(args.device)
@@ -226,7 +230,7 @@ class UnlearnTrainer(Trainer):
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
             self.add_callback(_Remembered(self, compared))
-            own = reference is None or isinstance(reference, _WithoutAdapter)
+            own = reference is None or isinstance(reference, AtStart)
             if not (own and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
                 self._remember_reference(compared)
 
@@ -924,20 +928,17 @@ class Multipliers(TrainerCallback, ExportableState):
             self.values = dict(saved["args"]["values"])
 
 
-class _WithoutAdapter(nn.Module):
-    """A PEFT model with its adapter switched off: the model as it was, at no memory of its own."""
+def _at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
+    """The model as it is handed over, where losses want it and what is trained of it is not the whole.
 
-    module: Any
+    An adapter is little, so that it is kept wherever a loss compares with anything.
+    """
+    compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
+    return AtStart(model) if compares and _partly_trained(model) else None
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
 
-    def forward(self, **inputs: Any) -> Any:
-        training = self.module.training
-        self.module.eval()  # a reference drops nothing out
-        try:
-            with self.module.disable_adapter():
-                return self.module(**inputs)
-        finally:
-            self.module.train(training)
+def _partly_trained(model: nn.Module | str) -> bool:
+    """Whether a part of a model is trained alone: of one by its name, that it is an adapter."""
+    if isinstance(model, str):
+        return base_of(model) is not None
+    return any(not p.requires_grad for p in model.parameters())

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import checkpoints, ranks, report, reporting, resolve, runs
+from . import adapters, checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
@@ -33,9 +32,9 @@ from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .folder import CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
+from .folder import ADAPTER, CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
 from .folder import check as check_folder
-from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, without_cache
+from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
 from .stopping import Best
@@ -77,7 +76,7 @@ def prepare(resolved: Resolved) -> Prepared:
     gold = None
     if resolved.retrained is not None:
         gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
-    model = load_model(start).to(device)
+    model = load_model(start, in_4bit=config.load_in_4bit).to(device).requires_grad_(False)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
     numbers, metrics = general.scored(task, records, gold)
     curve, ability = task.follow(model, tokenizer), None
@@ -131,13 +130,15 @@ def train(
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     turns = resolved.turns(prepared.left)
     device, has_bf16 = device_and_precision()
-    model: Any = load_model(prepared.model).to(device)
+    model: Any = load_model(prepared.model, in_4bit=config.load_in_4bit).to(device)
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
         (enable or model.gradient_checkpointing_enable)()
     if config.lora_rank:
-        model = _with_adapter(model, config)
-    elif config.train is not None:
+        model = adapters.added(model, config, source(prepared.model))
+    if config.gradient_checkpointing and resolved.adapted:
+        model.enable_input_require_grads()  # or the graph would be cut below the first adapter
+    if config.train is not None:
         resolve.train_only(config.train, model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -211,16 +212,30 @@ def train(
     model.zero_grad()
     stopped = best.restore() if best is not None else None
     del best, watch.best
-    if config.lora_rank:
-        model = model.merge_and_unload()
     gc.collect()
     ranks.of_first(lambda: checkpoints.clear(checkpoints_folder))
     with suppress(OSError):  # the Trainer makes it in any case; checkpoints may be there
         checkpoints_folder.rmdir()
     finite = is_finite(model)
-    if finite:
+
+    def scored() -> Scores:
         records = with_general(config, model, tokenizer, task.score(model, tokenizer))
-        after = Scores(*general.scored(task, records, prepared.retrained)[0], records)
+        return Scores(*general.scored(task, records, prepared.retrained)[0], records)
+
+    merging: dict[str, Any] = {}
+    if finite:
+        model.requires_grad_(False)
+        after = scored()
+        if resolved.adapted and config.save_model:
+            _write(folder / ADAPTER, adapters.save, model, tokenizer)
+        if resolved.merge:
+            merging["unmerged"] = after.numbers
+            model = _merged(model, resolved, prepared)
+            after = scored()
+            merging["merged"] = after.numbers
+            for how in ("merged_bf16", *(["merged_nf4"] if config.load_in_4bit else [])):
+                with adapters.rounded(model, how):
+                    merging[how] = scored().numbers
     else:
         why = "the weights are not finite after training"
         after = Scores(dict.fromkeys(prepared.before.numbers), dict.fromkeys(prepared.before.numbers, why), [])
@@ -237,6 +252,7 @@ def train(
             "before": prepared.before.numbers,
             "after": after.numbers,
             "not_computed": after.missing,
+            **({"merging": merging} if merging else {}),
             "finite": finite,
             "skipped_steps": skipped,
             "verdict": task.verdict(prepared.before.records, after.records) if finite else "",
@@ -260,11 +276,19 @@ def train(
             "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
         }
     )
-    if config.save_model and finite:
+    if config.save_model and finite and MODEL in _saved(resolved):
         # What the model was taught to end an answer with, which its file may not name.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
-        _write_model(folder / MODEL, model, tokenizer)
+        _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer)
+
+
+def _merged(model: Any, resolved: Resolved, prepared: Prepared) -> Any:
+    """The model with its adapter merged into it; of one in 4 bits, into its weights as they come back from them."""
+    if resolved.config.load_in_4bit:
+        base = adapters.base_of(prepared.model) or prepared.model
+        model = adapters.moved(model, load_model(base, in_4bit=True).dequantize())
+    return adapters.merged(model)
 
 
 def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
@@ -274,13 +298,13 @@ def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
 
 
 @ranks.by_first
-def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write a model, whole or not at all."""
+def _write(folder: Path, save: Callable[[Any, Path], None], model: Any, tokenizer: Any) -> None:
+    """Write a model, or an adapter, whole or not at all."""
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         with quiet():
-            model.save_pretrained(beside)
+            save(model, beside)
         tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
         into_place(beside, folder)
@@ -290,17 +314,6 @@ def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
             f"{folder}: the model could not be written ({' '.join(str(error).split())}); the numbers are in "
             f"{folder.parent}; make room and go on with --resume"
         ) from None
-
-
-def _with_adapter(model: Any, config: RunConfig) -> nn.Module:
-    """The model with a low-rank adapter on every linear layer but the head; the adapter alone is trained."""
-    from peft import LoraConfig, get_peft_model
-
-    if config.gradient_checkpointing:
-        model.enable_input_require_grads()
-    # α = 2 r and all linear layers, as QLoRA found best and PEFT's guides have it.
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
-    return get_peft_model(model, lora)
 
 
 def run(
@@ -358,9 +371,11 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     device, _ = device_and_precision()
 
     def loaded(origin: Origin) -> Any:
-        return load_model(origin.place()).to(device)
+        return load_model(origin.place(), in_4bit=config.load_in_4bit).to(device).requires_grad_(False)
 
-    gold = task.score_retrained(loaded(resolved.retrained), tokenizer) if resolved.retrained else None
+    gold = None
+    if resolved.retrained is not None:
+        gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
     first = loaded(first_of.start)
     before = with_general(config, first, tokenizer, task.prepare(first, tokenizer))
     if not base:
@@ -369,6 +384,11 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     second = loaded(resolved.start)
     after = with_general(config, second, tokenizer, task.score(second, tokenizer))
     return task, {"before": before, "after": after}, gold
+
+
+def _saved(of: Resolved) -> list[str]:
+    """The folders of the models that a run leaves."""
+    return [*([ADAPTER] if of.adapted else []), *([MODEL] if of.merge or not of.adapted else [])]
 
 
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -381,7 +401,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         return [
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
-            if not of.config.save_model or not entry["finite"] or (own_folder(of) / MODEL).is_dir()
+            if not of.config.save_model or not entry["finite"] or all((own_folder(of) / m).is_dir() for m in _saved(of))
         ]
 
     finished = ranks.of_first(taken_over)
@@ -458,13 +478,15 @@ def _one_after_the_other(
             stage = stage.replace(
                 model=model or begins.start.place(), retrained=retrained, memorise=False, memorise_args={}
             )
+            if begins.adapted and not begins.merge and model is not None:
+                stage = stage.replace(**adapters.going_on())
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
             folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{arguments['part']}"
             if ranks.first():
                 folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
-            model = str(folder / MODEL)
+            model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             results = results or {**done, "model": config.model, "runs": []}
             results["runs"].append({**done["runs"][0], "part": arguments["part"]})
             results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))

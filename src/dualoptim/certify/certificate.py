@@ -236,7 +236,7 @@ def verify(
         return [
             *checks,
             *of_run,
-            *_check_after(said["model_after"], Path(model) if model else None, found and found.own / "model"),
+            *_check_after(said["model_after"], Path(model) if model else None, found and evidence.left(found)),
             *_check_before(said["model_before"], before, config),
             *_check_data(said, {"forget": forget, "retain": retain}, config),
         ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
+from ..folder import ADAPTER, MODEL
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
@@ -247,6 +248,11 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
     if place is not None:
         found = files(place)
         said["files"] = {file: hashed(path) for file, path in found.items()}
+        if "adapter_config.json" in found:
+            remarks.append(
+                "The model before is an adapter; its base model is part of the fingerprint start_model, and has no "
+                "hashes here."
+            )
         if run.is_older_than(list(found.values())):
             remarks.append("The model before: some of its files were modified after the run.")
         return said
@@ -259,11 +265,18 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
     return said
 
 
+def left(run: Run) -> Path:
+    """The folder of the model that a run left: the whole one, else the adapter by itself."""
+    return next((run.own / name for name in (MODEL, ADAPTER) if (run.own / name).is_dir()), run.own / MODEL)
+
+
 def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
     """The files of the model that a run left."""
-    folder = run.own / "model"
+    folder = left(run)
     if folder.is_dir():
         found = files(folder)
+        if folder.name == ADAPTER:
+            remarks.append("The model after is an adapter; what it does depends on its base model, too.")
         if run.is_older_than(list(found.values())):
             remarks.append("The model after: some of its files were modified after the results were written.")
         return {"files": {name: hashed(path) for name, path in found.items()}}

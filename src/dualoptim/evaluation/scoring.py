@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from .. import ranks
+from ..adapters import num_virtual_tokens
 from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
 from ..errors import UserError
@@ -163,7 +164,7 @@ def gradient_norms(
     Args:
         progress: what to write beside the progress bar; no bar without it.
     """
-    every = list(model.parameters())
+    every = [p for p in model.parameters() if p.is_floating_point()]  # codes of few bits have no gradient
     parameters = [p for p in every if p.requires_grad] or every
     frozen = [p for p in parameters if not p.requires_grad]
     room = positions(model)
@@ -280,7 +281,8 @@ def _packs(model: nn.Module, group: Sequence[Tokens]) -> bool:
 @ranks.by_first
 def _agrees(model: nn.Module, group: Sequence[Tokens]) -> bool:
     device = next(model.parameters()).device
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) != "sdpa":
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if attention != "sdpa" or num_virtual_tokens(model):
         return False
     with torch.autocast(device.type, enabled=False):
         apart = [_score(model, [pack([row])], device)[0][0].nll for row in group]

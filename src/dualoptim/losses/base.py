@@ -47,14 +47,14 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
-    head, start = _head(model), 0
+    head = _head(model)
     kept = {}
     if head is None and _keeps_logits(model):
-        start = int(at.min())
-        kept = {"logits_to_keep": labels.shape[1] - start}
+        kept = {"logits_to_keep": labels.shape[1] - int(at.min())}
     with _head_at(head, labels.shape, rows * labels.shape[1] + at) as chosen:
         logits = model(**model_inputs(batch), **kept).logits
-    logits = logits[0] if chosen else logits[rows, at - start]
+    # Counted from the end: what is not asked for, and an adapter's own prompt, stand before the sequence.
+    logits = logits[0] if chosen else logits[rows, at - labels.shape[1]]
     return Labelled(logits.float(), labels[rows, at + 1], rows)
 
 
@@ -74,7 +74,7 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
     with _head_at(_head(model), labels.shape, rows[:1]):  # no logits are wanted, and one position's are the fewest
         states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
     check_layer(layer, len(states) - 1)  # the first are the embeddings
-    return states[layer + 1][rows, at].float(), rows
+    return states[layer + 1][rows, at - labels.shape[1]].float(), rows  # from the end, as above
 
 
 def check_layer(layer: int, count: int) -> None:

@@ -50,7 +50,9 @@ class KL(Loss):
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         if not self.every_position:
             return labelled(model, batch).logits
-        return model(**model_inputs(batch)).logits.flatten(0, 1).float()
+        # Without the positions of an adapter's own prompt, which come first.
+        logits = model(**model_inputs(batch)).logits[:, -batch["input_ids"].shape[1] :]
+        return logits.flatten(0, 1).float()
 
 
 @dataclass(frozen=True)

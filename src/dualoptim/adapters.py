@@ -1,0 +1,411 @@
+"""Adapters (PEFT): making, loading, checking and merging them, and base models in 4 bits.
+
+An adapter is a folder or hub id with an adapter_config.json, which names the base model that it is put on. Everywhere
+else in the package it goes by its own name, as a model does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import RunConfig
+from .errors import UserError, unknown
+
+CONFIG = "adapter_config.json"
+NAME = "default"  # PEFT's own, of a single adapter
+# Kinds that `tests/test_adapters.py` holds against the model's own loss. PROMPTS lengthen what the model reads, cannot
+# be merged, and are saved without what they were trained by, so nobody trains them further.
+PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+KINDS = (
+    "LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "FOURIERFT", "LN_TUNING", "TRAINABLE_TOKENS", *PROMPTS,
+)  # fmt: skip
+# Settings that say how a new adapter is made.
+OF_NEW = ("lora_alpha", "lora_targets", "lora_dropout", "dora")
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output's
+
+
+# Names
+
+
+def described(model: str) -> dict[str, Any] | None:
+    """What the adapter_config.json of a folder or hub id says; None where there is none."""
+    path = Path(model) / CONFIG if Path(model).is_dir() else _on_hub(model) if "/" in model else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        kind, base, task = said["peft_type"], said["base_model_name_or_path"], said.get("task_type")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        kind, base, task = None, None, None
+    if not (isinstance(kind, str) and isinstance(base, str) and base):
+        raise UserError(
+            f"model {model!r}: its {CONFIG} does not say which kind of adapter it is ('peft_type') and of which model "
+            "('base_model_name_or_path'); save it by PEFT's save_pretrained"
+        )
+    if task not in (None, "CAUSAL_LM"):
+        raise UserError(f"model {model!r}: is an adapter for {task}, and not for a causal language model; give another")
+    check_kind(kind, f"model {model!r}")
+    return dict(said)
+
+
+@functools.lru_cache
+def _on_hub(model: str) -> Path | None:
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        found = find_adapter_config_file(model)
+    except (OSError, ValueError):  # no name of the hub's, or not to be reached: whoever loads it says so
+        return None
+    return Path(found) if found else None
+
+
+def base_of(model: str) -> str | None:
+    """The model that an adapter, by folder or hub id, is of; None of what is no adapter."""
+    said = described(model)
+    return said["base_model_name_or_path"] if said is not None else None
+
+
+def folder_of(model: str) -> Path:
+    """Where an adapter's files lie; of one on the hub, in the hub's cache, in a folder that has its commit's name."""
+    return Path(model) if Path(model).is_dir() else _on_hub(model).parent  # type: ignore[union-attr]
+
+
+def check_kind(kind: str, what: str) -> None:
+    """Refuse a kind of adapter under which the losses were not held against the model's own."""
+    if kind not in KINDS:
+        raise UserError(f"{what}: adapters of kind {kind} are not supported; take one of {', '.join(KINDS)}")
+
+
+def num_virtual_tokens(model: Any) -> int:
+    """How many positions of a model the prompt takes that its adapter puts before every sequence."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return int(config.num_virtual_tokens) if getattr(config, "is_prompt_learning", False) else 0
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that holds an adapter of a kind which is not supported."""
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        check_kind(getattr(config.peft_type, "value", config.peft_type), "model")
+
+
+# Settings
+
+
+def check_settings(config: RunConfig, *, training: bool) -> None:
+    """Refuse settings of adapters that do not fit together, or that this machine cannot follow.
+
+    Args:
+        training: whether an adapter is to be trained, or the model scored alone.
+    """
+    start = described(config.model)
+    if (config.lora_rank or start) and importlib.util.find_spec("peft") is None:
+        what = "lora_rank: training an adapter" if config.lora_rank else f"model {config.model!r}: an adapter"
+        raise UserError(f"{what} needs the package peft; install dualoptim[lora], as by pip install 'dualoptim[lora]'")
+    if config.load_in_4bit:
+        _check_4bit()
+    if not training:
+        return
+    defaults = RunConfig()
+    for key in OF_NEW:
+        if not config.lora_rank and getattr(config, key) != getattr(defaults, key):
+            raise UserError(f"{key} says how a new adapter is made; add --lora-rank, or leave it out")
+    if config.lora_alpha is not None and not 0 < config.lora_alpha < math.inf:
+        raise UserError(f"lora_alpha must be a number > 0, but is {config.lora_alpha:g}")
+    if not 0 <= config.lora_dropout < 1:
+        raise UserError(f"lora_dropout must be from 0 to below 1, a share, but is {config.lora_dropout:g}")
+    if config.load_in_4bit and not (config.lora_rank or start):
+        raise UserError(
+            "load_in_4bit: weights of 4 bits have no gradient, so an adapter on them is what is trained; add "
+            "--lora-rank, or leave it out"
+        )
+    if config.merge and not (config.lora_rank or start):
+        raise UserError("merge: there is no adapter to merge; add --lora-rank, or leave it out")
+    if config.train is not None and (config.lora_rank or start):
+        of = "with lora_rank" if config.lora_rank else "of a model that is an adapter"
+        raise UserError(f"train: {of} the adapter alone is trained; leave one of them out")
+    if start and start["peft_type"] in PROMPTS:
+        raise UserError(
+            f"model {config.model!r}: is an adapter of kind {start['peft_type']}, which is saved without what trains "
+            "it, and cannot be trained further; take its base model, or an adapter of another kind"
+        )
+    targets_of(config)
+
+
+def _check_4bit() -> None:
+    from .models import device_and_precision
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "load_in_4bit: weights of 4 bits need the package bitsandbytes; install dualoptim[qlora], as by "
+            "pip install 'dualoptim[qlora]'"
+        )
+    device, _ = device_and_precision()
+    try:
+        _through_4bit(torch.ones(64, 64, device=device))
+    except Exception as error:  # whatever its libraries say to a device that they do not know
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"load_in_4bit: bitsandbytes cannot work on {device} ({reason}); leave it out") from None
+
+
+def targets_of(config: RunConfig) -> str | list[str]:
+    """The modules that get an adapter, as PEFT's `target_modules`: names, or one regular expression."""
+    given = config.lora_targets
+    if isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)*", given):
+        given = re.split(r"\s*,\s*", given)  # as an expression it would match no module of a model
+    if not given or (isinstance(given, list) and not all(each.strip() for each in given)):
+        raise UserError(f"lora_targets: names no module; give names, a regular expression, or {ALL_LINEAR!r}")
+    if isinstance(given, str):
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise UserError(f"lora_targets {given!r}: is no regular expression ({error})") from None
+    return given
+
+
+# Making and loading
+
+
+def added(model: Any, config: RunConfig, base: str) -> Any:
+    """A model with a new low-rank adapter, which alone is trained. The same seed makes the same adapter.
+
+    Args:
+        model: of Transformers; changed in place. One on torch's meta device costs no memory.
+        config: rank, α (by default twice the rank, as QLoRA found best), targets, dropout, DoRA, seed.
+        base: the model's folder or hub id, which the adapter's file is to name.
+
+    Raises:
+        UserError: targets that the model has not, or that can have no adapter.
+    """
+    from peft import LoraConfig
+
+    targets = targets_of(config)
+    _check_targets(targets, model)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+        target_modules=targets,
+        lora_dropout=config.lora_dropout,
+        use_dora=config.dora,
+    )
+    try:
+        return _wrapped(model, lora, base, config.seed)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"lora_targets {config.lora_targets!r}: {reason}; choose other modules") from None
+
+
+def _check_targets(targets: str | list[str], model: nn.Module) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(targets, str):
+        if targets != ALL_LINEAR and not any(re.fullmatch(targets, name) for name in names):
+            example = next((n for n, m in model.named_modules() if isinstance(m, nn.Linear)), names[-1])
+            raise UserError(
+                f"lora_targets {targets!r}: matches the whole name of none of the model's modules, such as {example}"
+            )
+        return
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            weighted = [n for n, m in model.named_modules() if n and getattr(m, "weight", None) is not None]
+            raise unknown("module of lora_targets", target, dict.fromkeys(n.rpartition(".")[2] for n in weighted))
+
+
+def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
+    """A model with an adapter by folder or hub id on it, which alone is trained.
+
+    Args:
+        model: of Transformers, the adapter's base; changed in place.
+        weights: whether they are read; without them, it is the adapter's modules and shapes alone.
+
+    Raises:
+        UserError: the adapter's weights do not fit the model.
+    """
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(adapter)
+    base, kind = config.base_model_name_or_path, config.peft_type.value
+    config.task_type, config.inference_mode = "CAUSAL_LM", kind in PROMPTS
+    wrapped = _wrapped(model, config, base)
+    if not weights:
+        return wrapped
+    found = wrapped.load_adapter(adapter, NAME, torch_device="cpu")
+    beyond = [key for key in found.unexpected_keys if key != "prompt_embeddings"]  # put in place by themselves
+    for which, keys in (("lacks", found.missing_keys), ("has beyond it", beyond)):
+        if keys:
+            raise UserError(
+                f"model {adapter!r}: its weights are not those of an adapter of {base}: it {which} {len(keys)} of "
+                f"them, {min(keys)} first; give the base model that it was trained on in its {CONFIG}"
+            )
+    return wrapped
+
+
+def moved(model: Any, base: Any) -> Any:
+    """A model's adapter on another of the same shapes, which is changed in place."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = copy.deepcopy(model.peft_config[NAME])
+    with _as_ours():
+        state = get_peft_model_state_dict(model)
+        wrapped = _wrapped(base, config, config.base_model_name_or_path)
+        set_peft_model_state_dict(wrapped, state)
+    return wrapped
+
+
+def going_on() -> dict[str, Any]:
+    """Settings under which the adapter of the run before is trained further, and no new one is added."""
+    defaults = RunConfig()
+    return {"lora_rank": 0, **{key: getattr(defaults, key) for key in OF_NEW}}
+
+
+def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
+    from peft import get_peft_model
+
+    with _as_ours(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    # Absolute, so that the adapter is found to be of it from any folder.
+    wrapped.peft_config[NAME].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    return wrapped
+
+
+_SET_RIGHT = (  # what PEFT warns of though nothing is wrong, or it sets it right by itself
+    "fan_in_fan_out", "The PEFT config's", "tie_word_embeddings", "Input and output embeddings are no longer tied",
+    "find a config file", "Unable to fetch remote file", "save_embedding_layers", "is_gradient_checkpointing",
+)  # fmt: skip
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for words in _SET_RIGHT:
+            warnings.filterwarnings("ignore", message=f"(?s).*{words}")
+        yield
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write an adapter by itself, as PEFT does; the same adapter gives the same files."""
+    with _as_ours():
+        model.save_pretrained(folder)
+    for file in folder.rglob(CONFIG):  # in which sets of names stand in whatever order a process has
+        said = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("target_modules", "modules_to_save", "exclude_modules"):
+            if isinstance(said.get(key), list):
+                said[key] = sorted(said[key])
+        file.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")
+
+
+# Four bits
+
+
+def without_packing(model: Any) -> Any:
+    """A model in 4 bits, kept as it is: on some processors bitsandbytes would pack its weights anew to score them.
+
+    That rounds their scales once more, for good, and takes no layer of another width than a multiple of 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+BITS_4 = 4.127  # of a weight: 4, and the scales of blocks of 64, in 8 bits with scales of their own
+
+
+def in_4bit() -> Any:
+    """How a base model is loaded in 4 bits, as QLoRA has it: NF4, its scales quantized as well."""
+    from transformers import BitsAndBytesConfig
+
+    from .models import scores_in_bf16
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if scores_in_bf16() else torch.float32,
+    )
+
+
+def bytes_in_4bit(model: Any) -> int:
+    """Bytes of a model's weights once it is loaded in 4 bits, its other parameters in fp32, without an adapter's."""
+    adapted = hasattr(model, "peft_config")
+    base = sum(p.numel() for p in model.parameters() if not (adapted and p.requires_grad))
+    few = sum(m.weight.numel() for m in _rounded_layers(model) if not (adapted and m.weight.requires_grad))
+    return round(few * BITS_4 / 8) + 4 * (base - few)
+
+
+def _rounded_layers(model: Any) -> list[Any]:
+    """The layers that 4 bits are for: all linear ones but the output's."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+
+
+def _through_4bit(weight: Tensor) -> Tensor:
+    """A weight as it comes back from 4 bits."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True))
+
+
+# Merging
+
+
+def merged(model: Any) -> Any:
+    """The base model with its adapter merged into its weights; the adapter is gone, and nothing is trained.
+
+    An output head that shares its weights with the embedding, while an adapter changes one of them, gets its own.
+    """
+    inner = model.get_base_model()
+    head, embedding = (_plain(layer) for layer in (inner.get_output_embeddings(), inner.get_input_embeddings()))
+    shared = head is not None and embedding is not None and head.weight is embedding.weight
+    if shared and (head is not inner.get_output_embeddings() or embedding is not inner.get_input_embeddings()):
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    with _as_ours():
+        whole = model.merge_and_unload()
+    head, embedding = whole.get_output_embeddings(), whole.get_input_embeddings()
+    if shared and head.weight is not embedding.weight:
+        whole.config.tie_word_embeddings = whole.config.get_text_config().tie_word_embeddings = False
+    return whole.requires_grad_(False)
+
+
+def _plain(layer: Any) -> Any:
+    """The layer that an adapter lies around."""
+    while layer is not None:
+        inner = getattr(layer, "base_layer", None) or getattr(layer, "original_module", None)
+        if inner is None:
+            break
+        layer = inner
+    return layer
+
+
+ROUNDINGS = {"merged_bf16": "bf16", "merged_nf4": "4 bits"}  # of merged weights, under the names that results have
+
+
+@contextmanager
+def rounded(model: Any, how: str) -> Iterator[None]:
+    """A model while its weights are rounded, as those of one that is deployed: all to bf16, or its layers to 4 bits."""
+    rounds: Callable[[Tensor], Tensor] = _through_4bit if how == "merged_nf4" else lambda w: w.bfloat16().to(w.dtype)
+    weights = [m.weight for m in _rounded_layers(model)] if how == "merged_nf4" else list(model.parameters())
+    kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+    with torch.no_grad():
+        for weight, _ in kept:
+            weight.copy_(rounds(weight.data))
+        try:
+            yield
+        finally:
+            for weight, was in kept:
+                weight.copy_(was)

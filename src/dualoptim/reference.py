@@ -1,0 +1,84 @@
+"""The model as it was handed over, kept beside the one that is trained, for a copy of what is trained of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class AtStart(nn.Module):
+    """A model as it is now, whatever is trained of it later: the reference, for a copy of what is trained.
+
+    In every call the copies stand where the trained parameters do, and nothing is dropped out. So it is the model as it
+    was handed over whatever its adapters are, one or several, new or trained, with other parameters trained beside.
+
+    Args:
+        model: of which a part is trained; it may be sharded later, by `fully_shard`.
+    """
+
+    module: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
+        self.copies = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self._shards: dict[str, Tensor] = {}  # of copies, this rank's
+
+    @torch.no_grad()
+    def forward(self, **inputs: Any) -> Any:
+        self._reshard()
+        places = {name: p for name, p in self.module.named_parameters() if name in self.copies}
+        if any(hasattr(p, "ds_id") for p in places.values()):  # which DeepSpeed holds in pieces of its own
+            raise ValueError("under ZeRO-3 no copy can stand in for what is trained; give reference=…, a frozen model")
+        sharded = {name: p for name, p in places.items() if hasattr(p, "device_mesh")}
+        whole = {name: self._on(name, p.device) for name, p in places.items() if name not in sharded}
+        with evaluating(self.module), self._put_back(sharded):
+            return torch.func.functional_call(self.module, whole, (), inputs)
+
+    def _on(self, name: str, device: torch.device) -> Tensor:
+        self.copies[name] = self.copies[name].to(device)
+        return self.copies[name]
+
+    @contextmanager
+    def _put_back(self, sharded: Mapping[str, Any]) -> Iterator[None]:
+        """While shards hold what they did: what is gathered of them is put over anything else."""
+        if not sharded:
+            yield
+            return
+        from torch.distributed.tensor import distribute_tensor
+
+        for name, p in sharded.items():
+            if name not in self._shards:
+                copied = distribute_tensor(self._on(name, p.device), p.device_mesh, p.placements)
+                self._shards[name] = copied.to_local()
+        now = {name: p.to_local().clone() for name, p in sharded.items()}
+        try:
+            for name, p in sharded.items():
+                p.to_local().copy_(self._shards[name])
+            yield
+        finally:
+            for name, p in sharded.items():
+                p.to_local().copy_(now[name])
+            self._reshard()
+
+    def _reshard(self) -> None:
+        """Let nothing that was gathered of shards stay: it would be taken for what they hold later."""
+        for module in self.module.modules():
+            if callable(reshard := getattr(module, "reshard", None)):
+                reshard()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model while nothing in it trains; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
