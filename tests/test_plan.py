@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from dualoptim import cli, plan
@@ -131,3 +133,51 @@ def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.Captu
     ):
         assert cli.main(["plan", "--model", folder, *arguments]) == 2
         assert said in errors(capsys)
+
+
+ROWS = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out", "--steps", "6", "--batch-size", "4",
+        "--ratio", "1:2", "--curve-points", "1", "--seed", "3"]  # fmt: skip
+THRIFT = ["--bf16-weights", "true", "--release-gradients", "true", "--max-grad-norm", "0", "--base-bits", "8",
+          "--delta-bits", "8", "--gradient-checkpointing", "true"]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGH"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_what_is_planned_can_be_run(place: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    told = ["unlearn", "--model", "model", *ROWS, *THRIFT]
+    assert cli.main([*told, "--dry-run"]) == 0
+    assert "activations at most" in capsys.readouterr().out
+    assert cli.main(told) == 0
+    saved = load_file(place / "out" / "model" / "model.safetensors")
+    start = tiny.model().state_dict()
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    moved = {name: (saved[name].float() - start[name].bfloat16().float()).abs().max().item() for name in saved}
+    assert max(moved.values()) > 0
+    entry = json.loads((place / "out" / "results.json").read_text())["runs"][0]
+    assert entry["finite"]
+    assert entry["skipped_steps"] == {"forget": 0, "retain": 0}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--max-grad-norm", "1"], "max_grad_norm 1 clips by the norm of all of them; give --max-grad-norm 0"),
+        (["--micro-batch-size", "2"], "a step of 4 rows in passes of 2 adds them up"),
+        (["--optimizer", "AdamW", "--delta-bits", "32"], "AdamW in 32 bits rounds to the nearest"),
+    ],
+)
+def test_what_saves_memory_is_refused_where_it_would_cost_the_result(
+    place: Any, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert cli.main(["unlearn", "--model", "model", *ROWS, *THRIFT, *given]) == 2
+    assert said in errors(capsys)
+    assert not (place / "out").exists()

@@ -139,6 +139,14 @@ class RunConfig:
     score_bf16: bool | None = option(
         None, "bf16 autocast where models are scored; without it, where the device has bf16 arithmetic; false: fp32"
     )
+    bf16_weights: bool = option(
+        False,
+        "load the weights in bf16, for half the memory; those that are trained are rounded by chance as they are "
+        "stepped (DualOptim+, DualOptim)",
+    )
+    release_gradients: bool = option(
+        False, "step and free each gradient while backward runs; with --max-grad-norm 0, in one pass a step"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     seed: int = option(0, "seed of the row order and of the refusals' choice")
     curve_points: int = option(4, "how often the forget/keep curve is measured during training")

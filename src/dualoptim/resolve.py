@@ -240,6 +240,8 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
     adapters.check_settings(config, training=training)
+    if training:
+        _check_thrift(config)
     if config.pause and config.until is None:
         raise UserError("pause: there is no goal at which to skip steps; give --until, or leave it out")
     if config.train is not None:
@@ -247,6 +249,29 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
             re.compile(config.train)
         except re.error as error:
             raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
+
+
+def _check_thrift(config: RunConfig) -> None:
+    """What saves memory, and what it cannot be had with."""
+    alone = not config.lora_rank and adapters.base_of(config.model) is None
+    if config.bf16_weights and alone and config.optimizer == "AdamW" and config.delta_bits == 32:
+        raise UserError(
+            "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; use "
+            "DualOptim+, DualOptim or --delta-bits 8, which round by chance"
+        )
+    if not config.release_gradients:
+        return
+    wrong = None
+    if config.max_grad_norm:
+        wrong = f"max_grad_norm {config.max_grad_norm:g} clips by the norm of all of them; give --max-grad-norm 0"
+    elif config.micro_batch_size is not None and config.micro_batch_size < config.batch_size:
+        wrong = f"a step of {config.batch_size} rows in passes of {config.micro_batch_size} adds them up; give as many"
+    elif config.combine is not None:
+        wrong = f"{config.combine} makes one of several; leave it out"
+    elif ranks.size() > 1:
+        wrong = f"{ranks.size()} ranks average them; start one"
+    if wrong is not None:
+        raise UserError(f"release_gradients: frees each gradient as it comes, but {wrong}")
 
 
 def check_with(config: RunConfig, task: Task) -> None:
@@ -292,17 +317,20 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
     adapted = hasattr(model, "peft_config")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = sum(p.numel() for p in model.parameters()) - trained * adapted
+    width = 2 if config.bf16_weights else 4
+    own = 4 if adapted else width  # of what is trained: adapters are in fp32
+    released = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
     needed = {
-        "model": adapters.bytes_in_4bit(model) if config.load_in_4bit else 4 * base,
+        "model": adapters.bytes_in_4bit(model) if config.load_in_4bit else width * base,
         **({"adapter": 4 * trained} if adapted else {}),
-        "gradients": 4 * trained,
+        "gradients": own * (released if config.release_gradients else trained),
         "optimizer state": state_bytes(config, task, model),
     }
     wanted = {loss.reference for loss in losses.values()}
     if "model" in wanted or (adapted and "sequences" in wanted):  # what is not trained of it is shared
-        needed["reference"] = 4 * trained
+        needed["reference"] = own * trained
     if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
-        needed["best point"] = 4 * trained
+        needed["best point"] = own * trained
     if config.combine is not None:
         needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
     return needed

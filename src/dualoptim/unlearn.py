@@ -76,7 +76,7 @@ def prepare(resolved: Resolved) -> Prepared:
     gold = None
     if resolved.retrained is not None:
         gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
-    model = load_model(start, in_4bit=config.load_in_4bit).to(device).requires_grad_(False)
+    model = load_model(start, **_loading(config)).to(device).requires_grad_(False)
     records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
     numbers, metrics = general.scored(task, records, gold)
     curve, ability = task.follow(model, tokenizer), None
@@ -89,6 +89,11 @@ def prepare(resolved: Resolved) -> Prepared:
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
     return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics)
+
+
+def _loading(config: RunConfig) -> dict[str, Any]:
+    """How a model is loaded that is to be trained."""
+    return {"in_4bit": config.load_in_4bit, "dtype": torch.bfloat16 if config.bf16_weights else torch.float32}
 
 
 ABILITY = "ability"  # the curve of what a model could before
@@ -130,7 +135,7 @@ def train(
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     turns = resolved.turns(prepared.left)
     device, has_bf16 = device_and_precision()
-    model: Any = load_model(prepared.model, in_4bit=config.load_in_4bit).to(device)
+    model: Any = load_model(prepared.model, **_loading(config)).to(device)
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
         (enable or model.gradient_checkpointing_enable)()
@@ -196,6 +201,7 @@ def train(
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
         max_length=config.max_length,
+        release_gradients=config.release_gradients,
         optimizer_cls_and_kwargs=resolved.optimizer,
         callbacks=[watch, *([best] if best is not None else [])],
         fingerprints=resolved.identity,
