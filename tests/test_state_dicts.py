@@ -338,7 +338,10 @@ def test_one_loop_over_the_state_reaches_all_of_it(settings: dict[str, Any]) -> 
     run(opt, param, gradients(param, 2))
 
 
-@pytest.mark.parametrize("change", [float, Tensor.double, Tensor.int, int, lambda count: count.reshape(())], ids=str)
+CASTS: list[Callable[[Tensor], Any]] = [float, Tensor.double, Tensor.int, int, lambda count: count.reshape(())]
+
+
+@pytest.mark.parametrize("change", CASTS, ids=["float", "double", "int32", "int", "reshaped"])
 def test_counts_that_were_cast_count_on(change: Callable[[Tensor], Any]) -> None:
     opt, (param,) = stepped((4,))
     other, (twin,) = stepped((4,))

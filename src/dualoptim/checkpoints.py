@@ -62,7 +62,7 @@ def put(beside: Path, folder: Path) -> None:
     """Give a sealed checkpoint its place; one of the same step that was there before goes."""
     remove(folder)
     into_place(beside, folder)
-    _without_empty(beside.parent)
+    without_empty(beside.parent)
 
 
 def remove(folder: Path) -> None:
@@ -74,10 +74,11 @@ def remove(folder: Path) -> None:
     away.parent.mkdir(exist_ok=True)
     os.replace(folder, away)
     shutil.rmtree(away)
-    _without_empty(away.parent)
+    without_empty(away.parent)
 
 
-def _without_empty(partial: Path) -> None:
+def without_empty(partial: Path) -> None:
+    """Remove the folder of what is being written, if nothing is."""
     with contextlib.suppress(OSError):  # it holds something else
         partial.rmdir()
 

@@ -5,7 +5,8 @@ mixed precision, gradient checkpointing, checkpoints and resume. What it is told
 (`dualoptim.trainer_arguments`). What is added: batches carry their objective, each objective has its own loss, a
 multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices,
 evaluations have a forget/keep score (`dualoptim.trainer_evaluation`), and checkpoints are whole or not there
-(`dualoptim.checkpoints`).
+(`dualoptim.checkpoints`). On several ranks, under DDP, FSDP2 or DeepSpeed, a run ends as in one process
+(`dualoptim.engines`, `dualoptim.sharded`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints, ranks, reporting, trainer_arguments
+from . import checkpoints, engines, reporting, sharded, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .adapters import base_of, check_model
 from .combine import Rule, combined
@@ -92,7 +93,9 @@ class UnlearnTrainer(Trainer):
         reference: the frozen model that losses compare with, or its name. Without it, that is the model as it is handed
             over, its adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for
             every row that will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not
-            the whole model, as under PEFT; a model that is trained as a whole needs a reference beside it.
+            the whole model, as under PEFT; a model that is trained as a whole needs a reference beside it. A model that
+            is to be sharded is asked when training begins, and what it said is kept in checkpoints; a reference may be
+            sharded by `fully_shard`.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
         max_length: the most tokens that a row may have.
@@ -177,6 +180,9 @@ class UnlearnTrainer(Trainer):
         trackers = reporting.callbacks(names, folder, writes=args.local_process_index == 0)
         kwargs["callbacks"] = [*trackers, *(kwargs.get("callbacks") or ())]
         # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
+        self._by_hand = engines.sharded_by_hand(model)
+        # A Trainer takes no optimizer of an FSDP model, but one that was made after its sharding is right.
+        own_optimizer = kwargs.pop("optimizers", None) if self._by_hand else None
         super().__init__(
             model,
             args,
@@ -186,10 +192,15 @@ class UnlearnTrainer(Trainer):
             **kwargs,
         )
         args.report_to = names
+        if own_optimizer is not None:
+            self.optimizer, self.lr_scheduler = own_optimizer
+        engines.check(self, by_hand=self._by_hand, combines=combine is not None)
         self.objectives, self.turns = dict(objectives), list(turns)
         self.reference = reference
         if reference is not None and not isinstance(reference, AtStart):
-            reference.to(args.device).eval().requires_grad_(False)
+            reference.eval().requires_grad_(False)
+            if not engines.sharded_by_hand(reference):
+                reference.to(args.device)
         self.combine, self.release_gradients = combine, release_gradients
         self.max_length = max_length
         self.rows = ObjectiveRows(
@@ -206,46 +217,50 @@ class UnlearnTrainer(Trainer):
         self.add_callback(_Resume(self))
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
+        self._stepping: str | None = None  # the objective of a step that is under way
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
-        if diagnostics_every:
+        if diagnostics_every and self.is_deepspeed_enabled:
+            logger.warning("diagnostics are not read under DeepSpeed, which flattens parameters; FSDP2 has them")
+        elif diagnostics_every:
             self.add_callback(_Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
-            self._remember_reference(compared)
+            self.add_callback(_Remembered(self, compared))
+            own = reference is None or isinstance(reference, AtStart)
+            if not (own and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
+                self._remember_reference(compared)
 
     @torch.no_grad()
     def _remember_reference(self, compared: Sequence[str]) -> None:
-        """log π_ref(y|x) of the rows and refusals of some objectives that will be drawn, into the data set."""
+        """log π_ref(y|x) of the rows and refusals of some objectives that will be drawn, into the data set.
+
+        The ranks share the rows out; each takes as many batches as the others, since a sharded model needs all of them.
+        """
         draws = [draw for batch in self._plan() for draw in batch if draw.objective in compared]
         tokens = self.rows.drawn(draws)
         order = sorted(tokens, key=lambda key: len(tokens[key].input_ids))
         size = max(1, max(sum(turn.values()) for turn in self.turns) // self.args.gradient_accumulation_steps)
-        frozen = self.model if self.reference is None else self.reference
-        own = self.reference is None or isinstance(self.reference, AtStart)
-        if own and next(self.model.parameters()).device.type != self.args.device.type:  # moved when training begins
-            raise ValueError(
-                f"what the losses of {', '.join(compared)} compare with is asked before training, when a model that is "
-                "to be sharded is not on its device yet; give reference=…, a frozen copy of the model"
-            )
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        own = batches[self.args.process_index :: self.args.world_size]
+        own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
+        # Nothing was trained yet, so that of the model's own start no copy needs to be asked.
+        own_start = self.reference is None or isinstance(self.reference, AtStart)
+        frozen = self.model_wrapped if own_start else self.reference
         training = frozen.training
         frozen.eval()
-
-        def asked(keys: Sequence[tuple]) -> list[float]:
+        found: dict[tuple, float] = {}
+        for keys in tqdm(own, desc="Reference", leave=False, disable=None):
             batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
             with self.accelerator.autocast():
                 totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            found: list[float] = totals.tolist()
-            return found
-
-        parts = [order[at : at + size] for at in range(0, len(order), size)]
-        with tqdm(total=len(parts), desc="Reference", leave=False, disable=None) as bar:
-            for keys, totals in zip(parts, ranks.shared(parts, asked, lambda _: bar.update()), strict=True):
-                self.rows.reference_log_probs.update(zip(keys, totals, strict=True))
+            found.update(zip(keys, totals.tolist(), strict=True))
         frozen.train(training)
+        for part in engines.gathered(found):
+            self.rows.reference_log_probs.update(part)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -280,20 +295,15 @@ class UnlearnTrainer(Trainer):
                 "bf16_full_eval and fp16_full_eval cast the weights where evaluate() or predict() runs outside of "
                 "training, and rounded weights would be trained on; make the trainer anew, or evaluate under bf16=True"
             )
-        if resume_from_checkpoint is True:
-            out = Path(str(self.args.output_dir))
-            if (found := checkpoints.newest(out, self.fingerprints)) is None:
-                raise ValueError(f"{out}: holds no whole checkpoint to go on from; begin anew")
-            resume_from_checkpoint = str(found)
-        elif resume_from_checkpoint:
-            checkpoints.check(Path(resume_from_checkpoint), self.fingerprints)
-        if isinstance(resume_from_checkpoint, str):
-            begun = Path(resume_from_checkpoint)
+        engines.check_one_folder(self)
+        if resume_from_checkpoint:
+            begun = engines.checkpoint_of(self, resume_from_checkpoint)
             for each in self._beside_states():
                 each.load_from(begun)
             if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
                 # Where a kill came between it and its rotation.
                 checkpoints.rotate(begun, self.args.save_total_limit, checkpoints.best_of(begun))
+            resume_from_checkpoint = str(begun)
         if self.args.world_size > 1 and self.model_wrapped is self.model:
             # Evaluated before: accelerate would take the model for one that is prepared for training as well, and each
             # rank would train on its own.
@@ -318,12 +328,14 @@ class UnlearnTrainer(Trainer):
         try:
             if self.args.should_save:
                 shutil.rmtree(beside / name, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            self._beside = str(beside)
+                # A Trainer asks whether it is there to know the best one, of shards before it makes it.
+                (beside / name).mkdir(parents=True, exist_ok=True)
+            engines.all_wrote()
             self._unlogged.over_ranks(self.accelerator)
+            self._beside = str(beside)
             super()._save_checkpoint(model, trial)
             self._beside = None
-            self.accelerator.wait_for_everyone()
+            engines.all_wrote()
             if self.state.best_model_checkpoint == str(beside / name):  # not where it will be
                 self.state.best_model_checkpoint = str(out / name)
             if self.args.should_save:
@@ -335,16 +347,67 @@ class UnlearnTrainer(Trainer):
                 checkpoints.rotate(out / name, self.args.save_total_limit, self.state.best_model_checkpoint)
             if self.args.push_to_hub:
                 super()._push_from_checkpoint(str(out / name))
+            engines.all_wrote()
         except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
-            if self.args.world_size > 1:  # the others wait
+            in_parts = self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            if self._beside is not None and in_parts:  # the others may wait for this rank's part
                 raise
-            shutil.rmtree(beside, ignore_errors=True)
             self.state.best_model_checkpoint = best
             reason = " ".join(str(error).split())
+            if not isinstance(error, engines.NotWrittenError):
+                engines.gathered(reason)
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
             logger.warning("checkpoint %s could not be written (%s); training goes on without it", out / name, reason)
         finally:
             self._beside = None
-        self.accelerator.wait_for_everyone()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; FSDP2 on CPUs too, and of a model that is sharded already."""
+        super().create_accelerator_and_postprocess()
+        engines.adopt(self, by_hand=self._by_hand)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is saved whole, but in sharded checkpoints. Every rank calls it."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif not (_internal_call and self._saves_shards):
+            self._save(output_dir, state_dict=sharded.full_model(self.model))
+
+    @property
+    def _saves_shards(self) -> bool:
+        return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled or self._saves_shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharded.full_optimizer(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if sharded.is_sharded(folder) == self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            sharded.load_model(self.model, folder, first=self.is_world_process_zero())
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if self.is_deepspeed_enabled or sharded.is_sharded(best) == self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            sharded.load_model(self.model, best, first=self.is_world_process_zero())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or sharded.is_sharded(Path(checkpoint)) == self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        first = self.is_world_process_zero()
+        sharded.load_optimizer(self.model, self.optimizer, Path(checkpoint), first=first)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing while a checkpoint is being written: it is pushed from its place."""
@@ -361,8 +424,10 @@ class UnlearnTrainer(Trainer):
     @property
     def multi_objective(self) -> DualOptimPlus | None:
         """The optimizer, if it knows objectives."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        return optimizer if isinstance(optimizer, DualOptimPlus) else None
+        optimizer = self.optimizer
+        while optimizer is not None and not isinstance(optimizer, DualOptimPlus):
+            optimizer = getattr(optimizer, "optimizer", None)  # accelerate and DeepSpeed wrap it
+        return optimizer
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
@@ -372,8 +437,30 @@ class UnlearnTrainer(Trainer):
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
         if self.optimizer is None and isinstance(cls, type) and issubclass(cls, DualOptimPlus):
             arguments = {"objectives": tuple(self.objectives), **arguments}
-            self.optimizer = cls(parameter_groups(self.model, self.args.weight_decay), **arguments)
-        return super().create_optimizer(*args, **kwargs)
+            groups = parameter_groups(self.model, self.args.weight_decay)
+            if self.is_deepspeed_enabled:  # flattens each group, whose matrices are then no vectors
+                for group in groups:
+                    group["flat"] = group["name"] == "matrices"
+            self.optimizer = cls(groups, **arguments)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.is_deepspeed_enabled:
+            engines.check_bits(optimizer)
+            optimizer.register_step_pre_hook(self._choose_again)
+        self._parameters = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def _choose_again(self, optimizer: Any, *_: Any) -> None:
+        """DeepSpeed steps its parameter groups one after the other, and a choice serves one step."""
+        if isinstance(optimizer, DualOptimPlus):
+            optimizer.objective = self._stepping
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, once accelerate has the optimizer."""
+        if self._by_hand:
+            # accelerate finds parameters again by their addresses, and those that are empty on this rank have one.
+            for group, params in zip(self.optimizer.param_groups, self._parameters, strict=True):
+                group["params"] = params
+        return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The whole run's batches, in order: it is one epoch of the Trainer's."""
@@ -422,14 +509,27 @@ class UnlearnTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """A step's micro-batches, and how many items of each objective they hold together, over all ranks."""
-        samples = list(itertools.islice(epoch_iterator, num_batches))
-        names = list(self.objectives)
-        sizes = torch.zeros(len(names), device=device)
-        for sample in samples:
-            for name, batch in sample.items():
-                sizes[names.index(name)] += self._size(name, batch)
-        sizes = self.accelerator.reduce(sizes, reduction="sum")
-        return samples, dict(zip(names, sizes.tolist(), strict=True))
+        step, names = self.state.global_step, list(self.objectives)
+        samples, serving, failure = [], [], None
+        try:
+            samples = list(itertools.islice(epoch_iterator, num_batches))
+            for sample in samples:
+                self._check_turn(sample)
+            serving = engines.served(samples, self.paused)
+        except Exception as error:
+            if self.args.world_size == 1:
+                raise
+            failure = error  # which the other ranks are told, or they would wait for this one
+        sizes = [
+            float(sum(self._size(name, sample[name]) for sample in samples if name in sample))
+            if failure is None
+            else 0.0
+            for name in names
+        ]
+        own = 0 if failure is not None else engines.mark(serving, step)
+        table = self.accelerator.gather(engines.on_device([*sizes, own], device))
+        engines.agree_on_step(table[:, -1], engines.description(serving), failure, step)
+        return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
 
     def _size(self, name: str, batch: Mapping[str, Any]) -> int:
         """How many items of an objective's loss a batch counts for."""
@@ -478,6 +578,7 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+        self._stepping = None
         self._unlogged.total = self._unlogged.total + loss
         return loss
 
@@ -495,6 +596,8 @@ class UnlearnTrainer(Trainer):
         """A backward pass for each objective of the micro-batch; at the step's last, one gradient of theirs."""
         total = torch.zeros((), device=self.args.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.is_fsdp_enabled:  # or it would keep the gradients of all objectives as one sum of its own
+            self.model.set_requires_gradient_sync(True)
         for name, batch in inputs.items():
             # Its gradient so far goes back to where autograd, and what averages over ranks, adds to it.
             for p, gradient in zip(parameters, self._gradients.get(name, [None] * len(parameters)), strict=True):
@@ -524,17 +627,22 @@ class UnlearnTrainer(Trainer):
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
-    def _hand_over(self, inputs: Mapping[str, Any]) -> None:
-        """Tell the optimizer whose step this is, and refuse batches that belong to another."""
+    def _check_turn(self, inputs: Mapping[str, Any]) -> Turn:
+        """Whose turn it is; batches that belong to another are refused."""
         turn = self.turns[self.state.global_step]
         if not set(inputs) <= set(turn):
             raise ValueError(
                 f"step {self.state.global_step} is the turn of {', '.join(turn)}, "
                 f"but its batch carries {', '.join(inputs)}"
             )
+        return turn
+
+    def _hand_over(self, inputs: Mapping[str, Any]) -> None:
+        """Tell the optimizer whose step this is, and refuse batches that belong to another."""
+        turn = self._check_turn(inputs)
         if (optimizer := self.multi_objective) is not None:
             if len(optimizer.objectives) == 1:  # one state for all: AdamW by another name
-                optimizer.objective = optimizer.objectives[0]
+                optimizer.objective = self._stepping = optimizer.objectives[0]
                 return
             if len(turn) > 1:
                 raise ValueError(
@@ -542,7 +650,7 @@ class UnlearnTrainer(Trainer):
                     f"{type(optimizer).__name__} steps for one objective; train by turns, "
                     "or use an optimizer with one state"
                 )
-            optimizer.objective = next(iter(turn))
+            optimizer.objective = self._stepping = next(iter(turn))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -702,6 +810,38 @@ def _check_release(args: TrainingArguments, combine: Rule | None) -> None:
     else:
         return
     raise ValueError(f"release_gradients frees each gradient as it comes, but {wrong}")
+
+
+class _Remembered(TrainerCallback):
+    """What the reference says of each row, kept in checkpoints: a model that was trained on does not say it any more.
+
+    A model that is to be sharded is asked when training begins, as it has its place on the ranks only then.
+    """
+
+    FILE = "reference.json"
+
+    def __init__(self, trainer: UnlearnTrainer, compared: Sequence[str]) -> None:
+        self.trainer, self.compared = trainer, compared
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.rows.reference_log_probs:
+            self.trainer._remember_reference(self.compared)
+
+    def save_to(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        said = [[list(key), value] for key, value in self.trainer.rows.reference_log_probs.items()]
+        (folder / self.FILE).write_text(json.dumps(said), encoding="utf-8")
+
+    def load_from(self, folder: Path) -> None:
+        """Read it from a checkpoint."""
+        if (folder / self.FILE).is_file():
+            said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+            self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
+        elif not self.trainer.rows.reference_log_probs:
+            raise UserError(
+                f"checkpoint {folder}: does not hold what the reference says of the rows of "
+                f"{', '.join(self.compared)}; give reference=…, a frozen copy of the model as it was"
+            )
 
 
 class _Diagnose(TrainerCallback):

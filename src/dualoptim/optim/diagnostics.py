@@ -2,7 +2,8 @@
 
 Nothing in the rule measures how far objectives agree; these numbers do. They are read from evenly spaced blocks of each
 tensor, a few thousand coordinates of it, so that they cost little beside a step: shares and cosines are estimates, and
-norms are scaled up to the whole tensor. Reading them waits for a GPU.
+norms are scaled up to the whole tensor. Reading them waits for a GPU. Of distributed tensors every rank reads its own
+part, and all get the numbers of the whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import state
@@ -39,7 +41,8 @@ def diagnostics(
     - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
 
     Args:
-        optimizer: one that has stepped; objectives that have not stepped yet are left out.
+        optimizer: one that has stepped; objectives that have not stepped yet are left out. Where its parameters are
+            distributed tensors, every rank of its `process_group` has to ask.
         named_parameters: a model's, for the layers' names; without it, layers are numbered by parameter.
 
     Example:
@@ -57,15 +60,35 @@ def diagnostics(
     for group in optimizer.param_groups:
         for param in group["params"]:
             own = optimizer.state.get(param)
-            if own and local(param).numel():
+            if own:
                 layers.setdefault(_layer(names.get(id(param), f"parameter {index}")), []).append((param, own, group))
             index += 1
-    sums = {layer: _sums(entries, optimizer.objectives) for layer, entries in layers.items()}
+    distributed = any(hasattr(param, "to_local") for entries in layers.values() for param, _, _ in entries)
+    ranks = dist.get_world_size(optimizer.process_group) if distributed else 1
+    sums = {layer: _sums(entries, optimizer.objectives, ranks) for layer, entries in layers.items()}
+    if distributed:
+        parts: list[Any] = [None] * ranks
+        dist.all_gather_object(parts, sums, group=optimizer.process_group)
+        sums = {layer: _added(part.get(layer, {}) for part in parts) for layer in sums}
+    sums["all"] = _added(sums.values())
+    return {layer: _measures(part) for layer, part in sums.items() if part}
+
+
+def _added(parts: Iterable[Sums]) -> Sums:
+    """The sums of several layers, or of one layer's parts on several ranks."""
     total: Sums = {}
-    for part in sums.values():
+    for part in parts:
         for key, value in part.items():
             total[key] = max(total.get(key, 0.0), value) if key[0] == "largest" else total.get(key, 0.0) + value
-    return {layer: _measures(part) for layer, part in {**sums, "all": total}.items() if part}
+    return total
+
+
+def _copies(param: Any, ranks: int) -> int:
+    """On how many ranks each element of a parameter is, of those that read a distributed one beside it."""
+    if not hasattr(param, "to_local"):
+        return ranks
+    sizes = (param.device_mesh.size(i) for i, place in enumerate(param.placements) if not place.is_shard())
+    return math.prod(sizes)
 
 
 def _layer(name: str) -> str:
@@ -74,7 +97,7 @@ def _layer(name: str) -> str:
     return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
 
 
-def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> Sums:
+def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums:
     """Sums over a layer's coordinates of what the measures are made of."""
     parts: dict[tuple[str, ...], list[Tensor]] = {}
 
@@ -83,7 +106,9 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...]) -> Sums:
 
     for param, own, group in entries:
         with_base = group["base_betas"] is not None
-        scale = local(param).numel() / min(local(param).numel(), _sampled(local(param)))
+        if not local(param).numel():  # on this rank
+            continue
+        scale = local(param).numel() / min(local(param).numel(), _sampled(local(param))) / _copies(param, ranks)
 
         def read(
             key: str, beta: float, steps: Tensor, own: Mapping[str, Any] = own, with_base: bool = with_base

@@ -79,7 +79,8 @@ class DualOptimPlus(Optimizer):
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
         base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
-            Parameters of one dimension, of fp64, or distributed by other dimensions than the first stay in 32.
+            Parameters of one dimension, of fp64, or distributed by other dimensions than the first stay in 32; those of
+            one dimension do not in a group with ``flat=True``, for matrices that DeepSpeed's ZeRO is to flatten.
         delta_bits: the same for the deltas' moments.
         max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of
             two averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is
@@ -149,6 +150,7 @@ class DualOptimPlus(Optimizer):
             "delta_bits": delta_bits,
             "min_8bit_size": min_8bit_size,
             "stochastic_rounding": stochastic_rounding,
+            "flat": False,
         }
         super().__init__(params, checked_settings(settings, self.objectives))
 

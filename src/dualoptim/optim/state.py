@@ -163,7 +163,7 @@ def stored_bits(stored: Stored) -> int:
 
 def bits_of(param: Tensor, group: Mapping[str, Any], key: str) -> int:
     """In how many bits a parameter's moment is to be kept."""
-    small = param.ndim < 2 or param.numel() < group["min_8bit_size"]
+    small = (param.ndim < 2 and not group["flat"]) or param.numel() < group["min_8bit_size"]
     by_rows = all(place.is_replicate() or place.is_shard(0) for place in getattr(param, "placements", ()))
     if small or not by_rows or param.dtype == torch.float64:
         return 32

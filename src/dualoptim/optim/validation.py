@@ -30,7 +30,7 @@ from .state import (
 
 RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
 # How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
-KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "stochastic_rounding")
+KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "flat", "stochastic_rounding")
 SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
 # What torch and its schedulers put beside settings, and what this optimizer counts.
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "num_skipped"}
@@ -108,8 +108,9 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
         if isinstance(settings[name], Tensor) or settings[name] not in (32, 8):
             raise ValueError(f"{name} must be 32 or 8, but is {_shown(settings[name])}")
         settings[name] = int(settings[name])
-    if not isinstance(settings["stochastic_rounding"], bool):
-        raise ValueError(f"stochastic_rounding must be True or False, but is {_shown(settings['stochastic_rounding'])}")
+    for name in ("flat", "stochastic_rounding"):
+        if not isinstance(settings[name], bool):
+            raise ValueError(f"{name} must be True or False, but is {_shown(settings[name])}")
     if not isinstance(settings["lr_scales"], Mapping):
         raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {_shown(settings['lr_scales'])}")
     for name in settings["lr_scales"]:
@@ -159,7 +160,7 @@ def check_loadable(
         )
     settings = []
     for own, group in zip(groups, saved_groups, strict=True):
-        if missing := sorted((SETTINGS - {"stochastic_rounding"}) - set(group)):
+        if missing := sorted((SETTINGS - {"stochastic_rounding", "flat"}) - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
             raise ValueError(

@@ -1,0 +1,137 @@
+"""Checkpoints of sharded models, written and read so that one process, DDP and FSDP2 read each other's.
+
+A *full* checkpoint is what one process writes: the model by `save_pretrained`, and ``optimizer.pt`` by the places of
+parameters. A *sharded* one is accelerate's: a folder of `torch.distributed.checkpoint` for the model, or its adapter
+alone, and one for the optimizer by the parameters' names. Either is read on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+
+MODEL, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # folders of accelerate's
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether a checkpoint is a sharded one."""
+    return (folder / MODEL).is_dir()
+
+
+def full_model(model: nn.Module) -> dict[str, Tensor]:
+    """A sharded model's weights on the CPU of rank 0, of an adapter's model the trainable ones; every rank calls it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=_has_adapter(model))
+    return {name: _plain(tensor) for name, tensor in get_model_state_dict(model, options=options).items()}
+
+
+def full_optimizer(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """A sharded optimizer's state dict on the CPU of rank 0, as one process would have it; every rank calls it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    saved: Any = get_optimizer_state_dict(model, optimizer, options=options)
+    if not saved:  # this is another rank
+        return {}
+    groups, state = saved["param_groups"], saved["state"]
+    places = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
+    return {
+        "state": {places[name]: {key: _plain(value) for key, value in own.items()} for name, own in state.items()},
+        "param_groups": [{**group, "params": [places[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
+    """Load a checkpoint's model into one that is sharded otherwise than it; every rank calls it.
+
+    Args:
+        model: of one process, of DDP before it is wrapped, or of FSDP2.
+        folder: the checkpoint.
+        first: whether this is rank 0, which alone reads a full one.
+    """
+    if is_sharded(folder):
+        if _has_adapter(model):
+            from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+            set_peft_model_state_dict(model, _load(folder / MODEL, "model", get_peft_model_state_dict(model)))
+        else:
+            set_model_state_dict(model, _load(folder / MODEL, "model", get_model_state_dict(model)))
+        return
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=not _has_adapter(model))
+    weights: dict[str, Any] = _weights(model, folder) if first else {}
+    set_model_state_dict(model, weights, options=options)
+
+
+def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> None:
+    """Load a checkpoint's optimizer into one of a model that is sharded otherwise than it; every rank calls it."""
+    if is_sharded(folder):
+        state = _load(folder / OPTIMIZER, "optimizer", get_optimizer_state_dict(model, optimizer))
+        set_optimizer_state_dict(model, optimizer, state)
+        return
+    saved: dict[str, Any] = {}
+    if first:
+        read = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        names = _names(model, optimizer)
+        saved = {
+            "state": {names[place]: own for place, own in read["state"].items()},
+            "param_groups": [
+                {**group, "params": [names[place] for place in group["params"]]} for group in read["param_groups"]
+            ],
+        }
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, optimizer, saved, options=options)
+
+
+def _load(folder: Path, name: str, into: dict[str, Any]) -> dict[str, Any]:
+    """What lies in a folder of `torch.distributed.checkpoint`, written into tensors of its shapes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process
+        load({name: into}, checkpoint_id=folder)
+    return into
+
+
+def _weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """A full checkpoint's weights under the model's own names."""
+    if not _has_adapter(model):
+        weights = _read(folder, "model*.safetensors")
+        tied: dict[int, list[str]] = {}  # of which files hold one name
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            tied.setdefault(id(parameter), []).append(name)
+        for names in tied.values():
+            weights.update({name: weights[there] for there in names if there in weights for name in names})
+        return weights
+    from peft import get_peft_model_state_dict
+
+    own = model.state_dict()
+    names_of = {id(tensor): name for name, tensor in own.items()}
+    names_in_file = get_peft_model_state_dict(model, state_dict=own)
+    return {names_of[id(names_in_file[name])]: tensor for name, tensor in _read(folder, "adapter_model*").items()}
+
+
+def _read(folder: Path, files: str) -> dict[str, Tensor]:
+    return {name: tensor for path in sorted(folder.glob(files)) for name, tensor in load_file(path).items()}
+
+
+def _names(model: nn.Module, optimizer: Any) -> list[str]:
+    """The names of an optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _plain(value: Any) -> Any:
+    """A tensor whose collective operation has ended, as CPUs leave it behind, and anything else itself."""
+    return value.clone() if isinstance(value, Tensor) and type(value) is not Tensor else value
