@@ -247,7 +247,9 @@ class UnlearnTrainer(Trainer):
         batches = [order[at : at + size] for at in range(0, len(order), size)]
         own = batches[self.args.process_index :: self.args.world_size]
         own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
-        frozen = self.model_wrapped if self.reference is None else self.reference
+        # Nothing was trained yet, so that of the model's own start no copy needs to be asked.
+        own_start = self.reference is None or isinstance(self.reference, AtStart)
+        frozen = self.model_wrapped if own_start else self.reference
         training = frozen.training
         frozen.eval()
         found: dict[tuple, float] = {}
