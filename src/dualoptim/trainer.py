@@ -249,7 +249,7 @@ class UnlearnTrainer(Trainer):
         own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
         # Nothing was trained yet, so that of the model's own start no copy needs to be asked.
         own_start = self.reference is None or isinstance(self.reference, AtStart)
-        frozen = self.model_wrapped if own_start else self.reference
+        frozen: Any = self.model_wrapped if own_start else self.reference
         training = frozen.training
         frozen.eval()
         found: dict[tuple, float] = {}
