@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import checkpoints, trainer
+from dualoptim import checkpoints, trainer_callbacks
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns
@@ -66,7 +66,7 @@ def test_a_checkpoint_is_sealed_and_goes_on_to_the_bit(stopped: Path, never_stop
 def test_what_was_not_logged_yet_is_in_a_checkpoint(tmp_path: Path, step: int, restored: bool) -> None:
     def trained(folder: Path, begun: str | None) -> tuple[UnlearnTrainer, list[dict[str, Any]]]:
         made_now = run(folder, logging_steps=3, restore_callback_states_from_checkpoint=restored)
-        made_now.add_callback(trainer._Diagnose(made_now, 4))
+        made_now.add_callback(trainer_callbacks.Diagnose(made_now, 4))
         made_now.train(begun)
         return made_now, [entry for entry in made_now.state.log_history if "loss" in entry]
 

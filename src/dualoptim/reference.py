@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import base_of
+
 
 class AtStart(nn.Module):
     """A model as it is now, whatever is trained of it later: the reference, for a copy of what is trained.
@@ -82,3 +84,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
+    """The model as it is handed over, where losses want it and what is trained of it is not the whole.
+
+    An adapter is little, so that it is kept wherever a loss compares with anything.
+    """
+    compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
+    return AtStart(model) if compares and partly_trained(model) else None
+
+
+def partly_trained(model: nn.Module | str) -> bool:
+    """Whether a part of a model is trained alone: of one by its name, that it is an adapter."""
+    if isinstance(model, str):
+        return base_of(model) is not None
+    return any(not p.requires_grad for p in model.parameters())

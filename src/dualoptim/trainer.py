@@ -20,7 +20,6 @@ import logging
 import re
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +30,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
 from . import checkpoints, engines, reporting, sharded, trainer_arguments
 from . import trainer_evaluation as evaluation
-from .adapters import base_of, check_model
+from .adapters import check_model
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, collate, pad_id
 from .errors import UserError
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer
-from .optim import DualOptimPlus, diagnostics, parameter_groups, releasing
-from .reference import AtStart
+from .optim import DualOptimPlus, parameter_groups, releasing
+from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
+from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, Unlogged
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +145,11 @@ class UnlearnTrainer(Trainer):
         trainer_arguments.check(args, kwargs, turns, micro_batch)
         reporting.check(args.report_to)
         if release_gradients:
-            _check_release(args, combine)
+            trainer_arguments.check_release(args, combine)
         trainer_arguments.check_names(objectives, turns, kwargs)
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
-            if objective.loss.reference == "model" and reference is None and not _partly_trained(model):
+            if objective.loss.reference == "model" and reference is None and not partly_trained(model):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
             if objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
@@ -166,7 +165,7 @@ class UnlearnTrainer(Trainer):
         reference = load_model(reference) if isinstance(reference, str) else reference
         check_model(model)
         if reference is None:
-            reference = _at_start(model, {objective.loss.reference for objective in objectives.values()})
+            reference = at_start(model, {objective.loss.reference for objective in objectives.values()})
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
         if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
             args._n_gpu = 1
@@ -214,7 +213,7 @@ class UnlearnTrainer(Trainer):
         self._cast = False  # whether an evaluation outside of training has cast the weights, as full_eval does
         self._eval_on_start = args.eval_on_start
         self._resumed_from: Path | None = None  # the checkpoint that training went on from
-        self.add_callback(_Resume(self))
+        self.add_callback(Resume(self))
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
         self._stepping: str | None = None  # the objective of a step that is under way
@@ -223,13 +222,13 @@ class UnlearnTrainer(Trainer):
         if diagnostics_every and self.is_deepspeed_enabled:
             logger.warning("diagnostics are not read under DeepSpeed, which flattens parameters; FSDP2 has them")
         elif diagnostics_every:
-            self.add_callback(_Diagnose(self, diagnostics_every))
+            self.add_callback(Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
-            self.add_callback(_Remembered(self, compared))
+            self.add_callback(Remembered(self, compared))
             own = reference is None or isinstance(reference, AtStart)
             if not (own and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
                 self._remember_reference(compared)
@@ -767,180 +766,3 @@ class UnlearnTrainer(Trainer):
         """As the Trainer's, of every objective's rows; refusals beside them are not counted."""
         for batch in inputs.values():
             super()._track_num_input_tokens(batch)
-
-
-class _Resume(TrainerCallback):
-    """Takes up from a checkpoint what a Trainer leaves: the start, which is best, and what early stopping counted."""
-
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if trainer._resumed_from is None:
-            return
-        if state.best_global_step:  # the folder may have been moved
-            beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
-            if beside.is_dir():
-                state.best_model_checkpoint = str(beside)
-        keys = {name: f"eval_{name}_probability" for name in trainer.roles}
-        first = next(
-            (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
-        )
-        if first is not None:
-            trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
-        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
-        stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
-        for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
-            callback.early_stopping_patience_counter = values["attributes"]["early_stopping_patience_counter"]
-
-
-def _check_release(args: TrainingArguments, combine: Rule | None) -> None:
-    """Refuse what cannot be had without all gradients beside each other."""
-    if args.max_grad_norm:
-        wrong = f"max_grad_norm {args.max_grad_norm:g} clips by the norm of all of them; set it to 0"
-    elif args.gradient_accumulation_steps > 1:
-        wrong = f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; take a step in one"
-    elif args.world_size > 1:
-        wrong = f"there are {args.world_size} processes; use one, or FSDP to share the memory"
-    elif args.fp16:
-        wrong = "fp16 scales them; use bf16"
-    elif combine is not None:
-        wrong = "combine makes one of several; leave it out"
-    else:
-        return
-    raise ValueError(f"release_gradients frees each gradient as it comes, but {wrong}")
-
-
-class _Remembered(TrainerCallback):
-    """What the reference says of each row, kept in checkpoints: a model that was trained on does not say it any more.
-
-    A model that is to be sharded is asked when training begins, as it has its place on the ranks only then.
-    """
-
-    FILE = "reference.json"
-
-    def __init__(self, trainer: UnlearnTrainer, compared: Sequence[str]) -> None:
-        self.trainer, self.compared = trainer, compared
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.trainer.rows.reference_log_probs:
-            self.trainer._remember_reference(self.compared)
-
-    def save_to(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
-        said = [[list(key), value] for key, value in self.trainer.rows.reference_log_probs.items()]
-        (folder / self.FILE).write_text(json.dumps(said), encoding="utf-8")
-
-    def load_from(self, folder: Path) -> None:
-        """Read it from a checkpoint."""
-        if (folder / self.FILE).is_file():
-            said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
-            self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
-        elif not self.trainer.rows.reference_log_probs:
-            raise UserError(
-                f"checkpoint {folder}: does not hold what the reference says of the rows of "
-                f"{', '.join(self.compared)}; give reference=…, a frozen copy of the model as it was"
-            )
-
-
-class _Diagnose(TrainerCallback):
-    """Reads the optimizer's diagnostics now and then."""
-
-    def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
-        self.trainer, self.every = trainer, every
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(Unlogged.__name__)
-        if saved is not None and state.global_step:
-            self.trainer.diagnostics = list(json.loads(saved["attributes"]["readings"])["last"])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = self.trainer.multi_objective
-        last = state.global_step == state.max_steps or control.should_training_stop
-        if optimizer is not None and (last or state.global_step % self.every == 0):
-            layers = diagnostics(optimizer, self.trainer.model.named_parameters())
-            if layers:
-                self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
-                unlogged = self.trainer._unlogged
-                unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
-                unlogged.last = self.trainer.diagnostics[-1:]
-
-
-class Unlogged(TrainerCallback, ExportableState):
-    """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
-
-    def __init__(self) -> None:
-        self.last: list[dict[str, Any]] = []  # the last reading, layer by layer
-        self.begin(0)
-
-    def begin(self, step: int) -> None:
-        """Forget what was logged at a step."""
-        self.step = step
-        self.total = torch.zeros(())  # of what the Trainer's own loss is the mean
-        self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
-        self.reading: dict[str, float] = {}  # over all layers
-
-    def over_ranks(self, accelerator: Any) -> None:
-        """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
-
-        def mean(value: Tensor) -> Tensor:
-            return accelerator.reduce(value.to(accelerator.device), reduction="mean")
-
-        self.total = mean(self.total)
-        for losses in self.losses.values():
-            steps = sorted(losses)
-            losses.update(zip(steps, mean(torch.stack([losses[step] for step in steps])).unbind(), strict=True))
-
-    def state(self) -> dict[str, Any]:
-        losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
-        own = {"step": self.step, "total": float(self.total), "losses": losses}
-        # As text, since the Trainer sorts what it writes, and layers stand in their order.
-        return {
-            "args": {},
-            "attributes": {**own, "readings": json.dumps({"unlogged": self.reading, "last": self.last})},
-        }
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved is None or not state.global_step:
-            self.begin(state.global_step)
-            return
-        saved = saved["attributes"]
-        self.begin(saved["step"])
-        self.total = torch.tensor(saved["total"], device=args.device)
-        for name, losses in saved["losses"].items():
-            self.losses[name] = {at: torch.tensor(loss, device=args.device) for at, loss in losses}
-        readings = json.loads(saved["readings"])
-        self.reading, self.last = readings["unlogged"], readings["last"]
-
-
-class Multipliers(TrainerCallback, ExportableState):
-    """The weights of objectives that are held below a bound; saved in checkpoints and taken up on resume."""
-
-    def __init__(self, values: Mapping[str, float]) -> None:
-        self.values = dict(values)
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"values": dict(self.values)}, "attributes": {}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved is not None:
-            self.values = dict(saved["args"]["values"])
-
-
-def _at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
-    """The model as it is handed over, where losses want it and what is trained of it is not the whole.
-
-    An adapter is little, so that it is kept wherever a loss compares with anything.
-    """
-    compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
-    return AtStart(model) if compares and _partly_trained(model) else None
-
-
-def _partly_trained(model: nn.Module | str) -> bool:
-    """Whether a part of a model is trained alone: of one by its name, that it is an adapter."""
-    if isinstance(model, str):
-        return base_of(model) is not None
-    return any(not p.requires_grad for p in model.parameters())

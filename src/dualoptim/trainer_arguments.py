@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .combine import Rule
 from .errors import UserError, unknown
 from .optim import DualOptimPlus
 from .schedule import Turn
@@ -224,3 +225,20 @@ def _leave(args: TrainingArguments, names: Sequence[str], by: str) -> None:
     for name in names:
         if _given(args, name):
             raise UserError(f"{name} is not read where {by} brings its own; leave it out, or set it there")
+
+
+def check_release(args: TrainingArguments, combine: Rule | None) -> None:
+    """Refuse what cannot be had without all gradients beside each other."""
+    if args.max_grad_norm:
+        wrong = f"max_grad_norm {args.max_grad_norm:g} clips by the norm of all of them; set it to 0"
+    elif args.gradient_accumulation_steps > 1:
+        wrong = f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; take a step in one"
+    elif args.world_size > 1:
+        wrong = f"there are {args.world_size} processes; use one, or FSDP to share the memory"
+    elif args.fp16:
+        wrong = "fp16 scales them; use bf16"
+    elif combine is not None:
+        wrong = "combine makes one of several; leave it out"
+    else:
+        return
+    raise ValueError(f"release_gradients frees each gradient as it comes, but {wrong}")

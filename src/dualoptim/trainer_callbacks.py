@@ -1,0 +1,165 @@
+"""What goes on beside an `UnlearnTrainer`'s steps; saved in checkpoints, so that it is the same after a resume."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from . import checkpoints
+from .errors import UserError
+from .optim import diagnostics
+
+if TYPE_CHECKING:
+    from .trainer import UnlearnTrainer
+
+
+class Resume(TrainerCallback):
+    """Takes up from a checkpoint what a Trainer leaves: the start, which is best, and what early stopping counted."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer._resumed_from is None:
+            return
+        if state.best_global_step:  # the folder may have been moved
+            beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
+            if beside.is_dir():
+                state.best_model_checkpoint = str(beside)
+        keys = {name: f"eval_{name}_probability" for name in trainer.roles}
+        first = next(
+            (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
+        )
+        if first is not None:
+            trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
+        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
+        stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
+            callback.early_stopping_patience_counter = values["attributes"]["early_stopping_patience_counter"]
+
+
+class Remembered(TrainerCallback):
+    """What the reference says of each row, kept in checkpoints: a model that was trained on does not say it any more.
+
+    A model that is to be sharded is asked when training begins, as it has its place on the ranks only then.
+    """
+
+    FILE = "reference.json"
+
+    def __init__(self, trainer: UnlearnTrainer, compared: Sequence[str]) -> None:
+        self.trainer, self.compared = trainer, compared
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.rows.reference_log_probs:
+            self.trainer._remember_reference(self.compared)
+
+    def save_to(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        said = [[list(key), value] for key, value in self.trainer.rows.reference_log_probs.items()]
+        (folder / self.FILE).write_text(json.dumps(said), encoding="utf-8")
+
+    def load_from(self, folder: Path) -> None:
+        """Read it from a checkpoint."""
+        if (folder / self.FILE).is_file():
+            said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+            self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
+        elif not self.trainer.rows.reference_log_probs:
+            raise UserError(
+                f"checkpoint {folder}: does not hold what the reference says of the rows of "
+                f"{', '.join(self.compared)}; give reference=…, a frozen copy of the model as it was"
+            )
+
+
+class Diagnose(TrainerCallback):
+    """Reads the optimizer's diagnostics now and then."""
+
+    def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
+        self.trainer, self.every = trainer, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(Unlogged.__name__)
+        if saved is not None and state.global_step:
+            self.trainer.diagnostics = list(json.loads(saved["attributes"]["readings"])["last"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.multi_objective
+        last = state.global_step == state.max_steps or control.should_training_stop
+        if optimizer is not None and (last or state.global_step % self.every == 0):
+            layers = diagnostics(optimizer, self.trainer.model.named_parameters())
+            if layers:
+                self.trainer.diagnostics.append({"step": state.global_step, "layers": layers})
+                unlogged = self.trainer._unlogged
+                unlogged.reading = {name: round(value, 6) for name, value in layers["all"].items()}
+                unlogged.last = self.trainer.diagnostics[-1:]
+
+
+class Unlogged(TrainerCallback, ExportableState):
+    """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
+
+    def __init__(self) -> None:
+        self.last: list[dict[str, Any]] = []  # the last reading, layer by layer
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Forget what was logged at a step."""
+        self.step = step
+        self.total = torch.zeros(())  # of what the Trainer's own loss is the mean
+        self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
+        self.reading: dict[str, float] = {}  # over all layers
+
+    def over_ranks(self, accelerator: Any) -> None:
+        """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
+
+        def mean(value: Tensor) -> Tensor:
+            return accelerator.reduce(value.to(accelerator.device), reduction="mean")
+
+        self.total = mean(self.total)
+        for losses in self.losses.values():
+            steps = sorted(losses)
+            losses.update(zip(steps, mean(torch.stack([losses[step] for step in steps])).unbind(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
+        own = {"step": self.step, "total": float(self.total), "losses": losses}
+        # As text, since the Trainer sorts what it writes, and layers stand in their order.
+        return {
+            "args": {},
+            "attributes": {**own, "readings": json.dumps({"unlogged": self.reading, "last": self.last})},
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is None or not state.global_step:
+            self.begin(state.global_step)
+            return
+        saved = saved["attributes"]
+        self.begin(saved["step"])
+        self.total = torch.tensor(saved["total"], device=args.device)
+        for name, losses in saved["losses"].items():
+            self.losses[name] = {at: torch.tensor(loss, device=args.device) for at, loss in losses}
+        readings = json.loads(saved["readings"])
+        self.reading, self.last = readings["unlogged"], readings["last"]
+
+
+class Multipliers(TrainerCallback, ExportableState):
+    """The weights of objectives that are held below a bound; saved in checkpoints and taken up on resume."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = dict(values)
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"values": dict(self.values)}, "attributes": {}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is not None:
+            self.values = dict(saved["args"]["values"])
