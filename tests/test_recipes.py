@@ -130,7 +130,7 @@ def test_a_recipe_of_what_fits_is_what_the_plan_names(
     options += ["--chat-template", "question_answer", "--task-args", '{"split": "forget01", "retain_rows": 2}']
     assert cli.main([*options, "--dry-run"]) == 0
     assert "activations at most" in capsys.readouterr().out
-    config = cli._config(cli._parse(cli._parsers()["unlearn"], options))
+    config = cli._config(cli._parse(cli._parsers()["unlearn"], options[1:]))
     assert config.bf16_weights == (chosen.weights == "bfloat16")
     assert config.gradient_checkpointing == chosen.checkpointing
     assert config.release_gradients == chosen.released
