@@ -17,7 +17,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import UnlearnTrainer, cli, goals, resolve
+from dualoptim import UnlearnTrainer, __version__, cli, goals, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.errors import UserError
 
@@ -391,3 +391,26 @@ def test_too_little_memory_or_disk_is_told_beforehand(
 def test_a_model_that_knows_no_fact_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("unlearn", "--task", "facts", "--task-args", "{limit: 2}", files=False) == 2
     assert "the model knows none of the facts to forget" in errors(capsys)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dualoptim {__version__}\n"
+
+
+@pytest.mark.parametrize("absent", ["yaml", "jsonargparse", "transformers", "tqdm"])
+def test_without_the_extra_one_sentence_says_what_to_install(absent: str) -> None:
+    code = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        "from dualoptim.__main__ import main\n"
+        "sys.argv = ['dualoptim', '--help']\n"
+        "status = main()\n"
+        "try:\n    from dualoptim import UnlearnTrainer\n"
+        "except ImportError as error:\n    print(status, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    installs = f"needs the package {absent}; pip install 'dualoptim[unlearn]'"
+    if absent in ("yaml", "jsonargparse"):
+        assert done.stderr == f"dualoptim: error: the command line {installs}\n"
+    else:
+        assert f"0 UnlearnTrainer {installs}\n" in done.stdout

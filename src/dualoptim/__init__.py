@@ -36,7 +36,14 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: `import dualoptim` costs nothing, and needs no transformers."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name], __name__), name)
+    try:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__name__):
+            raise
+        package = (error.name or "").partition(".")[0]
+        needs = f"{name} needs the package {package}; pip install 'dualoptim[unlearn]'"
+        raise ModuleNotFoundError(needs, name=error.name) from None
 
 
 def __dir__() -> list[str]:

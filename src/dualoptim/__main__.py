@@ -1,8 +1,19 @@
-"""`python -m dualoptim`."""
+"""The command, `dualoptim` or `python -m dualoptim`: what it needs is looked for before anything else."""
 
 import sys
 
-from .cli import main
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    try:
+        from .cli import main as run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        needs = f"the command line needs the package {package}; pip install 'dualoptim[unlearn]'"
+        print(f"dualoptim: error: {needs}", file=sys.stderr)
+        return 2
+    return run()
+
 
 if __name__ == "__main__":  # and not where a process of its own is started from here
     sys.exit(main())

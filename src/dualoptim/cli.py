@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from . import ranks
+from . import __version__, ranks
 from .config import ALONE, MAIN, METHODS, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RESULTS
@@ -71,6 +71,9 @@ def _main(arguments: Sequence[str]) -> int:
         ranks.join()
         if not arguments or arguments[0] in ("-h", "--help"):
             _print_help()
+            return 0
+        if arguments[0] == "--version":
+            print(f"dualoptim {__version__}")
             return 0
         if arguments[0] not in commands:
             raise unknown("command", arguments[0], COMMANDS)
@@ -119,7 +122,7 @@ def _print_help() -> None:
     )
     for name, what in COMMANDS.items():
         print(f"  {name:<11} {what}")
-    print("\n`dualoptim COMMAND --help` lists a command's options.")
+    print("\n`dualoptim COMMAND --help` lists a command's options; `dualoptim --version` tells which this is.")
 
 
 def _parsers() -> dict[str, ArgumentParser]:
