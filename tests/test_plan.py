@@ -171,6 +171,7 @@ def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.Captu
         (["--model", str(tmp_path / "nowhere")], "nowhere"),
         (["--model", "tiny"], "is made of a task's rows"),
         (["--max-length", "2049"], "takes 2048 tokens"),
+        (["--micro-batch-size", "0"], "micro_batch_size must be 1 to batch_size 8, but is 0"),
         (["--model", str(adapter)], "is an adapter; give the model that it is of, 'its-base'"),
         (["--model", str(other)], "cannot be counted from its configuration alone (ValueError"),
     ):

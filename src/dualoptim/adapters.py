@@ -339,12 +339,16 @@ def in_4bit() -> Any:
     )
 
 
-def bytes_in_4bit(model: Any) -> int:
-    """Bytes of a model's weights once it is loaded in 4 bits, its other parameters in fp32, without an adapter's."""
+def bytes_in_4bit(model: Any, width: int = 4) -> int:
+    """Bytes of a model's weights once it is loaded in 4 bits, without an adapter's.
+
+    Args:
+        width: bytes of each of its other parameters.
+    """
     adapted = hasattr(model, "peft_config")
     base = sum(p.numel() for p in model.parameters() if not (adapted and p.requires_grad))
     few = sum(m.weight.numel() for m in linear_layers(model) if not (adapted and m.weight.requires_grad))
-    return round(few * BITS_4 / 8) + 4 * (base - few)
+    return round(few * BITS_4 / 8) + width * (base - few)
 
 
 def linear_layers(model: Any) -> list[Any]:
