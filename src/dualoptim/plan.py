@@ -432,7 +432,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
             f"plan: a step of the model {config.model!r} cannot be counted from its configuration alone "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); measure one that runs"
         ) from error
-    at_once = f"{rows} rows of {config.max_length} tokens at a time"
+    at_once = f"{rows} row{'s' * (rows > 1)} of {config.max_length} tokens at a time"
     title = f"{config.model} on {count} × {size_text(memory)}, {at_once}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("setting", min_width=17)
