@@ -9,9 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    ViTConfig,
+)
 
-from dualoptim import cli, plan
+from dualoptim import adapters, cli, plan
+from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 
 from . import tiny
@@ -26,11 +36,20 @@ MODELS = {
     "Llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "Qwen3, of layers of two kinds": Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, max_window_layers=5),
     "GPT-2": GPT2Config(n_embd=64, n_head=4, n_layer=9, vocab_size=300),
-}
+    "Qwen3, of experts": Qwen3MoeConfig(**SMALL, head_dim=16, moe_intermediate_size=32, num_experts=4,
+                                        num_experts_per_tok=2),
+    "Mamba": MambaConfig(hidden_size=64, num_hidden_layers=9, vocab_size=300, state_size=4),
+    "Gemma 3, which sees as well": Gemma3Config(
+        text_config={**SMALL, "num_hidden_layers": 7, "head_dim": 16, "vocab_size": 300},
+        vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 11, "num_attention_heads": 2},
+        image_token_index=299, boi_token_index=298, eoi_token_index=297,
+    ),
+}  # fmt: skip
 LLAMA_8B = LlamaConfig(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
     vocab_size=128256,
 )  # fmt: skip
+OF_OTHER_KINDS = ("Mamba", "Gemma 3, which sees as well")
 STEP = plan.Step(rows=3, tokens=40, labelled=20)
 
 
@@ -69,7 +88,18 @@ def held(config: Any, setting: plan.Setting) -> int:
 )
 def test_a_few_layers_without_memory_tell_what_all_take(name: str, setting: plan.Setting) -> None:
     need = plan.needed(MODELS[name], setting, STEP)
-    assert need.passing == pytest.approx(held(MODELS[name], setting), rel=0.05)
+    assert need.passing == pytest.approx(held(MODELS[name], setting), rel=0.1 if name in OF_OTHER_KINDS else 0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "Mamba"])  # which PEFT refuses in part
+def test_an_adapter_is_as_large_as_the_one_that_is_made(name: str) -> None:
+    pytest.importorskip("peft")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(MODELS[name])
+    made = adapters.added(model, RunConfig(lora_rank=4), "base")
+    count = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert count > 0
+    assert plan.needed(MODELS[name], plan.Setting("", "bfloat16", lora_rank=4), STEP).gradients == 4 * count
 
 
 def test_states_and_weights_are_counted() -> None:
@@ -118,21 +148,58 @@ def test_sizes_are_read() -> None:
 
 def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tiny.save(tmp_path / "model"))
+    adapter, other = tmp_path / "adapter", tmp_path / "other"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "its-base"}')
+    ViTConfig().save_pretrained(other)
     assert cli.main(["plan", "--model", folder, "--device-memory", "1GB"]) == 0
     out = capsys.readouterr().out
     assert "What fits and gives up least: fp32 weights, 32-bit states." in out
     assert "How: the defaults" in out
+    assert "\n LoRA 16 on 4-bit weights " in out  # in a line, where no terminal is too narrow
     assert cli.main(["plan", "--model", folder, "--device-memory", "1KB", "--devices", "2"]) == 0
     assert "Nothing fits: " in capsys.readouterr().out
+    averaged, sharded = plan.ladder(2)[2:4]
+    assert plan.how(averaged, "AdamW", 2) == (
+        "--optimizer AdamW --delta-bits 8; by torchrun with a process for each device"
+    )
+    assert plan.how(sharded, "DualOptim+", 2).startswith("--base-bits 8 --delta-bits 8; FSDP2 by UnlearnTrainer in a")
     for arguments, said in (
         (["--devices", "0"], "devices must be >= 1"),
         (["--forget-loss", "NPOO"], "did you mean 'NPO'?"),
         (["--device-memory", "much"], "is no size"),
         (["--model", str(tmp_path / "nowhere")], "nowhere"),
         (["--model", "tiny"], "is made of a task's rows"),
+        (["--max-length", "2049"], "takes 2048 tokens"),
+        (["--micro-batch-size", "0"], "micro_batch_size must be 1 to batch_size 8, but is 0"),
+        (["--model", str(adapter)], "is an adapter; give the model that it is of, 'its-base'"),
+        (["--model", str(other)], "cannot be counted from its configuration alone (ValueError"),
     ):
         assert cli.main(["plan", "--model", folder, *arguments]) == 2
         assert said in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro", "rows"), [(1, None, (8, False)), (1, 2, (2, True)), (3, None, (3, False)), (8, 4, (1, False)),
+                                   (2, 4, (4, False)), (2, 3, (3, True)), (16, None, (1, False))]
+)  # fmt: skip
+def test_the_rows_of_a_step_are_shared_out(devices: int, micro: int | None, rows: tuple[int, bool]) -> None:
+    assert plan.rows_at_once(RunConfig(micro_batch_size=micro), 8, devices) == rows
+
+
+@pytest.mark.parametrize(("optimizer", "micro"), [("DualOptim+", 1), ("DualOptim", 4), ("AdamW", 4)])
+def test_what_is_named_is_accepted(
+    place: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, optimizer: str, micro: int
+) -> None:
+    monkeypatch.setattr(adapters, "_check_4bit", lambda: None)
+    given = ["--model", "model", "--batch-size", "4", "--micro-batch-size", str(micro)]
+    assert cli.main(["plan", *given, "--optimizer", optimizer]) == 0
+    assert ("gradients released" in " ".join(capsys.readouterr().out.split())) == (micro == 4)
+    for setting in plan.ladder(1):
+        if not (setting.released and micro < 4):
+            told = plan.how(setting, optimizer, 1).replace("the defaults", "").split()
+            rank = ["--lora-rank", "4"] if setting.lora_rank else []
+            assert cli.main(["unlearn", *ROWS, *given, *told, *rank, "--dry-run"]) == 0, told
 
 
 ROWS = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out", "--steps", "6", "--batch-size", "4",

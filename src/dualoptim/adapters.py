@@ -284,6 +284,7 @@ def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
 _SET_RIGHT = (  # what PEFT warns of though nothing is wrong, or it sets it right by itself
     "fan_in_fan_out", "The PEFT config's", "tie_word_embeddings", "Input and output embeddings are no longer tied",
     "find a config file", "Unable to fetch remote file", "save_embedding_layers", "is_gradient_checkpointing",
+    "_pattern keys did not match",
 )  # fmt: skip
 
 
@@ -338,16 +339,20 @@ def in_4bit() -> Any:
     )
 
 
-def bytes_in_4bit(model: Any) -> int:
-    """Bytes of a model's weights once it is loaded in 4 bits, its other parameters in fp32, without an adapter's."""
+def bytes_in_4bit(model: Any, width: int = 4) -> int:
+    """Bytes of a model's weights once it is loaded in 4 bits, without an adapter's.
+
+    Args:
+        width: bytes of each of its other parameters.
+    """
     adapted = hasattr(model, "peft_config")
     base = sum(p.numel() for p in model.parameters() if not (adapted and p.requires_grad))
-    few = sum(m.weight.numel() for m in _rounded_layers(model) if not (adapted and m.weight.requires_grad))
-    return round(few * BITS_4 / 8) + 4 * (base - few)
+    few = sum(m.weight.numel() for m in linear_layers(model) if not (adapted and m.weight.requires_grad))
+    return round(few * BITS_4 / 8) + width * (base - few)
 
 
-def _rounded_layers(model: Any) -> list[Any]:
-    """The layers that 4 bits are for: all linear ones but the output's."""
+def linear_layers(model: Any) -> list[Any]:
+    """The layers that adapters sit on, and that 4 bits are for: all linear ones but the output's."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -399,7 +404,7 @@ ROUNDINGS = {"merged_bf16": "bf16", "merged_nf4": "4 bits"}  # of merged weights
 def rounded(model: Any, how: str) -> Iterator[None]:
     """A model while its weights are rounded, as those of one that is deployed: all to bf16, or its layers to 4 bits."""
     rounds: Callable[[Tensor], Tensor] = _through_4bit if how == "merged_nf4" else lambda w: w.bfloat16().to(w.dtype)
-    weights = [m.weight for m in _rounded_layers(model)] if how == "merged_nf4" else list(model.parameters())
+    weights = [m.weight for m in linear_layers(model)] if how == "merged_nf4" else list(model.parameters())
     kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
     with torch.no_grad():
         for weight, _ in kept:

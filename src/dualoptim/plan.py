@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import re
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakSet, finalize
@@ -22,16 +25,19 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from . import ranks
+from .adapters import added, base_of, linear_layers
 from .config import RunConfig
 from .errors import UserError, unknown
 from .losses import LOSSES
-from .models import device_and_precision, load_config
+from .models import device_and_precision, load_config, positions
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .resolve import OPTIMIZERS, check_alone
 from .resolved import Resolved
@@ -40,6 +46,7 @@ from .tiny import TINY
 BYTES = {"float32": 4, "bfloat16": 2}
 # NF4: 4 bits, and 8 bits of a scale for 64 weights, whose own scales are fp32 for 256 of them (arXiv 2305.14314).
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+WIDTH = 160  # columns of a table in a file
 USUAL_RANK = 16  # of an adapter
 # Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
 RESERVED = 0.04
@@ -167,10 +174,10 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     model.tie_weights()
     width = BYTES.get(setting.weights, 2)
     parameters = sum(p.numel() for p in model.parameters())
-    linear = sum(m.weight.numel() for m in _adapted(model))
+    linear = sum(m.weight.numel() for m in linear_layers(model))
     weights = round(linear * NF4 + (parameters - linear) * 2) if setting.weights == "nf4" else parameters * width
     if setting.lora_rank:  # adapters are kept in fp32
-        trained = sum(setting.lora_rank * sum(m.weight.shape) for m in _adapted(model))
+        trained = _adapter_size(model, setting.lora_rank)
         weights += 4 * trained
         gradients, largest = 4 * trained, 0
         states = _moments(step, setting, [torch.empty(trained, device="meta")], trained)
@@ -207,6 +214,15 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     return Need(weights, gradients, buckets, states, reference, early, passing, sent)
 
 
+def _adapter_size(model: Any, rank: int) -> int:
+    """Parameters of an adapter as PEFT makes it, on routers and experts, too; without the package, of linear layers."""
+    if importlib.util.find_spec("peft") is not None:
+        with suppress(UserError):  # of modules that can have none
+            made = added(copy.deepcopy(model), RunConfig(lora_rank=rank), "")
+            return sum(p.numel() for p in made.parameters() if p.requires_grad)
+    return sum(rank * sum(m.weight.shape) for m in linear_layers(model))
+
+
 def _moments(step: Step, setting: Setting, model: Any, trained: int) -> int:
     if step.optimizer == "AdamW" and setting.bits == 32:
         return 8 * trained
@@ -223,12 +239,10 @@ def _meta() -> Any:
 
 
 def _layers(model: Any) -> nn.ModuleList:
-    """The model's blocks: its longest list of modules."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    """The blocks of the model, or of its part that reads text: the longest list of modules."""
+    lists = [m for m in (model.get_decoder() or model).modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
 
-
-def _adapted(model: Any) -> list[nn.Linear]:
     """The linear layers that an adapter sits on: all but the head."""
     head = model.get_output_embeddings()
     return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
@@ -237,10 +251,10 @@ def _adapted(model: Any) -> list[nn.Linear]:
 class _Adapter(nn.Module):
     """What PEFT adds to a linear layer: fp32 matrices, and so an fp32 input. Its own is not made of fake tensors."""
 
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
+    def __init__(self, linear: Any, rank: int) -> None:
         super().__init__()
-        self.down = nn.Linear(linear.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, linear.out_features, bias=False)
+        ends = linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1]
+        self.down, self.up = nn.Linear(ends[0], rank, bias=False), nn.Linear(rank, ends[1], bias=False)
         linear.register_forward_hook(self.added)
         linear.adapter = self
 
@@ -272,7 +286,8 @@ def _traced(
 ) -> Traced:
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
+        with no_init_weights():  # some of which reads values, and there are none
+            model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
         model.tie_weights()
         model.train()
         if setting.checkpointing:
@@ -280,7 +295,7 @@ def _traced(
         if setting.lora_rank:
             model.requires_grad_(False)
             model.enable_input_require_grads()
-            for linear in _adapted(model):
+            for linear in linear_layers(model):
                 _Adapter(linear, setting.lora_rank)
         held, blocks, early = _Held(), _layers(model), 0
         last = {id(p) for p in blocks[-1].parameters()} if len(blocks) else set()
@@ -319,7 +334,11 @@ class _Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor):
+            # Without values torch knows it of bf16 alone.
+            out = _grouped(*args)
+        else:
+            out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -334,11 +353,17 @@ class _Held(TorchDispatchMode):
         self.now -= size
 
 
+def _grouped(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, *_: Any) -> torch.Tensor:
+    """As large as a product of each expert's rows: with its weights, or for their gradients."""
+    experts = [len(offsets)] if b.ndim == 2 else []
+    return a.new_empty((*experts, a.shape[-2], b.shape[-1]))
+
+
 def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The configuration of the same model with fewer layers."""
     cut = copy.deepcopy(config)
     text = cut.get_text_config()
-    if getattr(text, "layer_types", None):
+    if vars(text).get("layer_types"):  # of some it follows from the number
         text.layer_types = text.layer_types[:layers]
     text.num_hidden_layers = layers
     return cut
@@ -368,6 +393,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     Raises:
         UserError: no such model, loss or optimizer, or no size.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -377,6 +403,8 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     if config.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", config.optimizer, OPTIMIZERS)
     check_alone(config)
+    if (base := base_of(config.model)) is not None:
+        raise UserError(f"plan: the model {config.model!r} is an adapter; give the model that it is of, {base!r}")
     if config.model == TINY:
         raise UserError(f"plan: the model {TINY!r} is made of a task's rows; give a folder or hub id")
     if devices is not None and devices < 1:
@@ -384,30 +412,39 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     here, _ = device_and_precision()
     count = devices or (torch.cuda.device_count() if here.type == "cuda" else 1)
     memory = parse_size(device_memory) if device_memory is not None else memory_of(here)
-    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
-    rows = max(1, micro // count) if config.micro_batch_size is None else micro
+    described = load_config(config.model)
+    if config.max_length > (room := positions(described)):
+        raise UserError(f"max_length {config.max_length}: the model {config.model!r} takes {room} tokens; give less")
+    rows, accumulated = rows_at_once(config, config.batch_size, count)
     step = Step(
         rows,
         config.max_length,
         config.max_length,
         optimizer=config.optimizer,
         reference=any(LOSSES[name].reference == "model" for name in (config.forget_loss, config.retain_loss)),
-        accumulated=rows * count < config.batch_size,
+        accumulated=accumulated,
     )
-    described = load_config(config.model)
-    needs = [(setting, needed(described, setting, step, count)) for setting in ladder(count)]
-    at_once = f"{rows} rows of {config.max_length} tokens at a time"
+    settings = [setting for setting in ladder(count) if not (setting.released and accumulated)]
+    try:
+        needs = [(setting, needed(described, setting, step, count)) for setting in settings]
+    except Exception as error:  # whatever a model's code says to tensors that have no values
+        raise UserError(
+            f"plan: a step of the model {config.model!r} cannot be counted from its configuration alone "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); measure one that runs"
+        ) from error
+    at_once = f"{rows} row{'s' * (rows > 1)} of {config.max_length} tokens at a time"
     title = f"{config.model} on {count} × {size_text(memory)}, {at_once}"
-    table = Table(title=title, title_justify="left")
-    columns = ("weights", "gradients", "states", "reference", "activations", "in all", "sent a step")
-    for column in ("setting", *columns):
-        table.add_column(column, justify="left" if column == "setting" else "right", no_wrap=column != "setting")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("setting", min_width=17)
+    for column in ("weights", "gradients", "states", "reference", "activations", "in all", "sent"):
+        table.add_column(column, justify="right", no_wrap=True)
     chosen = fitting(needs, memory)
     for setting, need in needs:
         parts = (need.weights, need.gradients + need.buckets, need.states, need.reference, need.activations, need.total)
         texts = [size_text(part) if part else "–" for part in (*parts, need.communication)]
         table.add_row(setting.name, *texts, style="bold" if setting is chosen else None)
-    console = Console(markup=False, emoji=False)
+    wide = None if sys.stdout.isatty() else WIDTH  # a file is as wide as need be
+    console = Console(markup=False, emoji=False, width=wide)
     console.print(table)
     if chosen is None:
         least = min(needs, key=lambda each: each[1].total)
@@ -418,16 +455,19 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
         )
     else:
         console.print(f"What fits and gives up least: {chosen.name}.", style="bold", highlight=False)
-        console.print(f"How: {how(chosen)}", highlight=False)
+        console.print(f"How: {how(chosen, config.optimizer, count)}", highlight=False)
     console.print(
         f"· At the peak activations go as gradients come, so that not all is there at once; {RESERVED:.0%} of a device "
-        "are left to its driver. A reference is there where a loss compares with all that the model said.",
+        "are left to its driver. Sent is what a device sends in a step. "
+        "A reference is there where a loss compares with all that the model said.",
         highlight=False,
     )
 
 
 def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
-    """Bytes of activations in a run's step, beside weights and gradients; None of a model that is made of its rows.
+    """Bytes of activations in a run's step, beside weights and gradients.
+
+    None of a model that is made of its rows, or whose code wants values of tensors.
 
     Args:
         tokens: of its longest row.
@@ -440,15 +480,29 @@ def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
     weights = "nf4" if config.load_in_4bit else "bfloat16" if config.bf16_weights else "float32"
     rank = config.lora_rank or (USUAL_RANK if of.adapted else 0)
     setting = Setting("", weights, checkpointing=config.gradient_checkpointing, lora_rank=rank, bf16=bf16)
-    rows = min(config.micro_batch_size or config.batch_size, max(sum(turn.values()) for turn in of.turns()))
-    step = Step(-(-rows // ranks.size()), tokens, labelled)
+    rows, _ = rows_at_once(config, max(sum(turn.values()) for turn in of.turns()), ranks.size())
+    step = Step(rows, tokens, labelled)
     dtype = torch.float32 if weights == "float32" else torch.bfloat16
-    return trace(load_config(config.model), setting, step, dtype, bf16 and weights == "float32").early
+    try:
+        return trace(load_config(config.model), setting, step, dtype, bf16 and weights == "float32").early
+    except Exception:  # whatever a model's code says to tensors that have no values
+        return None
 
 
-def how(setting: Setting) -> str:
-    """Options of `dualoptim unlearn` that make a setting."""
-    options = []
+def rows_at_once(config: RunConfig, batch: int, devices: int) -> tuple[int, bool]:
+    """How many of a step's rows a device takes in one pass, and whether it takes several passes.
+
+    Args:
+        batch: rows of the step, of all devices.
+    """
+    share = -(-batch // devices)
+    rows = min(config.micro_batch_size or share, share)
+    return rows, rows < share
+
+
+def how(setting: Setting, optimizer: str, devices: int) -> str:
+    """Options of `dualoptim unlearn` that make a setting, and how several devices are started."""
+    options = [] if optimizer == RunConfig().optimizer else [f"--optimizer {optimizer}"]
     if setting.lora_rank:
         options.append(f"--lora-rank {setting.lora_rank}")
     if setting.weights == "nf4":
@@ -456,12 +510,15 @@ def how(setting: Setting) -> str:
     if setting.weights != "float32":
         options.append("--bf16-weights true")
     if setting.bits == 8:
-        options.append("--base-bits 8 --delta-bits 8")
+        options.append("--base-bits 8 --delta-bits 8" if optimizer == "DualOptim+" else "--delta-bits 8")
     if setting.checkpointing:
         options.append("--gradient-checkpointing true")
     if setting.released:
         options.append("--release-gradients true --max-grad-norm 0")
-    return " ".join(options) or "the defaults"
+    said = " ".join(options) or "the defaults"
+    if setting.sharded:
+        return f"{said}; FSDP2 by UnlearnTrainer in a script of your own, see docs/engines.md"
+    return said if devices == 1 else f"{said}; by torchrun with a process for each device"
 
 
 def memory_of(device: torch.device) -> int:

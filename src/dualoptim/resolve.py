@@ -88,10 +88,6 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
         raise UserError(f"combine: {config.combine} needs both gradients in one step; add --joint true")
     if config.multiplier_lr <= 0:
         raise UserError(f"multiplier_lr must be > 0, but is {config.multiplier_lr}")
-    if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
-        raise UserError(
-            f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
-        )
     if config.alone is not None and config.alone not in task.objectives:
         raise unknown("objective of alone", config.alone, task.objectives)
     if config.alone is not None and config.joint:
@@ -226,6 +222,10 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
             raise UserError(f"{key} must be at most {MOST[key]}, but is {value}")
     if config.steps * config.batch_size > MOST_SEQUENCES:
         raise UserError(f"steps times batch_size must be at most {MOST_SEQUENCES}; give fewer steps, or smaller ones")
+    if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
+        raise UserError(
+            f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
+        )
     if config.seed >= 2**32:
         raise UserError(f"seed must be below 2 to the power of 32, but is {config.seed}")
     if config.eps <= 0:
@@ -321,7 +321,7 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
     own = 4 if adapted else width  # of what is trained: adapters are in fp32
     released = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
     needed = {
-        "model": adapters.bytes_in_4bit(model) if config.load_in_4bit else width * base,
+        "model": adapters.bytes_in_4bit(model, width) if config.load_in_4bit else width * base,
         **({"adapter": 4 * trained} if adapted else {}),
         "gradients": own * (released if config.release_gradients else trained),
         "optimizer state": state_bytes(config, task, model),

@@ -138,7 +138,8 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         needed = names.memory_needed(config, task, losses, model)
         merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:
-            names.check_room(config, needed, 4 * sum(p.numel() for p in model.parameters()) * merge)
+            width = 2 if config.bf16_weights and not config.load_in_4bit else 4  # 4 bits come back in fp32
+            names.check_room(config, needed, width * sum(p.numel() for p in model.parameters()) * merge)
         optimizer = names.optimizer_of(config, list(task.objectives))
         made = config, task, tokenizer, losses, refusals, optimizer, start, retrained
         found.append(Resolved(*made, adapted, merge, needed, files, fingerprints))
