@@ -44,7 +44,10 @@ class Resume(TrainerCallback):
         saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
         stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
-            callback.early_stopping_patience_counter = values["attributes"]["early_stopping_patience_counter"]
+            counter = values["attributes"]["early_stopping_patience_counter"]
+            callback.early_stopping_patience_counter = counter
+            if counter >= callback.early_stopping_patience:  # it had stopped there
+                control.should_training_stop = True
 
 
 class Remembered(TrainerCallback):
