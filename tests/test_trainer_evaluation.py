@@ -96,6 +96,7 @@ def test_the_score_is_relative_to_the_start_and_harmonic(tmp_path: Path) -> None
         assert now["eval_score"] == pytest.approx(harmonic_mean([1 - min(1.0, left), kept]) if step else 0.0)
     assert seen[4]["eval_score"] > 0.2, "something was forgotten"
     assert trainer.evaluate()["eval_score"] == seen[12]["eval_score"], "at any time"
+    assert trainer.evaluate(trainer.eval_dataset)["eval_score"] == seen[12]["eval_score"], "of its own sets"
 
 
 def test_other_sets_and_one_set_have_no_score(tmp_path: Path) -> None:
@@ -492,3 +493,13 @@ def test_a_metric_of_ones_own_may_be_called_score_but_none_takes_anothers_name(t
 def test_early_stopping_that_could_never_stop_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a run is one epoch"):
         run(tmp_path, named={"callbacks": [EarlyStoppingCallback(1)]}, eval_strategy="epoch")
+
+
+def test_a_best_model_that_is_gone_is_told_before_the_run_goes_on(tmp_path: Path) -> None:
+    run(tmp_path / "run", **BEST).train()
+    shutil.copytree(tmp_path / "run" / "checkpoint-8", tmp_path / "moved" / "checkpoint-8")
+    shutil.rmtree(tmp_path / "run")
+    again = run(tmp_path / "moved", **BEST)
+    with pytest.raises(UserError, match="the run's best, checkpoint-4, is not beside it"):
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8

@@ -691,7 +691,7 @@ class UnlearnTrainer(Trainer):
         ``eval_kept`` and ``eval_score`` as well, where they are to forget and to keep, and the model was evaluated
         before training, as it is by any `eval_strategy`. `dualoptim.trainer_evaluation` has the formulas.
         """
-        own = eval_dataset is None
+        own = eval_dataset is None or eval_dataset is self.eval_dataset
         given = self.eval_dataset if own else eval_dataset
         if given is None:
             raise UserError("evaluate: there are no rows; give eval_dataset, here or to the trainer")

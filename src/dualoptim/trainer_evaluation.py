@@ -222,8 +222,8 @@ def choose_metric(
         )
     if stops and args.eval_strategy == "epoch":
         raise UserError(
-            "early stopping: a run is one epoch, so that eval_strategy 'epoch' evaluates at its end, when there is nothing "
-            "to stop; give eval_strategy 'steps' and eval_steps"
+            "early stopping: a run is one epoch, so that eval_strategy 'epoch' evaluates at its end, when there is "
+            "nothing to stop; give eval_strategy 'steps' and eval_steps"
         )
     several = isinstance(sets, Mapping)
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
