@@ -10,8 +10,9 @@ MODEL := $(VENV)/.model
 quickstart: $(MODEL)
 	$(BIN)/dualoptim quickstart
 
+# As many at a time as there are cores, up to four: each takes a gigabyte or so.
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

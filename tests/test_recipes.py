@@ -20,13 +20,14 @@ from transformers import (
 )
 
 import dualoptim.tiny
-from dualoptim import cli, resolve, runs
+from dualoptim import cli, plan, resolve, runs
 from dualoptim.data import IGNORED, encode, parse_row, prompt_text, question
 from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template
 from dualoptim.tasks.tofu import Tofu
 
 from . import families, tiny, tofu
+from .test_plan import LLAMA_8B
 
 RECIPES = sorted(cli.recipes_folder().glob("*.yaml"))
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -113,6 +114,28 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, place: Path) 
         for each in configs:
             resolve.check(each)
     assert config.out == f"runs/{recipe.stem}"
+
+
+@pytest.mark.parametrize("recipe", ["fit_8b_80gb", "fit_8b_24gb"])
+def test_a_recipe_of_what_fits_is_what_the_plan_names(
+    recipe: str, models: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = recipe.rpartition("_")[2].upper()
+    step = plan.Step(rows=1, tokens=512, labelled=512)
+    chosen = plan.fitting(
+        [(each, plan.needed(LLAMA_8B, each, step)) for each in plan.ladder(1)], plan.parse_size(memory)
+    )
+    assert chosen is not None
+    options = ["unlearn", "--recipe", recipe, "--model", str(models / "llama"), "--data-dir", "tofu"]
+    options += ["--chat-template", "question_answer", "--task-args", '{"split": "forget01", "retain_rows": 2}']
+    assert cli.main([*options, "--dry-run"]) == 0
+    assert "activations at most" in capsys.readouterr().out
+    config = cli._config(cli._parse(cli._parsers()["unlearn"], options[1:]))
+    assert config.bf16_weights == (chosen.weights == "bfloat16")
+    assert config.gradient_checkpointing == chosen.checkpointing
+    assert config.release_gradients == chosen.released
+    assert config.lora_rank == chosen.lora_rank
+    assert (config.delta_bits, config.base_bits) == (chosen.bits, chosen.bits)
 
 
 def test_the_published_recipes_hold_the_published_settings() -> None:

@@ -190,7 +190,8 @@ def test_a_gradient_scaler() -> None:
 
 def test_accelerate() -> None:
     accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True)
+    accelerate.state.AcceleratorState._reset_state()  # which a Trainer's tests leave as they had it
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="no")
     model = network()
     inner = made(model)
     prepared, opt = accelerator.prepare(model, inner)

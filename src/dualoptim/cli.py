@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -231,10 +232,9 @@ def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
         option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
     }
     switches = {option for option, type in types.items() if bool in (type, *typing.get_args(type))}
-    following = [*arguments[1:], "--"]
     return [
         f"{given}=true" if given in switches and after.startswith("--") else given
-        for given, after in zip(arguments, following, strict=True)
+        for given, after in itertools.pairwise([*arguments, "--"])
     ]
 
 
