@@ -112,6 +112,11 @@ def test_states_and_weights_are_counted() -> None:
     assert adamw.states == 8 * count
     reference = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), plan.Step(3, 40, 20, reference=True))
     assert reference.total == plain.total + 4 * count
+    adapter = [
+        plan.needed(MODELS["Llama"], plan.Setting("", "bfloat16", lora_rank=4), plan.Step(3, 40, 20, compares=each))
+        for each in (False, True)
+    ]
+    assert (adapter[0].reference, adapter[1].reference) == (0, adapter[1].gradients)
     accumulated = plan.needed(MODELS["Llama"], plan.Setting("", bf16=False), plan.Step(3, 40, 20, accumulated=True))
     assert accumulated.total == plain.weights + plain.states + plain.gradients + plain.activations
 

@@ -91,7 +91,7 @@ def test_the_objective_chosen_before_serves_one_backward_pass() -> None:
         backward(model, 1)
 
 
-def test_gradients_that_are_not_finite_hold_back_one_step() -> None:
+def test_gradients_that_are_not_finite_hold_back_one_step(caplog: pytest.LogCaptureFixture) -> None:
     weights = [nn.Parameter(torch.ones(3)) for _ in range(4)]
     optimizer = DualOptimPlus(weights, lr=0.1)
     for _ in range(2):
@@ -100,6 +100,8 @@ def test_gradients_that_are_not_finite_hold_back_one_step() -> None:
             (sum(w.sum() for w in weights[:2]) * float("nan") + sum(w.sum() for w in weights[2:])).backward()
         assert [torch.equal(w, b) for w, b in zip(weights, before, strict=True)] == [True, True, False, False]
     assert optimizer.num_skipped == {"forget": 2, "retain": 0}
+    told = [record.getMessage().split("(")[1] for record in caplog.records]
+    assert told == ["1 skipped so far)", "2 skipped so far)"], "once a step"
 
 
 def test_what_cannot_be_released_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,3 +384,72 @@ def test_released_gradients_train_alike_to_the_bit(tmp_path: Path, optimizer: An
 def test_gradients_are_not_released_where_all_are_needed(tmp_path: Path, what: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ValueError, match=f"frees each gradient as it comes, but {wrong}"):
         trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 4, 2), release=True, **what)
+
+
+def test_released_gradients_have_no_norm_in_the_log(tmp_path: Path) -> None:
+    logs = {}
+    for release in (False, True):
+        made = trainer(tmp_path, by_turns({"forget": 1}, 4, 2), release=release)
+        made.train()
+        logs[release] = [entry for entry in made.state.log_history if "loss" in entry]
+    assert all(entry.pop("grad_norm") > 0 for entry in logs[False])
+    assert logs[True] == logs[False]
+
+
+def test_rows_of_every_form_train_alike(tmp_path: Path) -> None:
+    class Numbered:  # a data set that is read by number, and does not end itself
+        def __len__(self) -> int:
+            return len(FORGET)
+
+        def __getitem__(self, at: int) -> Any:
+            return FORGET[at % len(FORGET)]
+
+    forms = [
+        FORGET,
+        iter(FORGET),
+        Numbered(),
+        [{"question": row.question, "answer": row.answer} for row in FORGET],
+    ]
+    found = []
+    for rows in forms:
+        made = UnlearnTrainer(
+            tiny.model(),
+            TrainingArguments(str(tmp_path), save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True),
+            objectives={"forget": Objective(rows, LOSSES["IDK"](), refusals=REFUSALS)},
+            turns=iter(by_turns({"forget": 1}, 4, 2)),
+            processing_class=tiny.tokenizer(),
+        )
+        made.train()
+        found.append(weights(made))
+    assert not torch.equal(found[0], weights(trainer(tmp_path, by_turns({"forget": 1}, 4, 2))))
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "said"),
+    [
+        (lambda: {"forget": Objective([], LOSSES["GA"]())}, "objective 'forget': there are no rows"),
+        (lambda: {"forget": Objective("rows.json", LOSSES["GA"]())}, "objective 'forget': .* these are str"),
+        (lambda: {"forget": Objective([1], LOSSES["GA"]())}, "objective 'forget', row 1: .* this is int"),
+        (lambda: {"forget": Objective(FORGET, LOSSES["GA"])}, "loss: give an instance"),
+        (lambda: [Objective(FORGET, LOSSES["GA"]())], "objectives: give them by name"),
+    ],
+)
+def test_objectives_that_cannot_be_trained_on_are_refused(tmp_path: Path, objectives: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        UnlearnTrainer(
+            tiny.model(),
+            TrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+            objectives=objectives(),
+            turns=by_turns({"forget": 1}, 4, 2),
+            processing_class=tiny.tokenizer(),
+        )
+
+
+def test_the_loss_of_a_batch_by_itself_is_its_objectives(tmp_path: Path) -> None:
+    made = trainer(tmp_path, by_turns({"forget": 1}, 4, 2), forget="GA")
+    batch = next(iter(made.get_train_dataloader()))
+    expected = LOSSES["GA"]()(made.model, batch["forget"]).item()
+    loss, outputs = made.compute_loss(made.model, batch, return_outputs=True)
+    assert (loss.item(), outputs) == (pytest.approx(expected, rel=1e-6), {})
+    assert made.compute_loss(made.model, batch).item() == loss.item()

@@ -96,6 +96,7 @@ def test_the_score_is_relative_to_the_start_and_harmonic(tmp_path: Path) -> None
         assert now["eval_score"] == pytest.approx(harmonic_mean([1 - min(1.0, left), kept]) if step else 0.0)
     assert seen[4]["eval_score"] > 0.2, "something was forgotten"
     assert trainer.evaluate()["eval_score"] == seen[12]["eval_score"], "at any time"
+    assert trainer.evaluate(trainer.eval_dataset)["eval_score"] == seen[12]["eval_score"], "of its own sets"
 
 
 def test_other_sets_and_one_set_have_no_score(tmp_path: Path) -> None:
@@ -426,3 +427,79 @@ def test_two_ranks_evaluate_as_one(tmp_path: Path) -> None:
         assert found[1] == pytest.approx(one[1], rel=1e-4)
         assert found[1][:2] == [8, 4]
         assert found[2:] == one[2:]
+
+
+def test_a_run_that_stopped_early_takes_no_step_more_when_resumed(tmp_path: Path) -> None:
+    arguments = {**STEPS, "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "score"}
+    patient = EarlyStoppingCallback(early_stopping_patience=1)
+    first = run(tmp_path, named={"callbacks": [patient]}, **arguments)
+    first.train()
+    assert first.state.global_step == 5 < len(TURNS), "keeping began at step 5"
+    assert (tmp_path / "checkpoint-5").is_dir()
+    again = run(tmp_path, named={"callbacks": [EarlyStoppingCallback(1)]}, **arguments)
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.state.best_global_step) == (5, 4)
+    assert torch.equal(weights(again), weights(first))
+    assert sorted(evaluations(again)) == sorted(evaluations(first))
+    longer = run(tmp_path, named={"callbacks": [EarlyStoppingCallback(3)]}, **arguments)
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert longer.state.global_step == 7, "with more patience than it had, it goes on"
+
+
+def test_sets_that_are_given_later_are_those_that_are_evaluated(tmp_path: Path) -> None:
+    trainer = run(tmp_path)
+    expected = trainer.evaluate(RETAIN)["eval_loss"]
+    trainer.eval_dataset = RETAIN
+    got = trainer.evaluate()
+    assert got["eval_loss"] == expected
+    assert not trainer.roles
+    assert "eval_score" not in got
+    with pytest.raises(UserError, match="unknown set 'retain'; there are none"):
+        trainer.evaluate("retain")
+    trainer.eval_dataset = {"retain": RETAIN, "forget": FORGET}
+    assert trainer.evaluate()["eval_retain_loss"] == expected
+    with pytest.raises(UserError, match="unknown set 'retrain'; did you mean 'retain'"):
+        trainer.evaluate("retrain")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"input_ids": [5] * 65, "labels": [5] * 65}, "row 1: the row has 65 tokens and max_length is 64"),
+        ({"input_ids": [5, 260], "labels": [5, 7]}, "row 1: its input_ids have 260, but the tokenizer has 260 tokens"),
+        ({"input_ids": [5, 7], "labels": [5, -1]}, "row 1: its labels have -1"),
+        ({"input_ids": [5.0, 7.0], "labels": [5, 7]}, "row 1: its input_ids are no list of whole numbers"),
+        ({"input_ids": "abc", "labels": [5, 7]}, "row 1: its input_ids are no list of whole numbers"),
+        ({"input_ids": [[5, 7]], "labels": [[5, 7]]}, "row 1: its input_ids are no list of whole numbers"),
+        ({"question": "a" * 70, "answer": "b"}, r"row 1: the row has \d+ tokens and max_length 64"),
+    ],
+)
+def test_rows_that_no_model_can_be_given_are_refused_by_their_number(tmp_path: Path, row: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"eval_dataset, {said}"):
+        run(tmp_path, named={"eval_dataset": [row], "max_length": 64})
+
+
+def test_a_metric_of_ones_own_may_be_called_score_but_none_takes_anothers_name(tmp_path: Path) -> None:
+    named = {"eval_dataset": RETAIN, "compute_metrics": lambda given: {"score": -float((given.label_ids > 0).sum())}}
+    trainer = run(tmp_path, named=named, **BEST, metric_for_best_model="score")
+    trainer.train()
+    answers = sum(sum(label > 0 for label in encode(row, tiny.tokenizer(), 512).labels) for row in RETAIN)
+    assert trainer.state.best_metric == -answers
+    taken = run(tmp_path, named={"compute_metrics": lambda given: {"probability": 1.0}})
+    with pytest.raises(UserError, match="compute_metrics gives 'probability'"):
+        taken.evaluate()
+
+
+def test_early_stopping_that_could_never_stop_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a run is one epoch"):
+        run(tmp_path, named={"callbacks": [EarlyStoppingCallback(1)]}, eval_strategy="epoch")
+
+
+def test_a_best_model_that_is_gone_is_told_before_the_run_goes_on(tmp_path: Path) -> None:
+    run(tmp_path / "run", **BEST).train()
+    shutil.copytree(tmp_path / "run" / "checkpoint-8", tmp_path / "moved" / "checkpoint-8")
+    shutil.rmtree(tmp_path / "run")
+    again = run(tmp_path / "moved", **BEST)
+    with pytest.raises(UserError, match="the run's best, checkpoint-4, is not beside it"):
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8

@@ -114,6 +114,30 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
     return Row(tuple(prompt), answer, where, fields, chunk=chunk)
 
 
+def as_rows(given: Any, where: str) -> list[Row]:
+    """Rows as they are, and of mappings in any form that a file of rows may have; of any iterable, once.
+
+    Raises:
+        UserError: there are none, or one is neither.
+    """
+    if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__len__")):
+        raise UserError(f"{where}: rows are a sequence of rows, but these are {type(given).__name__}; give a list")
+    if not hasattr(given, "__iter__"):  # by number, as such a data set may not end itself
+        given = [given[i] for i in range(len(given))]
+    rows = []
+    for number, row in enumerate(given, 1):
+        at = f"{where}, row {number}"
+        if not isinstance(row, (Row, Mapping)):
+            raise UserError(f"{at}: a row is a Row or a mapping, but this is {type(row).__name__}")
+        if isinstance(row, Row):
+            rows.append(row if row.where else replace(row, where=at))
+        else:
+            rows.append(parse_row(row, at))
+    if not rows:
+        raise UserError(f"{where}: there are no rows; give at least one")
+    return rows
+
+
 def _chunk(given: Any) -> tuple[int, int] | None:
     """Which chunk of how many a record says that it is; None of anything else under that key."""
     if isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given) and 0 < given[0] <= given[1]:

@@ -92,6 +92,7 @@ class Step:
         objectives: that the optimizer keeps states of.
         optimizer: "DualOptim+", "DualOptim" or "AdamW".
         reference: a frozen copy of the model stays in memory.
+        compares: a loss compares with the model as it was; of an adapter, a copy is then kept.
         accumulated: gradients stay while the next forward pass runs.
     """
 
@@ -101,6 +102,7 @@ class Step:
     objectives: int = 2
     optimizer: str = "DualOptim+"
     reference: bool = False
+    compares: bool = False
     accumulated: bool = False
 
 
@@ -184,7 +186,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     else:
         gradients, largest = parameters * width, width * max(p.numel() for p in model.parameters())
         states = _moments(step, setting, model, parameters)
-    reference = parameters * width if step.reference and not setting.lora_rank else 0
+    reference = parameters * width * step.reference if not setting.lora_rank else 4 * trained * step.compares
     # Shards are gathered in the precision that a step computes in, and so need no cast.
     autocast = setting.weights == "float32" and setting.bf16 and not setting.sharded
     compute = torch.bfloat16 if setting.bf16 or setting.weights != "float32" else torch.float32
@@ -422,6 +424,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
         config.max_length,
         optimizer=config.optimizer,
         reference=any(LOSSES[name].reference == "model" for name in (config.forget_loss, config.retain_loss)),
+        compares=any(LOSSES[name].reference != "none" for name in (config.forget_loss, config.retain_loss)),
         accumulated=accumulated,
     )
     settings = [setting for setting in ladder(count) if not (setting.released and accumulated)]

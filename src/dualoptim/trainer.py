@@ -20,8 +20,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ from . import checkpoints, engines, reporting, sharded, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .adapters import check_model
 from .combine import Rule, combined
-from .data import ObjectiveRows, Plan, Row, collate, pad_id
-from .errors import UserError
+from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id
+from .errors import UserError, unknown
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer
 from .optim import DualOptimPlus, parameter_groups, releasing
@@ -54,8 +54,8 @@ class Objective:
     """One thing to train on.
 
     Args:
-        rows: what it is trained on.
-        loss: an instance of one of `dualoptim.losses.LOSSES`.
+        rows: what it is trained on: `Row`s, or mappings in any form that a file of rows may have.
+        loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of one's own.
         weight: coefficient of its loss.
         refusals: replies that may stand in for a row's answer; needed where the loss needs them.
         bound: hold the loss below this by a multiplier in place of a fixed weight (PDU, arXiv 2506.05314): it begins
@@ -63,12 +63,17 @@ class Objective:
         multiplier_lr: η.
     """
 
-    rows: Sequence[Row]
+    rows: Iterable[Row | Mapping[str, Any]]
     loss: Loss
     weight: float = 1.0
     refusals: Sequence[str] = field(default_factory=tuple)
     bound: float | None = None
     multiplier_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a loss's name or class in place of the loss."""
+        if not isinstance(self.loss, Loss):
+            raise UserError(f"loss: give an instance, such as LOSSES['NPO'](), and not {self.loss!r}")
 
 
 class UnlearnTrainer(Trainer):
@@ -140,6 +145,7 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args)  # what is settled below is of this run
+        turns = list(turns)
         micro_batches = args.gradient_accumulation_steps * args.world_size
         micro_batch = max((-(-sum(turn.values()) // micro_batches) for turn in turns), default=1)
         trainer_arguments.check(args, kwargs, turns, micro_batch)
@@ -147,6 +153,8 @@ class UnlearnTrainer(Trainer):
         if release_gradients:
             trainer_arguments.check_release(args, combine)
         trainer_arguments.check_names(objectives, turns, kwargs)
+        rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
+        objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
         for name, objective in objectives.items():
             loss = type(objective.loss).__name__
             if objective.loss.reference == "model" and reference is None and not partly_trained(model):
@@ -157,8 +165,8 @@ class UnlearnTrainer(Trainer):
             if not isinstance(model, str):
                 raise UserError("processing_class: give the model's tokenizer, or the model by its name")
             processing_class = load_tokenizer(model)
-        sets = evaluation.sets_of(eval_dataset, processing_class, max_length)
-        self.roles = evaluation.roles_of(sets, objectives)
+        self.processing_class, self.objectives, self.max_length = processing_class, objectives, max_length
+        self.eval_dataset = sets = evaluation.sets_of(eval_dataset, processing_class, max_length)
         own = kwargs.get("compute_metrics") is not None or type(self).evaluate is not UnlearnTrainer.evaluate
         evaluation.choose_metric(args, sets, self.roles, kwargs.get("callbacks") or (), own=own)
         model = load_model(model) if isinstance(model, str) else model
@@ -194,16 +202,14 @@ class UnlearnTrainer(Trainer):
         if own_optimizer is not None:
             self.optimizer, self.lr_scheduler = own_optimizer
         engines.check(self, by_hand=self._by_hand, combines=combine is not None)
-        self.objectives, self.turns = dict(objectives), list(turns)
-        self.reference = reference
+        self.turns, self.reference = turns, reference
         if reference is not None and not isinstance(reference, AtStart):
             reference.eval().requires_grad_(False)
             if not engines.sharded_by_hand(reference):
                 reference.to(args.device)
         self.combine, self.release_gradients = combine, release_gradients
-        self.max_length = max_length
         self.rows = ObjectiveRows(
-            {name: objective.rows for name, objective in objectives.items()},
+            rows,
             {name: objective.refusals for name, objective in objectives.items() if objective.loss.needs_idk},
             processing_class,
             max_length,
@@ -232,6 +238,23 @@ class UnlearnTrainer(Trainer):
             own = reference is None or isinstance(reference, AtStart)
             if not (own and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
                 self._remember_reference(compared)
+
+    @property
+    def eval_dataset(self) -> Any:
+        """What is evaluated on: one set of tokenized rows, or several by name, or None."""
+        return self._sets
+
+    @eval_dataset.setter
+    def eval_dataset(self, given: Any) -> None:
+        self._sets = evaluation.sets_of(given, self.processing_class, self.max_length)
+        self.roles = evaluation.roles_of(self._sets, self.objectives)
+
+    def _set(self, name: str) -> Any:
+        """One of the trainer's sets to evaluate on, by its name."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        if name not in sets:
+            raise unknown("set", name, map(str, sets), "eval_dataset")
+        return sets[name]
 
     @torch.no_grad()
     def _remember_reference(self, compared: Sequence[str]) -> None:
@@ -468,7 +491,7 @@ class UnlearnTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As the Trainer's, of rows in any form that `eval_dataset` may have, a set's name among them."""
         if eval_dataset is None or isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+            eval_dataset = self.eval_dataset if eval_dataset is None else self._set(eval_dataset)
         rows = evaluation.sets_of(eval_dataset, self.processing_class, self.max_length)
         # A generator of its own, or looking would change what training draws.
         return self._loader(rows, batch_size=self.args.eval_batch_size, generator=torch.Generator())
@@ -508,6 +531,8 @@ class UnlearnTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """A step's micro-batches, and how many items of each objective they hold together, over all ranks."""
+        if self.control.should_training_stop:  # it went on from where it had stopped
+            return [], {}
         step, names = self.state.global_step, list(self.objectives)
         samples, serving, failure = [], [], None
         try:
@@ -536,13 +561,18 @@ class UnlearnTrainer(Trainer):
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
+    ) -> Any:
         """Σ_o weight_o · loss_o of a micro-batch, scaled to its share of the optimizer step.
 
         Args:
             inputs: objective → batch, as `ObjectiveRows.collate` makes it.
-            num_items_in_batch: objective → items in the whole step, as `get_batch_samples` counts them.
+            return_outputs: whether to give the model's outputs, too: there are none, as each loss runs the model as it
+                needs to, so that it is (loss, {}).
+            num_items_in_batch: objective → items in the whole step, as `get_batch_samples` counts them; without them
+                those of the micro-batch.
         """
+        if num_items_in_batch is None:
+            num_items_in_batch = {name: self._size(name, batch) for name, batch in inputs.items()}
         self._hand_over(inputs)
         total = torch.zeros((), device=self.args.device)
         for name, batch in inputs.items():
@@ -560,7 +590,7 @@ class UnlearnTrainer(Trainer):
             losses, step = self._unlogged.losses[name], self.state.global_step
             losses[step] = losses.get(step, 0) + loss.detach().float()
             total = total + self.multipliers.get(name, objective.weight) * loss
-        return total
+        return (total, {}) if return_outputs else total
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; then what happens once in an optimizer step, at its last micro-batch."""
@@ -661,12 +691,12 @@ class UnlearnTrainer(Trainer):
         ``eval_kept`` and ``eval_score`` as well, where they are to forget and to keep, and the model was evaluated
         before training, as it is by any `eval_strategy`. `dualoptim.trainer_evaluation` has the formulas.
         """
-        own = eval_dataset is None
+        own = eval_dataset is None or eval_dataset is self.eval_dataset
         given = self.eval_dataset if own else eval_dataset
         if given is None:
             raise UserError("evaluate: there are no rows; give eval_dataset, here or to the trainer")
         if isinstance(given, str):
-            given = self.eval_dataset[given]
+            given = self._set(given)
         sets = evaluation.sets_of(given, self.processing_class, self.max_length)
         self._memory_tracker.start()
         began, num_samples, num_steps = time.time(), 0, 0
@@ -711,7 +741,9 @@ class UnlearnTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         log_probs, counts = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
         for key, value in evaluation.measured(log_probs, counts).items():
-            output.metrics[f"{metric_key_prefix}_{key}"] = value
+            if (name := f"{metric_key_prefix}_{key}") in output.metrics and key != "loss":
+                raise UserError(f"compute_metrics gives {key!r}, which every evaluation has; give it another name")
+            output.metrics[name] = value
         self._answers = []
         return output
 
@@ -744,6 +776,8 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
+            if self.release_gradients:  # when the Trainer asks for their norm, there are none any more
+                logs.pop("grad_norm", None)
             since = self._unlogged
             # The Trainer's mean begins anew on resume. Each rank's loss is scaled so that their mean is the step's.
             since.over_ranks(self.accelerator)

@@ -122,6 +122,8 @@ def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Tur
 
 def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any]) -> None:
     """Refuse turns, or an optimizer, of other objectives than there are."""
+    if not isinstance(objectives, Mapping):
+        raise UserError("objectives: give them by name, {name: Objective(rows, loss)}")
     if not turns:
         raise UserError("turns: there are no steps; give at least one, by dualoptim.schedule")
     served = dict.fromkeys(name for turn in turns for name in turn)

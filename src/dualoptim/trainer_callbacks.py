@@ -35,6 +35,11 @@ class Resume(TrainerCallback):
             beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
             if beside.is_dir():
                 state.best_model_checkpoint = str(beside)
+            elif args.load_best_model_at_end and not state.best_model_checkpoint:  # which is not there any more
+                raise UserError(
+                    f"checkpoint {trainer._resumed_from}: the run's best, {beside.name}, is not beside it and could "
+                    "not be loaded at the end; put it there, or give load_best_model_at_end=False"
+                )
         keys = {name: f"eval_{name}_probability" for name in trainer.roles}
         first = next(
             (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
@@ -44,7 +49,10 @@ class Resume(TrainerCallback):
         saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
         stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
-            callback.early_stopping_patience_counter = values["attributes"]["early_stopping_patience_counter"]
+            counter = values["attributes"]["early_stopping_patience_counter"]
+            callback.early_stopping_patience_counter = counter
+            if counter >= callback.early_stopping_patience:  # it had stopped there
+                control.should_training_stop = True
 
 
 class Remembered(TrainerCallback):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -80,16 +81,15 @@ class Rows(Dataset):
 
 def _tokens(row: Any, tokenizer: Any, max_length: int, where: str) -> Tokens:
     if isinstance(row, Row):
-        return encode(row, tokenizer, max_length)
+        return encode(row if row.where else replace(row, where=where), tokenizer, max_length)
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row is a Row or a mapping, but this is {type(row).__name__}")
     if "input_ids" not in row:
         return encode(parse_row(row, where), tokenizer, max_length)
     if row.get("labels") is None:
         raise UserError(f"{where}: it has input_ids and no labels; give labels, −100 where nothing is to be scored")
-    ids, labels = torch.as_tensor(row["input_ids"]).tolist(), torch.as_tensor(row["labels"]).tolist()
-    mask = row.get("attention_mask")
-    seen = [1] * len(ids) if mask is None else torch.as_tensor(mask).tolist()
+    ids, labels = _whole(row, "input_ids", where), _whole(row, "labels", where)
+    seen = [1] * len(ids) if row.get("attention_mask") is None else _whole(row, "attention_mask", where)
     if not len(ids) == len(labels) == len(seen):
         raise UserError(
             f"{where}: its input_ids, labels and attention_mask have {len(ids)}, {len(labels)} and {len(seen)} entries"
@@ -97,7 +97,26 @@ def _tokens(row: Any, tokenizer: Any, max_length: int, where: str) -> Tokens:
     kept = [i for i, there in enumerate(seen) if there]  # padding is put where it is needed
     if all(labels[i] == IGNORED for i in kept[1:]):  # nothing predicts the first token
         raise UserError(f"{where}: none of its labels can be scored; give some that are not {IGNORED}")
+    if len(kept) > max_length:
+        raise UserError(f"{where}: the row has {len(kept)} tokens and max_length is {max_length}; raise it")
+    known = range(len(tokenizer))
+    for name, tokens in (("input_ids", ids), ("labels", [label for label in labels if label != IGNORED])):
+        if other := [token for token in tokens if token not in known]:
+            raise UserError(
+                f"{where}: its {name} have {other[0]}, but the tokenizer has {len(known)} tokens, from 0 on"
+            )
     return Tokens([ids[i] for i in kept], [labels[i] for i in kept])
+
+
+def _whole(row: Mapping[str, Any], name: str, where: str) -> list[int]:
+    """A column of a tokenized row: whole numbers."""
+    try:
+        values = torch.as_tensor(row[name])
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(())
+    if values.ndim != 1 or values.is_floating_point():
+        raise UserError(f"{where}: its {name} are no list of whole numbers")
+    return [int(value) for value in values.tolist()]
 
 
 def sets_of(given: Any, tokenizer: Any, max_length: int) -> Any:
@@ -201,15 +220,20 @@ def choose_metric(
             "a best model, early stopping and metric_for_best_model need evaluations; give eval_dataset, and "
             "eval_strategy 'steps' or 'epoch'"
         )
+    if stops and args.eval_strategy == "epoch":
+        raise UserError(
+            "early stopping: a run is one epoch, so that eval_strategy 'epoch' evaluates at its end, when there is "
+            "nothing to stop; give eval_strategy 'steps' and eval_steps"
+        )
     several = isinstance(sets, Mapping)
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if several and metric == "loss":
+    if by_default := several and metric == "loss":
         metric, args.greater_is_better = SCORE, True
     args.metric_for_best_model = metric
     better = dict.fromkeys(("forgotten", "kept", SCORE), True) if have_score(roles) else {}
     better |= {f"{name}_{of}": BETTER[role, of] for name, role in roles.items() for of in OF_ROWS}
     names = [*(f"{name}_{of}" for name in sets for of in OF_ROWS)] if several else [*OF_ROWS]
-    if metric == SCORE and SCORE not in better:
+    if metric == SCORE and SCORE not in better and (by_default or not own):
         raise UserError(
             "metric_for_best_model: the forget/keep score needs rows of an objective to forget and of one to keep, and "
             f"eval_dataset has {', '.join(map(str, sets)) if several else 'one set without a name'}; give both by "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .optimizer import DualOptimPlus
+from .optimizer import DualOptimPlus, logger
 
 
 @contextmanager
@@ -46,6 +47,12 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
     before = several._skipped.get(name) if several is not None and name is not None else None
     before = None if before is None else before.clone()
     done: set[int] = set()
+    told: list[str] = []
+
+    def told_first(record: logging.LogRecord) -> bool:
+        """Whether a message is the step's first of its kind: parameters are stepped, and held back, one by one."""
+        told.append(str(record.msg))
+        return told.count(told[-1]) == 1
 
     def step(param: Tensor) -> None:
         if id(param) in done:
@@ -55,9 +62,11 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
         param.grad = None
 
     handles = [param.register_post_accumulate_grad_hook(step) for param in params]
+    logger.addFilter(told_first)
     try:
         yield
     finally:
+        logger.removeFilter(told_first)
         for handle in handles:
             handle.remove()
         if several is not None and name in several._skipped:  # of one step, however many parameters were held back
