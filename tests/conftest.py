@@ -9,6 +9,8 @@ from typing import Any
 
 # As the command line does, before torch is loaded: tiny models beside other work otherwise spin their time away.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# Nothing here is on the hub, and where there is no network each try would wait for it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -63,9 +63,13 @@ def described(model: str) -> dict[str, Any] | None:
 
 @functools.lru_cache
 def _on_hub(model: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
     from transformers.utils import find_adapter_config_file
 
     try:
+        here = [isinstance(try_to_load_from_cache(model, name), str) for name in (CONFIG, "config.json")]
+        if here == [False, True]:  # a model that was loaded before: nothing to look for, should there be no network
+            return None
         found = find_adapter_config_file(model)
     except (OSError, ValueError):  # no name of the hub's, or not to be reached: whoever loads it says so
         return None
