@@ -210,9 +210,8 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     elif devices > 1:
         sent = round(2 * (devices - 1) / devices * gradients)
         buckets = gradients
-    # Gradients that stay from one pass to the next, or are averaged in place, lie beside all activations.
-    stay = step.accumulated or (devices > 1 and not setting.sharded)
-    passing = early + gradients if stay else max(early, late)
+    # Gradients that stay from one pass to the next lie beside all activations.
+    passing = early + gradients if step.accumulated else max(early, late)
     return Need(weights, gradients, buckets, states, reference, early, passing, sent)
 
 
