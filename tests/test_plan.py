@@ -147,7 +147,7 @@ def test_full_unlearning_of_8b_fits_one_card_of_80_gb_where_gradients_are_releas
 def test_sizes_are_read() -> None:
     assert plan.parse_size("80GB") == 80 * 10**9
     assert plan.parse_size(" 1.5 gib ") == 3 * 2**29
-    for wrong in ("80XB", "", "-1GB", "0GB", "GB"):
+    for wrong in ("80XB", "80", "", "-1GB", "0GB", "GB"):
         with pytest.raises(UserError, match="is no size"):
             plan.parse_size(wrong)
 

@@ -51,7 +51,7 @@ USUAL_RANK = 16  # of an adapter
 # Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
 RESERVED = 0.04
 UNITS = {
-    "": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
         config: of a causal language model of Transformers.
         devices: that share the rows of a step, and with `sharded` the model.
     """
-    with _meta():
+    with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     width = BYTES.get(setting.weights, 2)
@@ -235,18 +235,10 @@ def _moments(step: Step, setting: Setting, model: Any, trained: int) -> int:
     return estimate_state_memory(model, DualOptim, objectives=names, delta_bits=setting.bits)
 
 
-def _meta() -> Any:
-    return torch.device("meta")
-
-
 def _layers(model: Any) -> nn.ModuleList:
     """The blocks of the model, or of its part that reads text: the longest list of modules."""
     lists = [m for m in (model.get_decoder() or model).modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
-
-    """The linear layers that an adapter sits on: all but the head."""
-    head = model.get_output_embeddings()
-    return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
 
 
 class _Adapter(nn.Module):

@@ -253,8 +253,8 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
 
 def _check_thrift(config: RunConfig) -> None:
     """What saves memory, and what it cannot be had with."""
-    alone = not config.lora_rank and adapters.base_of(config.model) is None
-    if config.bf16_weights and alone and config.optimizer == "AdamW" and config.delta_bits == 32:
+    rounds = config.bf16_weights and config.optimizer == "AdamW" and config.delta_bits == 32
+    if rounds and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
         raise UserError(
             "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; use "
             "DualOptim+, DualOptim or --delta-bits 8, which round by chance"
