@@ -43,7 +43,7 @@ COMMANDS = {
     "certify": "write a signed record of what a run measured",
     "verify": "check a signed record against files",
 }
-RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
+RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
                      "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
@@ -150,6 +150,15 @@ def _parsers() -> dict[str, ArgumentParser]:
     made["quickstart"].add_argument("--out", type=str, default=None, help="folder for the results [runs/quickstart]")
     made["compare"].add_argument("--methods", type=list[str], default=MAIN, help="a list of `dualoptim ls`'s")
     made["compare"].add_argument("--seeds", type=list[int], default=[0], help="a list; every method runs with each")
+    made["compare"].add_argument(
+        "--grid",
+        type=dict[str, list[Any]],
+        default={},
+        help="settings to cross with methods and seeds: '{lr: [1e-4, 2e-4], steps: [48, 240]}'",
+    )
+    made["compare"].add_argument(
+        "--shard", type=str, default=None, help="i/n: the i-th of n processes that share the runs and the folder"
+    )
     for name in ("quickstart", "unlearn", "compare"):
         made[name].add_argument("--dry-run", action="store_true", help="show what would be done, and stop before it")
         if name != "quickstart":  # which always does
@@ -402,11 +411,14 @@ def _quickstart(parsed: Namespace) -> None:
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:
-    from . import dry_run, report, resolve, unlearn
+    from . import dry_run, resolve, unlearn
 
     config = _config(parsed)
     configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
     inputs = {"recipe": parsed.recipe}
+    if name == "compare" and (parsed.grid or parsed.shard or config.fast):
+        _compare_many(configs, parsed, inputs)
+        return
     if parsed.dry_run:
         dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
@@ -414,6 +426,29 @@ def _unlearn(name: str, parsed: Namespace) -> None:
     if config.forget is not None:
         _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
+    _tell(results, config)
+
+
+def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[str, str | None]) -> None:
+    """A grid of runs, or a part of them."""
+    from . import dry_run, grid
+
+    shard = grid.Shard.read(parsed.shard) if parsed.shard is not None else None
+    planned = grid.crossed(configs, parsed.grid)
+    if parsed.dry_run:
+        dry_run.show(planned[:1], overwrite=parsed.overwrite, inputs=inputs)
+        mine = len(planned) if shard is None else len(range(shard.number - 1, len(planned), shard.of))
+        print(f"\n{len(planned)} runs{f', {mine} of them here' if shard else ''}; the first is shown")
+        return
+    resume = parsed.resume and not parsed.overwrite
+    how = {"shard": shard, "resume": resume, "overwrite": parsed.overwrite, "inputs": inputs}
+    _tell(grid.run(planned, planned[0].out, grid=parsed.grid, **how), planned[0])
+
+
+def _tell(results: dict[str, Any], config: RunConfig) -> None:
+    """Print what runs came to, and where their page lies."""
+    from . import report
+
     report.terminal(results)
     print(f"\nThe page: {Path(config.out) / 'report.html'}")
     if broken := [entry["method"] for entry in results["runs"] if not entry.get("finite", True)]:

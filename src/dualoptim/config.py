@@ -136,6 +136,11 @@ class RunConfig:
 
     max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
     bf16: bool | None = option(None, "bf16 autocast in training; without it, where the device has bf16 arithmetic")
+    fast: bool = option(
+        False,
+        "score by the probability of answers alone, of the rows to forget, to keep, and known but held out: no "
+        "replies, and no model is written",
+    )
     score_bf16: bool | None = option(
         None, "bf16 autocast where models are scored; without it, where the device has bf16 arithmetic; false: fp32"
     )

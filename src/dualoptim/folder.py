@@ -19,9 +19,11 @@ from .errors import UserError
 LOCK = ".lock"
 SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
 ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter", "checkpoints", "logs"
+ENTRY = "run.json"  # of one run of a grid
 RECORD = "record.json"  # signed, of `dualoptim certify`
-WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, RECORD, LOCK}
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD, LOCK}
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
+_LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one of a folder, or one of each shard
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere
 
 
@@ -45,7 +47,7 @@ def foreign(folder: Path) -> list[str]:
         name = path.name.removesuffix(".partial")
         if OWN_RUN.match(name) and path.is_dir() and not path.is_symlink():
             found += [f"{path.name}/{other}" for other in foreign(path)]
-        elif name not in written and path.name not in NOBODYS:
+        elif name not in written and path.name not in NOBODYS and not _LOCKS.fullmatch(name):
             found.append(path.name)
     return found
 
@@ -101,26 +103,38 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
 
 
 @contextmanager
-def owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> Iterator[Path]:
+def owned(
+    out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool, share: str | None = None
+) -> Iterator[Path]:
     """The output folder, for this process alone, or for these ranks.
+
+    Args:
+        share: "i-of-n" where it is one of several shards of a plan, which may be at work in the folder together.
 
     Raises:
         UserError: as `check`; or another process is at work in it.
     """
     with ExitStack() as held:
-        ranks.of_first(lambda: held.enter_context(_owned(out, inputs, resume=resume, overwrite=overwrite)))
+        how = {"resume": resume, "overwrite": overwrite, "share": share}
+        ranks.of_first(lambda: held.enter_context(_owned(out, inputs, **how)))
         yield Path(out)
 
 
 @contextmanager
-def _owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _owned(
+    out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool, share: str | None
+) -> Iterator[None]:
     folder = Path(out)
     check(folder, inputs, resume=resume, overwrite=overwrite)
     made = not folder.exists()
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / (LOCK if share is None else f"{LOCK}-{share}"), timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        for path in folder.glob(f"{LOCK}*"):  # a whole run shares with no shard, a shard with every other
+            if path.name != Path(lock.lock_file).name and (share is None or path.name == LOCK):
+                with FileLock(path, timeout=0):
+                    pass
     except Timeout:
         raise UserError(f"out {folder}: another process is at work in it; wait, or give another folder") from None
     except OSError as error:
@@ -129,7 +143,7 @@ def _owned(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, o
         check(folder, inputs, resume=resume, overwrite=overwrite)  # again, as the one before may have written it
         yield
     finally:
-        if made and {path.name for path in folder.iterdir()} <= {LOCK}:  # nothing came of it
+        if made and all(_LOCKS.fullmatch(path.name) for path in folder.iterdir()):  # nothing came of it
             shutil.rmtree(folder)
         lock.release()
 
@@ -172,7 +186,7 @@ def written(path: Path, text: str) -> None:
 @ranks.first_only
 def emptied(folder: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    _remove(path for path in folder.iterdir() if path.name != LOCK and path.name not in NOBODYS)
+    _remove(p for p in folder.iterdir() if not _LOCKS.fullmatch(p.name) and p.name not in NOBODYS)
 
 
 @ranks.first_only

@@ -64,6 +64,8 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: a goal that is not known, or settings of a goal for a task, which has its own.
     """
+    if given.get("fast"):
+        given = {"save_model": False, "curve_points": 0, **given}
     config = RunConfig(**given)
     if config.task is not None or config.forget is None:
         for key in ("goal", "general"):

@@ -44,7 +44,7 @@ def text(value: float | None, spec: str) -> str:
     return "—" if value is None or math.isnan(value) else format(value, spec)
 
 
-def _head(metric: Mapping[str, Any]) -> str:
+def head(metric: Mapping[str, Any]) -> str:
     """A metric's name and which way is better."""
     return f"{metric['label']} {ARROWS[metric['better']]}".rstrip()
 
@@ -52,7 +52,7 @@ def _head(metric: Mapping[str, Any]) -> str:
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: column heads, and a row for the model as it was and one for each run."""
     shown = {name: m for name, m in results["metrics"].items() if not m.get("group")}
-    heads = ["", *(_head(m) for m in shown.values()), "training", "states"]
+    heads = ["", *(head(m) for m in shown.values()), "training", "states"]
     first, counts = results["runs"][0]["before"], results.get("counts", {})
 
     def cell(value: float | None, name: str) -> str:
@@ -95,7 +95,7 @@ def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     for name, m in results["metrics"].items():
         values = [entries[0]["before"][name], *(entry["after"][name] for entry in entries)]
         if m.get("group") and any(value is not None for value in values):
-            row = [_head(m), *(text(value, m["format"]) for value in values)]
+            row = [head(m), *(text(value, m["format"]) for value in values)]
             tables.setdefault(m["group"], []).append(row)
     if changes := against_alone(results):
         tables["Against training on each objective alone"] = changes
@@ -138,7 +138,7 @@ def merging(results: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
             table = [["", *(MERGING[how] for how in hows)]]
             for name, m in results["metrics"].items():
                 if not m.get("group"):
-                    table.append([_head(m), *(text(of[how].get(name), m["format"]) for how in hows)])
+                    table.append([head(m), *(text(of[how].get(name), m["format"]) for how in hows)])
             found.append((label(entry, results), table))
     return found
 
@@ -250,12 +250,31 @@ def _spread(a: float, b: float, n: int) -> float:
 def terminal(results: Mapping[str, Any]) -> None:
     """Print the table, and what was seen."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(markup=False, emoji=False)  # what is shown was written by models and users
+    if "points" in results:
+        from . import report_points as points
+
+        heads, body = points.table(results)
+        _print_table(console, results, heads, body[: points.MOST_SHOWN])
+        if len(body) > points.MOST_SHOWN:
+            console.print(f"· and {len(body) - points.MOST_SHOWN} more, on the page", highlight=False)
+        for sentence in points.remarks(results):
+            console.print(f"· {sentence}", highlight=False)
+        return
     for sentence in verdicts(results):
         console.print(sentence, style="bold", highlight=False)
     heads, body = turned(*rows(results), width=console.width)
+    _print_table(console, results, heads, body)
+    for sentence in (*remarks(results), *seen(results)):
+        console.print(f"· {sentence}", highlight=False)
+    for sentence in not_computed(results):
+        console.print(f"· not computed: {sentence}", highlight=False)
+
+
+def _print_table(console: Any, results: Mapping[str, Any], heads: list[str], body: Sequence[list[str]]) -> None:
+    from rich.table import Table
+
     title: str | None = f"{results['task']} · {results['model']}"
     for columns in _fitting(heads, body, console.width):
         table = Table(title=title, title_justify="left")
@@ -266,10 +285,6 @@ def terminal(results: Mapping[str, Any]) -> None:
             table.add_row(*(row[i] for i in columns))
         console.print(table)
         title = None
-    for sentence in (*remarks(results), *seen(results)):
-        console.print(f"· {sentence}", highlight=False)
-    for sentence in not_computed(results):
-        console.print(f"· not computed: {sentence}", highlight=False)
 
 
 def _widths(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[int]:
@@ -395,7 +410,21 @@ def _render(name: str, **context: Any) -> str:
 
 
 def chapter(results: Mapping[str, Any]) -> str:
-    """The part of the page that shows one run's results."""
+    """The part of the page that shows one run's results, or those of many."""
+    if "points" in results:
+        from . import report_points as points
+
+        heads, body = points.table(results)
+        return _render(
+            "points.html.jinja",
+            title="What was forgotten, and what was kept" if results["plane"] else "What each point came to",
+            results=results,
+            heads=heads,
+            body=body,
+            picture=points.plane(results),
+            remarks=points.remarks(results),
+            settings=points.settings(results),
+        )
     heads, body = turned(*rows(results))
     entries = results["runs"]
     questions = [

@@ -239,6 +239,8 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
         raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
+    if config.fast and config.save_model:
+        raise UserError("fast: a model that is scored by probability alone is not written; add --save-model false")
     adapters.check_settings(config, training=training)
     if training:
         _check_thrift(config)

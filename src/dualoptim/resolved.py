@@ -122,7 +122,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     start, retrained = _origins(first, task, tokenizer)
     refusals = names.refusals_of(first)
     fingerprints = {
-        "task": _hash(vars(task)),
+        "task": _hash(task.contents()),
         "refusals": _hash(refusals),
         "template": _hash(getattr(tokenizer, "chat_template", None)),
         "tokenizer": _hash_of_tokenizer(tokenizer),

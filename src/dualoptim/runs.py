@@ -264,7 +264,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
     path = Path(path)
     path = path / RECORDS if path.is_dir() else path
     if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # a record's line is a whole object
-        scores = _read_json(path)
+        scores = read_json(path)
         try:
             return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
         except (KeyError, TypeError):
@@ -318,7 +318,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
-    results = _read_json(path)
+    results = read_json(path)
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not a results file of schema {SCHEMA}; make it again with this version")
     if found := misfit(results):
@@ -326,7 +326,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run; one that is not there, or is not JSON, is a `UserError`."""
     try:
         return parse_json(path.read_text(encoding="utf-8"), str(path))
     except OSError:

@@ -96,6 +96,7 @@ def _loading(config: RunConfig) -> dict[str, Any]:
     return {"in_4bit": config.load_in_4bit, "dtype": torch.bfloat16 if config.bf16_weights else torch.float32}
 
 
+DIAGNOSTICS_EVERY = 50  # optimizer steps; a reading costs about as much as one
 ABILITY = "ability"  # the curve of what a model could before
 
 
@@ -201,6 +202,7 @@ def train(
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
         max_length=config.max_length,
+        diagnostics_every=0 if config.fast else DIAGNOSTICS_EVERY,
         release_gradients=config.release_gradients,
         optimizer_cls_and_kwargs=resolved.optimizer,
         callbacks=[watch, *([best] if best is not None else [])],
@@ -345,14 +347,14 @@ def run(
     stages = resolved[0].task.stages()
     for arguments in stages:
         resolve_all([config.replace(task_args={**config.task_args, **arguments}) for config in configs])
-    with owned(out, read, resume=resume, overwrite=overwrite) as folder, _as_told(configs[0]):
+    with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
         if stages:
             return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
         return _side_by_side(resolved, folder, resume=resume, overwrite=overwrite)
 
 
 @contextmanager
-def _as_told(config: RunConfig) -> Iterator[None]:
+def as_told(config: RunConfig) -> Iterator[None]:
     """While models are scored in the precision that a config says, and nothing is cached of a private run."""
     with scoring_in(config.score_bf16), without_cache() if config.private else nullcontext():
         yield
@@ -364,7 +366,7 @@ def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str
     Args:
         base: the model before, scored as well.
     """
-    with _as_told(config):
+    with as_told(config):
         return *_evaluated(config, base), scored_in()
 
 

@@ -110,6 +110,8 @@ METRICS: dict[str, Metric] = {
     },
     "forgotten_probability": Metric("probability", "lower", ".3f", "Forgotten before"),
     "forgotten_rouge_l": Metric("ROUGE-L", "lower", ".3f", "Forgotten before"),
+    "held_out_probability": Metric("probability", "higher", ".3f", "Known, and not trained on"),
+    "held_out_rouge_l": Metric("ROUGE-L", "higher", ".3f", "Known, and not trained on"),
 }
 
 _OVERALL_PARTS = ("model_utility", "untargeted_forget_efficacy", "targeted_forget_efficacy")
@@ -243,16 +245,19 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
         not_asked = None if part else "no paraphrased questions were asked (paraphrased_question in the task's files)"
         for key in ("probability", "rouge_l"):
             put(f"{asked}_{key}", partial(_mean_of, part, key), not_asked)
-    forget, passages, before = (sets.get(name, []) for name in ("forget", "passages", "forgotten"))
+    forget, passages = sets.get("forget", []), sets.get("passages", [])
     put("forget_idk_entailment", lambda: entailed(forget, "idk_"), lacks(forget, "idk_entailment", notes))
     no_forget = None if forget else "the set forget has no records"
     no_false = None if all(r.get("perturbed_nlls") for r in forget) else "the rows have no false answers beside them"
     put("forget_rouge_1", lambda: mean([r["rouge_1"] for r in forget]), no_forget, lacks(forget, "rouge_1", notes))
     put("tofu_forget_truth_ratio", lambda: metrics.tofu_forget_truth_ratio(_truth_ratios(forget)), no_forget, no_false)
     put("forget_truth_share", lambda: metrics.truth_share(_truth_ratios(forget)), no_forget, no_false)
-    none_before = None if before else "nothing was forgotten before"
-    put("forgotten_probability", lambda: mean([r["probability"] for r in before]), none_before)
-    put("forgotten_rouge_l", lambda: mean([r["rouge_l"] for r in before]), none_before)
+    for name, none in (
+        ("forgotten", "nothing was forgotten before"),
+        ("held_out", "no row that the model knows was held out (task_args.held_out_rows)"),
+    ):
+        for key in ("probability", "rouge_l"):
+            put(f"{name}_{key}", partial(_mean_of, sets.get(name, []), key), None if sets.get(name) else none)
     put(
         "perplexity",
         lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),

@@ -43,6 +43,7 @@ class Task(ABC):
     notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; settled after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
+    plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to set many runs by
 
     @abstractmethod
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
@@ -75,6 +76,18 @@ class Task(ABC):
     def known(self) -> Sequence[Row]:
         """What a model is taught by heart before it forgets: the rows of all objectives."""
         return [row for rows in self.objectives.values() for row in rows]
+
+    def quick(self) -> Mapping[str, Sequence[Row]]:
+        """Sets of rows whose answers' probability says what a run did, for `dualoptim.fast`."""
+        return self.objectives
+
+    def cluster(self, row: Row) -> str:
+        """What a row's score is independent of other rows' by: by itself, or by what it shares with some of them."""
+        return row.where
+
+    def contents(self) -> Mapping[str, Any]:
+        """All that a fingerprint of the task is made of."""
+        return vars(self)
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         """The records of a model that never saw the rows to forget: those that other models' numbers refer to."""
@@ -123,7 +136,16 @@ def find(name: str) -> type[Task]:
 
 
 def load(config: RunConfig) -> Task:
-    """The task that a config asks for, its files read and checked."""
+    """The task that a config asks for, its files read and checked; scored by probability alone if it is to be fast."""
+    task = _load(config)
+    if not config.fast:
+        return task
+    from ..fast import ByProbability
+
+    return ByProbability(task)
+
+
+def _load(config: RunConfig) -> Task:
     arguments = dict(config.task_args)
     if config.task is None:
         if config.forget is None:

@@ -40,6 +40,7 @@ class Facts(Task):
     """
 
     name = "facts"
+    plane = ("forget_accuracy", "unseen_accuracy")
     metrics: Mapping[str, Metric] = {
         "forget_accuracy": Metric("to forget", "lower", share_of="forget"),
         "retain_accuracy": Metric("to keep", "higher", share_of="retain"),

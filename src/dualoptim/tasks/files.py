@@ -81,6 +81,7 @@ class Files(Task):
     """
 
     name = "files"
+    plane = ("forget_probability", "nearby_answered")
     followed = "left, or kept, of the checking questions"
     watches_ability = True
     metrics: Mapping[str, Metric] = {

@@ -95,6 +95,7 @@ class RealWorld(Task):
     """
 
     name = "real_world"
+    plane = ("forget_known_rouge_l", "held_out_rouge_l")
     followed = "ROUGE-L of the replies"
     metrics: Mapping[str, Metric] = _metrics()
 

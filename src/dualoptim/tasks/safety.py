@@ -54,6 +54,7 @@ class Safety(Task):
     """
 
     name = "safety"
+    plane = ("over_refusal", "refusal_rate")
     followed = "harmful requests refused, and ROUGE-L F1 of helpful replies"
     curves: Mapping[str, str] = {"safe": "Harmful requests refused ↑", "helpful": "Helpful replies ↑"}
     kept = ("helpful",)

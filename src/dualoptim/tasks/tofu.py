@@ -32,6 +32,7 @@ PARTS = {
     "forget05": [3600, 3800, 3200, 3400, 2800, 3000, 2000, 2200, 2400, 2600],
     "forget10": [3600, 3200, 2800, 2000, 2400, 400, 800, 1200, 1600],
 }
+QUESTIONS = 20  # about each author
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}  # in a folder; the first rows of all
 Rows = Sequence[Row]
@@ -49,6 +50,8 @@ class Tofu(Task):
         forgotten: parts that have been forgotten before; their rows are scored as well.
         upcoming: parts that the model still knows and is to forget later; until then their rows are kept.
         retain_rows: how many rows are kept, drawn once from what no part forgets; None for all.
+        held_out_rows: how many other rows the model knows that nobody trains on, drawn once: what a run keeps of them
+            is what it keeps of all that its rows do not name.
         scored_rows: how many rows of each set are scored at most, drawn once; 300 as published.
         holdout_rows: how many other rows of TOFU stand for what the model has never seen, against which membership is
             told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
@@ -65,6 +68,7 @@ class Tofu(Task):
     name = "tofu"
     followed = "ROUGE-L of the replies"
     metrics: Mapping[str, Metric] = numbers.METRICS
+    plane = ("forget_probability", "retain_probability")
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Tofu(Task):
         forgotten: Sequence[int] = (),
         upcoming: Sequence[int] = (),
         retain_rows: int | None = 300,
+        held_out_rows: int = 0,
         scored_rows: int = 300,
         holdout_rows: int = 0,
         holdout: bool = False,
@@ -92,7 +97,9 @@ class Tofu(Task):
         together = [*parts, *forgotten, *upcoming]
         if not parts or len(set(together)) < len(together):
             raise UserError(f"task 'tofu': a part can be forgotten once, but the parts are {together}")
-        for name, value, least in (("scored_rows", scored_rows, 1), ("holdout_rows", holdout_rows, 0)):
+        for name, value, least in (
+            ("scored_rows", scored_rows, 1), ("holdout_rows", holdout_rows, 0), ("held_out_rows", held_out_rows, 0)
+        ):  # fmt: skip
             if not isinstance(value, int) or value < least:
                 raise UserError(f"task 'tofu': {name} must be a whole number ≥ {least}, but is {value!r}")
         if retain_rows is not None and retain_rows < 1:
@@ -102,6 +109,7 @@ class Tofu(Task):
         self.arguments = {
             "split": split,
             "retain_rows": retain_rows,
+            "held_out_rows": held_out_rows,
             "scored_rows": scored_rows,
             "holdout_rows": holdout_rows,
             "holdout": holdout,
@@ -112,6 +120,7 @@ class Tofu(Task):
             "seed": seed,
         }
         check(embedder, nli)
+        self.most = scored_rows
         self.parts, self.embedder, self.nli, self.gradient_norm = parts, embedder, nli, gradient_norm
         source = _Folder(data_dir) if data_dir is not None else _Hub()
 
@@ -131,19 +140,22 @@ class Tofu(Task):
         kept = random.Random(f"{seed}").sample(kept, len(kept))
         kept.sort(key=lambda row: row.question not in have)
         retain, unseen = kept[:retain_rows], kept[len(kept) if retain_rows is None else retain_rows :]
-        if holdout_rows > len(unseen):
+        if held_out_rows + holdout_rows > len(unseen):
             raise UserError(
-                f"task 'tofu': holdout_rows {holdout_rows} of rows that are not kept, but there are {len(unseen)}; "
-                "lower holdout_rows or retain_rows"
+                f"task 'tofu': held_out_rows {held_out_rows} and holdout_rows {holdout_rows} of rows that are not "
+                f"trained on, but there are {len(unseen)}; lower one of them, or retain_rows"
             )
+        self.held_out, unseen = unseen[:held_out_rows], unseen[held_out_rows:]
         questions = {row.question for row in retain}
         scored = [row for row in kept_perturbed if row.question in questions]
         if not scored:
             raise UserError("task 'tofu': no row of retain_perturbed is among the kept rows; raise retain_rows")
         self.objectives = {"forget": forget, "retain": [*retain, *later]}
         # In an order of their own, so that every part of a task finds the same model in the cache.
-        self._known = sorted([*forget, *retain, *later, *before], key=lambda row: (row.question, row.answer))
-        self.retained = sorted([*retain, *later], key=lambda row: (row.question, row.answer))
+        self._known = sorted(
+            [*forget, *retain, *self.held_out, *later, *before], key=lambda row: (row.question, row.answer)
+        )
+        self.retained = sorted([*retain, *self.held_out, *later], key=lambda row: (row.question, row.answer))
         self.scored: Mapping[str, Rows] = {
             "forget": drawn(perturbed, scored_rows),
             "retain": drawn(scored, scored_rows),
@@ -168,6 +180,14 @@ class Tofu(Task):
 
     def known(self) -> Rows:
         return self._known
+
+    def quick(self) -> Mapping[str, Rows]:
+        return {**self.objectives, **({"held_out": self.held_out} if self.held_out else {})}
+
+    def cluster(self, row: Row) -> str:
+        """The row's author: twenty questions each, in the order of TOFU's files."""
+        place, _, line = row.where.rpartition(":")
+        return f"{place}, author {(int(line) - 1) // QUESTIONS}"
 
     def stages(self) -> list[dict[str, Any]]:
         if len(self.parts) == 1:
@@ -204,7 +224,8 @@ class Tofu(Task):
                 records.append(record)
         for name, rows in self.paraphrased.items():
             records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
-        records += question_records(model, tokenizer, self.forgotten, "forgotten", reply_tokens=REPLY_TOKENS)
+        for name, rows in (("forgotten", self.forgotten), ("held_out", self.held_out[: self.most])):
+            records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
         if self.gradient_norm and self.holdout:
             compared = [*self.scored["forget"], *self.holdout]
@@ -224,7 +245,7 @@ class Tofu(Task):
         return self._kept_in_cache("tofu_retrained", model, tokenizer, score)
 
     def _kept_in_cache(self, kind: str, model: nn.Module, tokenizer: Any, score: Callable[[], Any]) -> Any:
-        rows = [*self.scored.values(), self.forgotten, self.holdout, self.passages]
+        rows = [*self.scored.values(), self.forgotten, self.held_out, self.holdout, self.passages]
         texts = [[(row.prompt, row.answer, dict(row.fields)) for row in part] for part in rows]
         return cached(kind, [fingerprint(model), tokenizer.chat_template, texts, self.arguments], score)
 

@@ -1,0 +1,260 @@
+"""Many runs from one plan: methods, settings and seeds crossed, shared out over processes, on one page.
+
+Runs of the same start load and score it once. Each run leaves its entry in a folder of its own, so that any number of
+processes, on any number of machines, share one folder without a server: `--shard 2/8` takes every eighth run from the
+second on. What is there is taken over, and whoever ends last has all of it in results.json and on the page::
+
+    OUT/config.resolved.yaml                    the plan: every run's settings
+    OUT/dualoptim-plus-3f2a…-seed0/run.json     a finished run's entry
+    OUT/dualoptim-plus-3f2a…-seed0/records.jsonl
+    OUT/results.json, OUT/report.html           of all that are finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from . import ranks, report, runs
+from .config import PLAIN, RunConfig, typed
+from .errors import UserError, unknown
+from .evaluation.numbers import Metric
+from .folder import ENTRY, PAGE, RESULTS, clear, emptied, owned
+from .folder import check as check_folder
+from .points import points_of
+from .resolved import Resolved
+from .resolved import resolve as resolve_all
+
+# What runs of one start may differ in; whatever else a grid has makes starts of its own.
+OF_TRAINING = {
+    "forget_loss", "forget_loss_args", "retain_loss", "retain_loss_args", "weights", "optimizer", "joint", "combine",
+    "alone", "retain_bound", "multiplier_lr", "ratio", "steps", "batch_size", "micro_batch_size", "lr", "lr_scales",
+    "betas", "base_bits", "delta_bits", "base_betas", "eps", "weight_decay", "max_update", "warmup_ratio",
+    "max_grad_norm", "seed", "bf16", "gradient_checkpointing", "log_every", "curve_points",
+}  # fmt: skip
+# Settings that one optimizer alone reads: the others have no runs that differ in them.
+READ_BY = {"base_betas": {"DualOptim+"}, "max_update": {"DualOptim+"}, "lr_scales": {"DualOptim+", "DualOptim"}}
+NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
+ELSEWHERE = {"seed": "--seeds", "optimizer": "--methods", **dict.fromkeys(PLAIN, "--methods")}
+
+
+class Shard(NamedTuple):
+    """Which part of a plan a process does: every `of`-th run from the `number`-th on."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def read(cls, text: str) -> Shard:
+        """
+        >>> Shard.read("2/8")
+        Shard(number=2, of=8)
+        """
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UserError(f"shard must be i/n, the i-th of n from 1/n to n/n, but is {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+
+def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> list[RunConfig]:
+    """Each config with every combination of a grid's settings.
+
+    Args:
+        configs: as `dualoptim.resolve.methods_of` gives them.
+        grid: setting → the values that it takes. One that a run's optimizer does not read makes no runs of its own.
+
+    Raises:
+        UserError: a setting that is not known, or that has an option of its own; values that are none, twice there, or
+            of the wrong type.
+    """
+    known = RunConfig().as_dict()
+    for key, values in grid.items():
+        if key not in known:
+            raise unknown("setting of grid", key, known)
+        if key in NOT_CROSSED:
+            raise UserError(f"grid: {key} cannot be crossed; give {ELSEWHERE.get(key, f'--{key}')} for it")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"grid: {key} must have a list of values, but has {values!r}")
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise UserError(f"grid: {key} has a value twice: {values!r}")
+    values = {key: [typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()}
+    found: list[RunConfig] = []
+    for config in configs:
+        read = {key: each for key, each in values.items() if config.optimizer in READ_BY.get(key, {config.optimizer})}
+        for chosen in itertools.product(*read.values()):
+            found.append(config.replace(**dict(zip(read, chosen, strict=True))))
+    return found
+
+
+def settings_of(config: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from others of its method, but for the seed: the grid's settings that its optimizer reads."""
+    plain = config.as_dict()
+    return {key: plain[key] for key in grid if config.optimizer in READ_BY.get(key, {config.optimizer})}
+
+
+def folder_of(config: RunConfig) -> str:
+    """The name of a run's own folder."""
+    plan = {key: value for key, value in config.as_dict().items() if key not in ("out", "seed")}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{runs.slug(config.method)}-{digest}-seed{config.seed}"
+
+
+def run(
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    grid: Mapping[str, Any],
+    shard: Shard | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Do the runs of a plan that are this process's and are not there yet, and write the page of all that are.
+
+    Args:
+        configs: of `crossed`.
+        out: the folder that all share.
+        grid: what they were crossed with.
+        shard: which of them are this process's; None for all of them.
+        resume: take over what the folder holds. A shard always does: others may have begun it.
+        overwrite: replace what the folder holds; not for a shard.
+        inputs: what else is read, setting → file.
+
+    Raises:
+        UserError: as `dualoptim.unlearn.run`; a shard that would overwrite.
+    """
+    from .unlearn import as_told, prepare, train
+
+    if shard is not None and overwrite:
+        raise UserError("overwrite: other shards may be at work in the folder; empty it first, and leave this out")
+    joins = resume or shard is not None
+    read = {**configs[0].inputs, **(inputs or {})}
+    check_folder(out, read, resume=joins, overwrite=overwrite)
+    together = _by_start(configs)
+    resolved = {folder_of(of.config): of for group in together for of in resolve_all(group)}
+    if any(of.task.stages() for of in resolved.values()):
+        raise UserError("grid, fast and shard: parts that are forgotten one after the other are not crossed; give one")
+    place = f"{shard.number}-of-{shard.of}" if shard is not None else None
+    with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):
+        if overwrite:
+            emptied(folder)
+        ranks.of_first(lambda: runs.check_begun(folder, configs))
+        runs.write_settings(folder, configs, {})
+        # Starts stand together in the plan, so a shard takes neighbors of different methods and prepares few starts.
+        names = [folder_of(config) for group in together for config in group]
+        mine = names if shard is None else names[shard.number - 1 :: shard.of]
+        done = ranks.of_first(lambda: _finished(folder, resolved))
+        missing = [name for name in mine if name not in done]
+        try:
+            with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar:
+                prepared, start = None, None
+                for name in missing:
+                    of = resolved[name]
+                    if start != (start := _start_key(of.config, of)):
+                        prepared = None  # before the next is loaded
+                        prepared = prepare(of)
+                    assert prepared is not None
+                    own = folder / name
+                    if ranks.first():
+                        own.mkdir(exist_ok=True)
+                        clear(own)
+                    train(prepared, of, own, _Keeps(own / ENTRY, _about(of, prepared.metrics, prepared.before.records)))
+                    bar.update()
+        finally:
+            results = ranks.of_first(lambda: _gathered(folder, resolved, grid))
+    return results
+
+
+class _Keeps:
+    """Writes a run's entry, with what its results.json says of the task."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        runs.write_json(self.path, {**self.about, "run": entry})
+
+
+def _about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    task = of.task
+    return {
+        "task": task.name,
+        "model": of.config.model,
+        "private": of.config.private,
+        "followed": task.followed,
+        "curves": dict(task.curves),
+        "scores": dict(task.scores),
+        "metrics": {name: metric._asdict() for name, metric in metrics.items()},
+        "counts": task.counts(records),
+        "notes": list(task.notes),
+        "plane": list(task.plane) if task.plane else None,
+    }
+
+
+def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[str, Any]]:
+    """The entries that a folder holds, by their folders' names.
+
+    Raises:
+        UserError: one of other rows, another model or other settings.
+    """
+    found = {}
+    for name, of in resolved.items():
+        path = folder / name / ENTRY
+        if not path.is_file():
+            continue
+        entry = runs.read_json(path)
+        before = entry["run"].get("fingerprints", {})
+        differs = next((key for key, value in of.identity.items() if before.get(key) != value), None)
+        if differs:
+            raise UserError(
+                f"out {folder}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its "
+                "name did not); give another folder, or --overwrite"
+            )
+        found[name] = entry
+    return found
+
+
+def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Write results.json and the page of all that is finished, in the plan's order."""
+    done = _finished(folder, resolved)
+    if not done:
+        return {}
+    entries = [done[name]["run"] for name in done]
+    about = next(iter(done.values()))
+    results = {
+        "schema": runs.SCHEMA,
+        **{key: value for key, value in about.items() if key not in ("run", "plane")},
+        "notes": [*about["notes"], *runs.troubles(entries)],
+        "planned": len(resolved),
+        "grid": {key: list(values) for key, values in grid.items()},
+        "plane": about["plane"],
+        "points": points_of(
+            [(entry, settings_of(resolved[name].config, grid), folder / name)
+             for name, entry in zip(done, entries, strict=True)],
+            about["plane"],
+        ),
+        "runs": entries,
+    }  # fmt: skip
+    runs.write_json(folder / RESULTS, results)
+    report.write(results, folder / PAGE)
+    return runs.read_results(folder)
+
+
+def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:
+    """What makes runs begin alike: their settings but for those of training, and what losses want of the start."""
+    settings = {key: value for key, value in config.as_dict().items() if key not in OF_TRAINING}
+    return json.dumps(settings, sort_keys=True), config.ratio == "loss", of is not None and of.needs_second_model
+
+
+def _by_start(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    groups: dict[Any, list[RunConfig]] = {}
+    for config in configs:
+        groups.setdefault(_start_key(config), []).append(config)
+    return list(groups.values())
