@@ -1,0 +1,273 @@
+"""Many runs of one plan: what is crossed, shared out, taken over, and what the points say."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from dualoptim import cli, fast, points, runs, tasks
+from dualoptim import tiny as tiny_tier
+from dualoptim.config import RunConfig
+from dualoptim.errors import UserError
+from dualoptim.folder import ENTRY, LOCK
+from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
+from dualoptim.models import load_model, load_tokenizer
+
+from . import tiny, tofu
+
+METHODS = ["Alternating AdamW", "DualOptim+"]
+HELD_OUT = {"split": "forget01", "retain_rows": 2, "held_out_rows": 2}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiny_tier, "WIDTH", 64)
+    monkeypatch.setattr(tiny_tier, "LAYERS", 1)
+    tofu.write(tmp_path / "tofu")
+    tiny.save(tmp_path / "model")
+    return tmp_path
+
+
+def compare(*options: str, grid: dict[str, Any] | None = None, methods: list[str] = METHODS) -> int:
+    arguments = ["compare", "--task", "tofu", "--data-dir", "tofu", "--task-args", json.dumps(HELD_OUT)]
+    arguments += ["--model", "model", "--out", "out", "--steps", "2", "--batch-size", "2", "--fast", "true"]
+    arguments += ["--methods", json.dumps(methods), "--retain-loss", "GD", "--forget-loss", "NPO"]
+    return cli.main([*arguments, *(["--grid", json.dumps(grid)] if grid else []), *options])
+
+
+def ends() -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in Path("out").glob(f"*/{ENTRY}")}
+
+
+def test_a_grid_is_crossed_with_methods_and_seeds_and_settings_nobody_reads_make_no_runs() -> None:
+    plain = RunConfig(optimizer="AdamW")
+    plus = RunConfig(optimizer="DualOptim+", seed=1)
+    grid = {"lr": [1e-4, 1e-3], "max_update": [1.0, None, 2.0]}
+    found = crossed([plain, plus], grid)
+    assert [(c.optimizer, c.lr, c.max_update) for c in found] == [
+        ("AdamW", 1e-4, 1.0), ("AdamW", 1e-3, 1.0),
+        *(("DualOptim+", lr, bound) for lr in (1e-4, 1e-3) for bound in (1.0, None, 2.0)),
+    ]  # fmt: skip
+    assert settings_of(found[0], grid) == {"lr": 1e-4}
+    assert settings_of(found[-1], grid) == {"lr": 1e-3, "max_update": 2.0}
+    assert len({folder_of(config) for config in found}) == len(found)
+    assert {folder_of(found[0]).removesuffix("seed0"), folder_of(found[0].replace(seed=7)).removesuffix("seed7")} == {
+        folder_of(found[0]).removesuffix("seed0")
+    }
+
+
+def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -> None:
+    """`READ_BY` is what keeps runs from being done twice: each of its settings must change nothing of the others."""
+    from dualoptim.resolve import optimizer_of
+
+    others = {"base_betas": (0.5, 0.5), "max_update": None, "lr_scales": {"forget": 2.0}}
+    assert set(others) == set(READ_BY)
+    for key, readers in READ_BY.items():
+        for name in ("AdamW", "DualOptim", "DualOptim+"):
+            config = RunConfig(optimizer=name)
+            before = optimizer_of(config, ["forget", "retain"])
+            if name in readers:
+                assert optimizer_of(config.replace(**{key: others[key]}), ["forget", "retain"]) != before
+            elif key != "lr_scales":  # which is refused there
+                assert optimizer_of(config.replace(**{key: others[key]}), ["forget", "retain"]) == before
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"lrr": [1.0]}, "did you mean 'lr'"),
+        ({"seed": [1, 2]}, "give --seeds"),
+        ({"optimizer": ["AdamW"]}, "give --methods"),
+        ({"out": ["a"]}, "out cannot be crossed"),
+        ({"lr": []}, "must have a list of values"),
+        ({"lr": 0.1}, "must have a list of values"),
+        ({"lr": [0.1, 0.1]}, "has a value twice"),
+        ({"lr": ["fast"]}, "lr must be float"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_told(grid: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        crossed([RunConfig()], grid)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
+def test_a_shard_is_i_of_n(text: str) -> None:
+    with pytest.raises(UserError, match="i/n"):
+        Shard.read(text)
+
+
+def test_shards_share_a_folder_and_end_as_one_process_does(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"lr": [1e-3, 1e-2]}
+    assert compare("--shard", "1/2", grid=grid) == 0
+    assert "2 of 4 runs are finished" in " ".join(capsys.readouterr().out.split())
+    half = ends()
+    assert len(half) == 2
+    assert compare("--shard", "2/2", grid=grid) == 0
+    assert "All 4 runs are finished" in " ".join(capsys.readouterr().out.split())
+    shared = ends()
+    assert {name: shared[name] for name in half} == half  # as the first left them
+    results = runs.read_results("out")
+    assert len(results["points"]) == 4
+    assert results["planned"] == 4
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "DualOptim+, lr 0.01" in page
+    assert "<svg" in page
+    assert compare(grid=grid) == 2  # holds a run
+    assert "already holds a run" in capsys.readouterr().err
+    assert compare("--overwrite", grid=grid) == 0
+    alone = ends()
+    assert {name: entry["run"]["after"] for name, entry in alone.items()} == {
+        name: entry["run"]["after"] for name, entry in shared.items()
+    }
+
+
+def test_what_is_there_is_taken_over_and_another_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(grid={"lr": [1e-3]}) == 0
+    for path in Path("out").glob(f"dualoptim*/{ENTRY}"):
+        path.unlink()
+    kept = ends()
+    assert compare("--resume", grid={"lr": [1e-3]}) == 0
+    assert len(ends()) == 2
+    assert ends().items() > kept.items()
+    capsys.readouterr()
+    assert compare("--resume", grid={"lr": [1e-2]}) == 2
+    assert "holds a run with other settings (lr: 0.001 there, 0.01 here)" in capsys.readouterr().err
+    rows = Path("tofu/forget01.json")
+    for name in ("forget01.json", "forget01_perturbed.json"):
+        text = Path("tofu", name).read_text(encoding="utf-8")
+        Path("tofu", name).write_text(text.replace("tea.", "rye."), encoding="utf-8")
+    assert "rye" in rows.read_text(encoding="utf-8")
+    assert compare("--resume", grid={"lr": [1e-3]}) == 2
+    assert "holds a run of another task" in capsys.readouterr().err
+
+
+def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    with FileLock(Path("out", f"{LOCK}-1-of-2")):
+        assert compare() == 2
+        assert "another process is at work" in capsys.readouterr().err
+        assert compare("--shard", "1/2") == 2
+        assert compare("--shard", "2/2") == 0
+    with FileLock(Path("out", LOCK)):
+        assert compare("--shard", "1/2") == 2
+    capsys.readouterr()
+    assert compare("--shard", "1/2", "--overwrite") == 2
+    assert "other shards may be at work" in capsys.readouterr().err
+
+
+def test_starts_of_their_own_are_loaded_for_each_and_rows_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    other = {**HELD_OUT, "part": 2}
+    assert compare(grid={"task_args": [HELD_OUT, other]}, methods=["DualOptim+"]) == 0
+    first, second = (
+        {line["question"] for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+        for path in sorted(Path("out").glob("*/records.jsonl"))
+    )
+    assert first != second
+
+
+def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--dry-run", "--shard", "2/3", grid={"lr": [1e-3, 1e-2]}) == 0
+    assert "4 runs, 1 of them here" in capsys.readouterr().out
+    assert not Path("out").exists()
+
+
+def test_fast_numbers_are_the_answers_probabilities_and_held_out_rows_are_trained_on_by_nobody() -> None:
+    config = RunConfig(task="tofu", data_dir="tofu", task_args=HELD_OUT, model="model", fast=True, save_model=False)
+    task = tasks.load(config)
+    assert isinstance(task, fast.ByProbability)
+    whole = tasks.load(config.replace(fast=False))
+    held_out = {row.question for row in whole.quick()["held_out"]}
+    assert len(held_out) == 2
+    trained = {row.question for rows in task.objectives.values() for row in rows}
+    assert not held_out & trained
+    assert held_out < {row.question for row in task.known()}
+    model, tokenizer = load_model("model"), load_tokenizer("model")
+    slow = whole.numbers(whole.score(model, tokenizer)).numbers
+    quick = task.numbers(task.score(model, tokenizer)).numbers
+    assert set(quick) == {"forget_probability", "retain_probability", "held_out_probability"}
+    for name in ("forget_probability", "held_out_probability"):
+        assert quick[name] == pytest.approx(slow[name], rel=1e-5)
+
+
+def test_fast_saves_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--save-model", "true") == 2
+    assert "add --save-model false" in capsys.readouterr().err
+
+
+def test_more_held_out_than_there_are_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--task-args", json.dumps({**HELD_OUT, "held_out_rows": 3})) == 2
+    assert "held_out_rows 3 and holdout_rows 0 of rows that are not trained on, but there are 2" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+
+
+# Points
+
+
+def run_of(method: str, seed: int, after: dict[str, float], folder: Path, **settings: Any) -> points.Run:
+    entry = {"method": method, "seed": seed, "after": after, "seconds": 2.0 + seed, "optimizer_state_bytes": 8}
+    return entry, settings, folder
+
+
+def test_points_are_means_over_seeds_and_the_front_is_what_no_other_beats(tmp_path: Path) -> None:
+    plane = ("forget_probability", "held_out_probability")
+    values = {"A": [(0.1, 0.8), (0.3, 0.8)], "B": [(0.1, 0.7), (0.3, 0.9)], "C": [(0.2, 0.7)], "D": [(0.0, 0.1)]}
+    found = [
+        run_of(name, seed, dict(zip(plane, pair, strict=True)), tmp_path)
+        for name, pairs in values.items()
+        for seed, pair in enumerate(pairs)
+    ]
+    made = {point["method"]: point for point in points.points_of(found, plane)}
+    assert made["A"]["values"]["forget_probability"] == pytest.approx(0.2)
+    assert made["A"]["seeds"] == [0, 1]
+    assert made["A"]["seconds"] == 2.5
+    assert {name for name, point in made.items() if point["front"]} == {"A", "B", "D"}  # A and B are one place
+    assert made["A"]["intervals"] == {}  # no records
+
+
+def test_the_interval_covers_what_it_should_and_grows_with_clusters_alike() -> None:
+    """Of means of 20 clusters whose truth is known, 95 in 100 intervals hold it; rows alike in a cluster count once."""
+    draw = random.Random(0)
+    held = 0
+    for _ in range(200):
+        values = [draw.random() for _ in range(20)]
+        low, high = points.interval([[(value * 5, 5) for value in values]])
+        held += low <= 0.5 <= high
+    assert 180 <= held <= 199
+    rows = [draw.random() for _ in range(20)]
+    one_each = points.interval([[(value, 1) for value in rows]])
+    alike = points.interval([[(value * 10, 10) for value in rows]])
+    assert alike == pytest.approx(one_each)
+    deviation = np.std(rows) / math.sqrt(20)
+    assert one_each[1] - one_each[0] == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    steady = points.interval([[(0.5, 1)] * 4] * 3)
+    assert steady == (0.5, 0.5)
+    low, high = points.interval([[(value, 1)] * 4 for value in (0.2, 0.5, 0.8)])
+    assert (low, high) == pytest.approx((0.2, 0.8), abs=0.11)
+    assert high - low > 0.3
+
+
+def test_intervals_come_from_the_records_of_each_run(tmp_path: Path) -> None:
+    lines = [
+        {"when": when, "set": "forget", "cluster": f"{i // 2}", "nll": -math.log(p)}
+        for when, shift in (("before", 0.4), ("after", 0.0))
+        for i, p in enumerate([0.1 + shift, 0.1 + shift, 0.5 + shift, 0.5 + shift])
+    ]
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    after = {"forget_probability": 0.3, "held_out_probability": None}
+    (point,) = points.points_of([run_of("A", 0, after, tmp_path)], ("forget_probability", "held_out_probability"))
+    assert point["intervals"]["forget_probability"] == pytest.approx([0.1, 0.5])
+    assert "held_out_probability" not in point["intervals"]
+    assert not point["front"]  # a point without a number is on none
