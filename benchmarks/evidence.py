@@ -1,9 +1,9 @@
 """When do shared optimizer states help? The runs of evidence/plan.md, and the page that is made of them.
 
-    python benchmarks/evidence.py run --data-dir FOLDER --only tune             choose each method's rate, on its own split
+    python benchmarks/evidence.py run --data-dir FOLDER --only tune      choose each method's rate, on its own split
     python benchmarks/evidence.py run --data-dir FOLDER --only report --shard 1/2
-    python benchmarks/evidence.py page                                         write evidence.md from the raw results
-    python benchmarks/evidence.py --check                                      fail where evidence.md is not what they make
+    python benchmarks/evidence.py page                                   write evidence.md from the raw results
+    python benchmarks/evidence.py --check                                fail where evidence.md is not what they make
 
 FOLDER holds TOFU's files. Each run leaves a line in evidence/tiny.jsonl and is not done twice, so that a run that was
 cut off goes on, and any number of processes share the plan.
@@ -139,7 +139,6 @@ def do(runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str,
     from dualoptim.config import RunConfig
     from dualoptim.resolved import resolve
     from dualoptim.runs import RECORDS
-
     from variants import Variant
 
     began, prepared = time.monotonic(), {}

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from .data import Row
 from .evaluation import metrics, scoring
 from .evaluation.numbers import Metric, Numbers, Record, mean
-from .tasks import Row, Task
+from .tasks import Task
 
 MOST_ROWS = 100  # of each set, drawn once
 LOOKED_AT = 16  # of each of them, while a run trains

@@ -115,8 +115,8 @@ def owned(
         UserError: as `check`; or another process is at work in it.
     """
     with ExitStack() as held:
-        how = {"resume": resume, "overwrite": overwrite, "share": share}
-        ranks.of_first(lambda: held.enter_context(_owned(out, inputs, **how)))
+        mine = _owned(out, inputs, resume=resume, overwrite=overwrite, share=share)
+        ranks.of_first(lambda: held.enter_context(mine))
         yield Path(out)
 
 

@@ -84,10 +84,12 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
             raise UserError(f"grid: {key} must have a list of values, but has {values!r}")
         if any(value in values[:i] for i, value in enumerate(values)):
             raise UserError(f"grid: {key} has a value twice: {values!r}")
-    values = {key: [typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()}
+    typed_values = {key: [typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()}
     found: list[RunConfig] = []
     for config in configs:
-        read = {key: each for key, each in values.items() if config.optimizer in READ_BY.get(key, {config.optimizer})}
+        read = {
+            key: each for key, each in typed_values.items() if config.optimizer in READ_BY.get(key, {config.optimizer})
+        }
         for chosen in itertools.product(*read.values()):
             found.append(config.replace(**dict(zip(read, chosen, strict=True))))
     return found

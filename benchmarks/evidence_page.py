@@ -1,0 +1,212 @@
+"""The raw results of the evidence → its page: scores, intervals, paired differences, Holm's correction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evidence import LOSSES, METHODS, RATES, REPORTED, SEEDS, TUNED_ON, Cell, cells, chosen, reported, score, tuning
+
+HERE = Path(__file__).parent
+PAGE = HERE / "evidence.md"
+QUADRATICS = HERE / "evidence" / "quadratics.jsonl"
+READING = "\n## Reading\n"
+RIVAL = "Alternating AdamW"
+RESAMPLES = 2000
+Line = Mapping[str, Any]
+
+
+class Sample:
+    """A cell's reported runs: resampled scores, and those of other cells by the same draws.
+
+    Args:
+        found: (part, seed) → line; all parts and seeds.
+    """
+
+    def __init__(self, found: Mapping[tuple[int, int], Line]) -> None:
+        self.lines = list(found.values())
+        draw = np.random.default_rng(0)  # the same draws for every cell, so that differences are paired
+        parts = []
+        for part in REPORTED:
+            lines = [found[part, seed] for seed in SEEDS]
+            which = draw.integers(len(SEEDS), size=(RESAMPLES, len(SEEDS)))
+            weights = np.apply_along_axis(np.bincount, 1, which, minlength=len(SEEDS))  # (R, S)
+            shares = {}
+            for name in ("forget", "held_out"):
+                clusters = sorted({cluster for cluster, _ in lines[0][name]})
+                drawn = draw.integers(len(clusters), size=(RESAMPLES, len(clusters)))
+                counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=len(clusters))  # (R, C)
+                of_row = [clusters.index(cluster) for cluster, _ in lines[0][name]]
+                rows = counts[:, of_row].astype(float)  # (R, N)
+                values = np.array([[p for _, p in line[name]] for line in lines])  # (S, N)
+                per_seed = rows @ values.T / rows.sum(1, keepdims=True)  # (R, S)
+                shares[name] = (per_seed * weights).sum(1) / weights.sum(1), float(values.mean())
+            parts.append((lines[0]["before"], shares))
+        self.scores = np.mean([self._score(before, s["forget"][0], s["held_out"][0]) for before, s in parts], 0)
+        self.forget = np.mean([s["forget"][0] for _, s in parts], 0)
+        self.held_out = np.mean([s["held_out"][0] for _, s in parts], 0)
+        self.score = float(np.mean([score(line) for line in self.lines]))
+        self.means = {name: float(np.mean([s[name][1] for _, s in parts])) for name in ("forget", "held_out")}
+
+    @staticmethod
+    def _score(before: Mapping[str, float], forget: Any, held_out: Any) -> Any:
+        gone = np.maximum(0.0, 1 - forget / before["forget"])
+        kept = np.minimum(1.0, held_out / before["held_out"])
+        return np.where(gone + kept > 0, 2 * gone * kept / np.maximum(gone + kept, 1e-12), 0.0)
+
+
+def span(values: Any) -> str:
+    """A 95 % interval."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return f"{low:.3f} to {high:.3f}"
+
+
+def two_sided(values: Any) -> float:
+    """The bootstrap's p of a difference: twice the smaller share on either side of 0, of one sample more."""
+    below, above = (values <= 0).sum() + 1, (values >= 0).sum() + 1
+    return float(min(1.0, 2 * min(below, above) / (len(values) + 1)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    found, so_far = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(values) - rank) * values[i]))
+        found[i] = round(so_far, 10)
+    return found
+
+
+def samples(raw: Sequence[Line]) -> dict[Cell, Sample]:
+    """The cells of which all runs that are reported are there."""
+    found = {}
+    for cell in cells():
+        lr = chosen(raw, cell)
+        lines = {
+            (line["key"][4], line["key"][5]): line
+            for line in raw
+            if line["key"][:4] == [*cell, lr] and line["key"][4] in REPORTED
+        }
+        if len(lines) == len(REPORTED) * len(SEEDS):
+            found[cell] = Sample(lines)
+    return found
+
+
+def table(
+    raw: Sequence[Line], found: Mapping[Cell, Sample], loss: str, steps: int, methods: Sequence[str]
+) -> list[str]:
+    """A row for each method, differences against the rival."""
+    have = [method for method in methods if Cell(loss, steps, method) in found]
+    rival = found.get(Cell(loss, steps, RIVAL))
+    if not have or rival is None:
+        return []
+    others = [method for method in have if method != RIVAL]
+    differences = {m: found[Cell(loss, steps, m)].scores - rival.scores for m in others}
+    corrected = dict(zip(others, holm([two_sided(differences[m]) for m in others]), strict=True))
+    made = [
+        "| method | rate | score | p, forgotten | p, held out | score − " + RIVAL + " | p (Holm) | a step | states |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for method in have:
+        cell = Cell(loss, steps, method)
+        own, lr = found[cell], chosen(raw, cell)
+        edge = " (edge)" if lr in (RATES[0], RATES[-1]) else ""
+        apart = "" if method == RIVAL else f"{own.score - rival.score:+.3f} ({span(differences[method])})"
+        p = "" if method == RIVAL else f"{corrected[method]:.3f}" if corrected[method] >= 0.001 else "< 0.001"
+        seconds = np.median([line["seconds"] for line in own.lines]) / steps
+        made.append(
+            f"| {method} | {lr:g}{edge} | {own.score:.3f} ({span(own.scores)}) | {own.means['forget']:.3f} "
+            f"({span(own.forget)}) | {own.means['held_out']:.3f} ({span(own.held_out)}) | {apart} | {p} | "
+            f"{1000 * seconds:.0f} ms | {own.lines[0]['bytes'] / 2**20:.0f} MiB |"
+        )
+    return made
+
+
+def tried(raw: Sequence[Line]) -> list[str]:
+    """The tuning split's scores, by rate."""
+    heads = [
+        "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in RATES) + " |",
+        "|---|--:|---|" + "--:|" * len(RATES),
+    ]
+    rows = []
+    for cell in cells():
+        best = chosen(raw, cell)
+        if best is None:
+            continue
+        by_rate = {
+            line["key"][3]: score(line) for line in raw if line["key"][:3] == [*cell] and line["key"][4] in TUNED_ON
+        }
+        shown = [f"**{by_rate[lr]:.3f}**" if lr == best else f"{by_rate[lr]:.3f}" for lr in RATES]
+        rows.append(f"| {cell.loss} | {cell.steps} | {cell.method} | " + " | ".join(shown) + " |")
+    return [*heads, *rows]
+
+
+def quadratics() -> list[str]:
+    """What each method left above the optimum, in parts of a thousand of what there was."""
+    if not QUADRATICS.is_file():
+        return []
+    lines = [json.loads(line) for line in QUADRATICS.read_text(encoding="utf-8").splitlines()]
+    methods = list(dict.fromkeys(line["key"][1] for line in lines))
+    left = {tuple(line["key"]): line for line in lines}
+    made = ["| objectives | " + " | ".join(methods) + " |", "|---|" + "--:|" * len(methods)]
+    for case in dict.fromkeys(line["key"][0] for line in lines):
+        if all((case, m) in left for m in methods):
+            best = min(left[case, m]["left"] for m in methods)
+            cells = [
+                ("**{:.1f}** ± {:.1f}" if left[case, m]["left"] == best else "{:.1f} ± {:.1f}").format(
+                    1000 * left[case, m]["left"], 1000 * left[case, m]["error"]
+                )
+                for m in methods
+            ]
+            made.append(f"| {case} | " + " | ".join(cells) + " |")
+    return made
+
+
+def make(raw: Sequence[Line]) -> str:
+    """The page; its last chapter, what a person reads in the numbers, is kept as it is."""
+    found = samples(raw)
+    done, planned = len(raw), len(tuning()) + len(reported(raw))
+    every = list(METHODS)
+    made = [
+        "# Evidence: when do shared optimizer states help?",
+        "",
+        "Made of `benchmarks/evidence/*.jsonl` by `python benchmarks/evidence.py page`; with `--check` that fails where "
+        "the page is not what they make. "
+        "The plan, with the setting, the scores and the tests, is [evidence/plan.md](evidence/plan.md). "
+        f"{done} of {planned} runs of those cells are there, and {len(found)} of {len(cells())} cells are whole; "
+        "only those are shown.",
+        "",
+    ]
+    for loss in LOSSES:
+        for steps in sorted({cell.steps for cell in cells()}):
+            if part := table(raw, found, loss, steps, every):
+                made += [f"## {loss} + GD, {steps} steps", "", *part, ""]
+    if part := quadratics():
+        made += [
+            "## Noisy quadratics",
+            "",
+            "`python benchmarks/quadratics.py`. What is left above the known optimum after 400 steps, ‰ of what there "
+            "was at the start, each method at its best of eight rates; mean ± standard error of 16 seeds.",
+            "",
+            *part,
+            "",
+        ]
+    made += [
+        "## Rates",
+        "",
+        "Score on the tuning split, one seed; the rate that was taken in bold.",
+        "",
+        *tried(raw),
+        "",
+    ]
+    page = "\n".join(made)
+    reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
+    return page + (READING + reading if reading else "")
