@@ -146,6 +146,8 @@ def do(runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str,
         for run in runs:
             if time.monotonic() - began > 60 * minutes:
                 return
+            if run.key in [line["key"] for line in lines()]:  # of another process
+                continue
             method = dict(METHODS[run.cell.method])
             variant = method.pop("variant", None)
             settings = {**BASE, **method, "forget_loss": run.cell.loss, "steps": run.cell.steps, "lr": run.lr}

@@ -15,6 +15,9 @@
                "scored_in": str, "seconds": number, "watching_seconds": number, "step_seconds": number,
                "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
+Of many runs (`dualoptim.grid`) there are also "planned" (how many), "grid" (setting → values), "plane" (the metrics of
+what is forgotten and of what is kept) and "points", as `dualoptim.points` makes them.
+
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
 "when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own

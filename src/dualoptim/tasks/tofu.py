@@ -140,12 +140,14 @@ class Tofu(Task):
         kept = random.Random(f"{seed}").sample(kept, len(kept))
         kept.sort(key=lambda row: row.question not in have)
         retain, unseen = kept[:retain_rows], kept[len(kept) if retain_rows is None else retain_rows :]
-        if held_out_rows + holdout_rows > len(unseen):
-            raise UserError(
-                f"task 'tofu': held_out_rows {held_out_rows} and holdout_rows {holdout_rows} of rows that are not "
-                f"trained on, but there are {len(unseen)}; lower one of them, or retain_rows"
-            )
-        self.held_out, unseen = unseen[:held_out_rows], unseen[held_out_rows:]
+        self.held_out, others = unseen[:held_out_rows], unseen[held_out_rows:]
+        for name, wanted, rows in (("held_out_rows", held_out_rows, unseen), ("holdout_rows", holdout_rows, others)):
+            if wanted > len(rows):
+                raise UserError(
+                    f"task 'tofu': {name} {wanted} of rows that are not kept, but there are {len(rows)}; lower {name} "
+                    "or retain_rows"
+                )
+        unseen = others
         questions = {row.question for row in retain}
         scored = [row for row in kept_perturbed if row.question in questions]
         if not scored:
