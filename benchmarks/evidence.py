@@ -34,7 +34,7 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 TASK = {"split": "forget01", "retain_rows": 60, "held_out_rows": 60, "scored_rows": 40}
 TUNED_ON, REPORTED = (6,), (1, 2, 3, 4, 5)  # parts of forget01: two authors, forty rows each
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
 LOSSES = ("NPO", "IDK", "SimNPO", "ME")
 SHORT, LONG = 48, 240  # optimizer steps
@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "own m, one v": {**PLUS, "variant": {"drift": 0.0, "second": "all"}},
 }
 MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base")
+LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base")  # with the large budget
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 
 
@@ -71,8 +72,9 @@ def cells() -> list[Cell]:
     """All that is asked, the questions that matter most first."""
     found = [Cell("NPO", SHORT, method) for method in MAIN]
     found += [Cell("NPO", SHORT, method) for method in RULES]
-    found += [Cell("NPO", LONG, method) for method in MAIN]
-    found += [Cell(loss, SHORT, method) for loss in LOSSES[1:] for method in MAIN]
+    found += [Cell("IDK", SHORT, method) for method in MAIN]
+    found += [Cell("NPO", LONG, method) for method in LASTING]
+    found += [Cell(loss, SHORT, method) for loss in LOSSES[2:] for method in MAIN]
     return list(dict.fromkeys(found))
 
 
