@@ -178,8 +178,8 @@ def make(raw: Sequence[Line]) -> str:
     made = [
         "# Evidence: when do shared optimizer states help?",
         "",
-        "Made of `benchmarks/evidence/*.jsonl` by `python benchmarks/evidence.py page`; with `--check` that fails where "
-        "the page is not what they make. "
+        "Made of `benchmarks/evidence/*.jsonl` by `python benchmarks/evidence.py page`; with `--check` that "
+        "fails where the page is not what they make. "
         "The plan, with the setting, the scores and the tests, is [evidence/plan.md](evidence/plan.md). "
         f"{done} of {planned} runs of those cells are there, and {len(found)} of {len(cells())} cells are whole; "
         "only those are shown.",

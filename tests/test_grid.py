@@ -69,7 +69,12 @@ def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -
     """`READ_BY` is what keeps runs from being done twice: each of its settings must change nothing of the others."""
     from dualoptim.resolve import optimizer_of
 
-    others = {"base_betas": (0.5, 0.5), "max_update": None, "lr_scales": {"forget": 2.0}}
+    others = {
+        "base_betas": (0.5, 0.5),
+        "max_update": None,
+        "lr_scales": {"forget": 2.0},
+        "base_weights": {"forget": 3.0},
+    }
     assert set(others) == set(READ_BY)
     for key, readers in READ_BY.items():
         for name in ("AdamW", "DualOptim", "DualOptim+"):

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from torch.nn import Parameter
 from torch.testing import assert_close
 
 from dualoptim import DualOptim, DualOptimPlus
+from dualoptim.schedule import by_turns, equal_weights
 
 from .conftest import GOLDEN
 from .reference.naive import NaiveDualOptim
@@ -134,6 +136,7 @@ DECAYS = st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.99, 0.999])
     eps=st.sampled_from([1e-8, 1e-3]),
     weight_decay=st.sampled_from([0.0, 0.01, 0.3]),
     scales=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5]), min_size=4, max_size=4),
+    weights=st.lists(st.sampled_from([0.0, 0.6, 1.0, 3.0]), min_size=4, max_size=4),
     grad_scales=st.lists(st.sampled_from([1e-3, 1.0, 30.0]), min_size=4, max_size=4),
     max_update=st.sampled_from([None, 1.0, 0.1]),
     seed=st.integers(0, 2**20),
@@ -147,6 +150,7 @@ def test_every_step_is_the_naive_twins(
     eps: float,
     weight_decay: float,
     scales: list[float],
+    weights: list[float],
     grad_scales: list[float],
     max_update: float | None,
     seed: int,
@@ -155,6 +159,7 @@ def test_every_step_is_the_naive_twins(
     settings_ = {
         "lr": lr, "betas": betas, "base_betas": base_betas, "eps": eps, "weight_decay": weight_decay,
         "lr_scales": dict(zip(names, scales, strict=True)), "max_update": max_update,
+        "base_weights": dict(zip(names, weights, strict=True)),
     }  # fmt: skip
     param = Parameter(randn(*shape, seed=seed))
     opt = DualOptimPlus([param], objectives=names, **settings_)
@@ -456,6 +461,58 @@ def test_a_learning_rate_in_a_tensor_is_the_same_learning_rate(
     number = trajectory(start, grads, lr=0.01, **kwargs)
     tensor = trajectory(start, grads, lr=torch.full(shape, 0.01, dtype=dtype), **kwargs)
     assert_close(tensor, number, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["plain", "compiled"])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_base_weights_of_one_change_no_bit_and_others_are_the_rule_with_gradients_weighed(
+    backend: str, bits: int
+) -> None:
+    start = randn(64, 80)
+    grads = gradients(start, len(SCHEDULE))
+    common = {"lr": 0.01, "backend": backend, "base_bits": bits, "delta_bits": bits}
+    plain = trajectory(start, grads, **common)
+    assert torch.equal(trajectory(start, grads, base_weights={"forget": 1, "retain": 1.0}, **common), plain)
+    weighed = trajectory(start, grads, base_weights={"forget": 3.0, "retain": 0.6}, **common)
+    assert not torch.equal(weighed, plain)
+    reference = trajectory(start, grads, base_weights={"forget": 3.0, "retain": 0.6}, **{**common, "backend": "plain"})
+    # Where moments nearly cancel, the order of roundings shows; nowhere else.
+    assert ((weighed - reference).abs() > 1e-5).float().mean() < 0.01
+
+
+def test_a_base_that_nothing_feeds_leaves_separate_states() -> None:
+    start = randn(6, 5)
+    grads = gradients(start, len(SCHEDULE))
+    common = {"lr": 0.01, "betas": (0.9, 0.95), "max_update": None}
+    nothing = trajectory(start, grads, base_weights={"forget": 0.0, "retain": 0.0}, **common)
+    assert_close(nothing, trajectory(start, grads, cls=DualOptim, **common), rtol=0, atol=1e-6)
+
+
+def test_equal_weights_give_every_objective_the_same_part_of_the_base() -> None:
+    """Of gradients that are 1 for one objective and 0 for the other, the base holds a half each, whatever the ratio."""
+    turns = by_turns({"forget": 1, "retain": 5}, 8, 600)
+    weights = equal_weights(turns)
+    for objective in ("forget", "retain"):
+        param = Parameter(torch.zeros(1))
+        opt = DualOptimPlus([param], base_betas=(0.99, 0.99), base_weights=weights)
+        means = []
+        for turn in turns:
+            (chosen,) = turn
+            run(opt, param, [torch.full((1,), float(chosen == objective))], [chosen])
+            means.append(opt.state[param]["base_exp_avg"].item())
+        assert statistics.fmean(means[-6:]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_state_dict_from_before_base_weights_loads_with_the_optimizers_own() -> None:
+    param = Parameter(randn(3))
+    opt = DualOptimPlus([param], base_weights={"forget": 3.0})
+    run(opt, param, [randn(3)], ["forget"])
+    saved = opt.state_dict()
+    assert saved["param_groups"][0]["base_weights"] == {"forget": 3.0, "retain": 1.0}
+    del saved["param_groups"][0]["base_weights"]
+    other = DualOptimPlus([Parameter(randn(3))], base_weights={"retain": 0.5})
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["base_weights"] == {"forget": 1.0, "retain": 0.5}
 
 
 def test_lr_scales_scale_decay_and_update_of_their_objective_alone() -> None:
@@ -855,6 +912,8 @@ NAN = float("nan")
         {"max_update": -1.0},
         {"max_update": NAN},
         {"lr_scales": {"forgot": 1.0}},
+        {"base_weights": {"forgot": 1.0}},
+        {"base_weights": {"forget": -1.0}},
         {"lr_scales": {"forget": -1.0}},
         {"lr_scales": {"forget": NAN}},
         {"objectives": ()},

@@ -10,7 +10,7 @@ import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .errors import UserError, unknown
 
@@ -125,6 +125,11 @@ class RunConfig:
     base_bits: int = option(32, "bits of the base's moments, 32 or 8 (DualOptim+)")
     delta_bits: int = option(32, "bits of the deltas' moments, 32 or 8; AdamW's own moments")
     base_betas: tuple[float, float] = option((0.9, 0.95), "β1, β2 of the base (DualOptim+)")
+    base_weights: dict[str, float] | Literal["equal"] = option(
+        {},
+        "how much a step of each objective feeds the base, such as '{forget: 3, retain: 0.6}'; 'equal': so that all "
+        "weigh alike whatever the ratio; 1 where left out (DualOptim+)",
+    )
     eps: float = option(1e-8, "ε added to the root of the second moment")
     weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases")
     max_update: float | None = option(1.0, "bound on the update before the learning rate (DualOptim+); null for none")

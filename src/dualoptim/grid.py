@@ -36,11 +36,14 @@ from .resolved import resolve as resolve_all
 OF_TRAINING = {
     "forget_loss", "forget_loss_args", "retain_loss", "retain_loss_args", "weights", "optimizer", "joint", "combine",
     "alone", "retain_bound", "multiplier_lr", "ratio", "steps", "batch_size", "micro_batch_size", "lr", "lr_scales",
-    "betas", "base_bits", "delta_bits", "base_betas", "eps", "weight_decay", "max_update", "warmup_ratio",
-    "max_grad_norm", "seed", "bf16", "gradient_checkpointing", "log_every", "curve_points",
+    "betas", "base_bits", "delta_bits", "base_betas", "base_weights", "eps", "weight_decay", "max_update",
+    "warmup_ratio", "max_grad_norm", "seed", "bf16", "gradient_checkpointing", "log_every", "curve_points",
 }  # fmt: skip
 # Settings that one optimizer alone reads: the others have no runs that differ in them.
-READ_BY = {"base_betas": {"DualOptim+"}, "max_update": {"DualOptim+"}, "lr_scales": {"DualOptim+", "DualOptim"}}
+READ_BY = {
+    **{key: {"DualOptim+"} for key in ("base_betas", "base_weights", "max_update")},
+    "lr_scales": {"DualOptim+", "DualOptim"},
+}
 NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
 ELSEWHERE = {"seed": "--seeds", "optimizer": "--methods", **dict.fromkeys(PLAIN, "--methods")}
 

@@ -150,6 +150,8 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
             "base_betas": tuple(config.base_betas),
             "max_update": config.max_update,
             "base_bits": config.base_bits,
+            # What is equal follows from the schedule, which may wait for the model.
+            "base_weights": {} if config.base_weights == "equal" else dict(config.base_weights),
         }
     try:
         cls([nn.Parameter(torch.zeros(1))], **arguments)

@@ -8,6 +8,7 @@ divide is made up for in later steps, so that over a run both see the same numbe
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 Turn = dict[str, int]
@@ -51,6 +52,16 @@ def in_proportion(shares: Mapping[str, float], batch_size: int, steps: int) -> l
         served[name] += 1
         turns.append({name: batch_size})
     return turns
+
+
+def equal_weights(turns: Sequence[Turn]) -> dict[str, float]:
+    """T / (K T_o) of each of K objectives, T_o of T steps being its own: with these `base_weights` all weigh alike.
+
+    >>> equal_weights(by_turns({"forget": 1, "retain": 5}, 8, 12))
+    {'forget': 3.0, 'retain': 0.6}
+    """
+    counts = Counter(name for turn in turns for name in turn)
+    return {name: len(turns) / (len(counts) * count) for name, count in counts.items()}
 
 
 def jointly(ratio: Mapping[str, float], batch_size: int, steps: int) -> list[Turn]:

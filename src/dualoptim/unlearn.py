@@ -37,6 +37,7 @@ from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
+from .schedule import Turn, equal_weights
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
@@ -204,7 +205,7 @@ def train(
         max_length=config.max_length,
         diagnostics_every=0 if config.fast else DIAGNOSTICS_EVERY,
         release_gradients=config.release_gradients,
-        optimizer_cls_and_kwargs=resolved.optimizer,
+        optimizer_cls_and_kwargs=_optimizer(resolved, turns),
         callbacks=[watch, *([best] if best is not None else [])],
         fingerprints=resolved.identity,
     )
@@ -289,6 +290,14 @@ def train(
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer)
+
+
+def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and arguments, with what follows from the schedule."""
+    cls, arguments = resolved.optimizer
+    if "base_weights" in arguments and resolved.config.base_weights == "equal":
+        arguments = {**arguments, "base_weights": equal_weights(turns)}
+    return cls, arguments
 
 
 def _merged(model: Any, resolved: Resolved, prepared: Prepared) -> Any:

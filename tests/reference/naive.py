@@ -27,10 +27,12 @@ class NaiveDualOptim:
         weight_decay: float = 0.0,
         lr_scales: Mapping[str, float] | None = None,
         max_update: float | None = None,
+        base_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.param = param.detach().double().clone()
         self.lr, self.eps, self.weight_decay, self.max_update = lr, eps, weight_decay, max_update
         self.betas, self.base_betas, self.lr_scales = betas, base_betas, lr_scales or {}
+        self.base_weights = base_weights or {}
         self.t = 0
         self.t_o: dict[str, int] = defaultdict(int)
         self.m_b, self.v_b, self.size_b = (torch.zeros_like(self.param) for _ in range(3))
@@ -58,15 +60,16 @@ class NaiveDualOptim:
         self.v = (self.v_o[o] / (1 - beta2 ** self.t_o[o]) + v_hat).abs()
         self.decayed = self.param * (1 - self.lr_o * self.weight_decay)
         self.param = self.decayed - self.lr_o * self._update(self.m, self.v)
-        self.m_b = base1 * self.m_b + (1 - base1) * g
-        self.v_b = base2 * self.v_b + (1 - base2) * g**2
+        w = self.base_weights.get(o, 1.0)
+        self.m_b = base1 * self.m_b + (1 - base1) * w * g
+        self.v_b = base2 * self.v_b + (1 - base2) * w * g**2
 
         # The same averages with every term taken by its size.
         self.m_size_o[o] = beta1 * self.m_size_o[o] + (1 - beta1) * (g.abs() + size_hat)
         self.v_size_o[o] = beta2 * self.v_size_o[o] + (1 - beta2) * (g**2 + v_hat)
         self.m_size = self.m_size_o[o] / (1 - beta1 ** self.t_o[o]) + size_hat
         self.v_size = self.v_size_o[o] / (1 - beta2 ** self.t_o[o]) + v_hat
-        self.size_b = base1 * self.size_b + (1 - base1) * g.abs()
+        self.size_b = base1 * self.size_b + (1 - base1) * w * g.abs()
 
     def _update(self, m: Tensor, v: Tensor) -> Tensor:
         u = m / (v.sqrt() + self.eps)

@@ -39,6 +39,7 @@ from .state import (
     of,
 )
 from .validation import (
+    BY_OBJECTIVE,
     KEPT_ON_LOAD,
     check_group_keys,
     check_loadable,
@@ -78,6 +79,9 @@ class DualOptimPlus(Optimizer):
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
+        base_weights: how much a step of each objective named feeds the base; 1 for the others, the published rule. Of
+            objectives that step in different shares, `dualoptim.schedule.equal_weights` gives those with which all
+            weigh alike in the base: ``{"forget": 3, "retain": 0.6}`` for one step to forget and five to keep.
         base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
             Parameters of one dimension, of fp64, or distributed by other dimensions than the first stay in 32; those of
             one dimension do not in a group with ``flat=True``, for matrices that DeepSpeed's ZeRO is to flatten.
@@ -123,6 +127,7 @@ class DualOptimPlus(Optimizer):
         *,
         objectives: Iterable[str] = ("forget", "retain"),
         lr_scales: Mapping[str, float] | None = None,
+        base_weights: Mapping[str, float] | None = None,
         base_bits: int = 32,
         delta_bits: int = 32,
         max_update: float | None = 1.0,
@@ -145,6 +150,7 @@ class DualOptimPlus(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "lr_scales": {} if lr_scales is None else lr_scales,
+            "base_weights": {} if base_weights is None else base_weights,
             "max_update": max_update,
             "base_bits": base_bits,
             "delta_bits": delta_bits,
@@ -160,7 +166,8 @@ class DualOptimPlus(Optimizer):
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         # Mappings of its own for each group, or a change to one would be a change to all; and none is empty, as torch's
         # checkpoints would lose it.
-        settings["lr_scales"] = {**dict.fromkeys(self.objectives, 1.0), **settings["lr_scales"]}
+        for key in BY_OBJECTIVE:
+            settings[key] = {**dict.fromkeys(self.objectives, 1.0), **settings[key]}
         param_group.update(settings, num_skipped=dict.fromkeys(self.objectives, 0))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate parameters")
@@ -208,7 +215,8 @@ class DualOptimPlus(Optimizer):
         """
         self.objectives = checked_objectives((*self.objectives, name))
         for group in self.param_groups:
-            group["lr_scales"].setdefault(self.objectives[-1], 1.0)
+            for key in BY_OBJECTIVE:
+                group[key].setdefault(self.objectives[-1], 1.0)
 
     @property
     def num_skipped(self) -> dict[str, int]:
@@ -433,9 +441,10 @@ class DualOptimPlus(Optimizer):
             last = first + sum(each.group is group for each in ready)
             if last > first:
                 settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
-                lr = group["lr"] * group["lr_scales"].get(objective, 1.0)
+                settings["lr"] = group["lr"] * group["lr_scales"].get(objective, 1.0)
+                settings["base_share"] = group["base_weights"].get(objective, 1.0)
                 own_rows = slice(first, last)
-                rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], lr=lr, **settings))
+                rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], **settings))
             first = last
         # Rounding by chance hashes the step, the parameter and the element, counted over all ranks.
         places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
@@ -603,7 +612,8 @@ def _prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     loadable = check_loadable(state_dict, groups, optimizer.objectives)
     states, converted = dict(state_dict["state"]), 0
     for own, saved, checked in zip(groups, state_dict["param_groups"], loadable, strict=True):
-        checked["lr_scales"] = {**own["lr_scales"], **checked["lr_scales"]}
+        for key in BY_OBJECTIVE:
+            checked[key] = {**own[key], **checked[key]}
         settings.append({**saved, **checked, **{key: own[key] for key in KEPT_ON_LOAD}})
         for param, index in zip(own["params"], saved["params"], strict=True):
             if states.get(index):

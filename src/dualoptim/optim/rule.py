@@ -14,8 +14,11 @@ counts all steps of the parameter and t_o those of o, both already raised::
     u   = m / (√v + ε)
     u   ← min(max(u, −c), c)                             the bound c (`max_update`); infinite for the published rule
     θ   ← θ (1 − lr λ) − lr u                            decoupled weight decay
-    m_B ← β_B1 m_B + (1 − β_B1) g                        the base comes last
-    v_B ← β_B2 v_B + (1 − β_B2) g²
+    m_B ← β_B1 m_B + (1 − β_B1) w_o g                    the base comes last
+    v_B ← β_B2 v_B + (1 − β_B2) w_o g²                   w_o (`base_weights`): 1 for the published rule
+
+Where objectives step in different shares, w_o = 1 makes the base mostly that of the one that steps most;
+w_o = T / (K T_o) makes all K of them weigh alike in it, where T_o of T steps are those of o.
 
 Without a base (m̂_B = v̂_B = 0) this is AdamW with one state per objective: `DualOptim`, and AdamW itself when there is
 one objective.
@@ -55,7 +58,7 @@ class Coefficients(NamedTuple):
     correction2: Any  # 1 − β2^t_o
     base_weight1: Any  # 1 − β_B1
     base_beta2: Any  # β_B2
-    base_weight2: Any  # 1 − β_B2
+    base_weight2: Any  # w_o (1 − β_B2)
     base_correction1: Any  # 1 − β_B1^(t−1), or 1 at t = 1, where the base is zero
     base_correction2: Any  # 1 − β_B2^(t−1), or 1 at t = 1
     eps: Any  # ε
@@ -63,6 +66,7 @@ class Coefficients(NamedTuple):
     bound: Any  # c
     lr: Any  # lr · lr_scales[o]
     decay: Any  # 1 − lr λ
+    base_share: Any  # w_o
 
 
 def update(
@@ -95,7 +99,7 @@ def update(
         square = torch.abs(base_square + delta.exp_avg_sq / c.correction2)
         square = torch.maximum(square, base_square * c.floor)
         base = Moments(
-            torch.lerp(base.exp_avg, grad, c.base_weight1),
+            torch.lerp(base.exp_avg, grad * c.base_share, c.base_weight1),
             torch.addcmul(base.exp_avg_sq * c.base_beta2, grad, grad, value=c.base_weight2),
         )
     change = torch.clamp(mean / (torch.sqrt(square) + c.eps), -c.bound, c.bound)
@@ -113,8 +117,9 @@ def coefficients(
     eps: float,
     weight_decay: float,
     max_update: float | None,
+    base_share: float = 1.0,
 ) -> Tensor:
-    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 15) fp64.
+    """The `Coefficients` of many parameters at once, from their counters, on the counters' device: (P, 16) fp64.
 
     Args:
         steps: (P,) t of each parameter, this step included.
@@ -126,6 +131,7 @@ def coefficients(
         eps: ε.
         weight_decay: λ.
         max_update: the bound c; None for none.
+        base_share: w_o of the objective.
     """
     t, t_o = steps.double(), delta_steps.double()
 
@@ -147,7 +153,7 @@ def coefficients(
         correction2=correction(beta2, t_o),
         base_weight1=1 - base1,
         base_beta2=base2,
-        base_weight2=1 - base2,
+        base_weight2=base_share * (1 - base2),
         base_correction1=correction(base1, t - 1),
         base_correction2=correction(base2, t - 1),
         eps=eps,
@@ -156,6 +162,7 @@ def coefficients(
         bound=float("inf") if max_update is None else max_update,
         lr=rate,
         decay=1 - rate * weight_decay,
+        base_share=base_share,
     )
     filled = [column.expand_as(t) if isinstance(column, Tensor) else torch.full_like(t, column) for column in columns]
     return torch.stack(filled, dim=-1)

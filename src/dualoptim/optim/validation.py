@@ -28,10 +28,12 @@ from .state import (
     num_blocks,
 )
 
-RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", "lr_scales", "max_update"}
+BY_OBJECTIVE = ("lr_scales", "base_weights")  # mappings of objective → factor
+RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", *BY_OBJECTIVE, "max_update"}
 # How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
 KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "flat", "stochastic_rounding")
 SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
+SINCE_THEN = {"stochastic_rounding", "flat", "base_weights"}  # which earlier versions' state dicts have not
 # What torch and its schedulers put beside settings, and what this optimizer counts.
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "num_skipped"}
 
@@ -111,14 +113,13 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     for name in ("flat", "stochastic_rounding"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, but is {_shown(settings[name])}")
-    if not isinstance(settings["lr_scales"], Mapping):
-        raise ValueError(f"lr_scales must be a mapping of objective → factor, but is {_shown(settings['lr_scales'])}")
-    for name in settings["lr_scales"]:
-        if name not in objectives:
-            raise ValueError(f"lr_scales names {name!r}, but the objectives are {listed(objectives)}")
-    settings["lr_scales"] = {
-        str.__str__(name): number(f"lr_scales[{name!r}]", scale, 0) for name, scale in settings["lr_scales"].items()
-    }
+    for key in BY_OBJECTIVE:
+        if not isinstance(settings[key], Mapping):
+            raise ValueError(f"{key} must be a mapping of objective → factor, but is {_shown(settings[key])}")
+        for name in settings[key]:
+            if name not in objectives:
+                raise ValueError(f"{key} names {name!r}, but the objectives are {listed(objectives)}")
+        settings[key] = {str.__str__(name): number(f"{key}[{name!r}]", f, 0) for name, f in settings[key].items()}
     return settings
 
 
@@ -160,7 +161,7 @@ def check_loadable(
         )
     settings = []
     for own, group in zip(groups, saved_groups, strict=True):
-        if missing := sorted((SETTINGS - {"stochastic_rounding", "flat"}) - set(group)):
+        if missing := sorted((SETTINGS - SINCE_THEN) - set(group)):
             raise ValueError(f"the state dict is another optimizer's: its groups have no {listed(missing)}")
         if (own["base_betas"] is None) != (group["base_betas"] is None):
             raise ValueError(

@@ -194,7 +194,7 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
 extern "C" {
 
 // `pointers` (count, POINTERS), `numels` (count,), `lengths` (count,) of a row, `seeds` (count,; −1 to round to the
-// nearest), `coefficients` (count, 15).
+// nearest), `coefficients` (count, 16).
 void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, const int64_t* seeds,
           const float* coefficients, int64_t count, int threads) {
   for_blocks(numels, lengths, count, threads, [&](int64_t tensor, Block block, int64_t n) {

@@ -44,7 +44,7 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     """One step of one objective on every item.
 
     Args:
-        coefficients: (P, 15) fp64, row i is item i's `rule.Coefficients`.
+        coefficients: (P, 16) fp64, row i is item i's `rule.Coefficients`.
         seeds: (P,) of each bf16 parameter's stochastic rounding; −1 to round it to the nearest.
     """
     exact = coefficients.tolist()
