@@ -46,7 +46,7 @@ COMMANDS = {
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
+                     "attacks", "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
@@ -507,7 +507,7 @@ def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
     for key, metric in metrics.items():
         if metric.group != group:
             group = metric.group
-            print(f"\n{group}")
+            print(f"\n{group}" if group else "")
         shown = f"{report.text(was.numbers[key], metric.format):>8} →" if was else ""
         value = now.numbers[key]
         print(

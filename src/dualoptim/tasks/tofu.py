@@ -169,6 +169,11 @@ class Tofu(Task):
     def known(self) -> Rows:
         return self._known
 
+    def attacked(self) -> Mapping[str, Rows]:
+        scored = {row.question: row for row in self.scored["forget"]}  # with their paraphrased questions, if any
+        forget = [scored.get(row.question, row) for row in self.objectives["forget"]]
+        return {"forget": forget, "retain": self.scored["retain"]}
+
     def stages(self) -> list[dict[str, Any]]:
         if len(self.parts) == 1:
             return []
