@@ -504,10 +504,11 @@ def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
     now, metrics = general.scored(task, after, retrained)
     was = general.scored(task, before, retrained)[0] if before else None
     group = ""
-    for key, metric in metrics.items():
+    tables = list(dict.fromkeys(["", *(metric.group for metric in metrics.values())]))
+    for key, metric in sorted(metrics.items(), key=lambda item: tables.index(item[1].group)):
         if metric.group != group:
             group = metric.group
-            print(f"\n{group}" if group else "")
+            print(f"\n{group}")
         shown = f"{report.text(was.numbers[key], metric.format):>8} →" if was else ""
         value = now.numbers[key]
         print(

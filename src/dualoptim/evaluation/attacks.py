@@ -227,8 +227,8 @@ def _metrics(attack: str) -> dict[str, Metric]:
     made = [_metric(f"{prefix}_{key}", f"{label}, {name}", "lower", spec) for key, (label, spec) in _KEYS.items()]
     if attack == "relearn":
         made += [
-            _metric("relearn_gain", "probability gained, relearned", "lower"),
-            _metric("relearn_gain_retrained", "the same, of a model that never knew", "neither"),
+            _metric("relearn_gain", "probability gained by relearning", "lower"),
+            _metric("relearn_gain_retrained", "gain by learning, of a model that never knew", "neither"),
             _metric("relearn_robustness", "robustness to relearning (R)", "higher"),
         ]
     if attack in ROUNDING:
