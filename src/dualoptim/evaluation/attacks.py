@@ -151,9 +151,12 @@ def records(task: Task, model: nn.Module, tokenizer: Any, names: Sequence[str]) 
 
 
 def _asking(rows: Sequence[Row]) -> list[Row]:
-    """Rows that ask something, one of each question, with their whole answer."""
-    asks = [replace(asking(row), only=()) for row in rows]
-    return list({row.prompt[-1]["content"]: row for row in reversed(asks)}.values())[::-1]
+    """Rows that ask something, the first of each question, with their whole answer."""
+    first: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        asks = replace(asking(row), only=())
+        first.setdefault(tuple(message["content"] for message in asks.prompt), asks)
+    return list(first.values())
 
 
 def _drawn(rows: Sequence[Row]) -> list[Row]:
