@@ -538,7 +538,9 @@ def test_a_run_has_their_numbers_beside_the_tasks_own_and_of_a_private_one_no_te
         assert set(numbers) == set(results["metrics"])
         assert all(value is not None for value in numbers.values())
     assert entry["not_computed"] == {}
-    assert entry["before"]["relearn_robustness"] != entry["after"]["relearn_robustness"]
+    assert entry["before"]["relearn_gain"] != entry["after"]["relearn_gain"]
+    expected = entry["after"]["relearn_gain_retrained"] / entry["after"]["relearn_gain"]
+    assert entry["after"]["relearn_robustness"] == pytest.approx(min(expected, 1))
     assert results["metrics"]["relearn_gain"]["group"] == "Attacks"
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "robustness to relearning (R) ↑" in page
@@ -546,7 +548,8 @@ def test_a_run_has_their_numbers_beside_the_tasks_own_and_of_a_private_one_no_te
         assert "secret" not in Path("out", name).read_text(encoding="utf-8"), name
     assert cli.main(["evaluate", "--from-records", "out"]) == 0
     again = capsys.readouterr().out
-    assert f"{entry['after']['relearn_robustness']:.3f}" in again
+    (line,) = (line for line in again.splitlines() if line.startswith("gain by relearning"))
+    assert line.split()[-3:] == [f"{entry['before']['relearn_gain']:.3f}", "→", f"{entry['after']['relearn_gain']:.3f}"]
     assert again.index("probability, relearned") < again.index("\nAttacks\n") < again.index("ROUGE-L, relearned")
     said = {
         name: {"label": "", **{when: {"value": entry[when][name]} for when in ("before", "after")}, "why": None}
