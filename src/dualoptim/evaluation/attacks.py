@@ -97,7 +97,8 @@ def paraphrase(target: Target) -> list[dict[str, Any]]:
     def texts(row: Row) -> list[str]:
         given = row.fields.get("questions") or row.fields.get("paraphrased_question") or ()
         made = reword.wordings(row, reword.TEXT_MEASURED if is_text(row.prompt) else reword.MEASURED)
-        return [*([given] if isinstance(given, str) else given), *(other.question for other in made)]
+        own = given if isinstance(given, (list, tuple)) else [given]
+        return [*(text for text in own if isinstance(text, str) and text.strip()), *(other.question for other in made)]
 
     return _worst(target, "paraphrase", texts)
 
