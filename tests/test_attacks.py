@@ -548,7 +548,7 @@ def test_a_run_has_their_numbers_beside_the_tasks_own_and_of_a_private_one_no_te
         assert "secret" not in Path("out", name).read_text(encoding="utf-8"), name
     assert cli.main(["evaluate", "--from-records", "out"]) == 0
     again = capsys.readouterr().out
-    (line,) = (line for line in again.splitlines() if line.startswith("gain by relearning"))
+    (line,) = (line for line in again.splitlines() if line.startswith("probability gained by relearning"))
     assert line.split()[-3:] == [f"{entry['before']['relearn_gain']:.3f}", "→", f"{entry['after']['relearn_gain']:.3f}"]
     assert again.index("probability, relearned") < again.index("\nAttacks\n") < again.index("ROUGE-L, relearned")
     said = {
