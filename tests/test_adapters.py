@@ -344,7 +344,7 @@ def test_merged_weights_are_right_where_head_and_embedding_are_one(
 def test_rounding_changes_a_model_only_meanwhile(batch: dict[str, Tensor]) -> None:
     model = tiny.model().eval()
     before, state = logits(model, batch), copy.deepcopy(model.state_dict())
-    with adapters.rounded(model, "merged_bf16"):
+    with adapters.rounded(model, "bf16"):
         meanwhile = logits(model, batch)
         assert all(torch.equal(p.bfloat16().float(), p) for p in model.parameters())
     assert 1e-6 < (meanwhile - before).abs().max() < 0.05

@@ -197,7 +197,7 @@ def test_the_rows_of_a_step_are_shared_out(devices: int, micro: int | None, rows
 def test_what_is_named_is_accepted(
     place: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, optimizer: str, micro: int
 ) -> None:
-    monkeypatch.setattr(adapters, "_check_4bit", lambda: None)
+    monkeypatch.setattr(adapters, "check_4bit", lambda what: None)
     given = ["--model", "model", "--batch-size", "4", "--micro-batch-size", str(micro)]
     assert cli.main(["plan", *given, "--optimizer", optimizer]) == 0
     assert ("gradients released" in " ".join(capsys.readouterr().out.split())) == (micro == 4)

@@ -119,7 +119,7 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
         what = "lora_rank: training an adapter" if config.lora_rank else f"model {config.model!r}: an adapter"
         raise UserError(f"{what} needs the package peft; install dualoptim[lora], as by pip install 'dualoptim[lora]'")
     if config.load_in_4bit:
-        _check_4bit()
+        check_4bit("load_in_4bit")
     if not training:
         return
     defaults = RunConfig()
@@ -148,12 +148,13 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
     targets_of(config)
 
 
-def _check_4bit() -> None:
+def check_4bit(what: str) -> None:
+    """Refuse what needs weights in 4 bits where the package for them is missing, or does not know the device."""
     from .models import device_and_precision
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "load_in_4bit: weights of 4 bits need the package bitsandbytes; install dualoptim[qlora], as by "
+            f"{what}: weights of 4 bits need the package bitsandbytes; install dualoptim[qlora], as by "
             "pip install 'dualoptim[qlora]'"
         )
     device, _ = device_and_precision()
@@ -161,7 +162,7 @@ def _check_4bit() -> None:
         _through_4bit(torch.ones(64, 64, device=device))
     except Exception as error:  # whatever its libraries say to a device that they do not know
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"load_in_4bit: bitsandbytes cannot work on {device} ({reason}); leave it out") from None
+        raise UserError(f"{what}: bitsandbytes cannot work on {device} ({reason}); leave it out") from None
 
 
 def targets_of(config: RunConfig) -> str | list[str]:
@@ -401,19 +402,38 @@ def _plain(layer: Any) -> Any:
     return layer
 
 
-ROUNDINGS = {"merged_bf16": "bf16", "merged_nf4": "4 bits"}  # of merged weights, under the names that results have
+# Rounding
+
+
+def _to_bf16(weight: Tensor) -> Tensor:
+    return weight.bfloat16().to(weight.dtype)
+
+
+def _through_8bit(weight: Tensor) -> Tensor:
+    """A weight as it comes back from 8 bits: whole numbers from −127 to 127 times a scale of each row, its largest."""
+    rows = weight.float()
+    scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((rows / scale).round() * scale).to(weight.dtype)
+
+
+ROUNDS: dict[str, Callable[[Tensor], Tensor]] = {"bf16": _to_bf16, "bits8": _through_8bit, "nf4": _through_4bit}
 
 
 @contextmanager
 def rounded(model: Any, how: str) -> Iterator[None]:
-    """A model while its weights are rounded, as those of one that is deployed: all to bf16, or its layers to 4 bits."""
-    rounds: Callable[[Tensor], Tensor] = _through_4bit if how == "merged_nf4" else lambda w: w.bfloat16().to(w.dtype)
-    weights = [m.weight for m in linear_layers(model)] if how == "merged_nf4" else list(model.parameters())
+    """A model while its weights are rounded, as those of one that is deployed; then they are back to the bit.
+
+    Args:
+        model: of Transformers, or with an adapter on it, whose own layers are rounded as well.
+        how: "bf16", all of it; its linear layers to "bits8", by the largest of each row, or "nf4", in blocks of 64.
+    """
+    layers = how in ("bits8", "nf4")
+    weights = [m.weight for m in linear_layers(model)] if layers else list(model.parameters())
     kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
     with torch.no_grad():
-        for weight, _ in kept:
-            weight.copy_(rounds(weight.data))
         try:
+            for weight, _ in kept:
+                weight.copy_(ROUNDS[how](weight.data))
             yield
         finally:
             for weight, was in kept:

@@ -46,7 +46,7 @@ COMMANDS = {
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
+                     "attacks", "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
@@ -539,7 +539,8 @@ def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
     now, metrics = general.scored(task, after, retrained)
     was = general.scored(task, before, retrained)[0] if before else None
     group = ""
-    for key, metric in metrics.items():
+    tables = list(dict.fromkeys(["", *(metric.group for metric in metrics.values())]))
+    for key, metric in sorted(metrics.items(), key=lambda item: tables.index(item[1].group)):
         if metric.group != group:
             group = metric.group
             print(f"\n{group}")

@@ -138,6 +138,11 @@ class RunConfig:
 
     lm_eval: list[str] = option([], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])")
     lm_eval_limit: int | None = option(None, "samples of each of them, the first ones; without it, all")
+    attacks: list[str] = option(
+        [],
+        "whether the forgotten comes back: relearn, bits8, nf4 (dualoptim[qlora]), leak, paraphrase, prefix, such as "
+        "'[relearn, leak]'",
+    )
 
     max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
     bf16: bool | None = option(None, "bf16 autocast in training; without it, where the device has bf16 arithmetic")

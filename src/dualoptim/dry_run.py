@@ -85,6 +85,9 @@ def _show(several: Sequence[Resolved]) -> None:
         parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in needed.items())
         beside = "" if active is not None else " besides activations"
         print(f"{of.config.method}: {runs.bytes_text(sum(needed.values()))}{beside}: {parts}")
+    if first.relearning:
+        parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in first.relearning.items())
+        print(f"attack relearn: {runs.bytes_text(sum(first.relearning.values()))} besides activations: {parts}")
 
 
 def _show_row(name: str, dataset: ObjectiveRows, draw: Draw, tokenizer: Any) -> None:

@@ -137,7 +137,7 @@ def merging(results: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
             hows = [how for how in MERGING if how in of]
             table = [["", *(MERGING[how] for how in hows)]]
             for name, m in results["metrics"].items():
-                if not m.get("group"):
+                if not m.get("group") and name in of["unmerged"]:  # attacks are made on what remains alone
                     table.append([head(m), *(text(of[how].get(name), m["format"]) for how in hows)])
             found.append((label(entry, results), table))
     return found

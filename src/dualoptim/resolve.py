@@ -23,7 +23,7 @@ from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import asset
 from .errors import UserError, unknown
-from .evaluation import general
+from .evaluation import attacks, general
 from .losses import LOSSES, Loss
 from .memorise import Settings
 from .models import device_and_precision
@@ -244,6 +244,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
     if config.fast and config.save_model:
         raise UserError("fast: a model that is scored by probability alone is not written; add --save-model false")
     adapters.check_settings(config, training=training)
+    _check_attacks(config)
     if training:
         _check_thrift(config)
     if config.pause and config.until is None:
@@ -253,6 +254,20 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
             re.compile(config.train)
         except re.error as error:
             raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
+
+
+def _check_attacks(config: RunConfig) -> None:
+    """Refuse attacks that there are not, and those that this machine or the weights do not allow."""
+    attacks.check(config.attacks)
+    if config.fast and config.attacks:
+        raise UserError("fast: scores by probability alone, and attacks write replies; leave out one of them")
+    if "nf4" in config.attacks:
+        adapters.check_4bit("attack nf4")
+    if config.load_in_4bit and (of := [name for name in config.attacks if name in attacks.OF_WEIGHTS]):
+        raise UserError(
+            f"attacks: {', '.join(of)} cannot be done to weights that are loaded in 4 bits, which have no gradient and "
+            "are rounded already; leave it out, or load_in_4bit"
+        )
 
 
 def _check_thrift(config: RunConfig) -> None:
@@ -288,6 +303,8 @@ def check_with(config: RunConfig, task: Task) -> None:
         raise UserError("weights: those of all objectives are 0, so nothing would be trained on; leave one out")
     if config.retain_bound is not None and "retain" not in task.objectives:
         raise UserError(f"retain_bound: the task {task.name!r} has no objective 'retain'; leave it out")
+    if config.attacks and "forget" not in task.objectives:
+        raise UserError(f"attacks: the task {task.name!r} has nothing to forget that could come back; leave them out")
     if config.lm_eval:
         general.check(config.lm_eval)
     if config.retrained is not None and task.retained is None:
@@ -340,6 +357,28 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
     return needed
 
 
+def relearning_needs(config: RunConfig, model: nn.Module, reference: int, *, training: bool) -> dict[str, int]:
+    """Bytes that the attack relearn needs, by what they are for; nothing where it is not asked for.
+
+    Args:
+        model: as it is loaded, on torch's meta device.
+        reference: bytes of a frozen copy that stays in memory meanwhile.
+        training: whether the model was trained, in the precision of its weights.
+    """
+    if "relearn" not in config.attacks:
+        return {}
+    total = sum(p.numel() for p in model.parameters())
+    size = total * (2 if training and config.bf16_weights else 4)
+    copy = size if device_and_precision()[0].type == "cpu" else 0  # which lies in main memory
+    return {
+        "model": size,
+        "gradients": size,
+        "optimizer state": 2 * 4 * total,
+        **({"the weights as they were": copy} if copy else {}),
+        **({"reference": reference} if reference else {}),
+    }
+
+
 def train_only(pattern: str, model: nn.Module) -> None:
     """Freeze every parameter whose name a regular expression does not match anywhere.
 
@@ -363,19 +402,33 @@ def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
             raise UserError(f"the loss of {name!r}, {type(loss).__name__}: {error}") from None
 
 
+def free_memory() -> int:
+    """Bytes of the device that nothing takes."""
+    device, _ = device_and_precision()
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
+        return torch.cuda.mem_get_info()[0]
+    return int(psutil.virtual_memory().available) // ranks.here()
+
+
+def check_relearning(config: RunConfig, needed: Mapping[str, int]) -> None:
+    """Refuse the attack relearn where it does not fit, which trains all of a model with two moments of 32 bits."""
+    if sum(needed.values()) > (free := free_memory()):
+        parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
+        raise UserError(
+            f"not enough memory: the attack relearn trains all of {config.model}, which needs "
+            f"{bytes_text(sum(needed.values()))} ({parts}), and {bytes_text(free)} are free; leave it out of attacks"
+        )
+
+
 def check_room(config: RunConfig, needed: Mapping[str, int], merged: int = 0) -> None:
     """Refuse a run whose weights, gradients and states alone do not fit, or whose model would not fit on the disk.
 
     Args:
         merged: bytes of the model with its adapter merged into it; 0 where that is not made.
     """
-    device, _ = device_and_precision()
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = psutil.virtual_memory().available // ranks.here()
+    free = free_memory()
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(

@@ -67,6 +67,7 @@ class Resolved:
         adapted: whether an adapter is what is trained.
         merge: whether the model with that adapter merged into it is made as well.
         needed: bytes of memory by what they are for.
+        relearning: those of the attack of that name, if it is asked for.
         files: setting → SHA-256 of the file that it names, of those that lie on the disk.
         fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
             the packages' versions.
@@ -83,6 +84,7 @@ class Resolved:
     adapted: bool
     merge: bool
     needed: Mapping[str, int]
+    relearning: Mapping[str, int]
     files: Mapping[str, str]
     fingerprints: Mapping[str, str]
 
@@ -140,9 +142,13 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         if training:
             width = 2 if config.bf16_weights and not config.load_in_4bit else 4  # 4 bits come back in fp32
             names.check_room(config, needed, width * sum(p.numel() for p in model.parameters()) * merge)
+        relearning = names.relearning_needs(
+            config, model, needed.get("reference", 0) if training else 0, training=training
+        )
+        names.check_relearning(config, relearning)
         optimizer = names.optimizer_of(config, list(task.objectives))
         made = config, task, tokenizer, losses, refusals, optimizer, start, retrained
-        found.append(Resolved(*made, adapted, merge, needed, files, fingerprints))
+        found.append(Resolved(*made, adapted, merge, needed, relearning, files, fingerprints))
     check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH)
     return found
 

@@ -26,6 +26,11 @@ that are shares were measured; `verdict` is what it came to in a sentence, empty
 a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
 `followed` says, for each of `curves`; `scored_in` is the precision of all scores, "fp32" or "bf16" autocast.
 
+A run with `attacks` has their numbers beside the task's, and samples of them in sets that begin with "attack_", and in
+"unattacked" and "unattacked_retain" those that they are compared with: `probability`, `rouge_l`, whether the answer was
+`answered`, what was `said` in place of a `reply`; `probability_before` where weights were changed, the wording `asked`
+where it is the worst of several, and `leaks` among so many `samples`.
+
 A run that trained an adapter has `merging`, unless it was not to be merged: the numbers of the base model with the
 adapter on it, with the adapter merged into its weights, which are those of `after`, and with the merged weights rounded
 to bf16, and to 4 bits (NF4) where the base was trained on in 4 bits. Without it, `after` is of the adapter on its base.

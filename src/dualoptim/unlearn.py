@@ -27,7 +27,7 @@ from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
 from .errors import UserError
-from .evaluation import general
+from .evaluation import attacks, general
 from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
@@ -74,11 +74,9 @@ def prepare(resolved: Resolved) -> Prepared:
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     start = resolved.start.place()
     device, _ = device_and_precision()
-    gold = None
-    if resolved.retrained is not None:
-        gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
+    gold = _retrained(resolved)
     model = load_model(start, **_loading(config)).to(device).requires_grad_(False)
-    records = with_general(config, model, tokenizer, task.prepare(model, tokenizer))
+    records = with_more(config, task, model, tokenizer, task.prepare(model, tokenizer), config.attacks)
     numbers, metrics = general.scored(task, records, gold)
     curve, ability = task.follow(model, tokenizer), None
     if config.keep_at_least is not None and not task.watches_ability:
@@ -101,9 +99,23 @@ DIAGNOSTICS_EVERY = 50  # optimizer steps; a reading costs about as much as one
 ABILITY = "ability"  # the curve of what a model could before
 
 
-def with_general(config: RunConfig, model: Any, tokenizer: Any, records: Records) -> Records:
-    """A task's records of a model, and those of general ability that a config asks for."""
-    return [*records, *general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)]
+def with_more(
+    config: RunConfig, task: Task, model: Any, tokenizer: Any, records: Records, attacked: Sequence[str]
+) -> Records:
+    """A task's records of a model, those of general ability that a config asks for, and those of attacks."""
+    able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
+    return [*records, *able, *attacks.records(task, model, tokenizer, attacked)]
+
+
+def _retrained(resolved: Resolved) -> Records | None:
+    """The records of a model that never saw the rows to forget, those of relearning them if that is asked for."""
+    if resolved.retrained is None:
+        return None
+    task, tokenizer = resolved.task, resolved.tokenizer
+    device, _ = device_and_precision()
+    model = load_model(resolved.retrained.place()).to(device)
+    compared = [name for name in resolved.config.attacks if name in attacks.COMPARED]
+    return [*task.score_retrained(model, tokenizer), *attacks.records(task, model, tokenizer, compared)]
 
 
 LEFT_ROWS = 32  # of each objective, for the ratio by loss
@@ -227,14 +239,15 @@ def train(
         checkpoints_folder.rmdir()
     finite = is_finite(model)
 
-    def scored() -> Scores:
-        records = with_general(config, model, tokenizer, task.score(model, tokenizer))
+    def scored(attacked: bool = True) -> Scores:
+        records = task.score(model, tokenizer)
+        records = with_more(config, task, model, tokenizer, records, config.attacks if attacked else ())
         return Scores(*general.scored(task, records, prepared.retrained)[0], records)
 
     merging: dict[str, Any] = {}
     if finite:
         model.requires_grad_(False)
-        after = scored()
+        after = scored(attacked=not resolved.merge)
         if resolved.adapted and config.save_model:
             _write(folder / ADAPTER, adapters.save, model, tokenizer)
         if resolved.merge:
@@ -242,9 +255,9 @@ def train(
             model = _merged(model, resolved, prepared)
             after = scored()
             merging["merged"] = after.numbers
-            for how in ("merged_bf16", *(["merged_nf4"] if config.load_in_4bit else [])):
+            for how in ("bf16", *(["nf4"] if config.load_in_4bit else [])):
                 with adapters.rounded(model, how):
-                    merging[how] = scored().numbers
+                    merging[f"merged_{how}"] = scored(attacked=False).numbers
     else:
         why = "the weights are not finite after training"
         after = Scores(dict.fromkeys(prepared.before.numbers), dict.fromkeys(prepared.before.numbers, why), [])
@@ -390,16 +403,14 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     def loaded(origin: Origin) -> Any:
         return load_model(origin.place(), in_4bit=config.load_in_4bit).to(device).requires_grad_(False)
 
-    gold = None
-    if resolved.retrained is not None:
-        gold = task.score_retrained(load_model(resolved.retrained.place()).to(device), tokenizer)
+    gold = _retrained(resolved)
     first = loaded(first_of.start)
-    before = with_general(config, first, tokenizer, task.prepare(first, tokenizer))
+    before = with_more(config, task, first, tokenizer, task.prepare(first, tokenizer), config.attacks)
     if not base:
         return task, {"after": before}, gold
     del first
     second = loaded(resolved.start)
-    after = with_general(config, second, tokenizer, task.score(second, tokenizer))
+    after = with_more(config, task, second, tokenizer, task.score(second, tokenizer), config.attacks)
     return task, {"before": before, "after": after}, gold
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from .. import ranks
 from ..errors import UserError, unknown
 from ..models import device_and_precision
+from . import attacks
 from .numbers import Metric, Numbers, Record
 
 if TYPE_CHECKING:  # tasks are built on the modules of this folder
@@ -106,12 +107,16 @@ def records(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int |
 def scored(
     task: Task | type[Task], records: Sequence[Record], retrained: Sequence[Record] | None
 ) -> tuple[Numbers, Mapping[str, Metric]]:
-    """A task's numbers and how each is shown, with those of general ability where the records hold some."""
+    """A task's numbers and how each is shown, with those of general ability and attacks where the records hold some."""
     numbers, missing = task.numbers(records, retrained)
+    (attacked, lacking), shown = attacks.numbers(records, retrained)
     own = [record for record in records if record["set"] == SET]
     no_number = {_name(r): "lm-eval gives no finite number" for r in own if r["value"] is None}
     values = {_name(r): r["value"] for r in own}
-    return Numbers({**numbers, **values}, {**missing, **no_number}), {**task.metrics, **_metrics(own)}
+    return (
+        Numbers({**numbers, **attacked, **values}, {**missing, **lacking, **no_number}),
+        {**task.metrics, **shown, **_metrics(own)},
+    )
 
 
 def _metrics(records: Iterable[Record]) -> dict[str, Metric]:

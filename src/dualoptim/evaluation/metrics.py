@@ -1,7 +1,8 @@
 """Per-sample scores → numbers. Pure functions; each says in which direction it is good and how it misleads.
 
-Scores of one sample and their means over samples stand here; memorisation and membership in `privacy`, what is made of
-several such numbers in `aggregates`. All of it can be had from here. NaN in gives NaN out.
+Scores of one sample and their means over samples stand here; memorisation and membership in `privacy`, what attacks
+bring out in `robustness`, what is made of several such numbers in `aggregates`. All of it can be had from here. NaN in
+gives NaN out.
 
 The truth ratio of one sample has one form, r = exp(mean false nll − true nll), above 1 where the truth is the more
 probable: that of TOFU's aggregator and of closer-look-LLM-unlearning (arXiv 2410.08109). The TOFU paper (arXiv
@@ -43,6 +44,9 @@ from .privacy import membership_zlib as membership_zlib
 from .privacy import min_k as min_k
 from .privacy import min_k_plus_plus as min_k_plus_plus
 from .privacy import privacy_leakage as privacy_leakage
+from .robustness import leak_at_k as leak_at_k
+from .robustness import quantization_robustness as quantization_robustness
+from .robustness import relearning_robustness as relearning_robustness
 from .words import Stemmed, stands_in, words
 
 ENTAILMENT_MIN_ROUGE = 0.1  # below it a reply is held to be wrong, whatever the judge says (arXiv 2410.08109)

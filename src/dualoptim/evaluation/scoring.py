@@ -350,12 +350,20 @@ def question_records(
     return records
 
 
-def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | None, reply_tokens: int = 0) -> list[str]:
+def asked(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    name: str | None,
+    reply_tokens: int = 0,
+    temperature: float = 0.0,
+) -> list[str]:
     """What the model answers to rows' questions.
 
     Args:
         reply_tokens: how many a reply may have, where a benchmark says so; never less than half as many again as the
             longest true answer.
+        temperature: as in `replies`.
     """
     longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
     whole = max(token_counts(tokenizer, rows))  # with what leads to an answer, and with control tokens that it spells
@@ -365,6 +373,7 @@ def asked(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str | Non
         tokenizer,
         prompts,
         max_new_tokens=max(longest * 3 // 2, whole, reply_tokens),
+        temperature=temperature,
         progress=name and f"Asking, {name}",
     )
 

@@ -21,9 +21,12 @@ from torch import nn
 from ..config import RunConfig, typed
 from ..data import Row, check_objectives
 from ..errors import UserError, unknown
+from ..evaluation.metrics import contains_answer, rouge_l_recall
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..losses import Loss
 from ..tiny import TINY
+
+LEAK_ROUGE = 0.8  # ROUGE-L recall from which on a reply gives the answer: a wrong one in the same form stays below
 
 
 class Task(ABC):
@@ -72,6 +75,20 @@ class Task(ABC):
         """How many questions each share among the numbers was measured on."""
         sets = Counter(record["set"] for record in records)
         return {name: sets[metric.share_of] for name, metric in cls.metrics.items() if metric.share_of}
+
+    def attacked(self) -> Mapping[str, Sequence[Row]]:
+        """The rows under "forget", and those under "retain" if there are some, that attacks ask and relearn.
+
+        A row may have ``accepted``, as in `leaks`, and ``questions``, the same in other words.
+        """
+        return {name: rows for name, rows in self.objectives.items() if name in ("forget", "retain")}
+
+    @staticmethod
+    def leaks(row: Row, reply: str) -> bool:
+        """Whether a reply gives what a row is to forget: it holds one of ``accepted``, or nearly all of the answer."""
+        if accepted := row.fields.get("accepted"):
+            return contains_answer(reply, accepted)
+        return rouge_l_recall(reply, row.answer) >= LEAK_ROUGE
 
     def known(self) -> Sequence[Row]:
         """What a model is taught by heart before it forgets: the rows of all objectives."""

@@ -83,6 +83,18 @@ class Facts(Task):
             for name in ("forget", "retain")
         }
 
+    def attacked(self) -> Mapping[str, Sequence[Row]]:
+        return {
+            name: [
+                question(
+                    f["train"][0], f["statement"], "facts.jsonl", accepted=[f["answer"], *f["aliases"]],
+                    questions=f["test"],
+                )
+                for f in self._of(name)
+            ]
+            for name in ("forget", "retain")
+        }  # fmt: skip
+
     def _of(self, name: str) -> list[Fact]:
         return [fact for fact in self.facts if fact["set"] == name]
 

@@ -433,6 +433,15 @@ class Files(Task):
             records += [_record(row, name, reply) for row, reply in zip(rows, given, strict=True)]
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
 
+    def attacked(self) -> Mapping[str, Sequence[Row]]:
+        forget = []
+        for row in (row for row in self.scored if row.fields["known"]):
+            words = [o.question for o in self.reworded if (o.where, o.answer) == (row.where, row.answer)]
+            forget.append(dataclasses.replace(row, fields={**row.fields, "questions": words}))
+        return {"forget": forget, "retain": [*self.held_out, *self.near]}
+
+    leaks = staticmethod(gives)
+
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
         sets: dict[str, list[Record]] = {}

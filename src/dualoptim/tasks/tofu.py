@@ -191,6 +191,11 @@ class Tofu(Task):
         place, _, line = row.where.rpartition(":")
         return f"{place}, author {(int(line) - 1) // QUESTIONS}"
 
+    def attacked(self) -> Mapping[str, Rows]:
+        scored = {row.question: row for row in self.scored["forget"]}  # with their paraphrased questions, if any
+        forget = [scored.get(row.question, row) for row in self.objectives["forget"]]
+        return {"forget": forget, "retain": self.scored["retain"]}
+
     def stages(self) -> list[dict[str, Any]]:
         if len(self.parts) == 1:
             return []
