@@ -27,8 +27,8 @@ from dualoptim import DualOptim, DualOptimPlus  # noqa: E402
 from variants import Variant  # noqa: E402
 
 RAW = HERE / "evidence" / "quadratics.jsonl"
-SIZE, SEEDS, STEPS = 64, 16, 400
-RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
+SIZE, SEEDS, STEPS = 64, 16, 1000
+RATES = (5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # the smallest moves every coordinate by 2.5, twice the way to any a_o
 BETAS = (0.9, 0.95)
 METHODS: dict[str, dict[str, Any]] = {
     "Joint AdamW": {},

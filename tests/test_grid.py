@@ -203,6 +203,13 @@ def test_fast_numbers_are_the_answers_probabilities_and_held_out_rows_are_traine
         assert quick[name] == pytest.approx(slow[name], rel=1e-5)
 
 
+def test_a_record_finds_the_folder_of_a_run_among_many() -> None:
+    from dualoptim.certify import evidence
+
+    assert compare(grid={"lr": [1e-3, 1e-2]}, methods=["DualOptim+"]) == 0
+    assert {run.own.name for run in evidence.find("out")} == set(ends())
+
+
 def test_fast_saves_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare("--save-model", "true") == 2
     assert "add --save-model false" in capsys.readouterr().err

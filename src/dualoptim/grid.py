@@ -12,7 +12,6 @@ second on. What is there is taken over, and whoever ends last has all of it in r
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -106,9 +105,7 @@ def settings_of(config: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
 
 def folder_of(config: RunConfig) -> str:
     """The name of a run's own folder."""
-    plan = {key: value for key, value in config.as_dict().items() if key not in ("out", "seed")}
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{runs.slug(config.method)}-{digest}-seed{config.seed}"
+    return runs.of_grid(config.method, config.seed, config.as_dict())
 
 
 def run(

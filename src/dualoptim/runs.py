@@ -151,6 +151,13 @@ def slug(text: str) -> str:
     return "-".join(text.lower().replace("+", " plus").split())
 
 
+def of_grid(method: str, seed: int, config: Mapping[str, Any]) -> str:
+    """The name of the own folder of one of many runs, which may differ in any setting: method, hash, seed."""
+    plan = {key: value for key, value in config.items() if key not in ("out", "seed")}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{slug(method)}-{digest}-seed{seed}"
+
+
 def bytes_text(size: float) -> str:
     """Bytes for people: "1.5 GiB", "540 MiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -69,7 +69,8 @@ def find(path: str | Path) -> list[Run]:
 def _own(folder: Path, entry: Mapping[str, Any]) -> Path:
     own = folder / f"{runs.slug(entry['method'])}-seed{entry['seed']}"
     own = own / f"part{entry['part']}" if "part" in entry else own
-    return own if own.is_dir() else folder
+    of_grid = folder / runs.of_grid(entry["method"], entry["seed"], entry["config"])
+    return next((place for place in (own, of_grid) if place.is_dir()), folder)
 
 
 def choose(found: Sequence[Run], number: int | None = None, method: str | None = None, seed: int | None = None) -> Run:
