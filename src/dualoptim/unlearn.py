@@ -27,7 +27,7 @@ from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
 from .errors import UserError
-from .evaluation import general
+from .evaluation import general, probes
 from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
@@ -99,9 +99,16 @@ def _loading(config: RunConfig) -> dict[str, Any]:
 ABILITY = "ability"  # the curve of what a model could before
 
 
-def with_general(config: RunConfig, model: Any, tokenizer: Any, records: Records) -> Records:
-    """A task's records of a model, and those of general ability that a config asks for."""
-    return [*records, *general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)]
+def with_general(
+    config: RunConfig, model: Any, tokenizer: Any, records: Records, base: Records | None = None
+) -> Records:
+    """A task's records of a model, and those of general ability and of probes that a config asks for.
+
+    Args:
+        base: the records of the model before; None for that model itself.
+    """
+    able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
+    return [*records, *able, *probes.records(model, tokenizer, probes.read(config), base)]
 
 
 LEFT_ROWS = 32  # of each objective, for the ratio by loss
@@ -170,7 +177,7 @@ def train(
             output_dir=str(checkpoints_folder),
             gradient_accumulation_steps=-(-config.batch_size // (micro * ranks.size())),
             learning_rate=config.lr,
-            lr_scheduler_type="linear",
+            lr_scheduler_type="linear" if config.lr_decay else "constant_with_warmup",
             warmup_steps=round(steps * config.warmup_ratio),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -225,7 +232,7 @@ def train(
     finite = is_finite(model)
 
     def scored() -> Scores:
-        records = with_general(config, model, tokenizer, task.score(model, tokenizer))
+        records = with_general(config, model, tokenizer, task.score(model, tokenizer), prepared.before.records)
         return Scores(*general.scored(task, records, prepared.retrained)[0], records)
 
     merging: dict[str, Any] = {}
@@ -388,7 +395,7 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
         return task, {"after": before}, gold
     del first
     second = loaded(resolved.start)
-    after = with_general(config, second, tokenizer, task.score(second, tokenizer))
+    after = with_general(config, second, tokenizer, task.score(second, tokenizer), before)
     return task, {"before": before, "after": after}, gold
 
 
