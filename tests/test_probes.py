@@ -116,7 +116,7 @@ def test_replies_are_compared_with_answers_or_with_those_before(place: Path, mon
     said["Oslo?"] = "by the shore"  # two of the four words before, in their order
     after = probes.records(None, tiny.tokenizer(), asked, before)  # type: ignore[arg-type]
     assert [r["answer"] for r in after if r["set"] == "blur_whp_retain"] == ["North, by the sea", ""]
-    assert [r["rouge_l"] for r in after if r["set"] == "blur_whp_retain"][0] == 0.5
+    assert next(r["rouge_l"] for r in after if r["set"] == "blur_whp_retain") == 0.5
     assert probes.numbers(after).missing == {}
 
 
