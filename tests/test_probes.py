@@ -128,7 +128,8 @@ def test_a_reply_goes_on_from_how_it_was_begun() -> None:
         words.decode(ids) == words.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) + "Answer:"
     )
     with torch.no_grad():
-        wanted = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+        asked = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        wanted = model.generate(**asked, max_new_tokens=6, do_sample=False)[0, len(ids) :]
     (reply,) = scoring.replies(model, words, [prompt], max_new_tokens=6, begun="Answer:")
     assert reply == words.decode(wanted, skip_special_tokens=True).strip()
 

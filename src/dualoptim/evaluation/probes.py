@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -58,12 +59,12 @@ def read(config: RunConfig) -> dict[str, tuple[Row, ...]]:
                 raise UserError(f"{name}: there are no questions to ask; give --probes, or leave it out")
         return {}
     subjects, limit = tuple(config.probe_subjects), config.probe_limit
-    return dict(_read(tuple(config.probes), config.probes_dir, subjects, limit))
+    return dict(_read(tuple(config.probes), config.probes_dir, subjects, limit, Path.cwd()))
 
 
 @lru_cache(maxsize=4)
 def _read(
-    probes: tuple[str, ...], folder: str | None, subjects: tuple[str, ...], limit: int | None
+    probes: tuple[str, ...], folder: str | None, subjects: tuple[str, ...], limit: int | None, here: Path
 ) -> Mapping[str, tuple[Row, ...]]:
     sets = dict.fromkeys(name for probe in probes for name in _sets(probe, folder))
     asked: Mapping[str, Iterable[Row]] = {

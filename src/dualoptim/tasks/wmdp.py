@@ -93,7 +93,8 @@ class Wmdp(Task):
                     f"task 'wmdp': {name} has {len(rows)} texts of {least} letters or more, and needs two, of which "
                     "one is kept aside to measure by"
                 )
-            aside = min(scored, max(len(rows) // 3, 1))
+            spare = len(rows) - (documents or len(rows))  # of few texts, a third is taken from those to train on
+            aside = min(scored, max(spare, len(rows) // 3, 1))
             return rows[: min(documents or len(rows), len(rows) - aside)], rows[-aside:]
 
         parts = {name: split(name) for name in together}
