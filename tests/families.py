@@ -43,6 +43,10 @@ def files() -> dict[str, Any]:
             for i in range(6)
         ],
         "multitask/gsm8k_test.jsonl": [{"question": f"{i} and 1?", "answer": f"#### {i + 1}"} for i in range(4)],
+        **{
+            f"wmdp/{name}.jsonl": [{"text": f"{word} {i} of {name} stirs {word}s, and more."} for i in range(6)]
+            for name, word in (("bio-forget-corpus", "spore"), ("cyber-forget-corpus", "port"), ("wikitext", "river"))
+        },
     }
 
 

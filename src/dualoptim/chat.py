@@ -282,10 +282,14 @@ def _piece(tokenizer: Any, text: str, goes_on: bool) -> Spelled:
     return Spelled(ids, spans)
 
 
-def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "") -> list[int]:
-    """The tokens that a model is asked with."""
+def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "", begun: str = "") -> list[int]:
+    """The tokens that a model is asked with.
+
+    Args:
+        begun: how its answer begins, which it goes on from.
+    """
     turn = turn_of(tokenizer, prompt, where)
-    return spelled(tokenizer, turn.prompt, turn.cuts).ids
+    return spelled(tokenizer, turn.prompt + (turn.lead + begun if begun else ""), turn.cuts).ids
 
 
 def reply_of(tokenizer: Any, ids: Sequence[int], turn: Turn, ends: Sequence[int]) -> str:

@@ -54,6 +54,20 @@ def cut(
     return found
 
 
+def beginning(row: Row, tokenizer: Any, size: int) -> Row:
+    """The first `size` tokens of a row of plain text, up to where a word begins; the row itself where it has no more.
+
+    Args:
+        size: counts the token that begins the text, and what ends one that is whole.
+
+    Raises:
+        UserError: a character has more tokens than that.
+    """
+    document = _Document(row, tokenizer, size, size, NO_LIMIT)
+    end = document.reach(0, document.most)
+    return row if end == len(row.answer) else replace(row, answer=row.answer[:end], chunk=(1, 2))
+
+
 class _Document:
     """A row of plain text that is cut: its text, the places where it may be cut, and those where words begin."""
 
@@ -91,14 +105,14 @@ class _Document:
         spans: list[tuple[int, int]] = []
         begin, last = 0, len(self.text)
         while True:
-            end = self._reach(begin, self.most)
+            end = self.reach(begin, self.most)
             if end == last:
                 return [*spans, (begin, end)]
             following = end
             if self.stride < self.most - 1:
-                following = min(self._reach(begin, self.stride + 1, at_least_one=True), end)
+                following = min(self.reach(begin, self.stride + 1, at_least_one=True), end)
             if self._is_little(following):
-                half = self._reach(begin, (self._tokens(begin, last) + 1) // 2, at_least_one=True)
+                half = self.reach(begin, (self._tokens(begin, last) + 1) // 2, at_least_one=True)
                 if half < following and self._tokens(half, last) <= self.most:
                     end, following = end if following < end else half, half
             spans.append((begin, end))
@@ -111,7 +125,7 @@ class _Document:
             return False
         return self._lengths([self._part(begin, len(self.text))])[0] <= self.most // LEAST
 
-    def _reach(self, begin: int, most: int, *, at_least_one: bool = False) -> int:
+    def reach(self, begin: int, most: int, *, at_least_one: bool = False) -> int:
         """How far `most` tokens go from a place, the token before them counted: to a word's beginning or a token's."""
         first = bisect_right(self.places, self._past_nothing(begin))
         at = max(first, min(first + most * self.guess - 2, len(self.places) - 1))

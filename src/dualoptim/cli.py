@@ -46,7 +46,8 @@ COMMANDS = {
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "attacks", "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
+                     "attacks", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length", "score_bf16",
+                     "load_in_4bit")  # fmt: skip
 
 
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")

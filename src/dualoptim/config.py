@@ -134,6 +134,7 @@ class RunConfig:
     weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases")
     max_update: float | None = option(1.0, "bound on the update before the learning rate (DualOptim+); null for none")
     warmup_ratio: float = option(0.1, "share of the steps over which the learning rate rises; it falls linearly after")
+    lr_decay: bool = option(True, "let the learning rate fall after that; false: it stays")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
 
     lm_eval: list[str] = option([], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])")
@@ -143,6 +144,13 @@ class RunConfig:
         "whether the forgotten comes back: relearn, bits8, nf4 (dualoptim[qlora]), leak, paraphrase, prefix, such as "
         "'[relearn, leak]'",
     )
+
+    probes: list[str] = option(
+        [], "questions of other benchmarks to ask before and after: rwku, blur, or one of their sets by name"
+    )
+    probes_dir: str | None = option(None, "folder that holds those questions; without it they come from the hub")
+    probe_subjects: list[str] = option([], "RWKU's subjects to ask about; without it, all")
+    probe_limit: int | None = option(None, "questions of each set, the first ones; without it, all")
 
     max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
     bf16: bool | None = option(None, "bf16 autocast in training; without it, where the device has bf16 arithmetic")
@@ -177,7 +185,8 @@ class RunConfig:
     @property
     def inputs(self) -> dict[str, str | None]:
         """The settings that name a file or folder which is read, or may."""
-        names = ("model", "retrained", "chat_template", "task", "data_dir", "forget", "retain", "refusals")
+        names = ("model", "retrained", "chat_template", "task", "data_dir", "probes_dir", "forget", "retain",
+                 "refusals")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,12 @@ def read_records(path: str | Path) -> list[tuple[Record, str]]:
     return records
 
 
-def read_lines(path: str | Path, key: str) -> list[str]:
-    """Texts, of a file of plain lines, of JSON strings, or of rows that have them under a key."""
+def read_lines(path: str | Path, key: str, *, blank: bool = False) -> list[str]:
+    """Texts, of a file of plain lines, of JSON strings, or of rows that have them under a key.
+
+    Args:
+        blank: whether blank ones are left out, and no error.
+    """
     data = _bytes(str(path))
     found = _records(data, str(path), known=False)
     if found is None:
@@ -61,6 +65,8 @@ def read_lines(path: str | Path, key: str) -> list[str]:
     texts = []
     for each, where in found:
         said = each.get(key) if isinstance(each, dict) else each
+        if blank and isinstance(said, str) and not said.strip():
+            continue
         if not isinstance(said, str) or not said.strip():
             raise UserError(f"{where}: needs its words, as a line, a text, or under {key!r}")
         texts.append(said)
@@ -205,18 +211,62 @@ def _parquet(data: bytes, path: str) -> list[tuple[Any, str]]:
 
 
 def _hub(name: str, split: str) -> list[tuple[Any, str]]:
+    return list(hub_rows(name, split))
+
+
+GATED = re.compile(r"gated|\b40[13]\b|authenticat|log in", re.IGNORECASE)  # as the hub says that a set is not for all
+
+
+def hub_rows(
+    name: str, split: str = "train", config: str | None = None, instead: str | None = None
+) -> Iterator[tuple[Record, str]]:
+    """The rows of a data set on the hub, made as they are asked for, each with where it stands.
+
+    Args:
+        config: its configuration, where it has several.
+        instead: what else one may do, such as "give --data-dir"; None where `name` may have been meant as a file.
+
+    Raises:
+        UserError: at once, where it cannot be had: no package, no network, no access, no such configuration or split.
+    """
+    what = f"{name if config is None else f'{name}, {config}'}:{split}"
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(
             f"{name}: there is no such file; for a data set on the hub, pip install 'dualoptim[hub]'"
+            if instead is None
+            else f"{what}: to read it from the hub, pip install 'dualoptim[hub]', or {instead}"
         ) from None
     try:
-        rows = load_dataset(name, split=split)
+        rows = load_dataset(name, *([] if config is None else [config]), split=split)
     except Exception as error:  # whatever the hub answers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}:{split}: could not be loaded as a file or from the hub: {reason}") from None
-    return [(_plain(row), f"{name}:{split}, row {i}") for i, row in enumerate(rows, 1)]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        mend = ["accept its terms on the hub and log in (hf auth login)"] if GATED.search(str(error)) else []
+        mend += [] if instead is None else [instead]
+        raise UserError(
+            f"{what}: could not be loaded {'as a file or ' if instead is None else ''}from the hub: {reason}"
+            f"{'; ' if mend else ''}{', or '.join(mend)}"
+        ) from None
+    return ((_plain(row), f"{what}, row {i}") for i, row in enumerate(rows, 1))
+
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+
+
+def file_of(base: str | Path, folder: str, stem: str, setting: str) -> Path | None:
+    """A file, or a folder, of a name with one of `SUFFIXES`, gzipped or not, or with none; None where there is none.
+
+    It is looked for in `base`, in its folder `folder`, and in a folder of that name beside it.
+
+    Args:
+        setting: what names `base`, for messages.
+    """
+    if not Path(base).is_dir():
+        raise UserError(f"{setting} {base}: there is no such folder; give the one that holds {stem}.jsonl")
+    names = [f"{stem}{suffix}{zipped}" for suffix in SUFFIXES for zipped in ("", ".gz")]
+    places = (Path(base), Path(base) / folder, Path(base).parent / folder)
+    return next((place / name for place in places for name in (*names, stem) if (place / name).exists()), None)
 
 
 def _plain(row: Any) -> Record:

@@ -23,7 +23,7 @@ from .combine import RULES
 from .config import ALONE, METHODS, PLAIN, RunConfig, typed
 from .data import asset
 from .errors import UserError, unknown
-from .evaluation import attacks, general
+from .evaluation import attacks, general, probes
 from .losses import LOSSES, Loss
 from .memorise import Settings
 from .models import device_and_precision
@@ -196,7 +196,7 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
 
 LEAST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "max_length": 1, "lm_eval_limit": 1, "seed": 0, "save_every": 0,
-    "curve_points": 0, "lora_rank": 0, "max_grad_norm": 0.0, "lr": 0.0, "weight_decay": 0.0,
+    "probe_limit": 1, "curve_points": 0, "lora_rank": 0, "max_grad_norm": 0.0, "lr": 0.0, "weight_decay": 0.0,
 }  # fmt: skip
 MOST = {"curve_points": 10**7, "lora_rank": 10**6, "max_length": 10**9, "log_every": 10**9, "save_every": 10**9}
 MOST_SEQUENCES = 10**7  # of a run, whose schedule is made beforehand
@@ -307,6 +307,7 @@ def check_with(config: RunConfig, task: Task) -> None:
         raise UserError(f"attacks: the task {task.name!r} has nothing to forget that could come back; leave them out")
     if config.lm_eval:
         general.check(config.lm_eval)
+    probes.read(config)
     if config.retrained is not None and task.retained is None:
         raise UserError(f"retrained: the task {task.name!r} compares with no retrained model; leave it out")
     if config.retrained == "make" and not config.memorise:

@@ -27,7 +27,7 @@ from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
 from .errors import UserError
-from .evaluation import attacks, general
+from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
@@ -100,11 +100,23 @@ ABILITY = "ability"  # the curve of what a model could before
 
 
 def with_more(
-    config: RunConfig, task: Task, model: Any, tokenizer: Any, records: Records, attacked: Sequence[str]
+    config: RunConfig,
+    task: Task,
+    model: Any,
+    tokenizer: Any,
+    records: Records,
+    attacked: Sequence[str],
+    base: Records | None = None,
 ) -> Records:
-    """A task's records of a model, those of general ability that a config asks for, and those of attacks."""
+    """A task's records of a model, and those of general ability, attacks and probes that a config asks for.
+
+    Args:
+        attacked: the attacks to make.
+        base: the records of the model before; None for that model itself.
+    """
     able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
-    return [*records, *able, *attacks.records(task, model, tokenizer, attacked)]
+    probed = probes.records(model, tokenizer, probes.read(config), base)
+    return [*records, *able, *attacks.records(task, model, tokenizer, attacked), *probed]
 
 
 def _retrained(resolved: Resolved) -> Records | None:
@@ -184,7 +196,7 @@ def train(
             output_dir=str(checkpoints_folder),
             gradient_accumulation_steps=-(-config.batch_size // (micro * ranks.size())),
             learning_rate=config.lr,
-            lr_scheduler_type="linear",
+            lr_scheduler_type="linear" if config.lr_decay else "constant_with_warmup",
             warmup_steps=round(steps * config.warmup_ratio),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -240,8 +252,8 @@ def train(
     finite = is_finite(model)
 
     def scored(attacked: bool = True) -> Scores:
-        records = task.score(model, tokenizer)
-        records = with_more(config, task, model, tokenizer, records, config.attacks if attacked else ())
+        made, before = config.attacks if attacked else (), prepared.before.records
+        records = with_more(config, task, model, tokenizer, task.score(model, tokenizer), made, before)
         return Scores(*general.scored(task, records, prepared.retrained)[0], records)
 
     merging: dict[str, Any] = {}
@@ -410,7 +422,7 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
         return task, {"after": before}, gold
     del first
     second = loaded(resolved.start)
-    after = with_more(config, task, second, tokenizer, task.score(second, tokenizer), config.attacks)
+    after = with_more(config, task, second, tokenizer, task.score(second, tokenizer), config.attacks, before)
     return task, {"before": before, "after": after}, gold
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from .. import ranks
 from ..errors import UserError, unknown
 from ..models import device_and_precision
-from . import attacks
+from . import attacks, probes
 from .numbers import Metric, Numbers, Record
 
 if TYPE_CHECKING:  # tasks are built on the modules of this folder
@@ -107,16 +107,23 @@ def records(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int |
 def scored(
     task: Task | type[Task], records: Sequence[Record], retrained: Sequence[Record] | None
 ) -> tuple[Numbers, Mapping[str, Metric]]:
-    """A task's numbers and how each is shown, with those of general ability and attacks where the records hold some."""
+    """A task's numbers and how each is shown, with those of general ability, attacks and probes in the records."""
     numbers, missing = task.numbers(records, retrained)
     (attacked, lacking), shown = attacks.numbers(records, retrained)
     own = [record for record in records if record["set"] == SET]
     no_number = {_name(r): "lm-eval gives no finite number" for r in own if r["value"] is None}
-    values = {_name(r): r["value"] for r in own}
+    asked, not_asked = probes.numbers(records)
+    shown = {**shown, **_metrics(own), **{name: probes.METRICS[name] for name in asked}}
     return (
-        Numbers({**numbers, **attacked, **values}, {**missing, **lacking, **no_number}),
-        {**task.metrics, **shown, **_metrics(own)},
+        Numbers({**numbers, **attacked, **values(records), **asked}, {**missing, **lacking, **no_number, **not_asked}),
+        # A task may show some of them in its own way.
+        {**task.metrics, **{name: metric for name, metric in shown.items() if name not in task.metrics}},
     )
+
+
+def values(records: Sequence[Record]) -> dict[str, float | None]:
+    """The numbers of general ability among records, such as ``mmlu_acc``."""
+    return {_name(record): record["value"] for record in records if record["set"] == SET}
 
 
 def _metrics(records: Iterable[Record]) -> dict[str, Metric]:

@@ -47,6 +47,7 @@ def replies(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    begun: str = "",
     progress: str | None = None,
 ) -> list[str]:
     """What the model answers to each prompt, up to its end token or `max_new_tokens`.
@@ -55,10 +56,11 @@ def replies(
         prompts: chat messages, each list ending with the user's.
         temperature: of sampling, by torch's random generator of the processor, which gives every batch a seed, so that
             batches need not follow each other; 0 for the most probable token each time.
+        begun: how each answer begins; the model is given it, and what is returned goes on behind it.
         progress: what to write beside the progress bar; no bar without it.
     """
     turns = [turn_of(tokenizer, prompt) for prompt in prompts]
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt, begun=begun) for prompt in prompts]
     ends, filler, room = end_ids(tokenizer, turns), pad_id(tokenizer), positions(model)
     if (longest := max(map(len, ids), default=0)) >= room:
         raise UserError(f"a prompt has {longest} tokens, and the model takes {room} positions; shorten it")

@@ -186,6 +186,8 @@ def _load(config: RunConfig) -> Task:
     cls = find(name)
     if inspect.isabstract(cls):
         raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
+    if config.task is not None and "tokenizer" in inspect.signature(cls).parameters and config.model != TINY:
+        arguments = {"tokenizer": config.model, **arguments}  # "tiny" makes its own of the rows
     arguments = typed(f"task {name!r}", cls, arguments)
     try:
         inspect.signature(cls).bind(**arguments)
