@@ -40,6 +40,7 @@ def trainer(
     bound: float | None = None,
     callbacks: Any = None,
     release: bool = False,
+    rows: Any = None,
     **arguments: Any,
 ) -> UnlearnTrainer:
     settings = {
@@ -59,7 +60,7 @@ def trainer(
             **{**settings, **arguments},
         ),
         objectives={
-            "forget": Objective(FORGET, LOSSES[forget](), refusals=REFUSALS),
+            "forget": Objective(rows or FORGET, LOSSES[forget](), refusals=REFUSALS),
             "retain": Objective(
                 RETAIN, LOSSES[retain](), weight=2.0, refusals=REFUSALS, bound=bound, multiplier_lr=0.5
             ),

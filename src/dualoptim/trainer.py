@@ -37,7 +37,7 @@ from . import checkpoints, engines, reporting, sharded, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .adapters import check_model
 from .combine import Rule, combined
-from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id
+from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer
@@ -57,7 +57,8 @@ class Objective:
         rows: what it is trained on: `Row`s, or mappings in any form that a file of rows may have.
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of one's own.
         weight: coefficient of its loss.
-        refusals: replies that may stand in for a row's answer; needed where the loss needs them.
+        refusals: replies that may stand in for a row's answer; needed where the loss needs them. Of AltPO, rows bring
+            their own under ``alternates`` (`dualoptim.alternates` has a model make them up).
         bound: hold the loss below this by a multiplier in place of a fixed weight (PDU, arXiv 2506.05314): it begins
             at `weight` and after every step that serves the objective goes to max(0, λ + η (loss − bound)).
         multiplier_lr: η.
@@ -159,7 +160,10 @@ class UnlearnTrainer(Trainer):
             loss = type(objective.loss).__name__
             if objective.loss.reference == "model" and reference is None and not partly_trained(model):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
-            if objective.loss.needs_idk and not objective.refusals:
+            if objective.loss.needs_alternates:
+                for row in rows[name]:
+                    texts(row.fields, "alternates", row.where)
+            elif objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
         if processing_class is None:
             if not isinstance(model, str):
@@ -210,9 +214,10 @@ class UnlearnTrainer(Trainer):
         self.combine, self.release_gradients = combine, release_gradients
         self.rows = ObjectiveRows(
             rows,
-            {name: objective.refusals for name, objective in objectives.items() if objective.loss.needs_idk},
+            {name: o.refusals for name, o in objectives.items() if o.loss.needs_idk and not o.loss.needs_alternates},
             processing_class,
             max_length,
+            own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
         )
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the evaluation that is under way: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
@@ -295,6 +300,7 @@ class UnlearnTrainer(Trainer):
         found = {
             **self.given_fingerprints,
             "set of rows": digest(self.rows.tokens, self.rows.refusals),
+            **({"set of alternates": digest(self.rows.alternates)} if self.rows.alternates else {}),
             "schedule": digest([dict(turn) for turn in self.turns], seed),
         }
         if self.args.eval_strategy != "no":  # what is best, and when a run stops, is told by them

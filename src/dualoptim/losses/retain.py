@@ -60,8 +60,8 @@ class KL(Loss):
 class JSD(Loss):
     """Stay near the reference, to retain: the mean over answer tokens of JSD(π_ref ‖ π), in [0, log 2].
 
-    KL(π_ref ‖ m) / 2 + KL(π ‖ m) / 2 with m = (π_ref + π) / 2. JensUn's retain loss; unlike `KL` it does not grow without
-    end where the reference finds likely what the model no longer does.
+    KL(π_ref ‖ m) / 2 + KL(π ‖ m) / 2 with m = (π_ref + π) / 2. JensUn's retain loss. Unlike `KL` it does not grow
+    without end where the reference finds likely what the model no longer does.
 
     Reference: arXiv 2509.02820, whose code takes the mean over every position, prompt and padding included.
     """
