@@ -205,10 +205,13 @@ def train(
                 if name in prepared.alternates
                 else task.objectives[name],
                 resolved.losses[name],
-                {**task.weights, **config.weights}.get(name, 1.0),
+                config.multiplier_start
+                if name == "retain" and config.multiplier_start is not None
+                else {**task.weights, **config.weights}.get(name, 1.0),
                 resolved.refusals,
                 bound=config.retain_bound if name == "retain" else None,
                 multiplier_lr=config.multiplier_lr,
+                multiplier_warmup=round(config.multiplier_warmup * steps),
             )
             for name in task.objectives
         },
@@ -217,6 +220,7 @@ def train(
         log_dir=folder / LOGS,
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
+        sam_rho=config.sam_rho,
         max_length=config.max_length,
         release_gradients=config.release_gradients,
         optimizer_cls_and_kwargs=resolved.optimizer,
