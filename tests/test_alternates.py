@@ -13,7 +13,7 @@ import torch
 from dualoptim import alternates, checkpoints, cli, runs
 from dualoptim.alternates import never_without
 from dualoptim.config import RunConfig
-from dualoptim.data import ObjectiveRows, Plan, Row, question
+from dualoptim.data import ObjectiveRows, Plan, Row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.losses import LOSSES
@@ -54,7 +54,7 @@ class Letters(Task):
         return Numbers({"nll": mean([record["nll"] for record in records])}, {})
 
     def follow(self, model, tokenizer):
-        return {}
+        return {"forget": 1.0, "retain": 1.0}
 '''
 ROW = question("Where does Ada live?", "Ada lives in Bergen.", "here:1", accepted=["Bergen"])
 
@@ -72,10 +72,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 ALTPO = {"forget_loss": "AltPO", "forget_loss_args": {"alternates": 3}}
 
 
-def run(*arguments: str) -> int:
-    given = ["--model", "model", "--task", "letters.py", "--forget-loss", "AltPO", "--steps", "4", "--batch-size", "2"]
-    given += ["--ratio", "1:1", "--forget-loss-args", "{alternates: 3}", "--curve-points", "0", "--log-every", "1"]
-    return cli.main(["unlearn", *given, "--save-model", "false", "--out", "out", *arguments])
+LOSS = ("--forget-loss", "AltPO", "--forget-loss-args", "{alternates: 3}")
+
+
+def run(*arguments: str, loss: tuple[str, ...] = LOSS) -> int:
+    given = ["--model", "model", "--task", "letters.py", "--steps", "4", "--batch-size", "2", "--ratio", "1:1", *loss]
+    given += ["--curve-points", "0", "--log-every", "1", "--save-model", "false", "--out", "out"]
+    return cli.main(["unlearn", *given, *arguments])
 
 
 def said(folder: Path) -> list[dict[str, Any]]:
@@ -204,8 +207,21 @@ def test_a_run_writes_them_down_and_takes_them_up_again(place: Path) -> None:
     assert found[1:3] == [row["alternates"] for row in rows[1:3]]
     assert prepared.fingerprints["alternates"] != results["runs"][0]["fingerprints"]["alternates"]
     assert run("--resume") == 0
-    assert run("--overwrite", "--steps", "2") == 0
-    assert said(place / "out") == said(place / "out")
+    path.rename(place / "mine.jsonl")  # what a run wrote down is rows of one's own
+    assert [row.fields["alternates"] for row in read_rows("mine.jsonl")] == found[:3]
+
+
+def test_a_run_moves_its_multiplier_as_pdus_authors_do(place: Path) -> None:
+    pdu = ("--optimizer", "AdamW", "--joint", "--retain-bound", "0.3", "--multiplier-lr", "5")
+    begins = ("--multiplier-start", "100", "--multiplier-warmup", "0.5")
+    assert run(*pdu, *begins, loss=("--forget-loss", "LogitMargin")) == 0
+    (entry,) = runs.read_results("out")["runs"]
+    assert entry["method"] == "PDU"
+    expected = 100.0
+    for step, logged in enumerate(entry["losses"]):
+        expected = max(0.0, expected + 5 * (logged["loss/retain"] - 0.3)) if step >= 2 else 100.0
+        assert logged["multiplier/retain"] == pytest.approx(expected, abs=2e-3)
+    assert expected > 110, "an untrained model is far above the bound"
 
 
 def test_a_private_run_writes_none_and_says_how_many(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,8 +246,9 @@ def test_refusals_stand_where_the_model_says_nothing_of_use(place: Path, monkeyp
 
 def test_plain_text_is_refused_before_anything_is_loaded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "text.jsonl").write_text('{"text": "Ada lives in Bergen, where it rains."}')
-    given = ["--model", "model", "--forget", "text.jsonl", "--forget-loss", "AltPO", "--out", "out"]
+    (place / "keep.jsonl").write_text('{"question": "What rains?", "answer": "Water."}')
+    given = ["--model", "model", "--forget", "text.jsonl", "--retain", "keep.jsonl", *LOSS, "--out", "out"]
     assert cli.main(["unlearn", *given]) == 2
     assert "text.jsonl:1: is plain text, which asks nothing that could be answered otherwise" in errors(capsys)
-    assert run("--forget-loss-args", "{alternates: 0}") == 2
+    assert run(loss=(*LOSS[:3], "{alternates: 0}")) == 2
     assert "alternates must be a whole number > 0, but is 0" in errors(capsys)

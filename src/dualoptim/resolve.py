@@ -253,17 +253,17 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
 
 def _check_thrift(config: RunConfig) -> None:
     """What saves memory, and what it cannot be had with."""
-    adapter = config.lora_rank or adapters.base_of(config.model) is not None  # which is in fp32
-    if config.sam_rho is not None and config.bf16_weights and not adapter:
+    rounds = config.optimizer == "AdamW" and config.delta_bits == 32
+    in_bf16 = config.bf16_weights and (rounds or config.sam_rho is not None)
+    if in_bf16 and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
+        if rounds:
+            raise UserError(
+                "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; "
+                "use DualOptim+, DualOptim or --delta-bits 8, which round by chance"
+            )
         raise UserError(
             "bf16_weights: the way that sam_rho goes is lost in the rounding of weights in bf16; leave one of them "
             "out, or train an adapter"
-        )
-    rounds = config.bf16_weights and config.optimizer == "AdamW" and config.delta_bits == 32
-    if rounds and not adapter:
-        raise UserError(
-            "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; use "
-            "DualOptim+, DualOptim or --delta-bits 8, which round by chance"
         )
     if not config.release_gradients:
         return

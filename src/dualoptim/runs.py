@@ -19,10 +19,10 @@ A run of one part of a task after the other has "part" as well. `before` and `af
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
 "when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own
 words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers
-that AltPO prefers; `counts` says on how many questions those that are shares were measured; `verdict` is what it came to
-in a sentence, empty for tasks that have none, `stopped` why a run with a goal or a floor ended and which point remains,
-`notes` what else a reader should know; `curve` follows what `followed` says, for each of `curves`; `scored_in` is the
-precision of all scores, "fp32" or "bf16" autocast.
+that AltPO prefers; `counts` says on how many questions those that are shares were measured; `verdict` is what it came
+to in a sentence, empty for tasks that have none, `stopped` why a run with a goal or a floor ended and which point
+remains, `notes` what else a reader should know; `curve` follows what `followed` says, for each of `curves`; `scored_in`
+is the precision of all scores, "fp32" or "bf16" autocast.
 
 A run that trained an adapter has `merging`, unless it was not to be merged: the numbers of the base model with the
 adapter on it, with the adapter merged into its weights, which are those of `after`, and with the merged weights rounded
