@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from dualoptim import resolve
+from dualoptim import engines, resolve, trainer_arguments
 from dualoptim.combine import gramian, gru
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
@@ -135,6 +136,24 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
 def test_what_a_trainer_cannot_do_is_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         made.trainer(tmp_path, JOINT, optimizer=made.ADAMW, **settings)
+
+
+def test_weights_in_bf16_are_refused_where_they_are_trained() -> None:
+    model = tiny.model().bfloat16()
+    with pytest.raises(UserError, match=r"sam_rho: model\.embed_tokens\.weight is in bfloat16"):
+        trainer_arguments.check_sam(0.1, {"forget"}, model)
+    model.requires_grad_(False)
+    trainer_arguments.check_sam(0.1, {"forget"}, model)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
+def test_sharded_weights_are_refused(engine: str) -> None:
+    sharded: Any = SimpleNamespace(
+        args=SimpleNamespace(world_size=1), model=tiny.model(), is_fsdp_enabled=engine == "FSDP",
+        is_deepspeed_enabled=engine == "DeepSpeed",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"sam_rho: puts other weights in the place .* which {engine} keeps in pieces"):
+        engines.check(sharded, by_hand=False, combines=False, perturbs=True)
 
 
 WRONG: Mapping[str, tuple[dict[str, Any], str]] = {

@@ -627,6 +627,7 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+            self._samples, self._worst = [], None  # whose memory the optimizer may need
         self._stepping = None
         self._unlogged.total = self._unlogged.total + loss
         return loss
