@@ -24,6 +24,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("WGA", {"beta": 0.3}),
     ("SatImp", {"beta1": 5.0, "beta2": 1.0}),
     ("SatImp", {"beta1": 0.2, "beta2": 3.0}),
+    ("AltPO", {"beta": 0.1}),
+    ("AltPO", {"beta": 2.0}),
+    ("JensUn", {}),
+    ("JSD", {}),
     ("LogitMargin", {}),
     ("CEU", {"skip_first": 1}),
     ("CEU", {"skip_first": 0}),
@@ -42,8 +46,9 @@ def test_values_are_the_naive_twins(
 ) -> None:
     loss = LOSSES[name](**settings)
     sequences = naive_losses.read(model, reference, batches[loss.role], settings.get("layer", 0))
+    others = [naive_losses.read(model, reference, batches[loss.role]["idk"], 0)] if loss.needs_idk else []
     naive = {key: value for key, value in settings.items() if key != "layer"}
-    expected = naive_losses.NAIVE[name](sequences, **naive)
+    expected = naive_losses.NAIVE[name](sequences, *others, **naive)
     # The probabilities are near 1/61, and their powers as good as the logits' fp32.
     assert loss(model, batches[loss.role], reference).item() == pytest.approx(expected, rel=2e-6)
 
@@ -53,6 +58,7 @@ def test_every_twin_is_tried_and_defaults_are_the_published() -> None:
     published = {
         "WGA": {"beta": 1.0},
         "SatImp": {"beta1": 5.0, "beta2": 1.0},
+        "AltPO": {"beta": 0.1, "alternates": 5, "temperature": 1.0, "seed": 0},
         "CEU": {"skip_first": 1},
         "UNDIAL": {"beta": 10.0},
         "RMU": {"layer": 7, "coefficient": 6.5, "seed": 0},
@@ -163,6 +169,54 @@ def test_undial_pulls_towards_the_adjusted_reference(beta: float) -> None:
         return p - (before.logits.detach()[place] - beta * onehot(y)).softmax(-1)
 
     assert_close(grad, expected_gradient(of, TRUE, one))
+
+
+REFUSED = {**BY_HAND, "idk": {"labels": torch.tensor([[IGNORED, IGNORED, 4, 1], [IGNORED, 0, IGNORED, IGNORED]])}}
+# Two tokens for three places, of which the third gets the first again; one for one.
+REFUSING = [((0, 0), 4), ((0, 1), 1), ((0, 2), 4), ((1, 1), 0)]
+
+
+def test_jensun_pulls_each_place_to_the_refusals_token_and_never_without_bound() -> None:
+    of = table(6)
+    value = LOSSES["JensUn"]()(of, REFUSED)
+    (grad,) = torch.autograd.grad(value, of.logits)
+
+    def one(p: Tensor, y: int, _: Any) -> Tensor:
+        return p[y] * torch.log(p[y] / (1 + p[y])) / 2 * (onehot(y) - p)
+
+    assert_close(grad, expected_gradient(of, REFUSING, one))
+    assert LOSSES["JensUn"]().size(REFUSED) == 4
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(200.0, 0.0), (-200.0, math.log(2)), (math.log(4), None)])
+def test_jensun_is_between_zero_and_log_two(logit: float, expected: float | None) -> None:
+    of = Table(torch.zeros(2, 4, 5))
+    for place, token in REFUSING:
+        of.logits.data[place][token] = logit
+    value = LOSSES["JensUn"]()(of, REFUSED)
+    (grad,) = torch.autograd.grad(value, of.logits)
+    if expected is None:  # p = 1/2: log 2 − (1.5 log 1.5 + 0.5 log 2) / 2
+        assert value.item() == pytest.approx(math.log(2) - (1.5 * math.log(1.5) + 0.5 * math.log(2)) / 2, rel=1e-6)
+    else:
+        assert value.item() == pytest.approx(expected, abs=1e-6)
+        assert grad.abs().max() < 1e-6
+
+
+def test_jsd_is_zero_against_itself_and_log_two_against_what_says_nothing_alike() -> None:
+    of, before = table(3), Table(torch.zeros(2, 4, 5))
+    value, grad = told(LOSSES["JSD"](), of, copy.deepcopy(of))
+    assert value == pytest.approx(0, abs=1e-7)
+    assert grad.abs().max() < 1e-6
+    of = Table(torch.zeros(2, 4, 5))
+    of.logits.data[..., 0], before.logits.data[..., 1] = 300.0, 300.0
+    assert told(LOSSES["JSD"](), of, before)[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert told(LOSSES["JSD"](), before, of)[0] == pytest.approx(math.log(2), rel=1e-6), "it is symmetric"
+
+
+def test_altpo_is_dpo_with_other_answers(model: Any, reference: Any, batches: Any) -> None:
+    batch = batches["forget"]
+    values = [LOSSES[name](beta=0.7)(model, batch, reference) for name in ("AltPO", "DPO")]
+    assert torch.equal(*values)
 
 
 def test_logit_margin_lowers_the_largest_logit_and_raises_the_rest() -> None:

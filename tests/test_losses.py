@@ -393,6 +393,7 @@ def test_sizes_count_what_the_mean_is_over(batches: Any) -> None:
     for name, loss in MILD.items():
         batch = batches[loss.role]
         expected = dict.fromkeys(("GA", "WGA", "SatImp", "ME", "LogitMargin", "UNDIAL", "GD", "KL"), labelled(batch))
+        expected |= {"JensUn": labelled(batch), "JSD": labelled(batch)}
         expected["IDK"] = labelled(batch["idk"])
         expected["CEU"] = labelled(batch) - len(batch["labels"])  # all but the first of each
         assert loss.size(batch) == expected.get(name, len(batch["labels"])), name
@@ -406,10 +407,14 @@ def test_sizes_count_what_the_mean_is_over(batches: Any) -> None:
 def test_what_a_loss_needs_and_does_not_get_is_named(loss: Any, model: Any, reference: Any, batches: Any) -> None:
     name, batch = type(loss).__name__, batches[loss.role]
     without = {key: value for key, value in batch.items() if key != "idk"}
-    needs = {"NPO": "sequences", "DPO": "sequences", "UNDIAL": "model", "KL": "model", "RMURetain": "model"}
+    needs = {
+        **dict.fromkeys(("NPO", "DPO", "AltPO"), "sequences"),
+        **dict.fromkeys(("UNDIAL", "KL", "JSD", "RMURetain"), "model"),
+    }
     assert loss.reference == needs.get(name, "none")
     assert loss.needs_reference is (name in needs)
-    assert loss.needs_idk is (name in ("DPO", "IDK", "AP"))
+    assert loss.needs_idk is (name in ("DPO", "AltPO", "IDK", "JensUn", "AP"))
+    assert loss.needs_alternates is (name == "AltPO")
     if loss.needs_reference:
         with pytest.raises(ValueError, match=f"{name}.*reference"):
             loss(model, batch, None)

@@ -40,6 +40,9 @@ def trainer(
     bound: float | None = None,
     callbacks: Any = None,
     release: bool = False,
+    rows: Any = None,
+    warmup: int = 0,
+    sam_rho: float | None = None,
     **arguments: Any,
 ) -> UnlearnTrainer:
     settings = {
@@ -59,15 +62,22 @@ def trainer(
             **{**settings, **arguments},
         ),
         objectives={
-            "forget": Objective(FORGET, LOSSES[forget](), refusals=REFUSALS),
+            "forget": Objective(rows or FORGET, LOSSES[forget](), refusals=REFUSALS),
             "retain": Objective(
-                RETAIN, LOSSES[retain](), weight=2.0, refusals=REFUSALS, bound=bound, multiplier_lr=0.5
+                RETAIN,
+                LOSSES[retain](),
+                weight=2.0,
+                refusals=REFUSALS,
+                bound=bound,
+                multiplier_lr=0.5,
+                multiplier_warmup=warmup,
             ),
         },
         turns=turns,
         processing_class=tiny.tokenizer(),
         reference=reference,
         combine=combine,
+        sam_rho=sam_rho,
         optimizer_cls_and_kwargs=optimizer,
         callbacks=callbacks,
         release_gradients=release,
@@ -104,6 +114,7 @@ out = Path(sys.argv[1])
 made = {
     "turns": (by_turns(RATIO, 4, 6), {"optimizer": PLUS, "forget": "NPO", "accumulation": int(sys.argv[2])}),
     "joint": (jointly(RATIO, 6, 4), {"optimizer": ADAMW, "bound": 0.5}),
+    "sam": (jointly(RATIO, 12, 2), {"optimizer": ADAMW, "sam_rho": 0.1, "accumulation": 2 * int(sys.argv[2])}),
     "few": (jointly({"forget": 1, "retain": 5}, 6, 4), {"optimizer": ADAMW, "forget": "DPO"}),
     "few combined": (jointly({"forget": 1, "retain": 5}, 6, 2), {"optimizer": ADAMW, "combine": pcgrad}),
     "combined": (jointly(RATIO, 6, 4), {"optimizer": ADAMW, "combine": pcgrad}),
@@ -131,7 +142,7 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
         told = [sys.executable, *how, str(tmp_path / "ranks.py"), str(tmp_path), accumulation]
         done = subprocess.run(told, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("turns", "joint", "few", "few combined", "combined"):
+    for name in ("turns", "joint", "sam", "few", "few combined", "combined"):
         (two, two_losses), (one, one_losses) = (torch.load(tmp_path / f"{name}-{ranks}.pt") for ranks in (2, 1))
         torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
         for a, b in zip(two_losses, one_losses, strict=True):
@@ -322,6 +333,25 @@ def test_a_bound_moves_the_multiplier_and_a_checkpoint_keeps_it(tmp_path: Path) 
     resumed.train(resume_from_checkpoint=True)
     assert resumed.multipliers == straight.multipliers
     assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_multiplier_stays_where_it_begins_until_it_is_warm(tmp_path: Path) -> None:
+    """PDU's authors begin it high, leave it there for half the epochs, then move it after every step."""
+    turns = jointly({"forget": 1, "retain": 1}, 4, 6)
+    settings = {"save_strategy": "steps", "save_steps": 2, "optimizer": ADAMW, "bound": 2.0, "warmup": 3}
+    straight = trainer(tmp_path / "straight", turns, **settings)
+    straight.train()
+    logged = [entry for entry in straight.state.log_history if "loss/retain" in entry]
+    expected = 2.0
+    for step, entry in enumerate(logged):
+        if step >= 3:
+            expected = max(0.0, expected + 0.5 * (entry["loss/retain"] - 2.0))
+        assert entry["multiplier/retain"] == pytest.approx(expected, abs=1e-3)
+    assert expected > 2.5
+    trainer(tmp_path / "stopped", turns, callbacks=[Stop(2)], **settings).train()
+    resumed = trainer(tmp_path / "stopped", turns, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.multipliers == straight.multipliers
 
 
 def test_an_optimizer_of_one_objective_serves_all_turns(tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ class RunConfig:
         None, "hold the retain loss below this by a multiplier that begins at its weight (PDU)"
     )
     multiplier_lr: float = option(1.0, "how fast that multiplier moves")
+    multiplier_start: float | None = option(
+        None, "where that multiplier begins, in place of the loss's weight; 100 in PDU's runs on TOFU"
+    )
+    multiplier_warmup: float = option(
+        0.0, "share of the steps over which it stays where it begins; 0.5 in PDU's runs on TOFU"
+    )
+    sam_rho: float | None = option(
+        None,
+        "take the gradients to forget at weights moved by this along them (SAM); 0.01 in NPO+SAM's runs on MUSE",
+    )
     ratio: str = option(
         "1:5",
         "forget steps to retain steps (joint, rows of every batch), or of a task's other objectives in their order; "
@@ -193,6 +203,7 @@ class RunConfig:
     def method(self) -> str:
         """The name under which results are shown."""
         bits = " 8-bit" if 8 in (self.base_bits if self.optimizer == "DualOptim+" else 32, self.delta_bits) else ""
+        bits = (" SAM" if self.sam_rho is not None else "") + bits
         if self.optimizer != "AdamW":
             return self.optimizer + bits
         if self.alone is not None:
@@ -213,7 +224,8 @@ class RunConfig:
 
 # What makes a method: where one leaves something out, it is this, whatever the recipe says.
 PLAIN: dict[str, Any] = {
-    "joint": False, "combine": None, "alone": None, "retain_bound": None, "base_bits": 32, "delta_bits": 32,
+    "joint": False, "combine": None, "alone": None, "retain_bound": None, "sam_rho": None, "base_bits": 32,
+    "delta_bits": 32,
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "Joint AdamW": {"optimizer": "AdamW", "joint": True},
@@ -227,10 +239,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "PCGrad": {"optimizer": "AdamW", "joint": True, "combine": "PCGrad"},
     "GRU": {"optimizer": "AdamW", "joint": True, "combine": "GRU"},
     "UPGrad": {"optimizer": "AdamW", "joint": True, "combine": "UPGrad"},
-    # The bound and the step of the multiplier are the authors' for TOFU; they also begin it at 100 and keep it there
-    # for some epochs, which the forget loss of theirs needs and others do not.
+    # The bound and the step of the multiplier are the authors' for TOFU. Where it begins and how long it stays there is
+    # the recipe's: 100 for half the run is right for the forget loss of theirs, LogitMargin, and too much for others.
     "PDU": {"optimizer": "AdamW", "joint": True, "retain_bound": 0.3, "multiplier_lr": 5.0},
+    "Joint AdamW SAM": {"optimizer": "AdamW", "joint": True, "sam_rho": 0.01},
+    "DualOptim+ SAM": {"optimizer": "DualOptim+", "joint": False, "sam_rho": 0.01},
 }
+# What says how a multiplier moves, of methods that have none.
+NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
 MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
 ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
 

@@ -287,16 +287,27 @@ class Item(NamedTuple):
 class ObjectiveRows(Dataset):
     """The rows of every objective, tokenised once; an item is asked for by its `Draw`.
 
+    What stands in for a row's answer where a loss needs that is a refusal, or one of the row's own ``alternates``.
+
     `reference_log_probs` holds log π_ref(y|x) of a row under (objective, row), of a refusal under its draw; what is
     there goes into the batches.
     """
 
     def __init__(
-        self, rows: Mapping[str, Sequence[Row]], refusals: Mapping[str, Sequence[str]], tokenizer: Any, max_length: int
+        self,
+        rows: Mapping[str, Sequence[Row]],
+        refusals: Mapping[str, Sequence[str]],
+        tokenizer: Any,
+        max_length: int,
+        own: Iterable[str] = (),
     ) -> None:
-        """`refusals` holds, for each objective whose loss needs them, the replies that may stand in for an answer."""
+        """`refusals` holds, for each objective whose loss needs them, the replies that may stand in for an answer.
+
+        `own` are those whose loss needs each row's ``alternates`` instead.
+        """
         self.rows, self.refusals, self.tokenizer, self.max_length = rows, refusals, tokenizer, max_length
-        for name in refusals:
+        self.alternates = {name: [row.fields["alternates"] for row in rows[name]] for name in own}
+        for name in (*refusals, *self.alternates):
             for row in rows[name]:
                 if not row.prompt:
                     raise UserError(
@@ -311,16 +322,20 @@ class ObjectiveRows(Dataset):
         return Item(
             draw.objective,
             self.tokens[draw.objective][draw.row],
-            self._refusal(draw) if draw.objective in self.refusals else None,
+            self._refusal(draw) if self.stand_ins(draw.objective, draw.row) else None,
             self.reference_log_probs.get(draw[:2]),
             self.reference_log_probs.get(draw),
             draw.counts,
         )
 
+    def stand_ins(self, objective: str, row: int) -> Sequence[str]:
+        """What may stand in for a row's answer; nothing where the objective's loss needs nothing."""
+        return self.alternates[objective][row] if objective in self.alternates else self.refusals.get(objective, ())
+
     def _refusal(self, draw: Draw) -> Tokens:
         if draw not in self._refused:
             row = self.rows[draw.objective][draw.row]
-            instead = row.fields.get("instead") or self.refusals[draw.objective][draw.refusal]
+            instead = row.fields.get("instead") or self.stand_ins(draw.objective, draw.row)[draw.refusal]
             self._refused[draw] = encode(row.answered(instead), self.tokenizer, self.max_length)
         return self._refused[draw]
 
@@ -329,7 +344,7 @@ class ObjectiveRows(Dataset):
         found: dict[tuple, Tokens] = {}
         for draw in draws:
             found[draw[:2]] = self.tokens[draw.objective][draw.row]
-            if draw.objective in self.refusals:
+            if self.stand_ins(draw.objective, draw.row):
                 found[draw] = self._refusal(draw)
         return found
 
@@ -396,8 +411,8 @@ class Plan:
                 )
             draws: list[tuple[float, Draw]] = []  # each with its place in the step, so that objectives mix evenly
             for name, count in turn.items():
-                replies = len(dataset.refusals.get(name, ())) or 1
                 for i, row in enumerate(streams[name].take(count)):
+                    replies = len(dataset.stand_ins(name, row)) or 1
                     draws.append(((i + 0.5) / count, Draw(name, row, refusal.randrange(replies))))
             if ranks == 1:
                 ordered = [draw for _, draw in sorted(draws, key=lambda placed: placed[0])]

@@ -44,7 +44,8 @@ def _show(several: Sequence[Resolved]) -> None:
     print("── settings, changed ones first ──")
     print(_settings(config), end="")
     rows = task.objectives
-    refusals = {name: first.refusals for name, loss in losses.items() if loss.needs_idk}
+    own = [name for name, loss in losses.items() if loss.needs_alternates]
+    refusals = {name: first.refusals for name, loss in losses.items() if loss.needs_idk and name not in own}
     dataset = ObjectiveRows(rows, refusals, tokenizer, config.max_length)
     if config.memorise:
         print(f"\nfirst {config.model} memorises {len(task.known())} rows, unless the cache has it")
@@ -53,6 +54,8 @@ def _show(several: Sequence[Resolved]) -> None:
     print("\n── rows ──")
     if task.built:
         print("the answers are the model's own, asked for when the run begins")
+    for name in own:
+        print(f"{name}: the other answers that {type(losses[name]).__name__} prefers are asked for when the run begins")
     for name, part in rows.items():
         lengths = [len(tokens.input_ids) for tokens in dataset.tokens[name]]
         print(f"{name}: {len(part)} rows of {min(lengths)} to {max(lengths)} tokens")

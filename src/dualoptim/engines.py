@@ -55,7 +55,7 @@ def adopt(trainer: Any, *, by_hand: bool) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def check(trainer: Any, *, by_hand: bool, combines: bool) -> None:
+def check(trainer: Any, *, by_hand: bool, combines: bool, perturbs: bool) -> None:
     """Refuse what the engine of a trainer cannot do.
 
     Raises:
@@ -75,6 +75,12 @@ def check(trainer: Any, *, by_hand: bool, combines: bool) -> None:
         raise ValueError(
             "a model that from_pretrained spread over devices (tp_plan, distributed_config) is not supported, as ranks "
             "that share its layers would get different rows; load it whole and give fsdp=True"
+        )
+    if perturbs and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "sam_rho: puts other weights in the place of those that are trained, which "
+            f"{'FSDP' if trainer.is_fsdp_enabled else 'DeepSpeed'} keeps in pieces; use one process or DDP, with an "
+            "adapter where memory is short"
         )
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer, by_hand=by_hand)

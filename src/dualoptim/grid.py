@@ -34,9 +34,10 @@ from .resolved import resolve as resolve_all
 # What runs of one start may differ in; whatever else a grid has makes starts of its own.
 OF_TRAINING = {
     "forget_loss", "forget_loss_args", "retain_loss", "retain_loss_args", "weights", "optimizer", "joint", "combine",
-    "alone", "retain_bound", "multiplier_lr", "ratio", "steps", "batch_size", "micro_batch_size", "lr", "lr_scales",
-    "betas", "base_bits", "delta_bits", "base_betas", "base_weights", "eps", "weight_decay", "max_update",
-    "warmup_ratio", "max_grad_norm", "seed", "bf16", "gradient_checkpointing", "log_every", "curve_points",
+    "alone", "retain_bound", "multiplier_lr", "multiplier_start", "multiplier_warmup", "sam_rho", "lr_decay", "ratio",
+    "steps", "batch_size", "micro_batch_size", "lr", "lr_scales", "betas", "base_bits", "delta_bits", "base_betas",
+    "base_weights", "eps", "weight_decay", "max_update", "warmup_ratio", "max_grad_norm", "seed", "bf16",
+    "gradient_checkpointing", "log_every", "curve_points",
 }  # fmt: skip
 # Settings that one optimizer alone reads: the others have no runs that differ in them.
 READ_BY = {
@@ -252,7 +253,12 @@ def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str,
 def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:
     """What makes runs begin alike: their settings but for those of training, and what losses want of the start."""
     settings = {key: value for key, value in config.as_dict().items() if key not in OF_TRAINING}
-    return json.dumps(settings, sort_keys=True), config.ratio == "loss", of is not None and of.needs_second_model
+    if of is None:
+        return json.dumps(settings, sort_keys=True)
+    asked = any(loss.needs_alternates for loss in of.losses.values())  # the model is, for answers of its own
+    if asked:
+        settings |= {key: getattr(config, key) for key in ("forget_loss", "forget_loss_args")}
+    return json.dumps(settings, sort_keys=True), config.ratio == "loss", of.needs_second_model
 
 
 def _by_start(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from . import adapters, ranks, reporting, tasks
 from .combine import RULES
-from .config import ALONE, METHODS, PLAIN, RunConfig, typed
+from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, RunConfig, typed
 from .data import asset
 from .errors import UserError, unknown
 from .evaluation import attacks, general, probes
@@ -86,8 +86,6 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
         RULES[config.combine](torch.eye(2))  # what it needs may not be installed
     if config.combine is not None and not config.joint:
         raise UserError(f"combine: {config.combine} needs both gradients in one step; add --joint true")
-    if config.multiplier_lr <= 0:
-        raise UserError(f"multiplier_lr must be > 0, but is {config.multiplier_lr}")
     if config.alone is not None and config.alone not in task.objectives:
         raise unknown("objective of alone", config.alone, task.objectives)
     if config.alone is not None and config.joint:
@@ -187,7 +185,9 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
             changes.append(METHODS[name])
         else:
             raise unknown("method", name, (*METHODS, ALONE))
-    configs = [config.replace(**{**PLAIN, **change}, seed=seed) for change in changes for seed in seeds]
+    plain = [PLAIN if change.get("retain_bound") is not None else {**PLAIN, **NO_MULTIPLIER} for change in changes]
+    changes = [{**own, **change} for own, change in zip(plain, changes, strict=True)]
+    configs = [config.replace(**change, seed=seed) for change in changes for seed in seeds]
     for what, given in (("methods", methods), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
             raise UserError(f"{what} must name at least one, and none twice, but are {list(given)}")
@@ -272,11 +272,17 @@ def _check_attacks(config: RunConfig) -> None:
 
 def _check_thrift(config: RunConfig) -> None:
     """What saves memory, and what it cannot be had with."""
-    rounds = config.bf16_weights and config.optimizer == "AdamW" and config.delta_bits == 32
-    if rounds and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
+    rounds = config.optimizer == "AdamW" and config.delta_bits == 32
+    in_bf16 = config.bf16_weights and (rounds or config.sam_rho is not None)
+    if in_bf16 and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
+        if rounds:
+            raise UserError(
+                "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; "
+                "use DualOptim+, DualOptim or --delta-bits 8, which round by chance"
+            )
         raise UserError(
-            "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; use "
-            "DualOptim+, DualOptim or --delta-bits 8, which round by chance"
+            "bf16_weights: the way that sam_rho goes is lost in the rounding of weights in bf16; leave one of them "
+            "out, or train an adapter"
         )
     if not config.release_gradients:
         return
@@ -287,6 +293,8 @@ def _check_thrift(config: RunConfig) -> None:
         wrong = f"a step of {config.batch_size} rows in passes of {config.micro_batch_size} adds them up; give as many"
     elif config.combine is not None:
         wrong = f"{config.combine} makes one of several; leave it out"
+    elif config.sam_rho is not None:
+        wrong = "sam_rho goes a way along all of them first; leave it out"
     elif ranks.size() > 1:
         wrong = f"{ranks.size()} ranks average them; start one"
     if wrong is not None:
@@ -301,8 +309,8 @@ def check_with(config: RunConfig, task: Task) -> None:
             raise unknown("objective of weights", name, task.objectives)
     if not any({**task.weights, **config.weights}.get(name, 1.0) for name in task.objectives):
         raise UserError("weights: those of all objectives are 0, so nothing would be trained on; leave one out")
-    if config.retain_bound is not None and "retain" not in task.objectives:
-        raise UserError(f"retain_bound: the task {task.name!r} has no objective 'retain'; leave it out")
+    _check_multiplier(config, task)
+    _check_sam(config, task)
     if config.attacks and "forget" not in task.objectives:
         raise UserError(f"attacks: the task {task.name!r} has nothing to forget that could come back; leave them out")
     if config.lm_eval:
@@ -321,6 +329,37 @@ def check_with(config: RunConfig, task: Task) -> None:
             raise UserError(f"memorise_args: {key} must be > 0, but is {value}")
     if not 0 <= config.warmup_ratio <= 1:
         raise UserError(f"warmup_ratio must be from 0 to 1, a share of the steps, but is {config.warmup_ratio}")
+
+
+def _check_multiplier(config: RunConfig, task: Task) -> None:
+    """What holds the retain loss below a bound."""
+    if config.multiplier_lr <= 0:
+        raise UserError(f"multiplier_lr must be > 0, but is {config.multiplier_lr}")
+    if config.retain_bound is None:
+        for key, default in NO_MULTIPLIER.items():
+            if getattr(config, key) != default:
+                raise UserError(f"{key}: there is no multiplier without a bound; give --retain-bound, or leave it out")
+        return
+    if "retain" not in task.objectives:
+        raise UserError(f"retain_bound: the task {task.name!r} has no objective 'retain'; leave it out")
+    if config.multiplier_start is not None and not 0 <= config.multiplier_start < math.inf:
+        raise UserError(f"multiplier_start must be >= 0, but is {config.multiplier_start}")
+    if config.multiplier_start is not None and "retain" in config.weights:
+        raise UserError("weights: the multiplier of 'retain' begins at multiplier_start; leave one of them out")
+    if not 0 <= config.multiplier_warmup <= 1:
+        raise UserError(f"multiplier_warmup must be 0 to 1, a share of the steps, but is {config.multiplier_warmup}")
+
+
+def _check_sam(config: RunConfig, task: Task) -> None:
+    """Whether there is something whose gradient SAM takes."""
+    if config.sam_rho is None:
+        return
+    if not 0 < config.sam_rho < math.inf:
+        raise UserError(f"sam_rho must be > 0, but is {config.sam_rho}; leave it out for none")
+    forget = [name for name, loss in losses_of(config, task).items() if loss.role == "forget"]
+    if not forget or (config.alone is not None and config.alone not in forget):
+        what = f"{config.alone!r} alone" if config.alone is not None else f"the task {task.name!r}"
+        raise UserError(f"sam_rho: perturbs the weights where a loss forgets, and none of {what} does; leave it out")
 
 
 def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: nn.Module) -> dict[str, int]:
@@ -353,6 +392,8 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
         needed["reference"] = own * trained
     if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
         needed["best point"] = own * trained
+    if config.sam_rho is not None:
+        needed["weights nearby"] = own * trained
     if config.combine is not None:
         needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
     return needed

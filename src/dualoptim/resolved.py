@@ -20,11 +20,12 @@ import torch
 import transformers
 from torch import nn
 
-from . import __version__, adapters, tasks, tiny
+from . import __version__, adapters, alternates, tasks, tiny
 from . import resolve as names
+from .chat import prompt_ids
 from .checkpoints import sha256
 from .config import RunConfig, typed
-from .data import Row, encode
+from .data import Row, encode, is_text, texts
 from .errors import UserError
 from .losses import Loss
 from .memorise import Settings, memorised
@@ -124,9 +125,9 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     start, retrained = _origins(first, task, tokenizer)
     refusals = names.refusals_of(first)
     fingerprints = {
-        "task": _hash(task.contents()),
-        "refusals": _hash(refusals),
-        "template": _hash(getattr(tokenizer, "chat_template", None)),
+        "task": digest(task.contents()),
+        "refusals": digest(refusals),
+        "template": digest(getattr(tokenizer, "chat_template", None)),
         "tokenizer": _hash_of_tokenizer(tokenizer),
         "start_model": start.fingerprint,
         **({"retrained_model": retrained.fingerprint} if retrained else {}),
@@ -167,8 +168,10 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
     config, tokenizer = resolved.config, resolved.tokenizer
     longest = max(resolved.refusals, key=len)
     for name, rows in resolved.task.objectives.items():
-        refused = resolved.losses[name].needs_idk
+        refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
         for row in rows:
+            if others:
+                _check_alternates(row, tokenizer, room)
             if (most := max(encode(row, tokenizer, max_length, room).input_ids)) >= vocabulary:
                 raise UserError(
                     f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
@@ -176,6 +179,22 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
                 )
             if refused and not row.fields.get("instead"):
                 encode(row.answered(longest), tokenizer, max_length, room)
+
+
+def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
+    """Refuse a row that a model cannot be asked for another answer to."""
+    if is_text(row.prompt):
+        raise UserError(
+            f"{row.where}: is plain text, which asks nothing that could be answered otherwise; forget it by NPO, or "
+            "give questions and answers"
+        )
+    if "alternates" in row.fields:
+        texts(row.fields, "alternates", row.where)
+    elif (tokens := len(prompt_ids(tokenizer, alternates.prompt(row)))) >= room:
+        raise UserError(
+            f"{row.where}: to be asked for another answer takes {tokens} tokens, and the model has {room} positions; "
+            "shorten the row"
+        )
 
 
 def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
@@ -210,7 +229,7 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
     }
 
     def taught(rows: Sequence[Row]) -> Origin:
-        return Origin(config.model, _hash([own, tokenizer.chat_template, teaching, rows]), rows, teaching, first)
+        return Origin(config.model, digest([own, tokenizer.chat_template, teaching, rows]), rows, teaching, first)
 
     if config.retrained == "make":
         assert task.retained is not None  # `names.check` has seen to it
@@ -220,10 +239,11 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
 
 def _hash_of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return _hash([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])
+    return digest([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A hash of plain values and rows, the same for the same contents from one process to the next."""
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 
 

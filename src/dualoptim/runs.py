@@ -21,10 +21,11 @@ what is forgotten and of what is kept) and "points", as `dualoptim.points` makes
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
 "when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own
-words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`; `counts` says on how many questions those
-that are shares were measured; `verdict` is what it came to in a sentence, empty for tasks that have none, `stopped` why
-a run with a goal or a floor ended and which point remains, `notes` what else a reader should know; `curve` follows what
-`followed` says, for each of `curves`; `scored_in` is the precision of all scores, "fp32" or "bf16" autocast.
+words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers
+that AltPO prefers; `counts` says on how many questions those that are shares were measured; `verdict` is what it came
+to in a sentence, empty for tasks that have none, `stopped` why a run with a goal or a floor ended and which point
+remains, `notes` what else a reader should know; `curve` follows what `followed` says, for each of `curves`; `scored_in`
+is the precision of all scores, "fp32" or "bf16" autocast.
 
 A run with `attacks` has their numbers beside the task's, and samples of them in sets that begin with "attack_", and in
 "unattacked" and "unattacked_retain" those that they are compared with: `probability`, `rouge_l`, whether the answer was
@@ -40,9 +41,9 @@ to bf16, and to 4 bits (NF4) where the base was trained on in 4 bits. Without it
 state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
 
 `files` are the SHA-256 of the files that settings name; `fingerprints` those of what a run is made of: rows and
-measures, refusals, template, tokenizer and start model, and the packages' versions. Where `finite` is false the weights
-were not finite after training, and nothing was measured. `collapse` says how a model fell apart. The files of a
-`private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
+measures, refusals, template, tokenizer and start model, AltPO's alternates, and the packages' versions. Where `finite`
+is false the weights were not finite after training, and nothing was measured. `collapse` says how a model fell apart.
+The files of a `private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations

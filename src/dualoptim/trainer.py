@@ -21,6 +21,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints, engines, reporting, sharded, trainer_arguments
+from . import checkpoints, engines, reporting, sharded, sharpness, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .adapters import check_model
 from .combine import Rule, combined
-from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id
+from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer
@@ -57,10 +58,12 @@ class Objective:
         rows: what it is trained on: `Row`s, or mappings in any form that a file of rows may have.
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of one's own.
         weight: coefficient of its loss.
-        refusals: replies that may stand in for a row's answer; needed where the loss needs them.
+        refusals: replies that may stand in for a row's answer; needed where the loss needs them. Of AltPO, rows bring
+            their own under ``alternates`` (`dualoptim.alternates` has a model make them up).
         bound: hold the loss below this by a multiplier in place of a fixed weight (PDU, arXiv 2506.05314): it begins
             at `weight` and after every step that serves the objective goes to max(0, λ + η (loss − bound)).
         multiplier_lr: η.
+        multiplier_warmup: optimizer steps at the run's beginning, of all objectives, after which it begins to do so.
     """
 
     rows: Iterable[Row | Mapping[str, Any]]
@@ -69,6 +72,7 @@ class Objective:
     refusals: Sequence[str] = field(default_factory=tuple)
     bound: float | None = None
     multiplier_lr: float = 1.0
+    multiplier_warmup: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a loss's name or class in place of the loss."""
@@ -102,6 +106,10 @@ class UnlearnTrainer(Trainer):
             sharded by `fully_shard`.
         combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
+        sam_rho: how far from the weights, along the gradient of the losses to forget, theirs is taken
+            (`dualoptim.sharpness`); None for at the weights. A step that forgets runs these losses twice, the losses
+            that are logged are those stepped on, and there is one more copy of what is trained. Needs weights in 32
+            bits, in one process or under DDP.
         max_length: the most tokens that a row may have.
         diagnostics_every: optimizer steps between readings of what the objectives do to each other
             (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
@@ -138,6 +146,7 @@ class UnlearnTrainer(Trainer):
         log_dir: str | Path | None = None,
         reference: nn.Module | str | None = None,
         combine: Rule | None = None,
+        sam_rho: float | None = None,
         max_length: int = 512,
         diagnostics_every: int = 50,
         release_gradients: bool = False,
@@ -151,7 +160,7 @@ class UnlearnTrainer(Trainer):
         trainer_arguments.check(args, kwargs, turns, micro_batch)
         reporting.check(args.report_to)
         if release_gradients:
-            trainer_arguments.check_release(args, combine)
+            trainer_arguments.check_release(args, combine, sam_rho)
         trainer_arguments.check_names(objectives, turns, kwargs)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
@@ -159,7 +168,10 @@ class UnlearnTrainer(Trainer):
             loss = type(objective.loss).__name__
             if objective.loss.reference == "model" and reference is None and not partly_trained(model):
                 raise ValueError(f"the loss {loss} of objective {name!r} needs reference=…, a frozen copy of the model")
-            if objective.loss.needs_idk and not objective.refusals:
+            if objective.loss.needs_alternates:
+                for row in rows[name]:
+                    texts(row.fields, "alternates", row.where)
+            elif objective.loss.needs_idk and not objective.refusals:
                 raise ValueError(f"the loss {loss} of objective {name!r} needs refusals=…, replies that say no")
         if processing_class is None:
             if not isinstance(model, str):
@@ -172,6 +184,9 @@ class UnlearnTrainer(Trainer):
         model = load_model(model) if isinstance(model, str) else model
         reference = load_model(reference) if isinstance(reference, str) else reference
         check_model(model)
+        self._perturbed = {name for name, o in objectives.items() if sam_rho is not None and o.loss.role == "forget"}
+        if sam_rho is not None:
+            trainer_arguments.check_sam(sam_rho, self._perturbed, model)
         if reference is None:
             reference = at_start(model, {objective.loss.reference for objective in objectives.values()})
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
@@ -201,18 +216,21 @@ class UnlearnTrainer(Trainer):
         args.report_to = names
         if own_optimizer is not None:
             self.optimizer, self.lr_scheduler = own_optimizer
-        engines.check(self, by_hand=self._by_hand, combines=combine is not None)
+        engines.check(self, by_hand=self._by_hand, combines=combine is not None, perturbs=sam_rho is not None)
         self.turns, self.reference = turns, reference
         if reference is not None and not isinstance(reference, AtStart):
             reference.eval().requires_grad_(False)
             if not engines.sharded_by_hand(reference):
                 reference.to(args.device)
-        self.combine, self.release_gradients = combine, release_gradients
+        self.combine, self.sam_rho, self.release_gradients = combine, sam_rho, release_gradients
+        self._samples: list[Any] = []  # the micro-batches of the step that is under way
+        self._worst: sharpness.Worst | None = None  # in this step, once it is known
         self.rows = ObjectiveRows(
             rows,
-            {name: objective.refusals for name, objective in objectives.items() if objective.loss.needs_idk},
+            {name: o.refusals for name, o in objectives.items() if o.loss.needs_idk and not o.loss.needs_alternates},
             processing_class,
             max_length,
+            own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
         )
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the evaluation that is under way: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
@@ -295,6 +313,7 @@ class UnlearnTrainer(Trainer):
         found = {
             **self.given_fingerprints,
             "set of rows": digest(self.rows.tokens, self.rows.refusals),
+            **({"set of alternates": digest(self.rows.alternates)} if self.rows.alternates else {}),
             "schedule": digest([dict(turn) for turn in self.turns], seed),
         }
         if self.args.eval_strategy != "no":  # what is best, and when a run stops, is told by them
@@ -553,6 +572,7 @@ class UnlearnTrainer(Trainer):
         own = 0 if failure is not None else engines.mark(serving, step)
         table = self.accelerator.gather(engines.on_device([*sizes, own], device))
         engines.agree_on_step(table[:, -1], engines.description(serving), failure, step)
+        self._samples, self._worst = samples, None
         return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
 
     def _size(self, name: str, batch: Mapping[str, Any]) -> int:
@@ -601,12 +621,13 @@ class UnlearnTrainer(Trainer):
                 return torch.zeros((), device=self.args.device)
         if self.release_gradients:
             loss = self._released(model, inputs, num_items_in_batch)
-        elif self.combine is None:
+        elif self.combine is None and self.sam_rho is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
+            self._samples, self._worst = [], None  # whose memory the optimizer may need
         self._stepping = None
         self._unlogged.total = self._unlogged.total + loss
         return loss
@@ -627,12 +648,17 @@ class UnlearnTrainer(Trainer):
         parameters = [p for p in model.parameters() if p.requires_grad]
         if self.is_fsdp_enabled:  # or it would keep the gradients of all objectives as one sum of its own
             self.model.set_requires_gradient_sync(True)
+        if self.sam_rho is not None and self._worst is None:
+            self._worst = self._find_worst(model, parameters, num_items_in_batch)
         for name, batch in inputs.items():
-            # Its gradient so far goes back to where autograd, and what averages over ranks, adds to it.
-            for p, gradient in zip(parameters, self._gradients.get(name, [None] * len(parameters)), strict=True):
-                p.grad = gradient
-            total = total + super().training_step(model, {name: batch}, num_items_in_batch)
-            self._gradients[name] = [p.grad for p in parameters]
+            if self.combine is not None:
+                # Its gradient so far goes back to where autograd, and what averages over ranks, adds to it.
+                for p, gradient in zip(parameters, self._gradients.get(name, [None] * len(parameters)), strict=True):
+                    p.grad = gradient
+            with sharpness.standing_at(self._worst or []) if name in self._perturbed else nullcontext():
+                total = total + super().training_step(model, {name: batch}, num_items_in_batch)
+            if self.combine is not None:
+                self._gradients[name] = [p.grad for p in parameters]
         if self.combine is not None and self.accelerator.sync_gradients:
             gradients = [
                 [
@@ -647,11 +673,29 @@ class UnlearnTrainer(Trainer):
             self._gradients = {}
         return total
 
+    def _find_worst(self, model: nn.Module, parameters: Sequence[Any], num_items_in_batch: Any) -> sharpness.Worst:
+        """Where the step's losses to forget are worst near the weights, by their gradient over all micro-batches."""
+        assert self.sam_rho is not None
+        assert all(p.grad is None for p in parameters)
+        names, step = self._perturbed - self.paused, self.state.global_step
+        for sample in self._samples:
+            if part := {name: batch for name, batch in sample.items() if name in names}:
+                super().training_step(model, part, num_items_in_batch)
+        for name in names & self._unlogged.losses.keys():  # of this pass nothing is logged
+            self._unlogged.losses[name].pop(step, None)
+        if self.args.world_size > 1:  # DDP may not have averaged them: it does at a step's last micro-batch
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        return sharpness.worst_nearby(parameters, self.sam_rho)
+
     def _raise_multipliers(self) -> None:
         """λ ← max(0, λ + η (loss − bound)) for the objectives of this step that are held below a bound."""
         for name in self.multipliers:
             objective, losses = self.objectives[name], self._unlogged.losses.get(name, {})
             assert objective.bound is not None
+            if self.state.global_step < objective.multiplier_warmup:
+                continue
             if (loss := losses.get(self.state.global_step)) is not None:
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from .combine import Rule
@@ -229,7 +231,21 @@ def _leave(args: TrainingArguments, names: Sequence[str], by: str) -> None:
             raise UserError(f"{name} is not read where {by} brings its own; leave it out, or set it there")
 
 
-def check_release(args: TrainingArguments, combine: Rule | None) -> None:
+def check_sam(rho: float, perturbed: Collection[str], model: nn.Module) -> None:
+    """Refuse what SAM cannot be had with."""
+    if not 0 < rho < math.inf:
+        raise UserError(f"sam_rho must be > 0, but is {rho}; None for no perturbation")
+    if not perturbed:
+        raise UserError("sam_rho: perturbs the weights where a loss forgets, and none does; leave it out")
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+            raise UserError(
+                f"sam_rho: {name} is in {str(p.dtype).removeprefix('torch.')}, in whose rounding so short a way is "
+                "lost; load the weights in 32 bits, or train an adapter"
+            )
+
+
+def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float | None = None) -> None:
     """Refuse what cannot be had without all gradients beside each other."""
     if args.max_grad_norm:
         wrong = f"max_grad_norm {args.max_grad_norm:g} clips by the norm of all of them; set it to 0"
@@ -241,6 +257,8 @@ def check_release(args: TrainingArguments, combine: Rule | None) -> None:
         wrong = "fp16 scales them; use bf16"
     elif combine is not None:
         wrong = "combine makes one of several; leave it out"
+    elif sam_rho is not None:
+        wrong = "sam_rho goes a way along all of them first; leave it out"
     else:
         return
     raise ValueError(f"release_gradients frees each gradient as it comes, but {wrong}")

@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import adapters, checkpoints, ranks, report, reporting, resolve, runs
+from . import adapters, alternates, checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
+from .data import Row
 from .errors import UserError
 from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
@@ -35,7 +36,7 @@ from .evaluation.scoring import negative_log_likelihoods
 from .folder import ADAPTER, CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
-from .resolved import Origin, Resolved
+from .resolved import Origin, Resolved, digest
 from .resolved import resolve as resolve_all
 from .schedule import Turn, equal_weights
 from .stopping import Best
@@ -67,10 +68,21 @@ class Prepared:
     left: dict[str, float]  # mean negative log-likelihood of each objective's rows, where the ratio is by loss
 
     metrics: Mapping[str, Metric]
+    alternates: dict[str, list[Row]]  # the rows, with them, of objectives whose loss needs them
+    notes: list[str]  # what a reader should know of these
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run is made of that only the model could tell."""
+        return {"alternates": digest(self.alternates)} if self.alternates else {}
 
 
-def prepare(resolved: Resolved) -> Prepared:
-    """Load the model, taught if need be, and score it as it is."""
+def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
+    """Load the model, taught if need be, and score it as it is.
+
+    Args:
+        kept: a file of rows with alternates that a run begun before wrote, if it got so far.
+    """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     start = resolved.start.place()
     device, _ = device_and_precision()
@@ -87,7 +99,10 @@ def prepare(resolved: Resolved) -> Prepared:
         curve |= {ABILITY: 1.0} if ability else {}
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
-    return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics)
+    others, notes = alternates.of_run(
+        resolved.losses, task.objectives, model, tokenizer, max_length=config.max_length, kept=kept
+    )
+    return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics, others, notes)
 
 
 def _loading(config: RunConfig) -> dict[str, Any]:
@@ -212,12 +227,17 @@ def train(
         ),
         objectives={
             name: Objective(
-                task.objectives[name],
+                alternates.never_without(prepared.alternates[name], resolved.refusals)
+                if name in prepared.alternates
+                else task.objectives[name],
                 resolved.losses[name],
-                {**task.weights, **config.weights}.get(name, 1.0),
+                config.multiplier_start
+                if name == "retain" and config.multiplier_start is not None
+                else {**task.weights, **config.weights}.get(name, 1.0),
                 resolved.refusals,
                 bound=config.retain_bound if name == "retain" else None,
                 multiplier_lr=config.multiplier_lr,
+                multiplier_warmup=round(config.multiplier_warmup * steps),
             )
             for name in task.objectives
         },
@@ -226,6 +246,7 @@ def train(
         log_dir=folder / LOGS,
         reference=prepared.reference,
         combine=RULES[config.combine] if config.combine else None,
+        sam_rho=config.sam_rho,
         max_length=config.max_length,
         diagnostics_every=0 if config.fast else DIAGNOSTICS_EVERY,
         release_gradients=config.release_gradients,
@@ -282,7 +303,7 @@ def train(
             "seed": config.seed,
             "config": config.as_dict(),
             "files": dict(resolved.files),
-            "fingerprints": dict(resolved.fingerprints),
+            "fingerprints": {**resolved.fingerprints, **prepared.fingerprints},
             "before": prepared.before.numbers,
             "after": after.numbers,
             "not_computed": after.missing,
@@ -452,16 +473,20 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         results = runs.read_results(folder)
         report.write(results, folder / PAGE)
         return results
-    prepared, task = prepare(missing[0]), missing[0].task
+    prepared, task = prepare(missing[0], folder / alternates.FILE if resume else None), missing[0].task
     config = missing[0].config
     secrets = runs.texts_of(task) if config.private else ()
-    for note in runs.without(secrets, task.notes):
+    told = [*task.notes, *prepared.notes]
+    for note in runs.without(secrets, told):
         print(note, flush=True)
     if overwrite:
         emptied(folder)
-    order = runs.write_settings(folder, [of.config for of in resolved], task.objectives if task.built else {})
-    if task.built and not config.private:
-        runs.write_rows(folder, task.objectives)
+    said = dict(task.objectives) if task.built else {}  # rows in the model's own words
+    if prepared.alternates:
+        said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
+    order = runs.write_settings(folder, [of.config for of in resolved], said)
+    if not config.private:
+        runs.write_rows(folder, said)
     results = {
         "schema": runs.SCHEMA,
         "task": task.name,
@@ -472,14 +497,14 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
         "counts": task.counts(prepared.before.records),
-        "notes": list(task.notes),
+        "notes": told,
         "runs": finished,
     }
 
     def keep(entry: dict[str, Any]) -> None:
         results["runs"].append(entry)
         results["runs"].sort(key=lambda entry: order.index(entry["config"]))
-        results["notes"] = [*task.notes, *runs.troubles(results["runs"])]
+        results["notes"] = [*told, *runs.troubles(results["runs"])]
         runs.write_json(folder / RESULTS, runs.without(secrets, results))
 
     for of in missing:

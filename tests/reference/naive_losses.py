@@ -1,5 +1,6 @@
 """The losses without golden numbers, written down a second time: fp64 numbers, a sequence, a token and, where the
-formula sums over the vocabulary, a word of it at a time. Each takes what one forward pass of each whole sequence says.
+formula sums over the vocabulary, a word of it at a time. Each takes what one forward pass of each whole sequence says,
+and where it needs refusals, or answers in their place, the same of those.
 """
 
 from __future__ import annotations
@@ -99,6 +100,46 @@ def ceu(sequences: list[list[Position]], skip_first: int) -> float:
     return over_tokens([sequence[skip_first:] for sequence in sequences], one)
 
 
+def log_prob(position: Position, logits: Sequence[float]) -> float:
+    return math.log(softmax(logits)[position.true])
+
+
+def alt_po(sequences: list[list[Position]], alternates: list[list[Position]], beta: float) -> float:
+    losses = []
+    for answer, alternate in zip(sequences, alternates, strict=True):
+        ratio = 0.0
+        for sign, part in ((1, alternate), (-1, answer)):
+            for position in part:
+                ratio += sign * (log_prob(position, position.logits) - log_prob(position, position.reference_logits))
+        losses.append(-2 / beta * math.log(1 / (1 + math.exp(-beta * ratio))))
+    return sum(losses) / len(losses)
+
+
+def divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """Jensen-Shannon, of two distributions, in nats."""
+    total = 0.0
+    for p_v, q_v in zip(p, q, strict=True):
+        middle = (p_v + q_v) / 2
+        total += sum(each * math.log(each / middle) / 2 for each in (p_v, q_v) if each > 0)
+    return total
+
+
+def jens_un(sequences: list[list[Position]], refusals: list[list[Position]]) -> float:
+    values = []
+    for sequence, refusal in zip(sequences, refusals, strict=True):
+        for i, position in enumerate(sequence):
+            p = softmax(position.logits)
+            target = refusal[i % len(refusal)].true
+            values.append(divergence(p, [float(v == target) for v in range(len(p))]))
+    return sum(values) / len(values)
+
+
+def jsd(sequences: list[list[Position]]) -> float:
+    return over_tokens(
+        sequences, lambda position: divergence(softmax(position.logits), softmax(position.reference_logits))
+    )
+
+
 def undial(sequences: list[list[Position]], beta: float) -> float:
     def one(position: Position) -> float:
         adjusted = list(position.reference_logits)
@@ -127,6 +168,9 @@ NAIVE: dict[str, Callable[..., float]] = {
     "WGA": wga,
     "SatImp": sat_imp,
     "LogitMargin": logit_margin,
+    "AltPO": alt_po,
+    "JensUn": jens_un,
+    "JSD": jsd,
     "CEU": ceu,
     "UNDIAL": undial,
     "RMU": rmu,

@@ -15,7 +15,8 @@ from ..folder import ADAPTER, MODEL
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
-LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl")  # beside a run's results and its model
+# Beside a run's results and its model.
+LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
 # Settings that name files to read, and settings that name folders or models.
 INPUTS, PLACES = ("forget", "retain", "refusals", "chat_template", "task"), ("data_dir", "out", "model", "retrained")
 

@@ -158,6 +158,7 @@ _LIMITS: dict[str, Callable[[Any], bool]] = {
     "> 0": lambda value: 0 < value < math.inf,
     ">= 0": lambda value: 0 <= value < math.inf,
     "a whole number >= 0": lambda value: isinstance(value, int) and value >= 0,
+    "a whole number > 0": lambda value: isinstance(value, int) and value > 0,
 }
 
 
@@ -168,6 +169,7 @@ class Loss(ABC):
     # What it needs of the reference: nothing, log π_ref(y|x) of each sequence, which may be cached, or the model.
     reference: ClassVar[Literal["none", "sequences", "model"]] = "none"
     needs_idk: ClassVar[bool] = False
+    needs_alternates: ClassVar[bool] = False  # what stands in ``batch["idk"]`` are each row's own ``alternates``
     mean_over: ClassVar[Literal["tokens", "sequences"]] = "sequences"  # what the batch's mean is taken over
     limits: ClassVar[Mapping[str, str]] = {}  # argument → what it must be, one of _LIMITS
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Batch, Loss, hidden_states, labelled, learnt, per_sequence, sequence_log_probs
+from .base import IGNORED, Batch, Loss, hidden_states, labelled, learnt, per_sequence, sequence_log_probs
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,37 @@ class DPO(Loss):
 
 
 @dataclass(frozen=True)
+class AltPO(DPO):
+    """Alternate preference optimisation, to forget: DPO with other answers of the model's own in the refusals' place.
+
+    Each answer a in ``batch["idk"]`` is one that the model before unlearning wrote, asked for another version of the
+    true one with its facts changed, so that the model goes on to answer, and plausibly:
+
+    −2/β mean log σ(β [log(π(a|x) / π_ref(a|x)) − log(π(y|x) / π_ref(y|x))])
+
+    Args:
+        beta: β > 0; 0.1, DPO's in the authors' code.
+        alternates: how many are sampled for each question, of which every draw of its row takes one; 5, the authors'
+            for TOFU.
+        temperature: of the sampling, > 0; 1, from the same source.
+        seed: of the sampling.
+
+    Reference: arXiv 2409.13474.
+    """
+
+    alternates: int = 5
+    temperature: float = 1.0
+    seed: int = 0
+    needs_alternates = True
+    limits: ClassVar[Mapping[str, str]] = {
+        "beta": "> 0",
+        "alternates": "a whole number > 0",
+        "temperature": "> 0",
+        "seed": "a whole number >= 0",
+    }
+
+
+@dataclass(frozen=True)
 class IDK(Loss):
     """Learn to refuse, to forget: GD on refusals to the same questions, with N counted there.
 
@@ -162,6 +193,41 @@ class IDK(Loss):
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         return -labelled(model, self._idk(batch)).log_probs().mean()
+
+
+@dataclass(frozen=True)
+class JensUn(Loss):
+    """Jensen-Shannon unlearning, to forget: the mean over answer tokens of JSD(π ‖ δ_r), r the refusal's token there.
+
+    The refusal's tokens, its end among them, take the places of the true answer's, over and over until that ends; what
+    stands before each place is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
+
+    JSD(π ‖ δ_r) = KL(π ‖ m) / 2 + KL(δ_r ‖ m) / 2 = log 2 − ((1 + p) log(1 + p) − p log p) / 2
+
+    which is in [0, log 2]; by log p its gradient is −p log(1 + 1/p) / 2, so that no token pulls without bound. `JSD` is
+    its partner.
+
+    Reference: arXiv 2509.02820. Its authors' target is "No idea", one for all rows.
+    """
+
+    role = "forget"
+    needs_idk = True
+    mean_over = "tokens"
+
+    def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
+        out = labelled(model, {**batch, "labels": self._targets(batch)})
+        log_p = out.log_probs()
+        p = log_p.exp()
+        return (math.log(2) - ((1 + p) * p.log1p() - p * log_p) / 2).mean()
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """Labels (B, T) with the refusal's tokens, repeated, where the answer's are."""
+        answer, refusal = batch["labels"], self._idk(batch)["labels"]
+        places, given = learnt(answer), learnt(refusal)
+        tokens = refusal[:, 1:].gather(1, (~given).int().argsort(dim=1, stable=True))  # those that carry a label first
+        turn = (places.cumsum(1) - 1).clamp(min=0) % given.sum(1, keepdim=True).clamp(min=1)
+        targets = tokens.gather(1, turn).masked_fill(~places, IGNORED)
+        return F.pad(targets, (1, 0), value=IGNORED)
 
 
 @dataclass(frozen=True)

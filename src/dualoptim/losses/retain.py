@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -53,6 +54,29 @@ class KL(Loss):
         # Without the positions of an adapter's own prompt, which come first.
         logits = model(**model_inputs(batch)).logits[:, -batch["input_ids"].shape[1] :]
         return logits.flatten(0, 1).float()
+
+
+@dataclass(frozen=True)
+class JSD(Loss):
+    """Stay near the reference, to retain: the mean over answer tokens of JSD(π_ref ‖ π), in [0, log 2].
+
+    KL(π_ref ‖ m) / 2 + KL(π ‖ m) / 2 with m = (π_ref + π) / 2. JensUn's retain loss. Unlike `KL` it does not grow
+    without end where the reference finds likely what the model no longer does.
+
+    Reference: arXiv 2509.02820, whose code takes the mean over every position, prompt and padding included.
+    """
+
+    role = "retain"
+    reference = "model"
+    mean_over = "tokens"
+
+    def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
+        with torch.no_grad():
+            before = labelled(self._reference(reference), batch).logits.log_softmax(-1)
+        now = labelled(model, batch).logits.log_softmax(-1)
+        middle = torch.logaddexp(before, now) - math.log(2)
+        halves = [F.kl_div(middle, each, reduction="batchmean", log_target=True) for each in (before, now)]
+        return (halves[0] + halves[1]) / 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""Sharpness-aware minimization (SAM): a gradient is taken at the weights nearby where the loss is worst.
+
+    w⁺ = w + ρ g / ‖g‖,  g = ∇L(w);    the step from w is taken along ∇L(w⁺)
+
+So a loss is lowered for all weights about w, and not at w alone: what was forgotten is then harder to learn again.
+
+Reference: arXiv 2010.01412; to forget, arXiv 2502.05374.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Worst = list[tuple[nn.Parameter, Tensor]]  # parameters, and what stands in their place
+
+
+@torch.no_grad()
+def worst_nearby(parameters: Sequence[nn.Parameter], rho: float) -> Worst:
+    """w + ρ g / ‖g‖ of parameters by their gradients, whose memory it takes: they have none afterwards.
+
+    ‖g‖ is over all of them. Of gradients that are zero or not finite there is no such place, and nothing is returned.
+
+    Args:
+        parameters: those that are trained; one without a gradient stays where it is.
+        rho: ρ > 0, the distance.
+
+    >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> weight.grad = torch.tensor([3.0, -4.0])
+    >>> worst_nearby([weight], rho=0.5)[0][1]
+    tensor([1.3000, 1.6000])
+    """
+    found = [(p, p.grad) for p in parameters if p.grad is not None]
+    for p, _ in found:
+        p.grad = None
+    norm = float(torch.stack([g.float().norm() for _, g in found]).norm()) if found else 0.0
+    if not 0 < norm < float("inf"):
+        return []
+    for p, g in found:
+        g.mul_(rho / norm).add_(p)
+    return found
+
+
+@contextmanager
+def standing_at(worst: Worst) -> Iterator[None]:
+    """While parameters are what stands in their place; afterwards they are what they were, to the bit."""
+    _swap(worst)
+    try:
+        yield
+    finally:
+        _swap(worst)
+
+
+@torch.no_grad()
+def _swap(worst: Worst) -> None:
+    for p, other in worst:
+        kept = p.clone()
+        p.copy_(other)
+        other.copy_(kept)
