@@ -39,6 +39,7 @@ from .privacy import extraction_strength as extraction_strength
 from .privacy import membership_gradient_norm as membership_gradient_norm
 from .privacy import membership_loss as membership_loss
 from .privacy import membership_reference as membership_reference
+from .privacy import membership_score as membership_score
 from .privacy import membership_zlib as membership_zlib
 from .privacy import min_k as min_k
 from .privacy import min_k_plus_plus as min_k_plus_plus
@@ -140,6 +141,17 @@ def rouge_l_f1(reply: str, answer: str) -> float:
     (1.0, 0.5)
     """
     return float(_scored(reply, answer, "rougeL").fmeasure)
+
+
+def exact_match(reply: str, answer: str) -> float:
+    """1 where the reply is the answer but for case and the blanks around it, else 0, as LUME has it (arXiv 2502.15097).
+
+    Low is forgotten, high is kept. Misleads by every word too many: a right reply in a sentence has 0.
+
+    >>> exact_match(" 1984-12-31\\n", "1984-12-31"), exact_match("It is Bergen.", "Bergen")
+    (1.0, 0.0)
+    """
+    return float(reply.strip().lower() == answer.strip().lower())
 
 
 def token_entropy(token_ids: Sequence[int]) -> float:
