@@ -44,8 +44,8 @@ def setting(recipe: Mapping[str, Any]) -> str:
     """The recipe in words."""
     task = recipe["task_args"]
     return (
-        f"{recipe.get('model', 'SmolLM2-135M-Instruct')} memorizes {task['forget_documents']} documents of each kind to "
-        f"forget and {task['retain_documents']} to keep, all of their rows; each method unlearns from that model: "
+        f"{recipe.get('model', 'SmolLM2-135M-Instruct')} memorizes {task['forget_documents']} documents of each kind "
+        f"to forget and {task['retain_documents']} to keep, all of their rows; each method unlearns from that model: "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows, forget : retain = {recipe['ratio']}, "
         f"{recipe['forget_loss']}+{recipe['retain_loss']}, lr {recipe['lr']:g}, the same for all. Scored are at most "
         f"{task['scored_documents']} documents of each kind and side, with replies of at least {task['reply_tokens']} "
