@@ -42,6 +42,8 @@ class Task(ABC):
     built = False  # whether rows are the model's own words, which a run then writes down
     notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; settled after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
+    cuts = False  # whether it cuts texts into rows, for which it takes the config's `tokenizer` and `max_length`
+    stage = "part"  # the argument that says which of `stages` a task is
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
 
     @abstractmethod
@@ -147,6 +149,8 @@ def load(config: RunConfig) -> Task:
     cls = find(name)
     if inspect.isabstract(cls):
         raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
+    if cls.cuts:
+        arguments |= {"tokenizer": config.model, "max_length": config.max_length}
     arguments = typed(f"task {name!r}", cls, arguments)
     try:
         inspect.signature(cls).bind(**arguments)
