@@ -225,7 +225,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "folds": ({"subset": "scal", "fold": [1, 2]}, nothing, "folds of scal hold each other, so give one"),
     "count": ({"forget_rows": 0}, nothing, "forget_rows must be > 0, but is 0"),
     "file": ({}, without("knowmem/retain_qa_icl"), "muse: has no knowmem/retain_qa_icl.jsonl, nor knowmem/retain_qa"),
-    "split": ({"subset": "sust", "fold": 2}, without("sust/forget_2"), "data_dir muse: has no sust/forget_2.jsonl"),
+    "split": ({"subset": "sust", "fold": 2}, without("sust/forget_2"), "muse: has no sust/forget_2.jsonl"),
     "text": ({}, lambda p: muse.write(p / "muse", raw_forget=[{"txt": "a"}]), "forget.jsonl:1: the row's 'text' is mi"),
 }
 

@@ -26,7 +26,7 @@ from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template
 from dualoptim.tasks.tofu import Tofu
 
-from . import families, tiny, tofu
+from . import families, lume, tiny, tofu
 from .test_plan import LLAMA_8B
 
 RECIPES = sorted(cli.recipes_folder().glob("*.yaml"))
@@ -82,6 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
     tofu.write(tmp_path / "tofu")
     families.write(tmp_path / "data")
+    lume.write(tmp_path / "data" / "lume")
     return tmp_path
 
 
@@ -108,6 +109,8 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, place: Path) 
             config.data_dir = "tofu" if config.task == "tofu" else "data"
         if config.task == "tofu":
             config.task_args |= {"holdout_rows": 0}  # the miniature has no rows to spare
+        if config.task == "lume":
+            config.task_args |= {"holdout_documents": 0}
         configs = [config]
         if command == "compare":
             configs = resolve.methods_of(config, parsed.methods, parsed.seeds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import chunks
 from ..chat import TEXT
-from ..data import Row, asset
+from ..data import Row, asset, encode
 from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import LEAKAGE_K, Computed, Metric, Numbers, Record, mean
@@ -116,13 +116,13 @@ class Muse(Task):
         self.objectives = {"forget": self._draw(forget, forget_rows), "retain": self._draw(kept, retain_rows)}
         self.passages_to_forget = [
             (text_of(record, "prompt", where), text_of(record, "gt", where))
-            for record, where in self._read("verbmem", "forget")[:scored_rows]
+            for record, where in _read(data_dir, corpus, "verbmem", "forget")[:scored_rows]
         ]
         self.shots: dict[str, str] = {}  # side → the answered questions that stand before each question
         self.questions = {side: self._questions(side, scored_rows) for side in QUESTIONS}
         self.texts = {
             name: [Row((), text_of(record, "text", where), where, chunk=CUT) for record, where in rows[:scored_rows]]
-            for name, rows in ((split, self._read("privleak", split)) for split in ("forget", "holdout"))
+            for name, rows in ((split, _read(data_dir, corpus, "privleak", split)) for split in ("forget", "holdout"))
         }
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         if subset != "raw" and self.folds != [1]:
@@ -219,7 +219,7 @@ class Muse(Task):
         """Each text with its min-k, as far as the model's positions go."""
         records = []
         for name, rows in self.texts.items():
-            read = [chunks.cut([row], tokenizer, positions(model))[0] for row in rows]
+            read = [_as_far_as(positions(model), row, tokenizer) for row in rows]
             scored = scoring.answers(model, tokenizer, [[row] for row in read], progress=f"Reading, {name}")
             for row, (answer,) in zip(read, scored, strict=True):
                 least = metrics.min_k(answer.log_probs, LEAKAGE_K)
@@ -230,7 +230,7 @@ class Muse(Task):
         shots, asked = (
             [
                 (text_of(record, "question", where), text_of(record, "answer", where))
-                for record, where in self._read("knowmem", f"{side}_qa{suffix}")
+                for record, where in _read(self.data_dir, self.corpus, "knowmem", f"{side}_qa{suffix}")
             ]
             for suffix in ("_icl", "")
         )
@@ -238,35 +238,49 @@ class Muse(Task):
         return asked[:count]
 
     def _chunks(self, config: str, split: str) -> list[Row]:
-        """All texts of a split, one behind the other, cut into rows."""
-        texts = [text_of(record, "text", where) for record, where in self._read(config, split)]
-        whole = Row((), "\n\n".join(texts), f"{self.corpus}, {config}/{split}", chunk=CUT)
-        size = min(self.max_length, room(self.tokenizer))
-        return chunks.cut([whole], load_tokenizer(self.tokenizer), size, None, room(self.tokenizer))
+        folder = None if self.data_dir is None else str(Path(self.data_dir).resolve())
+        return list(_cut(folder, self.corpus, config, split, self.tokenizer, self.max_length))
 
     def _draw(self, rows: Sequence[Row], count: int | None) -> list[Row]:
         order = sorted(random.Random(f"{self.seed}").sample(range(len(rows)), min(count or len(rows), len(rows))))
         return [rows[i] for i in order]
 
-    def _read(self, config: str, split: str) -> list[tuple[dict[str, Any], str]]:
-        """The rows of one split, as they are."""
-        if self.data_dir is None:
-            return hub_records(HUB[self.corpus], split, config)
-        base = Path(self.data_dir)
-        if not base.is_dir():
-            raise UserError(f"data_dir {base}: there is no such folder; give the one that holds raw/, verbmem/, …")
-        for folder in (base / config, base / self.corpus / config):
-            whole = [path for end in ("jsonl", "json", "parquet") if (path := folder / f"{split}.{end}").is_file()]
-            if files := whole[:1] or sorted(folder.glob(f"{split}-[0-9]*.parquet")):
-                return [record for file in files for record in read_records(file)]
-        raise UserError(
-            f"data_dir {base}: has no {config}/{split}.jsonl, nor {config}/{split}-00000-of-00001.parquet, in it or in "
-            f"{self.corpus}/; put it there from {HUB[self.corpus]} on the hub"
-        )
+
+@lru_cache(maxsize=16)  # folds that follow each other share most of what they read
+def _cut(data_dir: str | None, corpus: str, config: str, split: str, tokenizer: str, most: int) -> tuple[Row, ...]:
+    """All texts of a split, one behind the other, cut into rows."""
+    texts = [text_of(record, "text", where) for record, where in _read(data_dir, corpus, config, split)]
+    whole = Row((), "\n\n".join(texts), f"{HUB[corpus]}, {config}/{split}", chunk=CUT)
+    takes = room(tokenizer)
+    return tuple(chunks.cut([whole], load_tokenizer(tokenizer), min(most, takes), None, takes))
+
+
+def _read(data_dir: str | None, corpus: str, config: str, split: str) -> list[tuple[dict[str, Any], str]]:
+    """The rows of one split, as they are."""
+    if data_dir is None:
+        return hub_records(HUB[corpus], split, config)
+    base = Path(data_dir)
+    if not base.is_dir():
+        raise UserError(f"data_dir {base}: there is no such folder; give the one that holds raw/, verbmem/, …")
+    for folder in (base / config, base / corpus / config):
+        whole = [path for end in ("jsonl", "json", "parquet") if (path := folder / f"{split}.{end}").is_file()]
+        if files := whole[:1] or sorted(folder.glob(f"{split}-[0-9]*.parquet")):
+            return [record for file in files for record in read_records(file)]
+    raise UserError(
+        f"data_dir {base}: has no {config}/{split}.jsonl, nor {config}/{split}-00000-of-00001.parquet, in it or in "
+        f"{corpus}/; put it there from {HUB[corpus]} on the hub"
+    )
 
 
 def _split(subset: str, fold: int) -> str:
     return "forget" if subset == "raw" else f"forget_{fold}"
+
+
+def _as_far_as(most: int, row: Row, tokenizer: Any) -> Row:
+    """A text, or its beginning where it has more tokens than a model has positions."""
+    if len(encode(row, tokenizer, scoring.MAX_LENGTH).input_ids) <= most:
+        return row
+    return chunks.cut([row], tokenizer, most)[0]
 
 
 def _compared(name: str, asked: str, answer: str, reply: str) -> dict[str, Any]:
