@@ -110,26 +110,26 @@ def test_questions_stand_behind_answered_ones_and_replies_end_where_the_model_as
 def test_privacy_leaks_as_published_against_a_retrained_model() -> None:
     found, words = task(), tiny.tokenizer()
     model, other = tiny.model(), tiny.model(1)
-    records, retrained = found.score(model, words), found.score_retrained(other, words)
+    records, retrained = found.score_retrained(model, words), found.score_retrained(other, words)
 
     def area(model: Any) -> float:
-        """Of the held-out texts as the positive ones, by the mean surprise of the 40 % least probable tokens."""
+        """Of the forgotten texts as the positive ones, by the mean surprise of the 40 % least probable tokens."""
         scores = {}
         for name in ("forget", "holdout"):
             rows = [Row((), row["text"], chunk=(1, 2)) for row in muse.files()[f"privleak/{name}"]]
             likely = [sorted(a.log_probs) for (a,) in scoring.answers(model, words, [[row] for row in rows])]
             assert [len(a) for a in likely] == [len(row.answer) for row in rows]
             scores[name] = [-fmean(a[: int(0.4 * len(a))]) for a in likely]
-        return fmean(float(h > f) for h in scores["holdout"] for f in scores["forget"])
+        return fmean(float(f > h) for h in scores["holdout"] for f in scores["forget"])
 
-    numbers, missing = Muse.numbers(records, retrained)
-    assert numbers["auc_min_k_40"] == pytest.approx(1 - area(model))
-    if area(other):
-        assert numbers["privacy_leakage"] == pytest.approx(100 * (area(model) - area(other)) / area(other))
+    a, a_retrained = area(model), area(other)
+    numbers = Muse.numbers(records, retrained).numbers
+    assert numbers["auc_min_k_40"] == pytest.approx(1 - a)
+    leaks = 100 * (a - a_retrained) / a_retrained if a_retrained else None
+    assert numbers["privacy_leakage"] == (None if leaks is None else pytest.approx(leaks))
     alone = Muse.numbers(records)
     assert alone.numbers["privacy_leakage"] is None
     assert "no model retrained without the texts to forget" in alone.missing["privacy_leakage"]
-    assert not missing or set(missing) == {"privacy_leakage"}
 
 
 def test_privacy_leakage_of_given_records() -> None:
