@@ -264,7 +264,11 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
         nothing,
         "holdout_documents 2 that are not forgotten, but of creative there are 1",
     ),
-    "held out twice": ({"holdout_documents": 1}, both, "stand for nonmember.jsonl, which is there; leave them out"),
+    "held out twice": (
+        {"forget_documents": 1, "holdout_documents": 1},
+        both,
+        "stand for nonmember.jsonl, which is there; leave them out",
+    ),
     "members alone": ({}, alone, "has one of member.jsonl and nonmember.jsonl; put the other there, too"),
     "id": ({}, changed("id", "ada"), "forget.jsonl:1: an id ends in sc and a digit, .* but this is 'ada'"),
     "task": ({}, changed("task", "Task4"), "forget.jsonl:1: unknown task 'Task4'; did you mean 'Task"),

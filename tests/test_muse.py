@@ -161,19 +161,21 @@ def test_one_command_forgets_folds_one_after_the_other_and_measures_each(
         "--batch-size",
         "2",
         "--lr",
-        "1e-2",
+        "0.01",
     ]
     assert cli.main(["unlearn", *options, "--dry-run"]) == 0
     assert "━━ part 2, 2 of 2, from what the one before left ━━" in capsys.readouterr().out
     assert cli.main(["unlearn", *options, "--curve-points", "1", "--out", "out"]) == 0
     one, two = json.loads((place / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert (one["part"], two["part"]) == (1, 2)
-    assert one["before"]["privacy_leakage"] == 0
-    assert two["before"] == pytest.approx(one["after"], rel=1e-3, abs=1e-3)
+    # None leaks beside itself, unless it tells all texts apart.
+    assert one["before"]["privacy_leakage"] == (0 if one["before"]["auc_min_k_40"] < 1 else None)
+    left = {name: None if n is None else pytest.approx(n, rel=1e-3, abs=1e-3) for name, n in one["after"].items()}
+    assert two["before"] == left
     for i, entry in enumerate((one, two), 1):
         _, records = runs.read_records(place / "out" / "dualoptim-plus-seed0" / f"part{i}")
         assert Muse.numbers(records["after"], records["retrained"]).numbers == entry["after"]
-        assert not entry["not_computed"]
+        assert set(entry["not_computed"]) <= {"privacy_leakage"}
 
 
 # The hub

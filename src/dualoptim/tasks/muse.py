@@ -101,6 +101,12 @@ class Muse(Task):
             raise UserError(
                 f"task 'muse': {TINY!r} makes its tokenizer of the rows, so it cannot cut them; name another model"
             )
+        if data_dir is not None:
+            if not Path(data_dir).is_dir():
+                raise UserError(
+                    f"data_dir {data_dir}: there is no such folder; give the one that holds raw/, verbmem/, …"
+                )
+            data_dir = str(Path(data_dir).resolve())
         self.data_dir, self.corpus, self.subset = data_dir, corpus, subset
         self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
         self.arguments = {
@@ -238,8 +244,7 @@ class Muse(Task):
         return asked[:count]
 
     def _chunks(self, config: str, split: str) -> list[Row]:
-        folder = None if self.data_dir is None else str(Path(self.data_dir).resolve())
-        return list(_cut(folder, self.corpus, config, split, self.tokenizer, self.max_length))
+        return list(_cut(self.data_dir, self.corpus, config, split, self.tokenizer, self.max_length))
 
     def _draw(self, rows: Sequence[Row], count: int | None) -> list[Row]:
         order = sorted(random.Random(f"{self.seed}").sample(range(len(rows)), min(count or len(rows), len(rows))))
@@ -260,8 +265,6 @@ def _read(data_dir: str | None, corpus: str, config: str, split: str) -> list[tu
     if data_dir is None:
         return hub_records(HUB[corpus], split, config)
     base = Path(data_dir)
-    if not base.is_dir():
-        raise UserError(f"data_dir {base}: there is no such folder; give the one that holds raw/, verbmem/, …")
     for folder in (base / config, base / corpus / config):
         whole = [path for end in ("jsonl", "json", "parquet") if (path := folder / f"{split}.{end}").is_file()]
         if files := whole[:1] or sorted(folder.glob(f"{split}-[0-9]*.parquet")):
