@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class Muse(Task):
             data_dir = str(Path(data_dir).resolve())
         self.data_dir, self.corpus, self.subset = data_dir, corpus, subset
         self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "corpus": corpus,
             "subset": subset,
             "forget_rows": forget_rows,
@@ -172,7 +172,7 @@ class Muse(Task):
         put, sets = computed.put, computed.sets
         for name, of in {"verbatim": "verbatim", **{f"{s}_knowledge": f"{s}_questions" for s in QUESTIONS}}.items():
             scores = [record["rouge_l_f1"] for record in sets.get(of, [])]
-            put(name, lambda scores=scores: mean(scores), None if scores else f"the set {of} has no records")
+            put(name, partial(mean, scores), None if scores else f"the set {of} has no records")
 
         def area(of: Mapping[str, Sequence[Record]]) -> float:
             return metrics.auc(*([r["min_k"] for r in of.get(f"{name}_texts", [])] for name in ("forget", "holdout")))
