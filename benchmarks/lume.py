@@ -51,7 +51,8 @@ def setting(recipe: Mapping[str, Any]) -> str:
         f"{task['scored_documents']} documents of each kind and side, with replies of at least {task['reply_tokens']} "
         f"tokens (256 as published, and no true answer is near that); membership is told against "
         f"{task['holdout_documents']} other documents of each kind{_tells(recipe)}. "
-        "So few rows make shares coarse, and with them the task aggregate, a harmonic mean; the score needs MMLU, which `--lm-eval '[mmlu]'` adds for hours on a CPU."
+        "So few rows make shares coarse, and with them the task aggregate, a harmonic mean; the "
+        "score needs MMLU, which `--lm-eval '[mmlu]'` adds for hours on a CPU."
     )
 
 
