@@ -193,8 +193,8 @@ def make(raw: Sequence[Line]) -> str:
         made += [
             "## Noisy quadratics",
             "",
-            "`python benchmarks/quadratics.py`. What is left above the known optimum after 1,000 steps, ‰ of what there "
-            "was at the start, each method at its best of five rates; mean ± standard error of 16 seeds.",
+            "`python benchmarks/quadratics.py`. What is left above the known optimum after 1,000 steps, ‰ of what "
+            "there was at the start, each method at its best of five rates; mean ± standard error of 16 seeds.",
             "",
             *part,
             "",

@@ -27,7 +27,7 @@ from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template
 from dualoptim.tasks.tofu import Tofu
 
-from . import families, tiny, tofu
+from . import families, lume, tiny, tofu
 from .test_plan import LLAMA_8B
 
 RECIPES = sorted(cli.recipes_folder().glob("*.yaml"))
@@ -83,6 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
     tofu.write(tmp_path / "tofu")
     families.write(tmp_path / "data")
+    lume.write(tmp_path / "data" / "lume")
     return tmp_path
 
 
@@ -109,6 +110,8 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, models: Path,
             config.data_dir = "tofu" if config.task == "tofu" else "data"
         if config.task == "tofu":
             config.task_args |= {"holdout_rows": 0, "held_out_rows": 0}  # the miniature has no rows to spare
+        if config.task == "lume":
+            config.task_args |= {"holdout_documents": 0}
         if config.task == "wmdp":  # which cuts texts by the model's tokens
             config.model = str(models / "llama")
         if importlib.util.find_spec("lm_eval") is None:

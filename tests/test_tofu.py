@@ -65,8 +65,8 @@ def test_every_part_begins_from_the_model_that_the_one_before_left(
     started: list[Any] = []
     prepare = unlearn.prepare
 
-    def watched(resolved: Any) -> Any:
-        prepared = prepare(resolved)
+    def watched(resolved: Any, *begun: Any) -> Any:
+        prepared = prepare(resolved, *begun)
         started.append(SimpleNamespace(task=resolved.task, model=prepared.model))
         return prepared
 

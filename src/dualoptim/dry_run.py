@@ -24,7 +24,8 @@ def show(configs: Sequence[RunConfig], *, overwrite: bool, inputs: Mapping[str, 
     several = resolve(configs)
     stages = several[0].task.stages()
     for i, arguments in enumerate(stages, 1):
-        print(f"{chr(10) * (i > 1)}━━ part {arguments['part']}, {i} of {len(stages)}, from what the one before left ━━")
+        number = arguments[several[0].task.stage]
+        print(f"{chr(10) * (i > 1)}━━ part {number}, {i} of {len(stages)}, from what the one before left ━━")
         _show(resolve([each.replace(task_args={**each.task_args, **arguments}) for each in configs]))
     if not stages:
         _show(several)

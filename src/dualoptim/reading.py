@@ -269,6 +269,39 @@ def file_of(base: str | Path, folder: str, stem: str, setting: str) -> Path | No
     return next((place / name for place in places for name in (*names, stem) if (place / name).exists()), None)
 
 
+def hub_records(
+    name: str, split: str, config: str | None = None, data_files: str | None = None
+) -> list[tuple[Record, str]]:
+    """The rows of a benchmark's data set on the hub, each with where it stands.
+
+    Args:
+        name: of the data set, "organization/name".
+        split: of it.
+        config: which of its configurations; None where it has one.
+        data_files: of its files, where they are no configuration.
+
+    Raises:
+        UserError: the package datasets is missing, or the hub does not give the rows, of a gated set for instance.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(
+            f"reading {name} from the hub needs the package datasets; install it, or give --data-dir"
+        ) from None
+    part = data_files or (split if config is None else config if split == "train" else f"{config}/{split}")
+    more = {"data_files": data_files} if data_files else {}
+    try:
+        rows = load_dataset(name, *([config] if config else []), split=split, **more)
+    except Exception as error:  # whatever the hub answers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        gated = "ask for access on its page and log in with hf auth login, or " if "gated" in reason.lower() else ""
+        raise UserError(
+            f"{name}, {part}: could not be loaded from the hub ({reason}); {gated}give --data-dir"
+        ) from None
+    return [(_plain(row), f"{name}/{part}:{i}") for i, row in enumerate(rows, 1)]
+
+
 def _plain(row: Any) -> Record:
     """A row as JSON would have it: dates and bytes as text, and no number that is none."""
 

@@ -547,13 +547,14 @@ def _one_after_the_other(
                 stage = stage.replace(**adapters.going_on())
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
-            folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{arguments['part']}"
+            number = arguments[begins.task.stage]
+            folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{number}"
             if ranks.first():
                 folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             results = results or {**done, "model": config.model, "runs": []}
-            results["runs"].append({**done["runs"][0], "part": arguments["part"]})
+            results["runs"].append({**done["runs"][0], "part": number})
             results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))
             runs.write_json(out / RESULTS, results)
             report.write(results, out / PAGE)

@@ -40,6 +40,7 @@ from .privacy import extraction_strength as extraction_strength
 from .privacy import membership_gradient_norm as membership_gradient_norm
 from .privacy import membership_loss as membership_loss
 from .privacy import membership_reference as membership_reference
+from .privacy import membership_score as membership_score
 from .privacy import membership_zlib as membership_zlib
 from .privacy import min_k as min_k
 from .privacy import min_k_plus_plus as min_k_plus_plus
@@ -47,7 +48,7 @@ from .privacy import privacy_leakage as privacy_leakage
 from .robustness import leak_at_k as leak_at_k
 from .robustness import quantization_robustness as quantization_robustness
 from .robustness import relearning_robustness as relearning_robustness
-from .words import Stemmed, stands_in, words
+from .words import Plain, Stemmed, stands_in, words
 
 ENTAILMENT_MIN_ROUGE = 0.1  # below it a reply is held to be wrong, whatever the judge says (arXiv 2410.08109)
 
@@ -98,16 +99,16 @@ def normalised_probability(nll: float, perturbed_nlls: Sequence[float]) -> float
 
 
 @cache
-def _rouge() -> Any:
+def _rouge(stemmed: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=Stemmed())
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=Stemmed() if stemmed else Plain())
 
 
-def _scored(reply: str, answer: str, kind: str) -> Any:
+def _scored(reply: str, answer: str, kind: str, *, stemmed: bool = True) -> Any:
     if not words(answer):  # signs alone, such as "★★" or "🙂": each is a word then
         answer, reply = (" ".join(f"x{ord(sign):x}" for sign in text if not sign.isspace()) for text in (answer, reply))
-    return _rouge().score(answer, reply)[kind]
+    return _rouge(stemmed).score(answer, reply)[kind]
 
 
 def rouge_l_recall(reply: str, answer: str) -> float:
@@ -133,17 +134,33 @@ def rouge_1_recall(reply: str, answer: str) -> float:
     return float(_scored(reply, answer, "rouge1").recall)
 
 
-def rouge_l_f1(reply: str, answer: str) -> float:
+def rouge_l_f1(reply: str, answer: str, *, stemmed: bool = True) -> float:
     """ROUGE-L F1 with stemming: the harmonic mean of `rouge_l_recall` and the share of the reply's words that are so.
 
     0 to 1, high is helpful: where many answers would do, it neither rewards length, as recall does, nor brevity.
     Misleads on answers of a word or two, which a right reply in a sentence hardly meets, and on good answers in other
     words.
 
+    Args:
+        stemmed: whether English words count without their endings.
+
     >>> rouge_l_f1("Positive", "Positive"), rouge_l_f1("positive negative neutral", "Positive")
     (1.0, 0.5)
+    >>> rouge_l_f1("ships sailing", "ship sails"), rouge_l_f1("ships sailing", "ship sails", stemmed=False)
+    (1.0, 0.0)
     """
-    return float(_scored(reply, answer, "rougeL").fmeasure)
+    return float(_scored(reply, answer, "rougeL", stemmed=stemmed).fmeasure)
+
+
+def exact_match(reply: str, answer: str) -> float:
+    """1 where the reply is the answer but for case and the blanks around it, else 0, as LUME has it (arXiv 2502.15097).
+
+    Low is forgotten, high is kept. Misleads by every word too many: a right reply in a sentence has 0.
+
+    >>> exact_match(" 1984-12-31\\n", "1984-12-31"), exact_match("It is Bergen.", "Bergen")
+    (1.0, 0.0)
+    """
+    return float(reply.strip().lower() == answer.strip().lower())
 
 
 def token_entropy(token_ids: Sequence[int]) -> float:

@@ -210,6 +210,21 @@ def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def membership_score(auc: float) -> float:
+    """LUME's 1 − 2 |AUC − 0.5|, 0 to 1: 1 where members cannot be told from others, 0 where all can, either way.
+
+    High is good after unlearning. Misleads as `auc` does, and where members of a model never trained on them would have
+    another AUC than 0.5.
+
+    References:
+        SemEval-2025 task 4, arXiv 2504.02883; LUME, arXiv 2502.15097.
+
+    >>> membership_score(0.5), membership_score(1.0), membership_score(0.25)
+    (1.0, 0.0, 0.5)
+    """
+    return 1 - 2 * abs(auc - 0.5)
+
+
 def privacy_leakage(auc: float, auc_retrained: float) -> float:
     """MUSE's PrivLeak in percent, 100 (a − a_r) / a_r with a = 1 − AUC and a_r that of the retrained model; 0 is best.
 

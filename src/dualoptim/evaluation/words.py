@@ -54,6 +54,13 @@ class Stemmed:
         return [stem(word) if len(word) > 3 and word.isascii() else word for word in words(folded(text))]
 
 
+class Plain:
+    """Words in lower case as they are, for benchmarks whose ROUGE does not stem."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(folded(text))
+
+
 @cache
 def stem(word: str) -> str:
     """An English word without its endings."""

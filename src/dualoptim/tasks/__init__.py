@@ -45,6 +45,8 @@ class Task(ABC):
     built = False  # whether rows are the model's own words, which a run then writes down
     notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; settled after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
+    cuts: Sequence[str] = ()  # what a task that cuts texts into rows takes of the run: tokenizer, max_length
+    stage = "part"  # the argument that says which of `stages` a task is
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
     plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to set many runs by
 
@@ -186,8 +188,8 @@ def _load(config: RunConfig) -> Task:
     cls = find(name)
     if inspect.isabstract(cls):
         raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
-    if config.task is not None and "tokenizer" in inspect.signature(cls).parameters and config.model != TINY:
-        arguments = {"tokenizer": config.model, **arguments}  # "tiny" makes its own of the rows
+    of_run = {"tokenizer": config.model, "max_length": config.max_length}
+    arguments = {**{key: of_run[key] for key in cls.cuts}, **arguments}
     arguments = typed(f"task {name!r}", cls, arguments)
     try:
         inspect.signature(cls).bind(**arguments)

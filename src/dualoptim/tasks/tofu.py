@@ -22,6 +22,7 @@ from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
 from ..models import cached, fingerprint
+from ..reading import hub_records
 from . import Task
 
 HUB = "locuslab/TOFU"
@@ -344,18 +345,7 @@ class _Hub:
         self.read = cache(self._read)
 
     def _read(self, name: str) -> list[Row]:
-        try:
-            from datasets import load_dataset
-        except ImportError:
-            raise UserError(
-                "reading TOFU from the hub needs the package datasets; install it, or give --data-dir"
-            ) from None
-        try:
-            data = load_dataset(HUB, name, split="train")
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{HUB}, {name}: could not be loaded from the hub ({reason}); give --data-dir") from None
-        return [parse_row(record, f"{HUB}/{name}:{i}") for i, record in enumerate(data, 1)]
+        return [parse_row(record, where) for record, where in hub_records(HUB, "train", name)]
 
     def part(self, split: str, part: int) -> list[Row]:
         begin = PARTS[split][part - 1]

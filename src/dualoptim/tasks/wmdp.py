@@ -21,6 +21,7 @@ from ..evaluation import general, metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..models import load_tokenizer
 from ..reading import file_of, hub_rows, read_lines
+from ..tiny import TINY
 from . import Task
 
 # Corpus → its data set on the hub, configuration and split.
@@ -53,6 +54,7 @@ class Wmdp(Task):
     """
 
     name = "wmdp"
+    cuts = ("tokenizer",)
     followed = "probability of a token of held-out texts"
     metrics: Mapping[str, Metric] = {
         "wmdp_bio_acc": Metric("WMDP-Bio", "lower", ".3f"),
@@ -81,7 +83,7 @@ class Wmdp(Task):
         together = [*forget, *retain]
         if not forget or not retain or len(set(together)) < len(together):
             raise UserError(f"task 'wmdp': give corpora to forget and others to retain, but they are {together}")
-        cutter = load_tokenizer(tokenizer) if tokenizer is not None else None
+        cutter = load_tokenizer(tokenizer) if tokenizer is not None and tokenizer != TINY else None
 
         def split(name: str) -> tuple[list[Row], list[Row]]:
             rows = list(itertools.islice(_texts(name, data_dir, least), documents and documents + scored))
