@@ -268,7 +268,7 @@ _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestam
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, by path or by the name of one that comes along."""
+    """The file of a recipe, by path or by the name of an included one."""
     if Path(name).is_file():
         return Path(name)
     own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}

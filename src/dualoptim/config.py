@@ -33,9 +33,9 @@ class RunConfig:
     model: str = option(
         "smollm2",
         "folder or hub id of a causal language model, or of an adapter (PEFT), which is then trained further; "
-        "'smollm2' is the one that comes along",
+        "'smollm2' is the included one",
     )
-    chat_template: str | None = option(None, "Jinja file, or the name of one that comes along, for the model's own")
+    chat_template: str | None = option(None, "Jinja file, or the name of an included one, for the model's own")
     memorise: bool = option(False, "first teach the model the task's rows by heart; kept in the cache")
     memorise_args: dict[str, Any] = option({}, "how it is taught: epochs, lr, batch_size, seed")
     retrained: str | None = option(
@@ -66,22 +66,22 @@ class RunConfig:
     task_args: dict[str, Any] = option({}, "arguments of the task, as a JSON or YAML mapping")
     data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
     forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
-    retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
+    retain: str | None = option(None, "file of rows to keep; without it, included general rows")
     chunk: int | None = option(
         None,
-        "cut plain text of one's own rows into chunks of so many tokens; without it, a text too long is an error",
+        "cut plain text of your own rows into chunks of so many tokens; without it, a text too long is an error",
     )
     chunk_stride: int | None = option(
         None, "tokens from one chunk's beginning to the next, fewer than --chunk for an overlap; without it, none"
     )
     goal: str = option(
         "refuse",
-        "of one's own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "
+        "of your own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "
         "chooses losses, rate, ratio and length where they are not given",
     )
     general: bool = option(
         True,
-        "of one's own rows: keep the model's own replies to general questions and to neighbors, too; false keeps the "
+        "of your own rows: keep the model's own replies to general questions and to neighbors, too; false keeps the "
         "rows of --retain alone, and what no row mentions may be lost",
     )
     until: float | None = option(

@@ -72,14 +72,14 @@ class SatImp(Loss):
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         log_probs = labelled(model, batch).log_probs()
         fixed = log_probs.detach()
-        # expm1 keeps the digits of 1 − p where p is nearly 1, as it is for what has been memorised.
+        # expm1 keeps the digits of 1 − p where p is nearly 1, as it is for what has been memorized.
         weights = (self.beta1 * fixed).exp() * (-fixed.expm1()) ** self.beta2
         return (weights * log_probs).mean()
 
 
 @dataclass(frozen=True)
 class NPO(Loss):
-    """Negative preference optimisation, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
+    """Negative preference optimization, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
 
     Its gradient is GA's, weighted down where the answer has already become less probable than under the reference.
 
@@ -123,7 +123,7 @@ class SimNPO(Loss):
 
 @dataclass(frozen=True)
 class DPO(Loss):
-    """Direct preference optimisation, to forget: the refusal preferred to the answer, relative to the reference.
+    """Direct preference optimization, to forget: the refusal preferred to the answer, relative to the reference.
 
     −2/β mean log σ(β [log(π(idk|x) / π_ref(idk|x)) − log(π(y|x) / π_ref(y|x))])
 
@@ -166,7 +166,7 @@ class IDK(Loss):
 
 @dataclass(frozen=True)
 class ME(Loss):
-    """Maximise the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
+    """Maximize the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
 
     Zero when the model finds every token of the vocabulary equally likely.
 
@@ -229,7 +229,7 @@ class CEU(Loss):
         return F.cross_entropy(logits, others, reduction="sum") / max(len(targets), 1)
 
     def _counted(self, batch: Batch) -> Tensor:
-        """Which of the N labelled tokens stand behind the skipped ones."""
+        """Which of the N labeled tokens stand behind the skipped ones."""
         labels = learnt(batch["labels"])
         return labels.cumsum(1)[labels] > self.skip_first
 
@@ -263,7 +263,7 @@ class UNDIAL(Loss):
 
 @dataclass(frozen=True)
 class RMU(Loss):
-    """Steer a layer's hidden states towards a fixed random direction, to forget: ‖h_t − c u‖² / d.
+    """Steer a layer's hidden states toward a fixed random direction, to forget: ‖h_t − c u‖² / d.
 
     u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Averaged over the positions
     that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class DualOptimPlus(Optimizer):
-    r"""DualOptim+: AdamW for training on several objectives by turns, with what they share kept apart from what not.
+    r"""DualOptim+: AdamW for alternating training on several objectives, with what they share kept apart from what not.
 
     One *base* Adam state per parameter is fed by every objective's gradients; each objective has a *delta* Adam state
     for what is left over. The update of objective o is, with both corrected for their bias,
@@ -88,7 +88,7 @@ class DualOptimPlus(Optimizer):
         min_8bit_size: parameters of fewer elements stay in 32 bits (of the whole parameter, where it is distributed).
             Default 4096, the published implementation's. Embeddings are better kept in 32 bits too, as
             `parameter_groups(model)` does.
-        stochastic_rounding: round bf16 parameters up or down by chance, so that updates below their precision count
+        stochastic_rounding: round bf16 parameters up or down at random, so that updates below their precision count
             in the mean; at lr 1e-5 a bf16 weight of 0.02 would never move. False: round to the nearest.
         seed: of that chance. The same seed gives the same run, whatever was drawn elsewhere.
         backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
@@ -308,8 +308,8 @@ class DualOptimPlus(Optimizer):
             return self._known(objective)
         if chosen is None and len(self.objectives) > 1:
             raise ValueError(
-                "whose step is it? Pass step(objective=…) or set .objective before every step, on this optimizer and "
-                f"not on what wraps it; it has {listed(self.objectives)}"
+                "no objective was chosen for this step: pass step(objective=…) or set .objective before every step, on "
+                f"this optimizer and not on a wrapper around it; its objectives are {listed(self.objectives)}"
             )
         return self._known(chosen or self.objectives[0])
 
@@ -437,7 +437,7 @@ class DualOptimPlus(Optimizer):
                 own_rows = slice(first, last)
                 rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], lr=lr, **settings))
             first = last
-        # Rounding by chance hashes the step, the parameter and the element, counted over all ranks.
+        # Stochastic rounding hashes the step, the parameter and the element, counted over all ranks.
         places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
         firsts = on_device(tuple(offsets), torch.int64, t.device)
         seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
