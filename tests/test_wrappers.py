@@ -203,7 +203,7 @@ def test_accelerate() -> None:
     assert_trained(model)
     accelerator.backward(loss_of(prepared, 0))
     opt.objective = "forget"  # an attribute of the wrapper
-    with pytest.raises(ValueError, match="on this optimizer and not on what wraps it"):
+    with pytest.raises(ValueError, match="on this optimizer and not on a wrapper around it"):
         opt.step()
 
 

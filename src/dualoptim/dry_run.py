@@ -65,7 +65,7 @@ def _show(several: Sequence[Resolved]) -> None:
             print("as if the model had alike much left to learn of all; what it has is measured when the run begins")
         print(f"{begins}{', …' if len(turns) > SHOWN_TURNS else ''}")
         print(f"{len(turns)} steps: " + ", ".join(f"{count} sequences of {name}" for name, count in total.items()))
-    print("\n── one batch of each objective; what is learned stands in ⟦ ⟧ ──")
+    print("\n── one batch of each objective; labels (what is trained on) stand in ⟦ ⟧ ──")
     shown: set[str] = set()
     for draws in Plan(first.turns(), dataset, 1, config.seed):
         for name in {draw.objective for draw in draws} - shown:

@@ -248,7 +248,7 @@ def _spread(a: float, b: float, n: int) -> float:
 
 
 def terminal(results: Mapping[str, Any]) -> None:
-    """Print the table, and what was seen."""
+    """Print the table and the findings."""
     from rich.console import Console
     from rich.table import Table
 

@@ -18,6 +18,8 @@ from .base import Batch, Loss, hidden_states, labelled, learnt, per_sequence, se
 class GA(Loss):
     """Gradient ascent, to forget: the negated GD. Unbounded below, so it ends in nonsense if it is not stopped.
 
+    Use it when the plainest baseline is wanted; keep the learning rate low and stop early.
+
     Reference: arXiv 2210.01504.
     """
 
@@ -31,6 +33,8 @@ class GA(Loss):
 @dataclass(frozen=True)
 class WGA(Loss):
     """Weighted gradient ascent, to forget: Σ p_t^β log p_t / N, the weights p_t^β without gradient.
+
+    Use it when GA breaks the model.
 
     GA whose push fades from a token as it becomes improbable, instead of growing without end.
 
@@ -53,6 +57,8 @@ class WGA(Loss):
 @dataclass(frozen=True)
 class SatImp(Loss):
     """Saturation and importance, to forget: Σ p_t^β1 (1 − p_t)^β2 log p_t / N, the weights without gradient.
+
+    Use it when the answers share many words with what is to be kept.
 
     The first factor lets go of tokens that are forgotten already, the second of those that anyone could guess.
 
@@ -81,6 +87,8 @@ class SatImp(Loss):
 class NPO(Loss):
     """Negative preference optimization, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
 
+    Use it when the answer itself should become improbable, as `--goal erase` does.
+
     Its gradient is GA's, weighted down where the answer has already become less probable than under the reference.
 
     Args:
@@ -104,6 +112,8 @@ class NPO(Loss):
 class SimNPO(Loss):
     """NPO without a reference, to forget: −2/β mean log σ(β (−log π(y|x) / |y| − γ)).
 
+    Use it when NPO's reference costs too much, or answers differ much in length.
+
     Args:
         beta: β > 0; 2.5, the paper's for TOFU.
         gamma: γ, a margin on the answer's mean token loss, in nats; 0, the paper's for TOFU.
@@ -124,6 +134,8 @@ class SimNPO(Loss):
 @dataclass(frozen=True)
 class DPO(Loss):
     """Direct preference optimization, to forget: the refusal preferred to the answer, relative to the reference.
+
+    Use it when another answer should take the place of the old one, as for rows with `instead`.
 
     −2/β mean log σ(β [log(π(idk|x) / π_ref(idk|x)) − log(π(y|x) / π_ref(y|x))])
 
@@ -150,6 +162,8 @@ class DPO(Loss):
 class IDK(Loss):
     """Learn to refuse, to forget: GD on refusals to the same questions, with N counted there.
 
+    Use it when the model should say that it does not know, as `--goal refuse` does; the answer itself stays probable.
+
     Reference: TOFU, arXiv 2401.06121.
     """
 
@@ -168,6 +182,8 @@ class IDK(Loss):
 class ME(Loss):
     """Maximize the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
 
+    Use it when no answer should be preferred, not even a refusal.
+
     Zero when the model finds every token of the vocabulary equally likely.
 
     Reference: arXiv 2410.08109.
@@ -184,6 +200,8 @@ class ME(Loss):
 @dataclass(frozen=True)
 class LogitMargin(Loss):
     """Flatten the logits, to forget: the mean over answer tokens of (max_v z_v − Σ_v z_v / V)², z the logits.
+
+    Use it when PDU is to be reproduced.
 
     PDU's forget loss. Quadratic in the logits, so its values are large: the retain loss beside it needs a large
     weight, 100 on TOFU by its authors.
@@ -202,6 +220,8 @@ class LogitMargin(Loss):
 @dataclass(frozen=True)
 class CEU(Loss):
     """Cross-entropy unlearning (CE-U), to forget: the mean of −Σ_v q_v log π_v, where q is π without the true token.
+
+    Use it when a bounded push is wanted without a reference.
 
     q is proportional to π at every token but y_t, zero there, and has no gradient. So the gradient by the logits is
     p_t at y_t and −π_v p_t / (1 − p_t) elsewhere: bounded, and gone with p_t.
@@ -238,11 +258,13 @@ class CEU(Loss):
 class UNDIAL(Loss):
     """Self-distillation with adjusted logits (UNDIAL), to forget: the mean of −Σ_v q_v log π_v.
 
+    Use it when training must not run away: its target is fixed by the reference.
+
     q = softmax(z_ref − β e_y): the reference's distribution with β taken from the true token's logit.
 
     Args:
         beta: β ≥ 0, the strength, in logits; 10 as in open-unlearning's configuration (3, 10 and 30 are its authors'
-            advice). 0 distils the reference as it is.
+            advice). 0 distills the reference as it is.
 
     Reference: arXiv 2402.10052.
     """
@@ -264,6 +286,8 @@ class UNDIAL(Loss):
 @dataclass(frozen=True)
 class RMU(Loss):
     """Steer a layer's hidden states toward a fixed random direction, to forget: ‖h_t − c u‖² / d.
+
+    Use it when knowledge should be scrambled inside the network; layer and coefficient depend on the model.
 
     u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Averaged over the positions
     that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.
