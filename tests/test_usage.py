@@ -54,11 +54,15 @@ def test_every_setting_stands_under_its_heading(capsys: pytest.CaptureFixture[st
     assert "{refuse,erase}" in under["what to forget and keep"]
     assert ", ".join(name for name, cls in LOSSES.items() if cls.role == "retain") in under["losses"]
     assert "[1e-05]" in under["optimizer"]
-    assert "null" not in shown.replace("true,false,null", "").replace("null for the", "")
+    assert "default: null" not in shown
 
 
 @pytest.mark.parametrize("command", usage.EXAMPLES)
-def test_an_example_has_options_that_the_command_has(command: str) -> None:
+def test_an_example_has_options_that_the_command_has(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("steps: 6\n")
     parsers = cli._parsers()
     for line in usage.EXAMPLES[command].splitlines():
         program, name, *arguments = shlex.split(line, comments=True)
@@ -92,7 +96,7 @@ def test_completion_knows_commands_options_and_values(
     assert cli.main(["--print-completion", "bash"]) == 0
     script = capsys.readouterr().out
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    for word in (*cli.COMMANDS, "--forget-loss", *LOSSES, "'refuse' 'erase'"):
+    for word in (*cli.COMMANDS, "--forget-loss", *LOSSES, "erase"):
         assert word in script
     assert cli.main(["--print-completion", "bsh"]) == 2
     assert "unknown shell 'bsh'; did you mean 'bash'?" in capsys.readouterr().err

@@ -1,0 +1,33 @@
+"""MkDocs hooks: the pages of benchmarks/ join the site, and names of pages become links to them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+NAME = re.compile(r"(?<!\[)`(?:docs/(?P<page>[\w/-]+\.md)|(?P<benchmark>benchmarks/[\w/-]+\.md))`")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add what benchmarks/ has of pages and reports, at addresses of the same names."""
+    for path in sorted((ROOT / "benchmarks").rglob("*")):
+        if path.suffix in (".md", ".html"):
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Link the pages that a page names, such as `docs/runs.md`."""
+    here = posixpath.dirname(page.file.src_uri)
+
+    def link(found: re.Match[str]) -> str:
+        target = found["page"] or found["benchmark"]
+        known = files.get_file_from_path(target) is not None
+        return f"[`{target}`]({posixpath.relpath(target, here or '.')})" if known else found[0]
+
+    return NAME.sub(link, markdown)
