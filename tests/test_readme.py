@@ -9,7 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/trainer.md"])
+# Blocks headed "python" run, each by itself; those headed "py" are parts of a script, or need what tests have not.
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))
+                        if "```python\n" in page.read_text(encoding="utf-8"))]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # other packages' own
+@pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
