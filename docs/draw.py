@@ -33,9 +33,7 @@ def moments(forget: float, retain: float) -> dict[str, list[float]]:
         weight.grad = mean + NOISE * torch.randn(1, generator=noise)
         opt.step(objective=objective)
         state = opt.state[weight]
-        for name, key in zip(
-            found, ("base_exp_avg", "delta_exp_avg/forget", "delta_exp_avg/retain"), strict=True
-        ):
+        for name, key in zip(found, ("base_exp_avg", "delta_exp_avg/forget", "delta_exp_avg/retain"), strict=True):
             found[name].append(float(state[key]))
     return found
 

@@ -55,11 +55,12 @@ class DualOptimPlus(Optimizer):
     r"""DualOptim+: AdamW for alternating training on several objectives, with what they share kept apart from what not.
 
     One *base* Adam state per parameter is fed by every objective's gradients; each objective has a *delta* Adam state
-    for what is left over. The update of objective o is, with both corrected for their bias,
+    for what is left over. With both corrected for their bias, and lr_o = lr · lr_scales[o], the update of objective
+    o is
 
-    .. math:: θ ← θ (1 − lr_o λ) − lr_o \frac{m_o + m_B}{\sqrt{|v_o + v_B|} + ε}, \qquad lr_o = lr · lr\_scales[o]
+        θ ← θ (1 − lr_o λ) − lr_o (m_o + m_B) / (√|v_o + v_B| + ε)
 
-    and the whole rule stands in :mod:`dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
+    and the whole rule stands in `dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
     precision (fp64 for fp64 parameters, which are stepped in it), 8 bytes per parameter each, or in 8 bits, about 2.03
     bytes per parameter each. A parameter's state is made, for all objectives, when it first has a gradient;
     `estimate_state_memory` tells its size beforehand.
