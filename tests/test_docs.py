@@ -49,12 +49,7 @@ def test_what_a_page_says_of_the_program_is_so(page: Path) -> None:
         assert command in cli.COMMANDS, command
         of = {option for action in parsers[command]._actions for option in action.option_strings}
         assert set(re.findall(r" (--[\w-]+)", rest.split("  #")[0])) <= of, rest
-    for option in re.findall(r"`(--[a-z0-9-]+)[ `]", said):
-        assert option in known | {"--print-completion"} or page.name not in WRITTEN, option
-
-
-WRITTEN = {"index.md", "unlearning.md", "first_run.md", "your_data.md", "choosing.md", "report.md", "eight_bits.md",
-           "private.md", "papers.md"}  # the pages that name no other program's options  # fmt: skip
+    assert set(re.findall(r"`(--[a-z0-9-]+)[ `]", said)) <= known | {"--print-completion", "--no-deps"}
 
 
 def test_the_messages_of_the_troubleshooting_page_are_the_programs() -> None:

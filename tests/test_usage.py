@@ -102,6 +102,15 @@ def test_completion_knows_commands_options_and_values(
     assert "unknown shell 'bsh'; did you mean 'bash'?" in capsys.readouterr().err
 
 
+def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("memorize: true\nmemorize_args: {epochs: 3}\n")
+    parser = cli._parsers()["unlearn"]
+    for arguments in (["--memorize", "--memorize-args", "{epochs: 3}"], ["--config", str(tmp_path / "mine.yaml")]):
+        parsed = cli._parse(parser, arguments)
+        assert (parsed.memorise, parsed.memorise_args) == (True, {"epochs": 3})
+        assert {"memorise", "memorise_args"} <= set(parsed.given)
+
+
 # The recipe that init writes
 
 

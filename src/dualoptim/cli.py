@@ -226,6 +226,7 @@ def _add_records(made: dict[str, ArgumentParser]) -> None:
 def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse with the recipe's settings put before the command line's, so that the latter win."""
     known = [option for action in parser._actions for option in action.option_strings]
+    arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
     for argument in arguments:
         name = argument.split("=")[0].split(".")[0]
         if name.startswith("--") and name not in known:
@@ -352,6 +353,8 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
     arguments = []
     for key, value in settings.items():
+        if isinstance(key, str):
+            key = re.sub("^memorize", "memorise", key)
         if key not in RECIPE_KEYS:
             raise unknown("recipe key", key, RECIPE_KEYS, str(path))
         if key not in known:

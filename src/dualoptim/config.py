@@ -114,7 +114,9 @@ class RunConfig:
         "load the model, or the adapter's base, in 4 bits (NF4; dualoptim[qlora]); what is trained is an adapter",
         MODEL,
     )
-    memorise: bool = option(False, "first train the model until it has memorized the task's rows; cached", MODEL)
+    memorise: bool = option(
+        False, "first train the model until it has memorized the task's rows; cached (--memorize, too)", MODEL
+    )
     memorise_args: dict[str, Any] = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL)
 
     forget_loss: str = option("IDK", "loss on the rows to forget", LOSSES)
