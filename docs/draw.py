@@ -52,7 +52,7 @@ def main() -> None:
             axis.set_xlabel("step")
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("first moment")
-        axes[1].legend(frameon=False)
+        axes[0].legend(frameon=False, loc="lower right")
         figure.savefig(OUT, metadata={"Date": None})
 
 

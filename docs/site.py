@@ -1,4 +1,4 @@
-"""MkDocs hooks: the pages of benchmarks/ join the site, and names of pages become links to them."""
+"""What the site needs of MkDocs: the pages of benchmarks/, links for the names of pages, and doctests as code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -31,3 +32,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"[`{target}`]({posixpath.relpath(target, here or '.')})" if known else found[0]
 
     return NAME.sub(link, markdown)
+
+
+class Doctests(griffe.Extension):
+    """Puts the doctests of docstrings into fences: in Markdown their lists would be links."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Change an object's docstring."""
+        if obj.docstring and not obj.is_alias:
+            block = re.compile(r"^(?P<indent> *)>>> .*(?:\n[ \t]*\S.*)*", re.MULTILINE)
+            obj.docstring.value = block.sub(
+                lambda found: f"{found['indent']}```python\n{found[0]}\n{found['indent']}```", obj.docstring.value
+            )
