@@ -577,8 +577,8 @@ def _ls(parsed: Namespace) -> None:
                     print(f"  {'':<20} {entry.use}")
     print("\nmethods (--methods, or --optimizer and --joint)")
     for name in (*METHODS, ALONE):
-        use = USES.get(name) or f"when memory is short: {name.removesuffix(' 8-bit')} with states in 8 bits"
-        print(f"  {name:<26} Use it {use}.")
+        bits = f"when memory is short: {name.removesuffix(' 8-bit')} with states in 8 bits" * name.endswith(" 8-bit")
+        print(f"  {name:<26} {f'Use it {use}.' if (use := USES.get(name, bits)) else ''}".rstrip())
 
 
 def _init(parsed: Namespace) -> None:
