@@ -139,8 +139,12 @@ def _parsers() -> dict[str, ArgumentParser]:
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     text: dict[str, Any] = {"type": str, "default": None}
     recipe = {
-        "--recipe --config": text
-        | {"group": FORGET_AND_KEEP, "help": "YAML file of settings, or the name of an included one (`dualoptim ls`)"}
+        "--config --recipe": text
+        | {
+            "dest": "recipe",
+            "group": FORGET_AND_KEEP,
+            "help": "YAML file of settings, or the name of an included one (`dualoptim ls`)",
+        }
     }
     saving: dict[str, dict[str, Any]] = {
         "--dry-run": {"help": "show what would be done, and stop before it"},
