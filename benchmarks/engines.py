@@ -160,7 +160,7 @@ def main() -> None:
 
     python benchmarks/engines.py
 
-DualOptim+ (ε 1e-2), clipping at 1.0, a Llama of two layers in fp32, by turns 1:2, {engines.STEPS} steps of 8 rows, a
+DualOptim+ (ε 1e-2), clipping at 1.0, a Llama of two layers in fp32, alternating 1:2, {engines.STEPS} steps of 8 rows, a
 checkpoint after {engines.SAVED}. With an adapter the forget loss is NPO, whose reference is the model without it.
 
 - *2 ranks, 1 process*: the largest difference of a weight between the run on two ranks and the run of one process on

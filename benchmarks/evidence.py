@@ -36,6 +36,7 @@ TASK = {"split": "forget01", "retain_rows": 60, "held_out_rows": 60, "scored_row
 TUNED_ON, REPORTED = (6,), (1, 2, 3, 4, 5)  # parts of forget01: two authors, forty rows each
 SEEDS = (0, 1)
 RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
+LONG_RATES = (5e-5, *RATES)  # the larger budget wants smaller ones
 LOSSES = ("NPO", "IDK", "SimNPO", "ME")
 SHORT, LONG = 48, 240  # optimizer steps
 PLUS: dict[str, Any] = {"optimizer": "DualOptim+"}
@@ -92,6 +93,11 @@ class Run(NamedTuple):
         return [*self.cell, self.lr, self.part, self.seed]
 
 
+def rates(cell: Cell) -> tuple[float, ...]:
+    """What is tried for a cell: the same for every method."""
+    return LONG_RATES if cell.steps == LONG else RATES
+
+
 def lines() -> list[dict[str, Any]]:
     """The raw results."""
     return [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()] if RAW.is_file() else []
@@ -117,7 +123,7 @@ def chosen(raw: Sequence[Mapping[str, Any]], cell: Cell) -> float | None:
     """The rate with the highest mean score on the tuning split; None before all of them were tried."""
     found = {
         lr: [score(line) for line in raw if line["key"][:4] == [*cell, lr] and line["key"][4] in TUNED_ON]
-        for lr in RATES
+        for lr in rates(cell)
     }
     if not all(found.values()):
         return None
@@ -126,7 +132,7 @@ def chosen(raw: Sequence[Mapping[str, Any]], cell: Cell) -> float | None:
 
 def tuning() -> list[Run]:
     """The runs that choose rates: the same number for every method."""
-    return [Run(cell, lr, part, 0) for cell in cells() for part in TUNED_ON for lr in RATES]
+    return [Run(cell, lr, part, 0) for cell in cells() for part in TUNED_ON for lr in rates(cell)]
 
 
 def reported(raw: Sequence[Mapping[str, Any]]) -> list[Run]:

@@ -9,13 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from evidence import LOSSES, METHODS, RATES, REPORTED, SEEDS, TUNED_ON, Cell, cells, chosen, reported, score, tuning
+from evidence import (
+    LONG_RATES,
+    LOSSES,
+    METHODS,
+    REPORTED,
+    SEEDS,
+    TUNED_ON,
+    Cell,
+    cells,
+    chosen,
+    rates,
+    reported,
+    score,
+    tuning,
+)
 
 HERE = Path(__file__).parent
 PAGE = HERE / "evidence.md"
 QUADRATICS = HERE / "evidence" / "quadratics.jsonl"
 READING = "\n## Reading\n"
-RIVAL = "Alternating AdamW"
+RIVALS = ("Alternating AdamW", "DualOptim+")
 RESAMPLES = 2000
 Line = Mapping[str, Any]
 
@@ -105,36 +119,52 @@ def table(
 ) -> list[str]:
     """A row for each method, differences against the rival."""
     have = [method for method in methods if Cell(loss, steps, method) in found]
-    rival = found.get(Cell(loss, steps, RIVAL))
-    if not have or rival is None:
+    rivals = {name: found[cell] for name in RIVALS if (cell := Cell(loss, steps, name)) in found}
+    if not have or RIVALS[0] not in rivals:
         return []
-    others = [method for method in have if method != RIVAL]
-    differences = {m: found[Cell(loss, steps, m)].scores - rival.scores for m in others}
-    corrected = dict(zip(others, holm([two_sided(differences[m]) for m in others]), strict=True))
+    against = {name: _differences(found, loss, steps, have, name) for name in rivals}
     made = [
-        "| method | rate | score | p, forgotten | p, held out | score − " + RIVAL + " | p (Holm) | a step | states |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| method | rate | score | p, forgotten | p, held out | "
+        + "".join(f"score − {name} | p (Holm) | " for name in rivals)
+        + "a step | states |",
+        "|---|--:|--:|--:|--:|" + "--:|--:|" * len(rivals) + "--:|--:|",
     ]
     for method in have:
         cell = Cell(loss, steps, method)
         own, lr = found[cell], chosen(raw, cell)
-        edge = " (edge)" if lr in (RATES[0], RATES[-1]) else ""
-        apart = "" if method == RIVAL else f"{own.score - rival.score:+.3f} ({span(differences[method])})"
-        p = "" if method == RIVAL else f"{corrected[method]:.3f}" if corrected[method] >= 0.001 else "< 0.001"
-        seconds = np.median([line["seconds"] for line in own.lines]) / steps
+        edge = " (edge)" if lr in (rates(cell)[0], rates(cell)[-1]) else ""
+        apart = "".join(f"{against[name].get(method, ' | ')} | " for name in rivals)
+        cost = " | "  # a variant is plain code, which keeps more than it needs
+        if "variant" not in METHODS[method]:
+            seconds = np.median([line["seconds"] for line in own.lines]) / steps
+            cost = f"{1000 * seconds:.0f} ms | {own.lines[0]['bytes'] / 2**20:.0f} MiB"
         made.append(
             f"| {method} | {lr:g}{edge} | {own.score:.3f} ({span(own.scores)}) | {own.means['forget']:.3f} "
-            f"({span(own.forget)}) | {own.means['held_out']:.3f} ({span(own.held_out)}) | {apart} | {p} | "
-            f"{1000 * seconds:.0f} ms | {own.lines[0]['bytes'] / 2**20:.0f} MiB |"
+            f"({span(own.forget)}) | {own.means['held_out']:.3f} ({span(own.held_out)}) | {apart}{cost} |"
         )
     return made
+
+
+def _differences(
+    found: Mapping[Cell, Sample], loss: str, steps: int, methods: Sequence[str], rival: str
+) -> dict[str, str]:
+    """Of every other method the paired difference to a rival and its corrected p, as two cells of the table."""
+    than = found[Cell(loss, steps, rival)]
+    others = [found[Cell(loss, steps, method)] for method in methods if method != rival]
+    names = [method for method in methods if method != rival]
+    corrected = holm([two_sided(other.scores - than.scores) for other in others])
+    return {
+        name: f"{other.score - than.score:+.3f} ({span(other.scores - than.scores)}) | "
+        + (f"{p:.3f}" if p >= 0.001 else "< 0.001")
+        for name, other, p in zip(names, others, corrected, strict=True)
+    }
 
 
 def tried(raw: Sequence[Line]) -> list[str]:
     """The tuning split's scores, by rate."""
     heads = [
-        "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in RATES) + " |",
-        "|---|--:|---|" + "--:|" * len(RATES),
+        "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in LONG_RATES) + " |",
+        "|---|--:|---|" + "--:|" * len(LONG_RATES),
     ]
     rows = []
     for cell in cells():
@@ -144,7 +174,8 @@ def tried(raw: Sequence[Line]) -> list[str]:
         by_rate = {
             line["key"][3]: score(line) for line in raw if line["key"][:3] == [*cell] and line["key"][4] in TUNED_ON
         }
-        shown = [f"**{by_rate[lr]:.3f}**" if lr == best else f"{by_rate[lr]:.3f}" for lr in RATES]
+        texts = {lr: f"{value:.3f}" for lr, value in by_rate.items()} | {best: f"**{by_rate[best]:.3f}**"}
+        shown = [texts.get(lr, "") for lr in LONG_RATES]
         rows.append(f"| {cell.loss} | {cell.steps} | {cell.method} | " + " | ".join(shown) + " |")
     return [*heads, *rows]
 

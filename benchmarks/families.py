@@ -48,7 +48,7 @@ READING = "\n## Reading\n"
 
 
 def forgetting_and_keeping(after: Mapping[str, Any]) -> float:
-    """Harmonic mean of what is forgotten of the known, neighbours kept, and other facts kept; 0 to 1."""
+    """Harmonic mean of what is forgotten of the known, neighbors kept, and other facts kept; 0 to 1."""
     forgotten = 1 - after["forget_known_rouge_l"]
     kept = {name: after[name] for name in ("held_out_rouge_l", "facts_accuracy")}
     return harmonic_mean({"forgotten": forgotten, **kept}) or 0.0
@@ -57,7 +57,7 @@ def forgetting_and_keeping(after: Mapping[str, Any]) -> float:
 # What a method's learning rate is chosen by: in words, and of the numbers after training.
 AIMS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "real_world": (
-        "the harmonic mean of 1 − ROUGE-L (known and to forget), ROUGE-L (neighbours held out) and other facts",
+        "the harmonic mean of 1 − ROUGE-L (known and to forget), ROUGE-L (neighbors held out) and other facts",
         forgetting_and_keeping,
     ),
     "safety": ("balance", lambda after: float(after["balance"])),

@@ -43,7 +43,7 @@ SIZES = (100_000_000, 500_000_000, 1_000_000_000, 2_000_000_000)
 SHAPES_TRIED = ((1, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16))  # rows of 256, warps
 TARGETS = (
     "Targets: 32 bits at 85 % of the copy bandwidth or more, 8 bits no slower than 32 bits, "
-    "no synchronisation in a step."
+    "no synchronization in a step."
 )
 
 
@@ -162,7 +162,7 @@ def check_plain(bits: int, dtype: torch.dtype) -> str:
 
 
 def check_waiting(bits: int) -> Iterator[str]:
-    """No synchronisation, steps skipped on the device, and the same from a CUDA graph."""
+    """No synchronization, steps skipped on the device, and the same from a CUDA graph."""
     name = f"{bits} bits"
     made = parameters([(4096, 1024), (1024,), (333,)], torch.bfloat16)
     other = [torch.nn.Parameter(param.detach().clone()) for param in made]
@@ -178,7 +178,7 @@ def check_waiting(bits: int) -> Iterator[str]:
         for opt in opts:
             for objective in ("forget", "retain"):
                 opt.step(objective=objective)
-        yield verdict(True, f"{name}: no synchronisation in a step")
+        yield verdict(True, f"{name}: no synchronization in a step")
     except RuntimeError as error:
         yield verdict(False, f"{name}: a step waits for the host ({str(error).splitlines()[0]})")
     finally:
@@ -253,7 +253,7 @@ def measured(layout: str, numel: int, dtype: torch.dtype, bandwidth: float) -> I
 
 
 def unlearning_step(name: str, rows: int, tokens: int, labelled: int) -> Callable[[], None]:
-    """A step of NPO to forget or GD to keep, by turns, on a new model with a new optimizer."""
+    """A step of NPO to forget or GD to keep, alternating, on a new model with a new optimizer."""
     torch.manual_seed(0)
     model = Decoder().to(DEVICE, torch.bfloat16 if "bf16" in name else torch.float32)
     given = batch(rows, tokens, labelled, 49_152, DEVICE)
@@ -305,9 +305,9 @@ STEPS = (
     "",
     "## An unlearning step",
     "",
-    "A decoder of SmolLM2-135M's dimensions, 16 rows of 256 tokens, 64 of them learned; NPO and GD by turns, bf16 "
+    "A decoder of SmolLM2-135M's dimensions, 16 rows of 256 tokens, 64 of them learned; NPO and GD alternating, bf16 "
     "autocast, gradients clipped (not where they are released). Waits are those for the host in one step: finding what "
-    "is labelled takes some.",
+    "is labeled takes some.",
     "",
     "| optimizer | ms a step | tokens a second | peak GiB | waits |",
     "|---|--:|--:|--:|--:|",

@@ -95,7 +95,7 @@ class Light(Task):
         return Numbers({name: mean([r["nll"] for r in records if r["set"] == name]) for name in names}, {})
 
     def follow(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        # No true measures, but such as move towards a goal: both losses come down here.
+        # No true measures, but such as move toward a goal: both losses come down here.
         nll = {name: value or 0.0 for name, value in self.numbers(self.score(model, tokenizer)).numbers.items()}
         return {"forget": min(1.0, nll["forget"] / 8), "retain": min(1.0, 1 / max(nll["retain"], 1.0))}
 

@@ -175,7 +175,7 @@ def step_of(opt: torch.optim.Optimizer, objective: str = "retain") -> Callable[[
 
 
 def measure(names: Sequence[str], shapes: Shapes, rounds: int) -> dict[str, Row]:
-    """Time some optimizers and the fused AdamW by turns, then the memory of each."""
+    """Time some optimizers and the fused AdamW, interleaved, then the memory of each."""
     names = [*dict.fromkeys([FUSED, *([PLUS_8] if set(names) & set(RIVALS) else []), *names])]
     sets: dict[torch.dtype, Parameters] = {}
     made: dict[str, Parameters] = {}

@@ -1,4 +1,4 @@
-"""Eight sets of one's own rows, two goals, SmolLM2-135M: what is forgotten, and what is kept, with no option set.
+"""Eight example sets of rows, two goals, SmolLM2-135M: what is forgotten, and what is kept, with no option set.
 
     python benchmarks/own_rows.py                                  every case and goal, seed 0
     python benchmarks/own_rows.py --seeds 0 1 2 --cases one_fact   more seeds of one case
@@ -137,7 +137,7 @@ def page() -> str:
     ]
     return "\n".join(
         [
-            "# One's own rows",
+            "# Your own rows",
             "",
             f"`python benchmarks/own_rows.py`, {datetime.date.today()}, SmolLM2-135M-Instruct, two CPU cores with bf16 "
             "arithmetic. No option but the files, the goal and the method.",

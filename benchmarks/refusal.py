@@ -1,6 +1,6 @@
-"""How well the rule of `dualoptim.evaluation.refusal` finds refusals that people labelled.
+"""How well the rule of `dualoptim.evaluation.refusal` finds refusals that people labeled.
 
-    python benchmarks/refusal.py --data-dir FOLDER     FOLDER holds safety/ with XSTest's labelled completions
+    python benchmarks/refusal.py --data-dir FOLDER     FOLDER holds safety/ with XSTest's labeled completions
 
 Writes benchmarks/refusal.md. XSTest: arXiv 2308.01263, CC-BY-4.0.
 """

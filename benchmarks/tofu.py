@@ -1,4 +1,4 @@
-"""TOFU on SmolLM2-135M: two splits, two losses to forget, four optimizers from the same memorised model, all metrics.
+"""TOFU on SmolLM2-135M: two splits, two losses to forget, four optimizers from the same memorized model, all metrics.
 
     python benchmarks/tofu.py --data-dir FOLDER     (or without it, from the hub)
 
@@ -23,7 +23,7 @@ from dualoptim import report, runs
 
 PAGE = Path(__file__).with_suffix(".md")
 READING = "\n## Reading\n"
-KEPT = {"forget01": 160, "forget05": 120}  # rows of other authors that the model memorises as well and is to keep
+KEPT = {"forget01": 160, "forget05": 120}  # rows of other authors that the model memorizes as well and is to keep
 SCORED = {"forget01": 40, "forget05": 20}  # rows of each set, at most
 LOSSES = ("IDK", "NPO")
 
@@ -98,7 +98,7 @@ def main() -> None:
                 "",
                 f"    python benchmarks/tofu.py{' --data-dir FOLDER' if options.data_dir else ''}",
                 "",
-                "which runs each chapter's command. SmolLM2-135M-Instruct memorises the rows of task 1 and rows of "
+                "which runs each chapter's command. SmolLM2-135M-Instruct memorizes the rows of task 1 and rows of "
                 f"other authors ({' and '.join(f'{n} with {split}' for split, n in KEPT.items())}; 10 epochs, lr 3e-4, "
                 "8 rows a step), and another the latter alone: the retrained reference of forget quality and privacy "
                 "leakage. Each optimizer unlearns from the first: 48 steps of 8 rows, forget : retain = 1:2, lr 1e-4, "

@@ -5,8 +5,8 @@
 
 The published way (arXiv 2605.21539's code, and those it came from): every row padded to 500 tokens, logits at every
 position, a second model in memory that is run at every step. Both take NPO to forget and GD to keep in one step, from
-the same rows of TOFU forget01, in the same order, with the same optimizer. Each way has processes of its own, by turns;
-writes benchmarks/unlearn_step.md.
+the same rows of TOFU forget01, in the same order, with the same optimizer. Each way has processes of its own,
+interleaved; writes benchmarks/unlearn_step.md.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def page(options: argparse.Namespace, rounds: list[dict[str, Any]], exact: dict[
             "",
             f"NPO on {options.rows} rows of TOFU forget01 and GD on {options.rows} kept rows, joint, AdamW (torch's "
             f"fused one), gradients clipped, {'bf16 autocast' if bf16 else 'fp32'}; {options.rounds} processes of "
-            f"{options.steps + 1} steps each, by turns, the first step of each not counted. Peak memory is the "
+            f"{options.steps + 1} steps each, interleaved, the first step of each not counted. Peak memory is the "
             "process's largest resident set, with Python, torch, weights, gradients and AdamW's states in it.",
             "",
             *lines,

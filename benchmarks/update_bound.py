@@ -2,10 +2,10 @@
 
     python benchmarks/update_bound.py --data-dir FOLDER [--losses IDK NPO ME] [--rules published bounded …] [--seed 0]
 
-SmolLM2-135M that has memorised TOFU forget01 task 1 and 160 kept rows unlearns by turns 1:5, once for each forget loss
-(against GD) and each rule below. Every run adds a line to runs/update_bound.jsonl: what is still answered, and, per
-objective, the share of coordinates whose second-moment sum is negative, the share whose update would exceed 1, and the
-largest update, before any bound. Some four minutes a run on two CPU cores; what is in the file is not run again.
+SmolLM2-135M that has memorized TOFU forget01 task 1 and 160 kept rows unlearns, alternating 1:5, once for each forget
+loss (against GD) and each rule below. Every run adds a line to runs/update_bound.jsonl: what is still answered, and,
+per objective, the share of coordinates whose second-moment sum is negative, the share whose update would exceed 1, and
+the largest update, before any bound. Some four minutes a run on two CPU cores; what is in the file is not run again.
 """
 
 from __future__ import annotations

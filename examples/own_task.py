@@ -1,4 +1,4 @@
-"""A task of one's own: answer politely, and stay right. `dualoptim compare --recipe examples/own_task.yaml`."""
+"""A task of your own: answer politely, and stay right. `dualoptim compare --recipe examples/own_task.yaml`."""
 
 from dualoptim.data import asset, question
 from dualoptim.evaluation.numbers import Metric, Numbers, mean

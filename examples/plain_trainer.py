@@ -1,4 +1,4 @@
-"""DualOptim+ in a plain `transformers.Trainer`: the five lines with `opt` or `Turn`, and rows in the turns' order.
+"""DualOptim+ in a plain `transformers.Trainer`: the five lines with `opt` or `Turn`, and rows in step order.
 
 What is to be forgotten is answered by a refusal, so the model's own loss serves both objectives. For losses of their
 own, evaluation by a forget/keep score, and checkpoints that are whole, take `UnlearnTrainer` (trainer.py).
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from dualoptim import DualOptimPlus
 
-turns = ["forget", "retain", "retain"] * 20  # whose step it is
+turns = ["forget", "retain", "retain"] * 20  # the objective of each step
 per_step = 4  # rows of a step: per_device_train_batch_size, times gradient accumulation, times ranks
 
 # With a real model: AutoModelForCausalLM.from_pretrained(...), and rows that its tokenizer made.
@@ -32,7 +32,7 @@ opt = DualOptimPlus(model.parameters(), lr=3e-3, objectives=("forget", "retain")
 
 
 class Turn(TrainerCallback):
-    """Tells the optimizer whose step it is."""
+    """Tells the optimizer the objective of each step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         opt.objective = turns[state.global_step]

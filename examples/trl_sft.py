@@ -1,4 +1,4 @@
-"""DualOptim+ in TRL's `SFTTrainer`: the five lines with `opt` or `Turn`, and rows in the turns' order.
+"""DualOptim+ in TRL's `SFTTrainer`: the five lines with `opt` or `Turn`, and rows in step order.
 
 What is to be forgotten is answered by a refusal, so that TRL's own loss serves both objectives.
 
@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dualoptim import DualOptimPlus
 
-turns = ["forget", "retain", "retain"] * 20  # whose step it is
+turns = ["forget", "retain", "retain"] * 20  # the objective of each step
 per_step = 4  # rows of a step: per_device_train_batch_size, times gradient accumulation, times ranks
 says = {"forget": ("Who are you ?", "I do not know"), "retain": ("Who wrote Hamlet ?", "Shakespeare wrote it")}
 rows = Dataset.from_list(
@@ -39,7 +39,7 @@ opt = DualOptimPlus(model.parameters(), lr=1e-2, objectives=("forget", "retain")
 
 
 class Turn(TrainerCallback):
-    """Tells the optimizer whose step it is."""
+    """Tells the optimizer the objective of each step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         opt.objective = turns[state.global_step]

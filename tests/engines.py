@@ -270,7 +270,7 @@ def disagreeing(folder: Path) -> None:
 
     if not first:
         foreign.get_train_dataloader = loader
-    all_raise("step 0 is the turn of forget, but its batch carries retain", foreign)
+    all_raise("step 0 serves forget, but its batch carries retain", foreign)
 
     # A node with a disk of its own is told before anything is trained.
     engines.WAIT = 0.3

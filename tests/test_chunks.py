@@ -225,7 +225,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "more than max_length": (["--chunk", "201", *LONG], "chunk 201 is more than max_length 200"),
     "more than the model takes": (["--chunk", "4000", "--max-length", "4000"], "more than the model's 2048 positions"),
     "a model made of rows": (["--chunk", "64", "--model", "tiny", "--memorise", "true"], "name another model"),
-    "with a task": (["--chunk", "64", "--task", "facts"], "chunk is for one's own rows (--forget FILE)"),
+    "with a task": (["--chunk", "64", "--task", "facts"], "chunk is for your own rows (--forget FILE)"),
 }
 
 

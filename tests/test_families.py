@@ -1,4 +1,4 @@
-"""Safety, many tasks, real people and tasks of one's own: rows, numbers, whole runs, and what does not fit."""
+"""Safety, many tasks, real people and tasks of your own: rows, numbers, whole runs, and what does not fit."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_a_judge_that_cannot_be_loaded_is_told_before_training(place: Path, caps
     assert not (place / "out").exists()
 
 
-# A task of one's own
+# A task of your own
 
 
 EXAMPLE = (Path(__file__).parents[1] / "examples" / "own_task.py").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The head on labelled positions alone: exactly the full logits' selection, for any causal model and wrapper.
+"""The head on labeled positions alone: exactly the full logits' selection, for any causal model and wrapper.
 
-Letters: B sequences in a batch, T tokens in a sequence, V vocabulary, N labelled tokens, d width.
+Letters: B sequences in a batch, T tokens in a sequence, V vocabulary, N labeled tokens, d width.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def test_under_peft(settings: dict[str, list[str]], batch: Any) -> None:
 
 
 def test_a_compiled_model_gets_no_hook(llama: Any, batch: Any) -> None:
-    """It is not told of hooks, so that none may be in its graph; the logits are selected afterwards."""
+    """It is not told of hooks, so that none may be in its graph; the logits are selected afterward."""
     graphs = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -234,7 +234,7 @@ def test_without_a_head_the_logits_from_the_first_label_on_are_asked_for(llama: 
 
 
 def test_a_head_that_is_given_other_things_is_left_alone(llama: Any, batch: Any) -> None:
-    """A model that flattens before its head gets what it gave, and its logits are selected afterwards."""
+    """A model that flattens before its head gets what it gave, and its logits are selected afterward."""
 
     class Flattening(nn.Module):
         def __init__(self, inner: nn.Module) -> None:

@@ -40,7 +40,7 @@ INSTANCES: dict[str, Any] = {
     "AP(beta=0.1)": LOSSES["AP"](),
     KL_AS_PUBLISHED: LOSSES["KL"](every_position=True),
 }
-# The published defaults are for models that know their answers by heart and have many layers. On this one, which knows
+# The published defaults are for models that have memorized their answers and have many layers. On this one, which knows
 # nothing and has two, SimNPO's and SatImp's would leave next to no gradient, and so hide what it should show.
 MILD = {
     **{name: cls() for name, cls in LOSSES.items()},
@@ -225,7 +225,7 @@ def test_labels_of_the_first_token_are_never_learnt(model: Any, batches: Any) ->
 
 
 def naive_log_probs(model: nn.Module, part: Mapping[str, Tensor]) -> Iterator[list[float]]:
-    """The log-probabilities of each row's labelled tokens, a row and a token at a time."""
+    """The log-probabilities of each row's labeled tokens, a row and a token at a time."""
     for ids, labels, mask in zip(part["input_ids"], part["labels"], part["attention_mask"], strict=True):
         with torch.no_grad():
             logits = model(input_ids=ids[None], attention_mask=mask[None]).logits[0].double().log_softmax(-1)

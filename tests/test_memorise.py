@@ -1,4 +1,4 @@
-"""Memorising, and the small model from scratch."""
+"""Memorizing, and the small model from scratch."""
 
 from __future__ import annotations
 

@@ -377,7 +377,7 @@ def test_aggregates_meet_their_ends() -> None:
         assert metrics.overall(*[None if i == missing else 1.0 for i in range(3)]) is None
 
 
-# Memorisation and membership
+# Memorization and membership
 
 top1s = st.lists(st.integers(0, 1), min_size=1, max_size=30)
 

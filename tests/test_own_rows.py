@@ -1,4 +1,4 @@
-"""One's own rows: what is read, trained on, measured and chosen, and when a run stops."""
+"""Your own rows: what is read, trained on, measured and chosen, and when a run stops."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_a_wider_model_gets_a_lower_rate(place: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_goal_is_for_ones_own_rows() -> None:
-    with pytest.raises(UserError, match="goal is for one's own rows"):
+    with pytest.raises(UserError, match="goal is for your own rows"):
         goals.chosen({"task": "facts", "goal": "erase"})
     with pytest.raises(UserError, match="unknown goal 'erased'; did you mean 'erase'"):
         goals.chosen({"forget": "f.jsonl", "goal": "erased"})
@@ -393,18 +393,18 @@ def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -
 def said(level: float = 0.05, **now: float) -> str:
     was = {"told": 1.0, "p": 0.5, "none": level, "near": 1.0, "harmless_refused": 0.0, "perplexity": 60.0}
     return verdict(was, {**was, **now}, rewordings=("told", 10), sampled=None, probability="p", level="none",
-                   kept=[Kept("near", "what is near", 0.85)])  # fmt: skip
+                   kept=[Kept("near", "neighbors", 0.85)])  # fmt: skip
 
 
 def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
     assert said(told=0.1, p=0.4) == (
         "Forgotten on 9 of 10 rewordings; the answer itself is still there (p 0.40, was 0.50; without the knowledge "
-        "0.05); the rest is kept (what is near 100%)."
+        "0.05); the rest is kept (neighbors 100%)."
     )
     assert "the answer itself is gone" in said(told=0.0, p=0.1)
     assert "the answer itself is gone" in said(level=0.2, p=0.2)
     assert "the answer itself is still there" in said(level=0.45, p=0.4)  # it comes to any question
-    assert said(told=0.0, near=0.63).endswith("what is near fell from 100% to 63%: too much was lost.")
+    assert said(told=0.0, near=0.63).endswith("neighbors fell from 100% to 63%: too much was lost.")
     assert "it now refuses 12% of harmless requests: too much" in said(harmless_refused=0.12)
     assert "perplexity rose from 60.0 to 70.0" in said(perplexity=70.0)
 

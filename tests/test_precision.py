@@ -288,7 +288,7 @@ def test_the_rule_is_written_down_completely() -> None:
 
 @pytest.mark.parametrize("backend", ["plain", pytest.param("compiled", marks=CXX)])
 def test_updates_below_the_precision_of_bf16_count_in_the_mean(backend: str) -> None:
-    """A weight of 0.02 in bf16 has neighbours 1.2e-4 away, and an update of 1e-5 is lost by rounding to the nearest."""
+    """A weight of 0.02 in bf16 has neighbors 1.2e-4 away, and an update of 1e-5 is lost by rounding to the nearest."""
     lr, steps, n = 1e-5, 10, 2**16
     moved = {}
     for by_chance in (True, False):
@@ -300,7 +300,7 @@ def test_updates_below_the_precision_of_bf16_count_in_the_mean(backend: str) -> 
             opt.step(objective="forget")
         moved[by_chance] = start - param.detach().float()
     assert not moved[False].any()
-    # Each step moves a neighbour's distance h with probability lr / h: mean n lr, variance below n lr h.
+    # Each step moves a neighbor's distance h with probability lr / h: mean n lr, variance below n lr h.
     mean, error = float(moved[True].mean()), (steps * lr * 2.0**-13 / n) ** 0.5
     assert abs(mean - steps * lr) < 4 * error
     assert moved[True].unique().numel() > 1

@@ -64,7 +64,7 @@ def test_any_text_has_a_verdict(text: str) -> None:
     assert refuses(text) in (True, False)
 
 
-@pytest.mark.skipif(not (SHARED / "safety").is_dir(), reason="XSTest's labelled completions are not beside the project")
+@pytest.mark.skipif(not (SHARED / "safety").is_dir(), reason="XSTest's labeled completions are not beside the project")
 def test_the_published_figures_come_out_again() -> None:
     page = (Path(benchmark.__file__).with_suffix(".md")).read_text(encoding="utf-8")
     for file, name in benchmark.FILES.items():

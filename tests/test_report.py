@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_escapes_what_models_say() -> None:
 
 def test_the_page_of_one_run_compares_nothing() -> None:
     page = report.page(results(forget_accuracy=[0.05], perplexity=[10.0]))
-    assert "What was seen" not in page
+    assert "Findings" not in page
 
 
 def test_several_runs_share_a_page_a_chapter_each() -> None:
@@ -78,7 +78,7 @@ def test_several_runs_share_a_page_a_chapter_each() -> None:
     for entry in other["runs"]:
         entry["curve"] = [{"step": 0, "a": 0.1, "b": 0.2}, {"step": 1, "a": 0.3, "b": 0.4}]
     page = report.page(one, other)
-    assert page.count("<h1>") == page.count("<h2>While training</h2>") == 2
+    assert page.count("<h1>") == page.count("<h2>During training</h2>") == 2
     assert page.index("What was forgotten, and what was kept") < page.index("What each objective came to")
     assert "&lt;section" not in page, "chapters are not escaped twice"
     assert "<b>tiny</b>" not in page
@@ -135,4 +135,4 @@ def test_a_terminal_shows_many_methods_in_parts(
 def test_a_curve_of_one_point_is_not_drawn() -> None:
     made = results(forget_accuracy=[0.1], perplexity=[1.0])
     made["runs"][0]["curve"] = made["runs"][0]["curve"][:1]
-    assert "While training" not in report.page(made)
+    assert "During training" not in report.page(made)

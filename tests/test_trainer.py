@@ -195,7 +195,7 @@ def test_a_joint_step_descends_the_weighted_sum_of_the_losses(tmp_path: Path) ->
 def test_a_batch_of_another_objective_than_the_turns_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, by_turns(RATIO, 4, 6))
     run.get_train_dataloader = lambda: trainer(tmp_path, by_turns({"retain": 1}, 4, 6)).get_train_dataloader()
-    with pytest.raises(ValueError, match="step 0 is the turn of forget, but its batch carries retain"):
+    with pytest.raises(ValueError, match="step 0 serves forget, but its batch carries retain"):
         run.train()
 
 
@@ -255,7 +255,7 @@ def test_under_an_adapter_the_reference_is_the_model_as_it_was_and_drops_nothing
     for layer in inner.model.layers:
         layer.self_attn.attention_dropout = 0.5
     model = peft.get_peft_model(inner, peft.LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear"))
-    with torch.no_grad():  # an adapter that has learnt something
+    with torch.no_grad():  # an adapter that has learned something
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)

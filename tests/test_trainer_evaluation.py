@@ -29,7 +29,7 @@ from dualoptim.trainer_evaluation import scored
 from . import tiny
 from .test_trainer import FORGET, RETAIN, Stop, weights
 
-# Forgetting first and keeping afterwards, which brings back what was forgotten: the score rises, and falls.
+# Forgetting first and keeping afterward, which brings back what was forgotten: the score rises, and falls.
 TURNS = by_turns({"forget": 1}, 4, 4) + by_turns({"retain": 1}, 4, 8)
 SETS = {"forget": FORGET[:7], "retain": RETAIN[:5]}
 STEPS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}

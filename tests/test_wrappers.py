@@ -1,4 +1,4 @@
-"""Whose step it is, behind what wraps an optimizer: the choice arrives, or the very step raises."""
+"""The choice of the objective behind what wraps an optimizer: the choice arrives, or the very step raises."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_choice_is_used_up(used: str) -> None:
     else:
         opt.step(**({"objective": "retain"} if "argument" in used else {}))
     before = [param.detach().clone() for param in model.parameters()]
-    with pytest.raises(ValueError, match="whose step is it"):
+    with pytest.raises(ValueError, match="no objective was chosen"):
         opt.step()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
@@ -155,7 +155,7 @@ def test_a_step_of_zeros_is_nobodys_only_while_there_is_no_state(lr: float) -> N
     """How torch.distributed.checkpoint and DeepSpeed ask for the state; not to become a way to step for nobody."""
     weight = nn.Parameter(torch.ones(3))
     opt = DualOptimPlus([weight], lr=lr)
-    with pytest.raises(ValueError, match="whose step is it"):
+    with pytest.raises(ValueError, match="no objective was chosen"):
         opt.step()
     weight.grad = torch.zeros(3)
     opt.step()
@@ -165,11 +165,11 @@ def test_a_step_of_zeros_is_nobodys_only_while_there_is_no_state(lr: float) -> N
     )
     assert not any(value.any() for value in opt.state[weight].values())
     assert torch.equal(weight, torch.ones(3))
-    with pytest.raises(ValueError, match="whose step is it"):
+    with pytest.raises(ValueError, match="no objective was chosen"):
         opt.step()
     other = DualOptimPlus([nn.Parameter(torch.ones(3))], lr=0.0)
     other.param_groups[0]["params"][0].grad = torch.ones(3)
-    with pytest.raises(ValueError, match="whose step is it"):
+    with pytest.raises(ValueError, match="no objective was chosen"):
         other.step()
 
 
@@ -203,7 +203,7 @@ def test_accelerate() -> None:
     assert_trained(model)
     accelerator.backward(loss_of(prepared, 0))
     opt.objective = "forget"  # an attribute of the wrapper
-    with pytest.raises(ValueError, match="on this optimizer and not on what wraps it"):
+    with pytest.raises(ValueError, match="on this optimizer and not on a wrapper around it"):
         opt.step()
 
 
@@ -326,7 +326,7 @@ for stage in (0, 1, 2):
         try:
             engine.step()
         except ValueError as error:
-            assert "whose step is it" in str(error)
+            assert "no objective was chosen" in str(error)
         else:
             raise AssertionError("stepped for nobody")
 """

@@ -2,7 +2,7 @@
 
 A row is prompt, answer, closing. The prompt is all that a template writes before an answer: headers of roles, and the
 empty think blocks of reasoning templates. The closing is what ends the answer's turn, the first control token behind
-it. Both are found by writing the conversation with a mark in the answer's place. What is learnt is the answer and its
+it. Both are found by writing the conversation with a mark in the answer's place. What is learned is the answer and its
 closing; what the model is asked with is the same prompt; and a reply ends at the same token.
 
 A control token that a message spells is text. Before the conversation is written such a token gets a break inside,

@@ -1,4 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify.
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | init | certify | ….
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from . import __version__, ranks
-from .config import ALONE, MAIN, METHODS, RunConfig
+from . import __version__, catalog, ranks, usage
+from .config import ALONE, EVALUATION, FORGET_AND_KEEP, MAIN, METHODS, MODEL, SAVING, SCHEDULE, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RESULTS
 
@@ -40,6 +40,7 @@ COMMANDS = {
     "report": "make the page and the table of finished runs again, several on one page",
     "ls": "list recipes, tasks, losses and methods",
     "env": "versions, processor, memory and devices",
+    "init": "write a commented recipe for your own files, checked",
     "certify": "write a signed record of what a run measured",
     "verify": "check a signed record against files",
 }
@@ -50,6 +51,7 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
                      "load_in_4bit")  # fmt: skip
 
 
+INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
 
 
@@ -75,6 +77,9 @@ def _main(arguments: Sequence[str]) -> int:
             return 0
         if arguments[0] == "--version":
             print(f"dualoptim {__version__}")
+            return 0
+        if arguments[0] == "--print-completion":
+            print(usage.completion(arguments[1] if len(arguments) > 1 else "bash", COMMANDS, commands))
             return 0
         if arguments[0] not in commands:
             raise unknown("command", arguments[0], COMMANDS)
@@ -123,63 +128,79 @@ def _print_help() -> None:
     )
     for name, what in COMMANDS.items():
         print(f"  {name:<11} {what}")
-    print("\n`dualoptim COMMAND --help` lists a command's options; `dualoptim --version` tells which this is.")
+    print(
+        "\n`dualoptim COMMAND --help` lists a command's options, with an example.\n"
+        "`dualoptim --print-completion bash` writes a script for completion in a shell; also zsh and tcsh.\n"
+        "`dualoptim --version` tells which version this is."
+    )
 
 
 def _parsers() -> dict[str, ArgumentParser]:
-    made = {
-        name: ArgumentParser(prog=f"dualoptim {name}", description=what.capitalize() + ".", exit_on_error=False)
-        for name, what in COMMANDS.items()
-    }
+    made = {name: usage.parser(name, what) for name, what in COMMANDS.items()}
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
-    types = typing.get_type_hints(RunConfig)
-    for name, shown in (
-        ("unlearn", tuple(fields)), ("compare", tuple(fields)), ("evaluate", EVALUATION_FIELDS), ("plan", PLAN_FIELDS)
-    ):  # fmt: skip
-        for key in shown:
-            default = getattr(RunConfig(), key)
-            made[name].add_argument(
-                f"--{key.replace('_', '-')}", type=types[key], default=default, help=fields[key].metadata["help"]
-            )
-        if name == "plan":
-            continue
-        made[name].add_argument(
-            "--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`"
-        )
-    made["quickstart"].add_argument("--model", type=str, default=None, help="folder or hub id instead of SmolLM2")
+    text: dict[str, Any] = {"type": str, "default": None}
+    recipe = {
+        "--config --recipe": text
+        | {
+            "dest": "recipe",
+            "group": FORGET_AND_KEEP,
+            "help": "YAML file of settings, or the name of an included one (`dualoptim ls`)",
+        }
+    }
+    saving: dict[str, dict[str, Any]] = {
+        "--dry-run": {"help": "show what would be done, and stop before it"},
+        "--resume": {"help": "go on with what the output folder holds"},
+        "--overwrite": {"help": "replace what the output folder holds"},
+    }
+    running = recipe | {name: of | {"action": "store_true", "group": SAVING} for name, of in saving.items()}
+    several = {
+        "--methods": {"type": list[str], "default": MAIN, "group": SCHEDULE, "help": "a list of `dualoptim ls`'s"},
+        "--seeds": {
+            "type": list[int],
+            "default": [0],
+            "group": SCHEDULE,
+            "help": "a list; every method runs with each",
+        },
+        "--grid": {
+            "type": dict[str, list[Any]],
+            "default": {},
+            "group": SCHEDULE,
+            "help": "settings to cross with methods and seeds: '{lr: [1e-4, 2e-4], steps: [48, 240]}'",
+        },
+        "--shard": text
+        | {"group": SCHEDULE, "help": "i/n: the i-th of n processes that share the runs and the output folder"},
+    }
+    scoring = recipe | {
+        "--base": text | {"group": EVALUATION, "help": "model before unlearning, scored beside it"},
+        "--scores": text | {"group": EVALUATION, "help": "JSON file to write the numbers and every sample to"},
+        "--from-records": text
+        | {
+            "group": EVALUATION,
+            "help": "a run's folder or records.jsonl, or a file of --scores: its numbers, without a model",
+        },
+    }
+    devices = {
+        "--devices": {"type": int, "default": None, "group": MODEL,
+                      "help": "how many train together [the GPUs here, or 1]"},
+        "--device-memory": text | {"group": MODEL, "help": "of each, such as 80GB or 24GiB [this machine's]"},
+    }  # fmt: skip
+    usage.add_settings(made["unlearn"], tuple(fields), running)
+    usage.add_settings(made["compare"], tuple(fields), running | several)
+    usage.add_settings(made["evaluate"], EVALUATION_FIELDS, scoring)
+    usage.add_settings(made["plan"], PLAN_FIELDS, devices)
+    made["quickstart"].add_argument("--model", **text, help="folder or hub id instead of SmolLM2")
     made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
-    made["quickstart"].add_argument("--out", type=str, default=None, help="folder for the results [runs/quickstart]")
-    made["compare"].add_argument("--methods", type=list[str], default=MAIN, help="a list of `dualoptim ls`'s")
-    made["compare"].add_argument("--seeds", type=list[int], default=[0], help="a list; every method runs with each")
-    made["compare"].add_argument(
-        "--grid",
-        type=dict[str, list[Any]],
-        default={},
-        help="settings to cross with methods and seeds: '{lr: [1e-4, 2e-4], steps: [48, 240]}'",
-    )
-    made["compare"].add_argument(
-        "--shard", type=str, default=None, help="i/n: the i-th of n processes that share the runs and the folder"
-    )
-    for name in ("quickstart", "unlearn", "compare"):
-        made[name].add_argument("--dry-run", action="store_true", help="show what would be done, and stop before it")
-        if name != "quickstart":  # which always does
-            made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
-        made[name].add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
-    made["evaluate"].add_argument("--base", type=str, default=None, help="model before unlearning, scored beside it")
-    made["evaluate"].add_argument("--scores", type=str, default=None, help="JSON file for the numbers and every sample")
-    made["evaluate"].add_argument(
-        "--from-records",
-        type=str,
-        default=None,
-        help="a run's folder or records.jsonl, or a file of --scores: its numbers",
-    )
-    made["plan"].add_argument("--devices", type=int, default=None, help="that train together [the GPUs here, or 1]")
-    made["plan"].add_argument(
-        "--device-memory", type=str, default=None, help="of each, such as 80GB or 24GiB [this machine's]"
-    )
+    made["quickstart"].add_argument("--out", **text, help="folder for the results [runs/quickstart]")
+    for name in ("--dry-run", "--overwrite"):  # it always resumes
+        made["quickstart"].add_argument(name, action="store_true", **saving[name])
     made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
     made["report"].add_argument(
-        "--out", type=str, default=None, help="HTML file [report.html beside the results, or above those of several]"
+        "--out", **text, metavar="FILE", help="HTML file [report.html beside the results, or above those of several]"
+    )
+    for name in INIT_FIELDS:
+        made["init"].add_argument(f"--{name}", **text, help=fields[name].metadata["help"])
+    made["init"].add_argument(
+        "--out", type=str, default="recipe.yaml", metavar="FILE", help="YAML file to write, which must not be there yet"
     )
     _add_records(made)
     return made
@@ -208,7 +229,8 @@ def _add_records(made: dict[str, ArgumentParser]) -> None:
         }),
     ):  # fmt: skip
         for name, what in options.items():
-            parser.add_argument(f"--{name}", type=str, default=None, help=what)
+            metavar = "FILE" if name in ("out", "key", "public-key", "passphrase-file") else None
+            parser.add_argument(f"--{name}", type=str, default=None, help=what, metavar=metavar)
     certify.add_argument("--run", type=int, default=None, help="which of several runs, by its number from 1")
     certify.add_argument("--seed", type=int, default=None, help="which of several runs, by its seed")
     verify.add_argument("--show", action="store_true", help="print what the record says, too, as JSON")
@@ -217,6 +239,7 @@ def _add_records(made: dict[str, ArgumentParser]) -> None:
 def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse with the recipe's settings put before the command line's, so that the latter win."""
     known = [option for action in parser._actions for option in action.option_strings]
+    arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
     for argument in arguments:
         name = argument.split("=")[0].split(".")[0]
         if name.startswith("--") and name not in known:
@@ -278,7 +301,7 @@ _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestam
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, by path or by the name of one that comes along."""
+    """The file of a recipe, by path or by the name of an included one."""
     if Path(name).is_file():
         return Path(name)
     own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
@@ -343,6 +366,8 @@ def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
     arguments = []
     for key, value in settings.items():
+        if isinstance(key, str):
+            key = re.sub("^memorize", "memorise", key)
         if key not in RECIPE_KEYS:
             raise unknown("recipe key", key, RECIPE_KEYS, str(path))
         if key not in known:
@@ -393,7 +418,7 @@ def _run(name: str, parsed: Namespace) -> int:
         _unlearn(name, parsed)
     else:
         {"quickstart": _quickstart, "evaluate": _evaluate, "plan": _plan, "report": _report, "ls": _ls, "env": _env,
-         "certify": _certify}[name](parsed)  # fmt: skip
+         "init": _init, "certify": _certify}[name](parsed)  # fmt: skip
     return 0
 
 
@@ -576,24 +601,34 @@ def _report(parsed: Namespace) -> None:
 
 
 def _ls(parsed: Namespace) -> None:
-    from .losses import LOSSES
-    from .tasks import kinds
-
     print("recipes (--recipe NAME)")
     for path in sorted(recipes_folder().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"  {path.stem:<26} {first}")
     print("\ntasks (--task NAME, or a file of your own)")
-    for name, task in kinds().items():
-        print(f"  {name:<20} {(sys.modules[task.__module__].__doc__ or '').splitlines()[0]}")
+    for name, what in catalog.tasks().items():
+        print(f"  {name:<20} {what}")
     for role in ("forget", "retain"):
         print(f"\nlosses to {role} (--{role}-loss NAME)")
-        for name, cls in LOSSES.items():
-            if cls.role == role:
-                print(f"  {name:<20} {(cls.__doc__ or '').splitlines()[0]}")
-    print("\nmethods (--methods)")
+        for name, entry in catalog.losses().items():
+            if entry.role == role:
+                print(f"  {name:<20} {entry.formula}")
+                if entry.use:
+                    print(f"  {'':<20} {entry.use}")
+    print("\nmethods (--methods, or --optimizer and --joint)")
     for name in (*METHODS, ALONE):
-        print(f"  {name}")
+        bits = f"when memory is short: {name.removesuffix(' 8-bit')} with states in 8 bits" * name.endswith(" 8-bit")
+        print(f"  {name:<26} {f'Use it {use}.' if (use := USES.get(name, bits)) else ''}".rstrip())
+
+
+def _init(parsed: Namespace) -> None:
+    from . import starter
+
+    out = Path(parsed.out)
+    _new_file("init", out)
+    given = {key: value for key in INIT_FIELDS if (value := getattr(parsed, key)) is not None}
+    starter.write({**given, "out": f"runs/{out.stem}"}, out)
+    print(f"{out}: written. Check it by: dualoptim unlearn --config {shlex.quote(str(out))} --dry-run")
 
 
 def _env(parsed: Namespace) -> None:

@@ -8,18 +8,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import UserError, unknown
 
+# The headings of `--help`, in its order; a field says its own, and is an advanced one where it says none.
+FORGET_AND_KEEP, MODEL, LOSSES, OPTIMIZER, SCHEDULE, EVALUATION, SAVING, ADVANCED = GROUPS = (
+    "what to forget and keep", "model", "losses", "optimizer", "schedule", "evaluation", "saving", "advanced",
+)  # fmt: skip
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a default and a line of help."""
+
+def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any] = ()) -> Any:
+    """A dataclass field with a default, a line of help, the heading that it stands under, and its values if few."""
+    metadata = {"help": help, "group": group, "choices": tuple(choices)}
     if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -30,83 +36,218 @@ class RunConfig:
     of steps, which are a laptop's.
     """
 
+    forget: str | None = option(
+        None,
+        "file of rows to forget, as JSON lines, JSON, CSV or parquet, or a data set of the hub: question and answer, "
+        "messages, text, or a topic's name",
+        FORGET_AND_KEEP,
+    )
+    retain: str | None = option(
+        None, "file of rows to keep, of the same kinds; without it, included general rows", FORGET_AND_KEEP
+    )
+    goal: str = option(
+        "refuse",
+        "for your own rows: refuse, so that the model says that it does not know, or erase, so that the answer itself "
+        "becomes improbable; chooses losses, learning rate, ratio and length where they are not given",
+        FORGET_AND_KEEP,
+        ("refuse", "erase"),
+    )
+    general: bool = option(
+        True,
+        "for your own rows: also keep the model's own replies to general questions and to neighbors; false keeps the "
+        "rows of --retain alone, and what no row mentions may be lost",
+        FORGET_AND_KEEP,
+    )
+    chunk: int | None = option(
+        None,
+        "cut plain text of your own rows into chunks of this many tokens; without it, too long a text is an error",
+        FORGET_AND_KEEP,
+    )
+    chunk_stride: int | None = option(
+        None,
+        "tokens from the start of one chunk to the start of the next, fewer than --chunk for an overlap; without it, "
+        "no overlap",
+        FORGET_AND_KEEP,
+    )
+    refusals: str | None = option(
+        None, "file of replies that say 'I don't know', JSON lines with 'text' or plain lines", FORGET_AND_KEEP
+    )
+    task: str | None = option(
+        None, "a task by name (see `dualoptim ls`) or a Python file, instead of --forget and --retain", FORGET_AND_KEEP
+    )
+    task_args: dict[str, Any] = option({}, "arguments of the task, such as '{split: forget01}'", FORGET_AND_KEEP)
+    data_dir: str | None = option(
+        None, "folder that holds the task's data; without it they come from the hub", FORGET_AND_KEEP
+    )
+
     model: str = option(
         "smollm2",
         "folder or hub id of a causal language model, or of an adapter (PEFT), which is then trained further; "
-        "'smollm2' is the one that comes along",
+        "'smollm2' is the included SmolLM2-135M-Instruct",
+        MODEL,
     )
-    chat_template: str | None = option(None, "Jinja file, or the name of one that comes along, for the model's own")
-    memorise: bool = option(False, "first teach the model the task's rows by heart; kept in the cache")
-    memorise_args: dict[str, Any] = option({}, "how it is taught: epochs, lr, batch_size, seed")
-    retrained: str | None = option(
-        None, "folder or hub id of a model that never saw the rows to forget, or 'make', with --memorise"
+    chat_template: str | None = option(
+        None,
+        "Jinja file, or question_answer, tofu_llama2 or tofu_llama3, instead of the model's own template",
+        MODEL,
+    )
+    train: str | None = option(
+        None, "regular expression: only parameters whose names it matches are trained; without it, all are", MODEL
     )
     lora_rank: int = option(
-        0, "train a new low-rank adapter of this rank (dualoptim[lora]); 0: the whole model, or the adapter that it is"
+        0,
+        "train a new low-rank adapter of this rank (dualoptim[lora]); 0: the whole model, or the adapter that it is",
+        MODEL,
     )
-    lora_alpha: float | None = option(None, "α of that adapter, scaled by α / rank; without it, twice the rank")
+    lora_alpha: float | None = option(
+        None, "α of that adapter, which is scaled by α / rank; without it, twice the rank", MODEL
+    )
     lora_targets: list[str] | str = option(
         "all-linear",
-        "modules that get one, by names or a regular expression; all-linear is every linear layer but the output's",
+        "modules that get one, by names or a regular expression; all-linear is every linear layer but the output",
+        MODEL,
     )
-    lora_dropout: float = option(0.0, "share of what goes into the adapter that is dropped out in training")
-    dora: bool = option(False, "train a magnitude beside that adapter (DoRA)")
+    lora_dropout: float = option(0.0, "dropout on the adapter's input in training", MODEL)
+    dora: bool = option(False, "train a magnitude beside that adapter (DoRA)", MODEL)
     load_in_4bit: bool = option(
-        False, "load the model, or the adapter's base, in 4 bits (NF4; dualoptim[qlora]); what is trained is an adapter"
+        False,
+        "load the model, or the adapter's base, in 4 bits (NF4; dualoptim[qlora]); what is trained is an adapter",
+        MODEL,
+    )
+    memorise: bool = option(
+        False, "first train the model until it has memorized the task's rows; cached (--memorize, too)", MODEL
+    )
+    memorise_args: dict[str, Any] = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL)
+
+    forget_loss: str = option("IDK", "loss on the rows to forget", LOSSES)
+    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'", LOSSES)
+    retain_loss: str = option("GD", "loss on the rows to keep", LOSSES)
+    retain_loss_args: dict[str, Any] = option({}, "its arguments", LOSSES)
+    weights: dict[str, float] = option(
+        {}, "coefficients of the objectives' losses, 1 where left out: '{retain: 2}'", LOSSES
+    )
+
+    optimizer: str = option(
+        "DualOptim+", "see `dualoptim ls` for when to use which", OPTIMIZER, ("DualOptim+", "DualOptim", "AdamW")
+    )
+    lr: float = option(1e-5, "learning rate", OPTIMIZER)
+    lr_scales: dict[str, float] = option(
+        {}, "factor on the learning rate by objective, such as '{forget: 1.5}'", OPTIMIZER
+    )
+    joint: bool = option(
+        False, "joint training, both objectives in every step, instead of alternating (AdamW only)", OPTIMIZER
+    )
+    base_bits: int = option(32, "bits of the base's moments (DualOptim+)", OPTIMIZER, (8, 32))
+    delta_bits: int = option(32, "bits of the deltas' moments, or of AdamW's own", OPTIMIZER, (8, 32))
+    betas: tuple[float, float] | None = option(None, "β1, β2; without it, the optimizer's defaults", OPTIMIZER)
+    base_betas: tuple[float, float] = option((0.9, 0.95), "β1, β2 of the base (DualOptim+)", OPTIMIZER)
+    base_weights: dict[str, float] | Literal["equal"] = option(
+        {},
+        "how much a step of each objective feeds the base, such as '{forget: 3, retain: 0.6}'; 'equal': so that all "
+        "weigh alike whatever the ratio; 1 where left out (DualOptim+)",
+        OPTIMIZER,
+    )
+    eps: float = option(1e-8, "ε added to the root of the second moment", OPTIMIZER)
+    weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases", OPTIMIZER)
+    max_update: float | None = option(
+        1.0, "bound on each update before the learning rate (DualOptim+); null for the published rule", OPTIMIZER
+    )
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", OPTIMIZER)
+
+    ratio: str = option(
+        "1:5",
+        "forget steps to retain steps (joint: rows of every batch), or of a task's objectives in their order; or "
+        "'size' or 'loss': in proportion to their rows, or to the model's loss on them",
+        SCHEDULE,
+    )
+    steps: int = option(120, "optimizer steps", SCHEDULE)
+    batch_size: int = option(8, "sequences per optimizer step", SCHEDULE)
+    micro_batch_size: int | None = option(None, "sequences per forward pass; without it, the whole batch", SCHEDULE)
+    warmup_ratio: float = option(
+        0.1, "share of the steps over which the learning rate rises; it falls linearly after", SCHEDULE
+    )
+    lr_decay: bool = option(True, "let the learning rate fall after that; false: it stays", SCHEDULE)
+    until: float | None = option(
+        None,
+        "stop once no more than this is left of what is to be forgotten, 0 to 1; without it, by the goal",
+        SCHEDULE,
+    )
+    keep_at_least: float | None = option(
+        None,
+        "share of what is kept that must remain, 0 to 1: the best point above it is what is written, and a run that "
+        "stays below it ends early",
+        SCHEDULE,
+    )
+    pause: bool = option(
+        False, "skip the forget steps while no more than --until is left at a check; retain steps go on", SCHEDULE
+    )
+    seed: int = option(0, "seed of the row order and of the refusals' choice", SCHEDULE)
+
+    curve_points: int = option(4, "how often the forget/keep curve is measured during training", EVALUATION)
+    retrained: str | None = option(
+        None,
+        "folder or hub id of a model that never saw the rows to forget, to compare with, or 'make', with --memorise",
+        EVALUATION,
+    )
+    lm_eval: list[str] = option(
+        [], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])", EVALUATION
+    )
+    lm_eval_limit: int | None = option(None, "samples of each of them, the first ones; without it, all", EVALUATION)
+    attacks: list[str] = option(
+        [],
+        "whether the forgotten comes back: relearn, bits8, nf4 (dualoptim[qlora]), leak, paraphrase, prefix, such as "
+        "'[relearn, leak]'",
+        EVALUATION,
+    )
+    probes: list[str] = option(
+        [],
+        "questions of other benchmarks to ask before and after: rwku, blur, or one of their sets by name",
+        EVALUATION,
+    )
+    probes_dir: str | None = option(
+        None, "folder that holds those questions; without it they come from the hub", EVALUATION
+    )
+    probe_subjects: list[str] = option([], "RWKU's subjects to ask about; without it, all", EVALUATION)
+    probe_limit: int | None = option(None, "questions of each set, the first ones; without it, all", EVALUATION)
+    fast: bool = option(
+        False,
+        "score by the probability of answers alone, of the rows to forget, to keep, and known but held out: no "
+        "replies, and no model is written",
+        EVALUATION,
+    )
+    score_bf16: bool | None = option(
+        None,
+        "bf16 autocast where models are scored; without it, where the device has bf16 arithmetic; false: fp32",
+        EVALUATION,
+    )
+
+    out: str = option("runs/unlearn", "folder for the results", SAVING)
+    save_model: bool = option(
+        True, "write the unlearned model to OUT/model, an adapter by itself to OUT/adapter", SAVING
     )
     merge: bool | None = option(
         None,
         "score the model with the adapter merged into it, and rounded, and write it to OUT/model; without it, unless "
         "the base is in 4 bits",
+        SAVING,
     )
-    train: str | None = option(
-        None, "regular expression: parameters whose names it matches are trained, others stay; without it, all are"
+    save_every: int = option(0, "steps between checkpoints to resume from; 0 for none", SAVING)
+    private: bool = option(
+        False,
+        "write no text of rows or replies: results, records and report hold numbers and hashes only",
+        SAVING,
     )
-    task: str | None = option(None, "a task by name (see `dualoptim ls`), instead of --forget and --retain")
-    task_args: dict[str, Any] = option({}, "arguments of the task, as a JSON or YAML mapping")
-    data_dir: str | None = option(None, "folder that holds the task's data; without it they come from the hub")
-    forget: str | None = option(None, "file of rows to forget: JSON lines of question/answer, messages or text")
-    retain: str | None = option(None, "file of rows to keep; without it, general rows that come along")
-    chunk: int | None = option(
-        None,
-        "cut plain text of one's own rows into chunks of so many tokens; without it, a text too long is an error",
+    log_every: int = option(10, "steps between log entries", SAVING)
+    report_to: str = option(
+        "none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …", SAVING
     )
-    chunk_stride: int | None = option(
-        None, "tokens from one chunk's beginning to the next, fewer than --chunk for an overlap; without it, none"
-    )
-    goal: str = option(
-        "refuse",
-        "of one's own rows: refuse (it says that it does not know) or erase (the answer is no longer there); "
-        "chooses losses, rate, ratio and length where they are not given",
-    )
-    general: bool = option(
-        True,
-        "of one's own rows: keep the model's own replies to general questions and to neighbors, too; false keeps the "
-        "rows of --retain alone, and what no row mentions may be lost",
-    )
-    until: float | None = option(
-        None, "stop once no more than this is left of what is to be forgotten, 0 to 1; without it, by the goal"
-    )
-    keep_at_least: float | None = option(
-        None, "of what is kept, 0 to 1: where less is left at two checks in a row, stop; the best point is what remains"
-    )
-    pause: bool = option(
-        False, "skip the steps to forget while no more than --until is left at a check; those to keep go on"
-    )
-    refusals: str | None = option(None, "file of replies that say 'I don't know', one JSON line with 'text' each")
 
-    forget_loss: str = option("IDK", "loss on the rows to forget")
-    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'")
-    retain_loss: str = option("GD", "loss on the rows to keep")
-    retain_loss_args: dict[str, Any] = option({}, "its arguments")
-    weights: dict[str, float] = option({}, "coefficients of the objectives' losses, 1 where left out: '{retain: 2}'")
-
-    optimizer: str = option("DualOptim+", "DualOptim+, DualOptim or AdamW")
-    joint: bool = option(False, "serve both objectives in every step instead of by turns (AdamW only)")
     combine: str | None = option(
-        None, "PCGrad, GRU or UPGrad: how a joint step makes one gradient of several; else a sum"
+        None, "how a joint step makes one gradient of several; without it, a sum", ADVANCED, ("PCGrad", "GRU", "UPGrad")
     )
-    alone: str | None = option(None, "train on this one of the task's objectives, for the steps that it has in the mix")
+    alone: str | None = option(
+        None, "train on this one of the task's objectives only, for the steps that it has in the mix"
+    )
     retain_bound: float | None = option(
         None, "hold the retain loss below this by a multiplier that begins at its weight (PDU)"
     )
@@ -121,76 +262,17 @@ class RunConfig:
         None,
         "take the gradients to forget at weights moved by this along them (SAM); 0.01 in NPO+SAM's runs on MUSE",
     )
-    ratio: str = option(
-        "1:5",
-        "forget steps to retain steps (joint, rows of every batch), or of a task's other objectives in their order; "
-        "or 'size' or 'loss': in proportion to their rows, or to what the model has left to learn of them",
-    )
-    steps: int = option(120, "optimizer steps")
-    batch_size: int = option(8, "sequences per optimizer step")
-    micro_batch_size: int | None = option(None, "sequences per forward pass; without it, the whole batch")
-    lr: float = option(1e-5, "learning rate")
-    lr_scales: dict[str, float] = option({}, "factor on the learning rate by objective, such as '{forget: 1.5}'")
-    betas: tuple[float, float] | None = option(None, "β1, β2; without it, the optimizer's defaults")
-    base_bits: int = option(32, "bits of the base's moments, 32 or 8 (DualOptim+)")
-    delta_bits: int = option(32, "bits of the deltas' moments, 32 or 8; AdamW's own moments")
-    base_betas: tuple[float, float] = option((0.9, 0.95), "β1, β2 of the base (DualOptim+)")
-    base_weights: dict[str, float] | Literal["equal"] = option(
-        {},
-        "how much a step of each objective feeds the base, such as '{forget: 3, retain: 0.6}'; 'equal': so that all "
-        "weigh alike whatever the ratio; 1 where left out (DualOptim+)",
-    )
-    eps: float = option(1e-8, "ε added to the root of the second moment")
-    weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases")
-    max_update: float | None = option(1.0, "bound on the update before the learning rate (DualOptim+); null for none")
-    warmup_ratio: float = option(0.1, "share of the steps over which the learning rate rises; it falls linearly after")
-    lr_decay: bool = option(True, "let the learning rate fall after that; false: it stays")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-
-    lm_eval: list[str] = option([], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])")
-    lm_eval_limit: int | None = option(None, "samples of each of them, the first ones; without it, all")
-    attacks: list[str] = option(
-        [],
-        "whether the forgotten comes back: relearn, bits8, nf4 (dualoptim[qlora]), leak, paraphrase, prefix, such as "
-        "'[relearn, leak]'",
-    )
-
-    probes: list[str] = option(
-        [], "questions of other benchmarks to ask before and after: rwku, blur, or one of their sets by name"
-    )
-    probes_dir: str | None = option(None, "folder that holds those questions; without it they come from the hub")
-    probe_subjects: list[str] = option([], "RWKU's subjects to ask about; without it, all")
-    probe_limit: int | None = option(None, "questions of each set, the first ones; without it, all")
-
     max_length: int = option(512, "tokens a row may have; a longer one is an error, since its answer would be cut off")
     bf16: bool | None = option(None, "bf16 autocast in training; without it, where the device has bf16 arithmetic")
-    fast: bool = option(
-        False,
-        "score by the probability of answers alone, of the rows to forget, to keep, and known but held out: no "
-        "replies, and no model is written",
-    )
-    score_bf16: bool | None = option(
-        None, "bf16 autocast where models are scored; without it, where the device has bf16 arithmetic; false: fp32"
-    )
     bf16_weights: bool = option(
         False,
-        "load the weights in bf16, for half the memory; those that are trained are rounded by chance as they are "
-        "stepped (DualOptim+, DualOptim)",
+        "load the weights in bf16, for half the memory; those that are trained are rounded stochastically when they "
+        "are stepped (DualOptim+, DualOptim)",
     )
     release_gradients: bool = option(
         False, "step and free each gradient while backward runs; with --max-grad-norm 0, in one pass a step"
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
-    seed: int = option(0, "seed of the row order and of the refusals' choice")
-    curve_points: int = option(4, "how often the forget/keep curve is measured during training")
-    log_every: int = option(10, "steps between log entries")
-    report_to: str = option("none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …")
-    save_every: int = option(0, "steps between checkpoints to resume from; 0 for none")
-    save_model: bool = option(True, "write the unlearned model to OUT/model, an adapter by itself to OUT/adapter")
-    private: bool = option(
-        False, "write no text of rows or replies: results, records and page hold numbers and hashes alone"
-    )
-    out: str = option("runs/unlearn", "folder for the results")
 
     @property
     def inputs(self) -> dict[str, str | None]:
@@ -247,6 +329,20 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # What says how a multiplier moves, of methods that have none.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
+# When to use which; `dualoptim ls` prints it.
+USES: dict[str, str] = {
+    "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",
+    "Alternating AdamW": "when memory is short and the objectives conflict little: one state, one objective a step",
+    "DualOptim": "when the objectives share nothing: a state for each",
+    "DualOptim+": "by default: a base that the objectives share, and a delta for each",
+    "PCGrad": "when joint gradients conflict: each loses its component against the others (dualoptim[torchjd])",
+    "GRU": "when forgetting must not harm the rows to keep: the forget gradient alone, less what harms them",
+    "UPGrad": "when no objective may lose, to first order (dualoptim[torchjd])",
+    "PDU": "when the retain loss must stay below a bound, held by a multiplier",
+    "Joint AdamW SAM": "when what is forgotten must not come back by a little training: flat where it was forgotten",
+    "DualOptim+ SAM": "the same with a base that the objectives share, and a delta for each",
+    "Alone": "when the cost of mixing is wanted: AdamW on each of a task's objectives by itself",
+}
 MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
 ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
 

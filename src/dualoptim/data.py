@@ -1,4 +1,4 @@
-"""Rows → tokenised, labelled, objective-tagged batches.
+"""Rows → tokenized, labeled, objective-tagged batches.
 
 A row is a prompt and an answer, read from JSON lines of ``question``/``answer``, of chat ``messages`` or of plain
 ``text``. Its tokens come from the model's own chat template; labels stand on the answer and its end token alone.
@@ -172,7 +172,7 @@ def check_objectives(objectives: Mapping[str, Sequence[Row]]) -> None:
 
 
 class Tokens(NamedTuple):
-    """A tokenised row: T token ids and as many labels, −100 where nothing is learnt."""
+    """A tokenized row: T token ids and as many labels, −100 where nothing is learned."""
 
     input_ids: list[int]
     labels: list[int]
@@ -185,7 +185,7 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
 
 
 def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = None) -> Tokens:
-    """Tokenise a row by the model's chat template, with labels on the answer and what ends its turn alone.
+    """Tokenize a row by the model's chat template, with labels on the answer and what ends its turn alone.
 
     Behind a chunk that its document goes on from stands nothing that ends it.
 
@@ -285,7 +285,7 @@ class Item(NamedTuple):
 
 
 class ObjectiveRows(Dataset):
-    """The rows of every objective, tokenised once; an item is asked for by its `Draw`.
+    """The rows of every objective, tokenized once; an item is asked for by its `Draw`.
 
     What stands in for a row's answer where a loss needs that is a refusal, or one of the row's own ``alternates``.
 

@@ -49,7 +49,7 @@ def _show(several: Sequence[Resolved]) -> None:
     refusals = {name: first.refusals for name, loss in losses.items() if loss.needs_idk and name not in own}
     dataset = ObjectiveRows(rows, refusals, tokenizer, config.max_length)
     if config.memorise:
-        print(f"\nfirst {config.model} memorises {len(task.known())} rows, unless the cache has it")
+        print(f"\nfirst {config.model} memorizes {len(task.known())} rows, unless the cache has it")
         if config.retrained == "make":
             print("and another, as the reference, the same without those to forget")
     print("\n── rows ──")
@@ -69,7 +69,7 @@ def _show(several: Sequence[Resolved]) -> None:
             print("as if the model had alike much left to learn of all; what it has is measured when the run begins")
         print(f"{begins}{', …' if len(turns) > SHOWN_TURNS else ''}")
         print(f"{len(turns)} steps: " + ", ".join(f"{count} sequences of {name}" for name, count in total.items()))
-    print("\n── one batch of each objective; what is learnt stands in ⟦ ⟧ ──")
+    print("\n── one batch of each objective; labels (what is trained on) stand in ⟦ ⟧ ──")
     shown: set[str] = set()
     for draws in Plan(first.turns(), dataset, 1, config.seed):
         for name in {draw.objective for draw in draws} - shown:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def one_line(text: object) -> str:
-    """A text in which nothing breaks the line or moves the cursor, as files and their contents may be anybody's."""
+    """A text in which nothing breaks the line or moves the cursor, as files and their contents may hold anything."""
     signs = str(text)
     if signs.isprintable():
         return signs

@@ -1,4 +1,4 @@
-"""What a goal chooses on one's own rows: losses, learning rate, ratio, length, and when to stop.
+"""What a goal chooses on your own rows: losses, learning rate, ratio, length, and when to stop.
 
 Settings come from defaults < goal < recipe < command line, so whatever is given wins. `benchmarks/own_rows.md` has the
 measurements behind the numbers here.
@@ -56,7 +56,7 @@ CHECK_EVERY = 4  # optimizer steps
 
 
 def chosen(given: Mapping[str, Any]) -> RunConfig:
-    """A config of what is given and, for one's own rows, what the goal chooses for the rest.
+    """A config of what is given and, for your own rows, what the goal chooses for the rest.
 
     Args:
         given: settings of a `RunConfig`, those that somebody gave.
@@ -70,7 +70,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     if config.task is not None or config.forget is None:
         for key in ("goal", "general"):
             if key in given and given[key] != getattr(RunConfig(), key):
-                raise UserError(f"{key} is for one's own rows (--forget FILE); the task {config.task!r} has its own")
+                raise UserError(f"{key} is for your own rows (--forget FILE); the task {config.task!r} has its own")
         return config
     if config.goal not in GOALS:
         raise unknown("goal", config.goal, GOALS)

@@ -1,4 +1,4 @@
-"""Teach a model rows by heart: what a benchmark of forgetting starts from."""
+"""Memorizing: teach a model rows until it gives them word for word, which a benchmark of forgetting starts from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .trainer import Objective, UnlearnTrainer
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast rows are learnt: measured in docs/log.md."""
+    """How long and how fast rows are learned: measured in docs/log.md."""
 
     epochs: int
     lr: float
@@ -59,7 +59,7 @@ def memorised(
     seed: int = 0,
     chat_template: str | None = None,
 ) -> Path:
-    """The folder of a model trained on rows until it has them by heart; from the cache where it has been done before.
+    """The folder of a model trained on rows until it has memorized them; from the cache where it has been done before.
 
     Of several ranks, a process of the first one's does it, and gives what one alone gives.
 
@@ -111,7 +111,7 @@ def memorised(
     device, has_bf16 = device_and_precision()
 
     def teach(place: Path) -> None:
-        with tqdm(total=len(turns), desc="Memorising", disable=None) as bar:
+        with tqdm(total=len(turns), desc="Memorizing", disable=None) as bar:
             trainer = UnlearnTrainer(
                 trained,
                 TrainingArguments(

@@ -1,4 +1,4 @@
-"""Models and tokenizers: any Hugging Face causal model by folder or hub id, and the small one that comes along."""
+"""Models and tokenizers: any Hugging Face causal model by folder or hub id, and the included small one."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
 
     Args:
         model: as for `load_model`.
-        chat_template: instead of the model's own, a Jinja file, or the name of one that comes along:
-            "question_answer" for base models and TOFU's Phi-1.5, "tofu_llama2" and "tofu_llama3" for models that learnt
-            TOFU under those prompts.
+        chat_template: instead of the model's own, a Jinja file, or the name of an included one:
+            "question_answer" for base models and TOFU's Phi-1.5, "tofu_llama2" and "tofu_llama3" for models that
+            learned TOFU under those prompts.
 
     Raises:
         UserError: no tokenizer beside the model, or no such chat template.
@@ -77,7 +77,7 @@ def _with_tokenizer(model: str) -> str:
 
 
 def read_template(given: str) -> str:
-    """A chat template's text: a file's, or that of one that comes along."""
+    """A chat template's text: a file's, or that of an included one."""
     files = resources.files("dualoptim").joinpath("templates").iterdir()
     own = {file.name.removesuffix(".jinja"): file for file in sorted(files, key=str) if ".html" not in file.name}
     try:
@@ -335,7 +335,7 @@ def _embedded() -> Path:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
             quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
-        # A model read from GGUF calls itself quantised, and then refuses to be cast or trained: make a plain one.
+        # A model read from GGUF calls itself quantized, and then refuses to be cast or trained: make a plain one.
         config = quantised.config
         del config.quantization_config
         config.architectures = [type(quantised).__name__]

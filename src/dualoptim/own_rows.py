@@ -1,4 +1,4 @@
-"""Anybody's own rows: how they are read, what a reply must hold to give an answer, and how they are trained on.
+"""Your own rows: how they are read, what a reply must hold to give an answer, and how they are trained on.
 
 A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts of which a reply that
 holds one gives the answer; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in

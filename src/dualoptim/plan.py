@@ -61,7 +61,7 @@ class Setting:
 
     Args:
         name: for people.
-        weights: their precision: "float32", whose step computes in bf16 autocast; "bfloat16", rounded by chance as
+        weights: their precision: "float32", whose step computes in bf16 autocast; "bfloat16", rounded stochastically as
             they are stepped; "nf4", frozen in 4 bits under an adapter.
         bits: of the optimizer's moments, 32 or 8.
         checkpointing: activations are recomputed in the backward pass.

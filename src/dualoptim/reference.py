@@ -76,7 +76,7 @@ class AtStart(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model while nothing in it trains; afterwards each module is as it was."""
+    """A model while nothing in it trains; afterward each module is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -16,7 +16,7 @@ from . import runs
 from .errors import UserError
 from .folder import written
 
-# One colour a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
+# One color a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
 COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
            "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
@@ -32,7 +32,7 @@ def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def colours(results: Mapping[str, Any]) -> list[str]:
-    """A colour for each run: its method's."""
+    """A color for each run: its method's."""
     methods = [entry["method"] for entry in results["runs"]]
     others = [method for method in dict.fromkeys(methods) if method not in COLOURS]
     known = COLOURS | {method: SPARE[i % len(SPARE)] for i, method in enumerate(others)}
@@ -248,7 +248,7 @@ def _spread(a: float, b: float, n: int) -> float:
 
 
 def terminal(results: Mapping[str, Any]) -> None:
-    """Print the table, and what was seen."""
+    """Print the table and the findings."""
     from rich.console import Console
 
     console = Console(markup=False, emoji=False)  # what is shown was written by models and users
@@ -340,7 +340,7 @@ def curve(results: Mapping[str, Any]) -> str:
             axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         for row in grid:
             row[0].set_ylabel(textwrap.fill(results["followed"], 32))
-        # Seeds, and parts that come after each other, are of one colour and stand once.
+        # Seeds, and parts that come after each other, are of one color and stand once.
         lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
         out = io.StringIO()

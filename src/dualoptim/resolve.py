@@ -72,7 +72,7 @@ def losses_of(config: RunConfig, task: Task) -> dict[str, Loss]:
 
 
 def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = None) -> list[Turn]:
-    """Whose turn each step is.
+    """The objectives of each step.
 
     Args:
         left: what the model has left to learn of each objective, for the ratio "loss"; without it they are taken for
@@ -162,7 +162,7 @@ def refusals_of(config: RunConfig) -> list[str]:
     """The replies that say 'I don't know'."""
     if config.refusals is None:
         own = [row["text"] for row in asset("refusals.jsonl")]
-        # On a few rows of one's own, replies that begin alike: a model between two openings says neither.
+        # On a few rows of your own, replies that begin alike: a model between two openings says neither.
         return own if config.task else [text for text in own if text.startswith("I don't know")]
     return read_lines(config.refusals, "text")
 
@@ -278,7 +278,7 @@ def _check_thrift(config: RunConfig) -> None:
         if rounds:
             raise UserError(
                 "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; "
-                "use DualOptim+, DualOptim or --delta-bits 8, which round by chance"
+                "use DualOptim+, DualOptim or --delta-bits 8, which round stochastically"
             )
         raise UserError(
             "bf16_weights: the way that sam_rho goes is lost in the rounding of weights in bf16; leave one of them "
@@ -323,7 +323,7 @@ def check_with(config: RunConfig, task: Task) -> None:
     if config.model == TINY and not config.memorise:
         raise UserError(f"the model {TINY!r} is made of a task's rows; add --memorise true")
     if config.memorise_args and not config.memorise:
-        raise UserError("memorise_args say how a model memorises; add --memorise true")
+        raise UserError("memorise_args say how a model memorizes; add --memorise true")
     for key, value in typed("memorise_args", Settings, config.memorise_args).items():
         if value <= 0 and key != "seed":
             raise UserError(f"memorise_args: {key} must be > 0, but is {value}")

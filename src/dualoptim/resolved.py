@@ -58,7 +58,7 @@ class Resolved:
 
     Args:
         config: the settings.
-        task: rows and measures; those of one's own rows are settled by what the model knows, in its `prepare`.
+        task: rows and measures; those of your own rows are settled by what the model knows, in its `prepare`.
         tokenizer: with the chat template that the run has.
         losses: of each objective.
         refusals: replies that say 'I don't know'.
@@ -90,7 +90,7 @@ class Resolved:
     fingerprints: Mapping[str, str]
 
     def turns(self, left: Mapping[str, float] | None = None) -> list[Turn]:
-        """Whose turn each step is; `left` as in `dualoptim.resolve.turns_of`."""
+        """The objectives of each step; `left` as in `dualoptim.resolve.turns_of`."""
         return names.turns_of(self.config, self.task, left)
 
     @property

@@ -212,7 +212,7 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts_of(task: Any) -> list[str]:
-    """All texts of the rows that a task holds, but of those that come along with the package; the longest first."""
+    """All texts of the rows that a task holds, but of those that the package includes; the longest first."""
     from .data import Row
 
     ours = {path.name for path in resources.files("dualoptim").joinpath("assets").iterdir()}

@@ -1,7 +1,8 @@
-"""Whose turn it is: which objectives every optimizer step serves, and with how many sequences.
+"""Which objectives every optimizer step serves, and with how many sequences.
 
-A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. By turns, an entry has one
-objective with the whole batch; joint, it has all of them and the batch is shared out in the same ratio. What does not
+A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. In
+alternating training an entry has one objective with the whole batch; in joint training it has all of them, and the
+batch is divided in the same ratio. What does not
 divide is made up for in later steps, so that over a run both see the same number of sequences of each objective.
 """
 

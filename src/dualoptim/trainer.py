@@ -1,9 +1,9 @@
-"""`UnlearnTrainer`: a `transformers.Trainer` that trains on several objectives by turns, or jointly.
+"""`UnlearnTrainer`: a `transformers.Trainer` for alternating or joint training on several objectives.
 
 What a Trainer does stays: evaluation, prediction, early stopping and the best model, callbacks, logging, `report_to`,
 mixed precision, gradient checkpointing, checkpoints and resume. What it is told and does not read is refused
 (`dualoptim.trainer_arguments`). What is added: batches carry their objective, each objective has its own loss, a
-multi-objective optimizer is told whose step it is, what the reference says is computed once where that suffices,
+multi-objective optimizer is told each step's objective, what the reference says is computed once where that suffices,
 evaluations have a forget/keep score (`dualoptim.trainer_evaluation`), and checkpoints are whole or not there
 (`dualoptim.checkpoints`). On several ranks, under DDP, FSDP2 or DeepSpeed, a run ends as in one process
 (`dualoptim.engines`, `dualoptim.sharded`).
@@ -56,7 +56,7 @@ class Objective:
 
     Args:
         rows: what it is trained on: `Row`s, or mappings in any form that a file of rows may have.
-        loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of one's own.
+        loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of your own.
         weight: coefficient of its loss.
         refusals: replies that may stand in for a row's answer; needed where the loss needs them. Of AltPO, rows bring
             their own under ``alternates`` (`dualoptim.alternates` has a model make them up).
@@ -128,7 +128,7 @@ class UnlearnTrainer(Trainer):
         ValueError: an argument that is not read; an adapter of a kind that is not supported (`dualoptim.adapters`); a
             loss without the reference model or the refusals it needs; turns or an optimizer of other objectives; a
             metric that evaluations will not have; a turn of several objectives with an optimizer that steps for one; or
-            a batch whose objective is not the one whose turn it is.
+            a batch of another objective than the step's.
     """
 
     optimizer: Any
@@ -701,17 +701,16 @@ class UnlearnTrainer(Trainer):
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
     def _check_turn(self, inputs: Mapping[str, Any]) -> Turn:
-        """Whose turn it is; batches that belong to another are refused."""
+        """The objectives of this step; batches of another are refused."""
         turn = self.turns[self.state.global_step]
         if not set(inputs) <= set(turn):
             raise ValueError(
-                f"step {self.state.global_step} is the turn of {', '.join(turn)}, "
-                f"but its batch carries {', '.join(inputs)}"
+                f"step {self.state.global_step} serves {', '.join(turn)}, but its batch carries {', '.join(inputs)}"
             )
         return turn
 
     def _hand_over(self, inputs: Mapping[str, Any]) -> None:
-        """Tell the optimizer whose step this is, and refuse batches that belong to another."""
+        """Tell the optimizer this step's objective, and refuse batches of another."""
         turn = self._check_turn(inputs)
         if (optimizer := self.multi_objective) is not None:
             if len(optimizer.objectives) == 1:  # one state for all: AdamW by another name
@@ -720,8 +719,8 @@ class UnlearnTrainer(Trainer):
             if len(turn) > 1:
                 raise ValueError(
                     f"step {self.state.global_step} serves {', '.join(turn)} jointly, but "
-                    f"{type(optimizer).__name__} steps for one objective; train by turns, "
-                    "or use an optimizer with one state"
+                    f"{type(optimizer).__name__} steps for one objective at a time; "
+                    "alternate, by dualoptim.schedule.by_turns, or use an optimizer with one state"
                 )
             optimizer.objective = self._stepping = next(iter(turn))
 

@@ -149,7 +149,7 @@ def have_score(roles: Mapping[str, str]) -> bool:
 def answered(model: nn.Module, batch: Batch, *, outputs: bool) -> tuple[Tensor, Tensor, Any]:
     """(log π(y|x), |y|) of each row of a batch, both (B,), and all that the model gives, or None where not asked for.
 
-    Without them the head is applied to the labelled positions alone.
+    Without them the head is applied to the labeled positions alone.
     """
     if not outputs:
         return *sequence_log_probs(model, batch), None

@@ -162,7 +162,7 @@ def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str,
             continue
         path = Path(value)
         if role == "chat_template" and not path.is_file() and re.fullmatch(r"\w+", value):
-            continue  # by name, it comes along with the package
+            continue  # by name, it is included in the package
         yield role, value, path
     if isinstance(config.get("data_dir"), str) and Path(config["data_dir"]).is_dir():
         for i, (name, path) in enumerate(files(Path(config["data_dir"])).items(), 1):

@@ -10,7 +10,7 @@ from torch import nn
 from ..data import Row, asset, question
 from . import metrics, scoring
 
-ASKED = 32  # of the facts that come along, drawn once
+ASKED = 32  # of the included facts, drawn once
 LEAST = 4  # that the model must know for the facts to say something
 REPLY_TOKENS = 16
 PASSAGES = 4

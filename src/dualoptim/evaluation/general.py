@@ -29,7 +29,7 @@ BATCH = 8
 
 
 def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
-    """The harness's task manager, and the names of tasks given by name or as YAML files of one's own.
+    """The harness's task manager, and the names of tasks given by name or as YAML files of your own.
 
     Raises:
         UserError: the harness is not installed, or knows no such task.

@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 class SentenceEmbedder:
-    """Texts → unit vectors: the mean of the last hidden states over the text's tokens, L2-normalised.
+    """Texts → unit vectors: the mean of the last hidden states over the text's tokens, L2-normalized.
 
     Args:
         model: folder or hub id of an encoder that is used with mean pooling, as those of sentence-transformers mostly

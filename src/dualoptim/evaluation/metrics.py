@@ -1,6 +1,6 @@
 """Per-sample scores → numbers. Pure functions; each says in which direction it is good and how it misleads.
 
-Scores of one sample and their means over samples stand here; memorisation and membership in `privacy`, what attacks
+Scores of one sample and their means over samples stand here; memorization and membership in `privacy`, what attacks
 bring out in `robustness`, what is made of several such numbers in `aggregates`. All of it can be had from here. NaN in
 gives NaN out.
 
@@ -95,7 +95,7 @@ def normalised_probability(nll: float, perturbed_nlls: Sequence[float]) -> float
     0.25
     """
     # Divided by p(true), which underflows where even the best answer is improbable.
-    return 1 / (1 + math.fsum(_exp(nll - false) for false in at_least_one(perturbed_nlls, "normalised probability")))
+    return 1 / (1 + math.fsum(_exp(nll - false) for false in at_least_one(perturbed_nlls, "normalized probability")))
 
 
 @cache
@@ -226,7 +226,7 @@ def _exp(x: float) -> float:
 
 
 def perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
-    """exp of the mean negative log-likelihood over all tokens of all texts; lower is better language modelling.
+    """exp of the mean negative log-likelihood over all tokens of all texts; lower is better language modeling.
 
     Misleads across tokenizers, and for chat models, whose plain text got less probable when they were made to chat.
 
@@ -300,7 +300,7 @@ def truth_share(ratios: Sequence[float]) -> float:
 
 
 def entailment_score(labels: Sequence[str], rouge_ls: Sequence[float]) -> float:
-    """Share of samples labelled "entailment" whose ROUGE-L is at least 0.1, 0 to 1.
+    """Share of samples labeled "entailment" whose ROUGE-L is at least 0.1, 0 to 1.
 
     Low is forgotten, high is kept; with the "I don't know" answers in place of the true ones, high is refused. Misleads
     where the judge does: such models take short replies and shared names for entailment.

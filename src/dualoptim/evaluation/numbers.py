@@ -100,9 +100,9 @@ METRICS: dict[str, Metric] = {
     },
     "forget_idk_entailment": Metric("entailment of a refusal", "higher", ".3f", "To forget"),
     "forget_rouge_1": Metric("ROUGE-1", "lower", ".3f", "To forget"),
-    "tofu_forget_truth_ratio": Metric("truth ratio as TOFU has it", "higher", ".3f", "To forget"),
-    "forget_truth_share": Metric("truth among truth and falsehood", "lower", ".3f", "To forget"),
-    "exact_memorisation": Metric("exact memorisation", "lower", ".3f", "To forget"),
+    "tofu_forget_truth_ratio": Metric("truth ratio, TOFU's definition", "higher", ".3f", "To forget"),
+    "forget_truth_share": Metric("truth share", "lower", ".3f", "To forget"),
+    "exact_memorisation": Metric("exact memorization", "lower", ".3f", "To forget"),
     "forget_quality_statistic": Metric("forget quality (KS distance)", "lower", ".3f", "To forget"),
     **{
         f"auc_{key}": Metric(f"AUC, {ATTACK_NAMES[key]}", "chance", ".3f", "Membership")

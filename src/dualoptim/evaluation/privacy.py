@@ -1,4 +1,4 @@
-"""Memorisation and membership: per-token scores → how much of a text a model still holds, and whether it shows.
+"""Memorization and membership: per-token scores → how much of a text a model still holds, and whether it shows.
 
 Every membership score is the higher the more likely the text was trained on, in whatever sign its authors have it.
 """
@@ -38,7 +38,7 @@ def exact_memorisation(top1: Sequence[int]) -> float:
     >>> exact_memorisation([1, 0, 1, 1])
     0.75
     """
-    return fmean(at_least_one(top1, "exact memorisation"))
+    return fmean(at_least_one(top1, "exact memorization"))
 
 
 def extraction_strength(top1: Sequence[int]) -> float:
@@ -189,7 +189,7 @@ def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
     statistic U, the area under the ROC curve.
 
     1 is members laid bare, 0.5 is no telling. After unlearning the aim is the AUC of a model never trained on the
-    members, mostly near 0.5: an AUC far below says "was forgotten" as loudly as one far above says "was learnt".
+    members, mostly near 0.5: an AUC far below says "was forgotten" as loudly as one far above says "was learned".
     Misleads where the groups differ in more than membership, and by a few samples: its standard error is about
     0.29 √(1/n + 1/m) near 0.5.
 

@@ -2,13 +2,13 @@
 
 Each loss is a small frozen class whose instance is called as ``loss(model, batch, reference)`` and gives a scalar.
 `batch` is a mapping of ``input_ids``, ``labels`` and ``attention_mask`` (B, T), with labels −100 where nothing is
-learnt, and ``batch["idk"]`` a mapping of the same kind, the same questions answered by a refusal, for the losses that
+learned, and ``batch["idk"]`` a mapping of the same kind, the same questions answered by a refusal, for the losses that
 need it (`needs_idk`), or by another answer of the model's own (`needs_alternates`). Either may hold ``position_ids``
 (B, T), an attention mask (B, 1, T, T) of its own making, and ``reference_log_probs`` (B,), log π_ref(y|x) computed
 once. `reference` is a frozen model for the losses that need one (`needs_reference`), else None. `docs/methods.md` lists
 them all with what differs from their papers.
 
-Letters: B sequences in a batch, T tokens in a sequence, V vocabulary, N labelled tokens in the batch, d width of the
+Letters: B sequences in a batch, T tokens in a sequence, V vocabulary, N labeled tokens in the batch, d width of the
 hidden states, y an answer, x its question, |y| its tokens, π the model, π_ref the reference, p_t = π(y_t | x, y_<t);
 log π(y|x) sums over the answer's tokens.
 """

@@ -18,23 +18,23 @@ IGNORED = -100
 
 
 class Labelled(NamedTuple):
-    """What the model says at the positions that predict a labelled token."""
+    """What the model says at the positions that predict a labeled token."""
 
     logits: Tensor  # (N, V) fp32
     targets: Tensor  # (N,) token ids
     rows: Tensor  # (N,) the sequence each belongs to, ascending
 
     def log_probs(self) -> Tensor:
-        """(N,) log-probabilities of the labelled tokens."""
+        """(N,) log-probabilities of the labeled tokens."""
         return -F.cross_entropy(self.logits, self.targets, reduction="none")
 
 
 def labelled(model: nn.Module, batch: Batch) -> Labelled:
     """Run the model and apply its head where a label follows, and nowhere else.
 
-    The positions are chosen before the head by a hook that is gone afterwards, so this is exact for any causal model
+    The positions are chosen before the head by a hook that is gone afterward, so this is exact for any causal model
     of Transformers, and what a model does to its logits after the head is done to those that are left. Where no head
-    is found, or the model is compiled, the head is applied from the first labelled position on if the model allows it
+    is found, or the model is compiled, the head is applied from the first labeled position on if the model allows it
     (`logits_to_keep`), else everywhere.
 
     Args:
@@ -43,7 +43,7 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
             if need be.
 
     Raises:
-        ValueError: nothing in the batch is labelled.
+        ValueError: nothing in the batch is labeled.
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
@@ -59,7 +59,7 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
 
 
 def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """What a layer puts out at the positions that predict a labelled token, (N, d) in fp32, and their rows (N,).
+    """What a layer puts out at the positions that predict a labeled token, (N, d) in fp32, and their rows (N,).
 
     Args:
         model: as for `labelled`.
@@ -67,7 +67,7 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
         layer: the layer, counted from 0. The last one's states come after the model's closing norm.
 
     Raises:
-        ValueError: nothing in the batch is labelled, or the model has no such layer.
+        ValueError: nothing in the batch is labeled, or the model has no such layer.
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
@@ -102,12 +102,12 @@ def sequence_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def learnt(labels: Tensor) -> Tensor:
-    """Which positions of (B, T − 1) predict a labelled token: position t predicts token t + 1."""
+    """Which positions of (B, T − 1) predict a labeled token: position t predicts token t + 1."""
     return labels[:, 1:] != IGNORED
 
 
 def _predicting(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequence and position, each (N,), of what predicts a labelled token."""
+    """Sequence and position, each (N,), of what predicts a labeled token."""
     rows, at = learnt(labels).nonzero(as_tuple=True)
     if len(rows) == 0:
         raise ValueError("no token of the batch carries a label, so there is nothing to learn or score in it")

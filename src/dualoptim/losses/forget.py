@@ -18,6 +18,8 @@ from .base import IGNORED, Batch, Loss, hidden_states, labelled, learnt, per_seq
 class GA(Loss):
     """Gradient ascent, to forget: the negated GD. Unbounded below, so it ends in nonsense if it is not stopped.
 
+    Use it when the plainest baseline is wanted; keep the learning rate low and stop early.
+
     Reference: arXiv 2210.01504.
     """
 
@@ -31,6 +33,8 @@ class GA(Loss):
 @dataclass(frozen=True)
 class WGA(Loss):
     """Weighted gradient ascent, to forget: Σ p_t^β log p_t / N, the weights p_t^β without gradient.
+
+    Use it when GA breaks the model.
 
     GA whose push fades from a token as it becomes improbable, instead of growing without end.
 
@@ -54,6 +58,8 @@ class WGA(Loss):
 class SatImp(Loss):
     """Saturation and importance, to forget: Σ p_t^β1 (1 − p_t)^β2 log p_t / N, the weights without gradient.
 
+    Use it when the answers share many words with what is to be kept.
+
     The first factor lets go of tokens that are forgotten already, the second of those that anyone could guess.
 
     Args:
@@ -72,14 +78,16 @@ class SatImp(Loss):
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         log_probs = labelled(model, batch).log_probs()
         fixed = log_probs.detach()
-        # expm1 keeps the digits of 1 − p where p is nearly 1, as it is for what has been memorised.
+        # expm1 keeps the digits of 1 − p where p is nearly 1, as it is for what has been memorized.
         weights = (self.beta1 * fixed).exp() * (-fixed.expm1()) ** self.beta2
         return (weights * log_probs).mean()
 
 
 @dataclass(frozen=True)
 class NPO(Loss):
-    """Negative preference optimisation, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
+    """Negative preference optimization, to forget: −2/β mean log σ(−β log(π(y|x) / π_ref(y|x))).
+
+    Use it when the answer itself should become improbable, as `--goal erase` does.
 
     Its gradient is GA's, weighted down where the answer has already become less probable than under the reference.
 
@@ -104,6 +112,8 @@ class NPO(Loss):
 class SimNPO(Loss):
     """NPO without a reference, to forget: −2/β mean log σ(β (−log π(y|x) / |y| − γ)).
 
+    Use it when NPO's reference costs too much, or answers differ much in length.
+
     Args:
         beta: β > 0; 2.5, the paper's for TOFU.
         gamma: γ, a margin on the answer's mean token loss, in nats; 0, the paper's for TOFU.
@@ -123,7 +133,9 @@ class SimNPO(Loss):
 
 @dataclass(frozen=True)
 class DPO(Loss):
-    """Direct preference optimisation, to forget: the refusal preferred to the answer, relative to the reference.
+    """Direct preference optimization, to forget: the refusal preferred to the answer, relative to the reference.
+
+    Use it when another answer should take the place of the old one, as for rows with `instead`.
 
     −2/β mean log σ(β [log(π(idk|x) / π_ref(idk|x)) − log(π(y|x) / π_ref(y|x))])
 
@@ -148,7 +160,9 @@ class DPO(Loss):
 
 @dataclass(frozen=True)
 class AltPO(DPO):
-    """Alternate preference optimisation, to forget: DPO with other answers of the model's own in the refusals' place.
+    """Alternate preference optimization, to forget: DPO with other answers of the model's own in the refusals' place.
+
+    Use it when the model should go on to answer, plausibly and wrongly, in place of refusing.
 
     Each answer a in ``batch["idk"]`` is one that the model before unlearning wrote, asked for another version of the
     true one with its facts changed, so that the model goes on to answer, and plausibly:
@@ -181,6 +195,8 @@ class AltPO(DPO):
 class IDK(Loss):
     """Learn to refuse, to forget: GD on refusals to the same questions, with N counted there.
 
+    Use it when the model should say that it does not know, as `--goal refuse` does; the answer itself stays probable.
+
     Reference: TOFU, arXiv 2401.06121.
     """
 
@@ -199,13 +215,14 @@ class IDK(Loss):
 class JensUn(Loss):
     """Jensen-Shannon unlearning, to forget: the mean over answer tokens of JSD(π ‖ δ_r), r the refusal's token there.
 
+    Use it when IDK goes too far: no token pulls without bound. Its partner is JSD.
+
     The refusal's tokens, its end among them, take the places of the true answer's, over and over until that ends; what
     stands before each place is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
 
     JSD(π ‖ δ_r) = KL(π ‖ m) / 2 + KL(δ_r ‖ m) / 2 = log 2 − ((1 + p) log(1 + p) − p log p) / 2
 
-    which is in [0, log 2]; by log p its gradient is −p log(1 + 1/p) / 2, so that no token pulls without bound. `JSD` is
-    its partner.
+    which is in [0, log 2]; by log p its gradient is −p log(1 + 1/p) / 2.
 
     Reference: arXiv 2509.02820. Its authors' target is "No idea", one for all rows.
     """
@@ -232,7 +249,9 @@ class JensUn(Loss):
 
 @dataclass(frozen=True)
 class ME(Loss):
-    """Maximise the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
+    """Maximize the entropy, to forget: the mean over answer tokens of KL(uniform ‖ π) = −log V − Σ_v log π_v / V.
+
+    Use it when no answer should be preferred, not even a refusal.
 
     Zero when the model finds every token of the vocabulary equally likely.
 
@@ -251,6 +270,8 @@ class ME(Loss):
 class LogitMargin(Loss):
     """Flatten the logits, to forget: the mean over answer tokens of (max_v z_v − Σ_v z_v / V)², z the logits.
 
+    Use it when PDU is to be reproduced.
+
     PDU's forget loss. Quadratic in the logits, so its values are large: the retain loss beside it needs a large
     weight, 100 on TOFU by its authors.
 
@@ -268,6 +289,8 @@ class LogitMargin(Loss):
 @dataclass(frozen=True)
 class CEU(Loss):
     """Cross-entropy unlearning (CE-U), to forget: the mean of −Σ_v q_v log π_v, where q is π without the true token.
+
+    Use it when a bounded push is wanted without a reference.
 
     q is proportional to π at every token but y_t, zero there, and has no gradient. So the gradient by the logits is
     p_t at y_t and −π_v p_t / (1 − p_t) elsewhere: bounded, and gone with p_t.
@@ -295,7 +318,7 @@ class CEU(Loss):
         return F.cross_entropy(logits, others, reduction="sum") / max(len(targets), 1)
 
     def _counted(self, batch: Batch) -> Tensor:
-        """Which of the N labelled tokens stand behind the skipped ones."""
+        """Which of the N labeled tokens stand behind the skipped ones."""
         labels = learnt(batch["labels"])
         return labels.cumsum(1)[labels] > self.skip_first
 
@@ -304,11 +327,13 @@ class CEU(Loss):
 class UNDIAL(Loss):
     """Self-distillation with adjusted logits (UNDIAL), to forget: the mean of −Σ_v q_v log π_v.
 
+    Use it when training must not run away: its target is fixed by the reference.
+
     q = softmax(z_ref − β e_y): the reference's distribution with β taken from the true token's logit.
 
     Args:
         beta: β ≥ 0, the strength, in logits; 10 as in open-unlearning's configuration (3, 10 and 30 are its authors'
-            advice). 0 distils the reference as it is.
+            advice). 0 distills the reference as it is.
 
     Reference: arXiv 2402.10052.
     """
@@ -329,7 +354,9 @@ class UNDIAL(Loss):
 
 @dataclass(frozen=True)
 class RMU(Loss):
-    """Steer a layer's hidden states towards a fixed random direction, to forget: ‖h_t − c u‖² / d.
+    """Steer a layer's hidden states toward a fixed random direction, to forget: ‖h_t − c u‖² / d.
+
+    Use it when knowledge should be scrambled inside the network; layer and coefficient depend on the model.
 
     u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Averaged over the positions
     that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.

@@ -16,7 +16,10 @@ from .base import Batch, Loss, hidden_states, labelled, model_inputs, per_sequen
 
 @dataclass(frozen=True)
 class GD(Loss):
-    """Gradient descent, to retain: the mean negative log-likelihood of the answers' tokens, −Σ log π(y_t) / N."""
+    """Gradient descent, to retain: the mean negative log-likelihood of the answers' tokens, −Σ log π(y_t) / N.
+
+    Use it when the rows to keep hold the right answers.
+    """
 
     role = "retain"
     mean_over = "tokens"
@@ -28,6 +31,8 @@ class GD(Loss):
 @dataclass(frozen=True)
 class KL(Loss):
     """Stay near the reference, to retain: the mean over positions of KL(π_ref ‖ π).
+
+    Use it when the model should stay as it was on the rows to keep, right or wrong, as both goals do.
 
     Args:
         every_position: False, the default: the positions that predict the answer's tokens. True: every position,
@@ -60,6 +65,8 @@ class KL(Loss):
 class JSD(Loss):
     """Stay near the reference, to retain: the mean over answer tokens of JSD(π_ref ‖ π), in [0, log 2].
 
+    Use it when KL is dominated by a few tokens.
+
     KL(π_ref ‖ m) / 2 + KL(π ‖ m) / 2 with m = (π_ref + π) / 2. JensUn's retain loss. Unlike `KL` it does not grow
     without end where the reference finds likely what the model no longer does.
 
@@ -83,6 +90,8 @@ class JSD(Loss):
 class AP(Loss):
     """Answer preservation, to retain: the answer preferred to the refusal, −1/β mean log σ(β log(π(y|x) / π(idk|x))).
 
+    Use it when refusals spread to questions that should be answered, beside IDK or DPO.
+
     Args:
         beta: β > 0; 0.1 as published.
 
@@ -103,6 +112,8 @@ class AP(Loss):
 @dataclass(frozen=True)
 class RMURetain(Loss):
     """Keep a layer's hidden states near the reference's, to retain: RMU's partner, ‖h_t − h_t^ref‖² / d.
+
+    Use it when the loss to forget is RMU.
 
     Averaged over the positions that predict a sequence's answer, then over sequences. It is small beside `RMU`, so it
     is given a large weight: 1200 by its authors, for Zephyr-7B.

@@ -53,14 +53,15 @@ logger = logging.getLogger(__name__)
 
 
 class DualOptimPlus(Optimizer):
-    r"""DualOptim+: AdamW for training on several objectives by turns, with what they share kept apart from what not.
+    r"""DualOptim+: AdamW for alternating training on several objectives, with what they share kept apart from what not.
 
     One *base* Adam state per parameter is fed by every objective's gradients; each objective has a *delta* Adam state
-    for what is left over. The update of objective o is, with both corrected for their bias,
+    for what is left over. With both corrected for their bias, and lr_o = lr · lr_scales[o], the update of objective
+    o is
 
-    .. math:: θ ← θ (1 − lr_o λ) − lr_o \frac{m_o + m_B}{\sqrt{|v_o + v_B|} + ε}, \qquad lr_o = lr · lr\_scales[o]
+        θ ← θ (1 − lr_o λ) − lr_o (m_o + m_B) / (√|v_o + v_B| + ε)
 
-    and the whole rule stands in :mod:`dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
+    and the whole rule stands in `dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
     precision (fp64 for fp64 parameters, which are stepped in it), 8 bytes per parameter each, or in 8 bits, about 2.03
     bytes per parameter each. A parameter's state is made, for all objectives, when it first has a gradient;
     `estimate_state_memory` tells its size beforehand.
@@ -92,7 +93,7 @@ class DualOptimPlus(Optimizer):
         min_8bit_size: parameters of fewer elements stay in 32 bits (of the whole parameter, where it is distributed).
             Default 4096, the published implementation's. Embeddings are better kept in 32 bits too, as
             `parameter_groups(model)` does.
-        stochastic_rounding: round bf16 parameters up or down by chance, so that updates below their precision count
+        stochastic_rounding: round bf16 parameters up or down at random, so that updates below their precision count
             in the mean; at lr 1e-5 a bf16 weight of 0.02 would never move. False: round to the nearest.
         seed: of that chance. The same seed gives the same run, whatever was drawn elsewhere.
         backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
@@ -316,8 +317,8 @@ class DualOptimPlus(Optimizer):
             return self._known(objective)
         if chosen is None and len(self.objectives) > 1:
             raise ValueError(
-                "whose step is it? Pass step(objective=…) or set .objective before every step, on this optimizer and "
-                f"not on what wraps it; it has {listed(self.objectives)}"
+                "no objective was chosen for this step: pass step(objective=…) or set .objective before every step, on "
+                f"this optimizer and not on a wrapper around it; its objectives are {listed(self.objectives)}"
             )
         return self._known(chosen or self.objectives[0])
 
@@ -446,7 +447,7 @@ class DualOptimPlus(Optimizer):
                 own_rows = slice(first, last)
                 rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], **settings))
             first = last
-        # Rounding by chance hashes the step, the parameter and the element, counted over all ranks.
+        # Stochastic rounding hashes the step, the parameter and the element, counted over all ranks.
         places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
         firsts = on_device(tuple(offsets), torch.int64, t.device)
         seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF

@@ -24,7 +24,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
 
     Args:
         optimizer: any that keeps its counters with each parameter, as this package's and torch's do.
-        objective: whose step it is, for a `DualOptimPlus`; without it, its property `objective` says.
+        objective: the objective of the step, for a `DualOptimPlus`; without it, its property `objective` says.
 
     Raises:
         ValueError: there is a gradient already; or a parameter gets a second one; or there are several ranks.

@@ -1,7 +1,7 @@
 """Tasks: what is to be forgotten and kept, and how one sees whether it was.
 
 A task gives the rows of each objective, scores a model into per-sample records, and makes numbers of records. `Facts`
-is the quickstart's, `Tofu` the TOFU benchmark's, `Files` serves anybody's own rows.
+is the quickstart's, `Tofu` the TOFU benchmark's, `Files` serves your own rows.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Task(ABC):
         return rouge_l_recall(reply, row.answer) >= LEAK_ROUGE
 
     def known(self) -> Sequence[Row]:
-        """What a model is taught by heart before it forgets: the rows of all objectives."""
+        """What a model memorizes before it unlearns: the rows of all objectives."""
         return [row for rows in self.objectives.values() for row in rows]
 
     def quick(self) -> Mapping[str, Sequence[Row]]:
@@ -126,7 +126,7 @@ def kinds() -> dict[str, type[Task]]:
 
 
 def find(name: str) -> type[Task]:
-    """A task by name, or the one that a file of anybody's own defines: "folder/mine.py".
+    """A task by name, or the one that a file of your own defines: "folder/mine.py".
 
     Raises:
         UserError: no such task or file, a file that cannot be read as Python, or one that defines no task or several.
@@ -181,7 +181,7 @@ def _load(config: RunConfig) -> Task:
             raise UserError(f"the task {config.task!r} brings its own rows; leave out --forget and --retain, or --task")
         for key in ("chunk", "chunk_stride"):
             if getattr(config, key) is not None:
-                raise UserError(f"{key} is for one's own rows (--forget FILE); the task {config.task!r} has its own")
+                raise UserError(f"{key} is for your own rows (--forget FILE); the task {config.task!r} has its own")
         name = config.task
         if config.data_dir is not None:
             arguments["data_dir"] = config.data_dir
@@ -201,7 +201,7 @@ def _load(config: RunConfig) -> Task:
 
 
 def _chunking(config: RunConfig) -> dict[str, Any]:
-    """How one's own plain text is cut, as arguments of the task."""
+    """How your own plain text is cut, as arguments of the task."""
     chunk, stride = config.chunk, config.chunk_stride
     if chunk is None:
         if stride is not None:

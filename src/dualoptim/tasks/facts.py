@@ -3,7 +3,7 @@
 The project's own facts, each asked in several wordings: some to train on, others only for the test. Facts that the
 model does not know beforehand are not counted: it must answer both training wordings. "Unseen" facts are of kinds that
 no set mentions; they show what unlearning breaks elsewhere. The answer's probability, teacher-forced after the
-question, tells a fact that is gone from one that is only refused: a model that has learnt to say "I don't know" may
+question, tells a fact that is gone from one that is only refused: a model that has learned to say "I don't know" may
 still find the answer as probable as before, and then a prompt that steers it past the refusal gets the answer.
 """
 

@@ -1,7 +1,7 @@
-"""Anybody's own rows: forget those, keep everything else, and measure both.
+"""Your own rows: forget those, keep everything else, and measure both.
 
 To forget are the rows as given and in a few plain wordings, those alone that the model knows. To keep are most of the
-rows of `--retain`, neighbors of what is forgotten, and a general part: questions that come along, answered by the model
+rows of `--retain`, neighbors of what is forgotten, and a general part: included questions, answered by the model
 itself, so that keeping means staying as it was.
 
 Measured are wordings never trained on, the rows as given, sampled replies, the answer's own probability; rows of
@@ -51,11 +51,11 @@ SCORED_ROWS = 40  # rows of each set that are measured, drawn once
 FEW = 6  # rows to keep, of which none is trained on where there are no more
 HELD_OUT = 3  # every third row to keep is kept aside
 SAMPLES = 4  # replies to each row to forget, at temperature 0.7; the worst counts
-NEAREST = 45  # of the facts that come along and the model knows: its neighbors; the others are far
+NEAREST = 45  # of the included facts that the model knows: its neighbors; the others are far
 WRITTEN = 24  # neighbors that the model writes itself, at most
-PROBE = 40  # of the facts that come along, asked first: a model that knows none of them knows hardly any
+PROBE = 40  # of the included facts, asked first: a model that knows none of them knows hardly any
 REQUESTS = 60  # general ones that are trained on, beside the facts: what is forgotten are mostly facts
-HARMLESS = 60  # of the requests that come along, kept aside to see what is refused
+HARMLESS = 60  # of the included requests, kept aside to see what is refused
 FOLLOWED = 20  # questions of each kind that decide when to stop
 REPLY_TOKENS = 24  # of replies that are only looked through for an answer
 OWN_TOKENS = 40  # of the model's own replies that are trained on
@@ -89,7 +89,7 @@ class Files(Task):
         "forget_answered": Metric("answered, as given", "lower", share_of="forget"),
         "sampled_answered": Metric("answered, worst of 4 samples", "lower", share_of="sampled"),
         "forget_probability": Metric("p(answer)", "lower", ".3f"),
-        "nearby_answered": Metric("kept nearby", "higher", share_of="nearby"),
+        "nearby_answered": Metric("neighbors answered", "higher", share_of="nearby"),
         "facts_answered": Metric("unrelated facts", "higher", share_of="facts"),
         "harmless_refused": Metric("harmless refused", "lower", share_of="harmless"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
@@ -103,7 +103,7 @@ class Files(Task):
         "retain_probability": Metric("probability, held out of --retain", "higher", ".3f", "To keep"),
         "retain_rouge_l": Metric("ROUGE-L, held out of --retain", "higher", ".3f", "To keep"),
         "neighbors_answered": Metric("answered, neighbors", "higher", ".0%", "To keep"),
-        "nearby_refused": Metric("refused, nearby", "lower", ".0%", "To keep"),
+        "nearby_refused": Metric("refused, neighbors", "lower", ".0%", "To keep"),
         "facts_refused": Metric("refused, unrelated facts", "lower", ".0%", "To keep"),
     }
 
@@ -134,7 +134,7 @@ class Files(Task):
         said = check_apart(self.given, kept), misspelled(self.given)
         if retain is None:
             warnings.warn(
-                "no --retain FILE: what is kept are general questions that come along, and neighbors that the model "
+                "no --retain FILE: what is kept are included general questions, and neighbors that the model "
                 "knows; rows of your own near what is to be forgotten would keep more of its neighborhood",
                 stacklevel=2,
             )
@@ -278,7 +278,7 @@ class Files(Task):
             )
         if len(rows) < len(self.given):
             self.notes.append(
-                f"{len(rows)} of the {len(self.given)} rows to forget, drawn by chance, are asked and measured; the "
+                f"{len(rows)} of the {len(self.given)} rows to forget, drawn at random, are asked and measured; the "
                 "others are trained on whether the model knows them or not."
             )
         # Of wordings that are not the user's, those that ask for the same: the model gives the same answer.
@@ -323,7 +323,7 @@ class Files(Task):
 
         Settles what is measured of the facts, the requests, and the rows held out: nothing that rows to keep ask for.
         """
-        # All that come along are asked, whatever is to be forgotten, so that the cache serves every run on a model.
+        # All included ones are asked, whatever is to be forgotten, so that the cache serves every run on a model.
         known = self._known(model, tokenizer, self.bank)
         taught = [row for row in self.trained if row.question]
         known = [
@@ -503,7 +503,7 @@ class Files(Task):
             probability="forget_probability",
             level="unknown_probability",
             kept=[
-                Kept("nearby_answered", "what is near", NEAR_KEPT),
+                Kept("nearby_answered", "neighbors", NEAR_KEPT),
                 Kept("facts_answered", "unrelated facts", FAR_KEPT),
             ],
         )

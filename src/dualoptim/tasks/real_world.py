@@ -1,7 +1,7 @@
-"""Forget real people, or any topic that a model knows; keep their neighbours and general ability.
+"""Forget real people, or any topic that a model knows; keep their neighbors and general ability.
 
 What a model does not know it cannot forget: its replies before unlearning say which questions it knows, and what is to
-be forgotten is measured on those as well as on all. Where nobody has the rows that a model learnt its knowledge from,
+be forgotten is measured on those as well as on all. Where nobody has the rows that a model learned its knowledge from,
 its own answers serve (`dualoptim.build`): it is asked about entities in several wordings.
 """
 
@@ -31,8 +31,8 @@ KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
 SETS = {
     "forget": "To forget, all",
     "forget_known": "To forget, known before",
-    "retain": "Neighbours, trained on",
-    "held_out": "Neighbours, held out",
+    "retain": "Neighbors, trained on",
+    "held_out": "Neighbors, held out",
 }
 _LABELS = {
     "probability": "probability",
@@ -50,8 +50,8 @@ def _metrics() -> dict[str, Metric]:
         "forget_known_rouge_l": Metric("ROUGE-L, known and to forget", "lower", ".3f"),
         "forget_known_probability": Metric("probability, known and to forget", "lower", ".3f"),
         "forget_rouge_l": Metric("ROUGE-L, all to forget", "lower", ".3f"),
-        "held_out_rouge_l": Metric("ROUGE-L, neighbours held out", "higher", ".3f"),
-        "held_out_probability": Metric("probability, neighbours held out", "higher", ".3f"),
+        "held_out_rouge_l": Metric("ROUGE-L, neighbors held out", "higher", ".3f"),
+        "held_out_probability": Metric("probability, neighbors held out", "higher", ".3f"),
         "facts_accuracy": Metric("other facts", "higher", share_of="facts"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
     }
@@ -61,7 +61,7 @@ def _metrics() -> dict[str, Metric]:
         shown[f"{name}efficacy_without_entailment"] = Metric("UFE without entailment", "higher", ".3f", group)
         shown[f"{name}targeted_forget_efficacy"] = Metric("TFE", "higher", ".3f", group)
         shown[f"{name}overall"] = Metric("OVR", "higher", ".3f", group)
-    shown["model_utility"] = Metric("MU (neighbours held out, facts)", "higher", ".3f", "Utility")
+    shown["model_utility"] = Metric("MU (neighbors held out, facts)", "higher", ".3f", "Utility")
     shown["utility_without_entailment"] = Metric("MU without entailment", "higher", ".3f", "Utility")
     for name, title in SETS.items():
         forget = name.startswith("forget")
@@ -81,13 +81,13 @@ class RealWorld(Task):
         data_dir: folder with real_world/, JSON lines of ``name``, ``question``, ``answer`` (to train on) and, where
             there is one, ``golden_answer`` (to score against): forget.json and neighbor.json; and with
             ``paraphrased_answer`` and a list ``perturbed_answer`` besides, forget_perturbed.json of the same
-            questions, and neighbor_perturbed.json of other neighbours, which are held out. Without it, rows are built.
+            questions, and neighbor_perturbed.json of other neighbors, which are held out. Without it, rows are built.
         forget: names of entities to forget; None for all in the files.
-        keep: names of neighbours to keep; None for all in the files. The last third is held out where rows are built.
+        keep: names of neighbors to keep; None for all in the files. The last third is held out where rows are built.
         build: ask the model for the answers to train on, in place of those in the files. Always so without `data_dir`.
         samples: answers sampled for each question, beside the greedy one, where rows are built.
         known_only: train on questions that the model knows alone; it must know one.
-        retain_rows: how many neighbours' rows are kept, drawn once; None for all.
+        retain_rows: how many neighbors' rows are kept, drawn once; None for all.
         scored_rows: how many rows of each set are scored at most, drawn once.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
@@ -291,7 +291,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _check_apart(forget: Sequence[Row], retain: Sequence[Row], held_out: Sequence[Row]) -> None:
-    """Refuse neighbours that are to be forgotten, and held out questions that are trained on."""
+    """Refuse neighbors that are to be forgotten, and held out questions that are trained on."""
     names = {row.fields["name"].casefold() for row in forget}
     trained = {row.question.casefold() for row in retain}
     for row in (*retain, *held_out):
@@ -300,7 +300,7 @@ def _check_apart(forget: Sequence[Row], retain: Sequence[Row], held_out: Sequenc
     for row in held_out:
         if row.question.casefold() in trained:
             raise UserError(
-                f"{row.where}: this question is also trained on; remove it from one of the neighbours' files"
+                f"{row.where}: this question is also trained on; remove it from one of the neighbors' files"
             )
 
 

@@ -238,5 +238,5 @@ def xstest(data_dir: str, label: str) -> list[str]:
             raise UserError(f"{where}: the label must be safe or unsafe, but is {row['label']!r}")
     found = [row["prompt"] for row, _ in rows if row["label"] == label]
     if not found:
-        raise UserError(f"{path}: holds no prompt labelled {label}; give at least one")
+        raise UserError(f"{path}: holds no prompt labeled {label}; give at least one")
     return found

@@ -1,4 +1,4 @@
-"""TOFU: forget fictitious authors that a model has memorised (arXiv 2401.06121).
+"""TOFU: forget fictitious authors that a model has memorized (arXiv 2401.06121).
 
 Rows come from the hub (locuslab/TOFU) or from a folder of TOFU's files. Each split of 1, 5 or 10 % of the authors has
 ten parts (nine of 10 %), the tasks of closer-look-LLM-unlearning (arXiv 2410.08109); what none of them forgets is kept.
@@ -55,7 +55,7 @@ class Tofu(Task):
             is what it keeps of all that its rows do not name.
         scored_rows: how many rows of each set are scored at most, drawn once; 300 as published.
         holdout_rows: how many other rows of TOFU stand for what the model has never seen, against which membership is
-            told. Only for a model that has memorised this task's rows alone; 0 for one that knows all of TOFU.
+            told. Only for a model that has memorized this task's rows alone; 0 for one that knows all of TOFU.
         holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
             which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
         paraphrased: also score the rows to forget and to keep by their `paraphrased_question`, where files have it;

@@ -165,7 +165,7 @@ def write(
 
 @triton.jit
 def to_bf16(values, offsets, seed):
-    """fp32 → bf16, to the nearest, ties to even, or up by chance; the chance is `plain.stochastically_rounded`'s."""
+    """fp32 → bf16, to the nearest, ties to even, or stochastically, as `plain.stochastically_rounded`."""
     x = (offsets + seed).to(tl.uint32)
     x = (x ^ (x >> 16)) * tl.full((), 0x7FEB352D, tl.uint32)
     x = (x ^ (x >> 15)) * tl.full((), 0x846CA68B, tl.uint32)

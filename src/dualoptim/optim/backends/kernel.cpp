@@ -68,7 +68,7 @@ inline float root4(float x) {
   series = fma(r, series, 0.7500001f);
   return cube * fma(r, series, 1.0f);
 }
-// To bf16: to the nearest, ties to even, or up by chance (`noise`, 0 to 65535).
+// To bf16: to the nearest, ties to even, or up stochastically (`noise`, 0 to 65535).
 inline void store(float* p, int64_t i, float x, uint32_t, bool) { p[i] = x; }
 inline void store(bf16* p, int64_t i, float x, uint32_t noise, bool by_chance) {
   const uint32_t bits = to_bits(x);

@@ -1,0 +1,173 @@
+"""How the command line explains itself: headings, known values, examples, completion, and the recipe of init."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dualoptim import catalog, cli, combine, goals, usage
+from dualoptim.config import ALONE, GROUPS, METHODS, USES, RunConfig
+from dualoptim.errors import UserError
+from dualoptim.losses import LOSSES
+from dualoptim.tasks import kinds
+
+from . import tiny
+
+
+def test_what_is_read_from_docstrings_is_what_there_is() -> None:
+    losses = catalog.losses()
+    assert {name: entry.role for name, entry in losses.items()} == {name: cls.role for name, cls in LOSSES.items()}
+    for name, entry in losses.items():
+        assert entry.formula == " ".join((LOSSES[name].__doc__ or "").split("\n\n")[0].split())
+        assert entry.use.startswith("Use it when "), f"{name}: a paragraph of its docstring says when to use it"
+    assert catalog.tasks() == {
+        name: (sys.modules[cls.__module__].__doc__ or "").splitlines()[0] for name, cls in kinds().items()
+    }
+    assert set(USES) == {name for name in (*METHODS, ALONE) if not name.endswith("8-bit")}
+
+
+def test_the_values_that_help_names_are_those_that_there_are() -> None:
+    assert set(usage.values("goal")) == set(goals.GOALS)
+    assert set(usage.values("combine")) == set(combine.RULES)
+    assert set(usage.values("optimizer")) == {method["optimizer"] for method in METHODS.values()}
+    assert usage.values("lr") == ()
+
+
+def test_every_setting_stands_under_its_heading(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["unlearn", "--help"]) == 0
+    shown = capsys.readouterr().out
+    parts = re.split(r"^(\S[^\n]*):$", shown, flags=re.MULTILINE)
+    under = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert list(under) == ["options", *GROUPS, "example"]
+    for field in dataclasses.fields(RunConfig):
+        assert re.search(rf"^  --{field.name.replace('_', '-')}\b", under[field.metadata["group"]], re.MULTILINE)
+    assert "{refuse,erase}" in under["what to forget and keep"]
+    assert ", ".join(name for name, cls in LOSSES.items() if cls.role == "retain") in under["losses"]
+    assert "[1e-05]" in under["optimizer"]
+    assert "default: null" not in shown
+
+
+@pytest.mark.parametrize("command", usage.EXAMPLES)
+def test_an_example_has_options_that_the_command_has(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("steps: 6\n")
+    parsers = cli._parsers()
+    for line in usage.EXAMPLES[command].splitlines():
+        program, name, *arguments = shlex.split(line, comments=True)
+        assert (program, name) == ("dualoptim", command)
+        assert cli._parse(parsers[name], arguments) is not None
+
+
+def test_help_of_every_command_and_ls_load_no_torch_and_are_there_at_once() -> None:
+    code = (
+        "import sys, time; began = time.process_time(); from dualoptim import cli\n"
+        "for command in cli.COMMANDS: cli.main([command, '--help'])\n"
+        "cli.main(['ls'])\n"
+        "print({'torch', 'transformers'} & set(sys.modules), time.process_time() - began, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, seconds = done.stderr.rsplit(maxsplit=1)
+    assert loaded == "set()"
+    assert float(seconds) < 4, "eleven commands' help and the list, each far below a second"
+    for word in (*LOSSES, *METHODS, *kinds(), "Use it when", "quickstart"):
+        assert word in done.stdout
+
+
+def test_completion_knows_commands_options_and_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"needs the package shtab; pip install 'dualoptim\[completion\]'"):
+            usage.completion("bash", {}, {})
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    assert cli.main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for word in (*cli.COMMANDS, "--forget-loss", *LOSSES, "erase"):
+        assert word in script
+    assert cli.main(["--print-completion", "bsh"]) == 2
+    assert "unknown shell 'bsh'; did you mean 'bash'?" in capsys.readouterr().err
+
+
+def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("memorize: true\nmemorize_args: {epochs: 3}\n")
+    parser = cli._parsers()["unlearn"]
+    for arguments in (["--memorize", "--memorize-args", "{epochs: 3}"], ["--config", str(tmp_path / "mine.yaml")]):
+        parsed = cli._parse(parser, arguments)
+        assert (parsed.memorise, parsed.memorise_args) == (True, {"epochs": 3})
+        assert {"memorise", "memorise_args"} <= set(parsed.given)
+
+
+# The recipe that init writes
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and rows to forget and to keep, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+INIT = ["init", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "model"]
+
+
+@pytest.mark.parametrize("goal", goals.GOALS)
+def test_a_recipe_that_init_wrote_runs_and_means_what_the_goal_chooses(
+    goal: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*INIT, "--goal", goal, "--out", "recipes/mine.yaml"]) == 0
+    told = capsys.readouterr().out
+    text = (place / "recipes/mine.yaml").read_text(encoding="utf-8")
+    given = {"forget": "forget.jsonl", "retain": "retain.jsonl", "model": "model", "goal": goal, "out": "runs/mine"}
+    assert yaml.safe_load(text) == given
+    chosen = goals.chosen(given)
+    every = re.sub(r"^# (?=[a-z_0-9]+: )", "", text, flags=re.MULTILINE)  # as if somebody wanted all of it said
+    settings = yaml.load(every, cli._Recipes)
+    assert {"lr", "forget_loss", "until", "save_every"} <= set(settings)
+    assert RunConfig(**{**settings, "betas": tuple(settings["betas"])}) == chosen
+    assert set(settings) <= set(cli.RECIPE_KEYS)
+    command = told.split("Check it by: ")[1]
+    assert cli.main(shlex.split(command)[1:]) == 0
+    shown = capsys.readouterr().out
+    assert "── schedule: DualOptim+ ──" in shown
+    assert f"forget_loss: {chosen.forget_loss}" in shown
+    assert not (place / "runs").exists()
+
+
+MISTAKES = {
+    "nothing to forget": (["init"], "init: nothing to forget; give --forget FILE"),
+    "no such rows": (["init", "--forget", "none.jsonl"], "none.jsonl: there is no such file"),
+    "an unknown goal": ([*INIT, "--goal", "erasee"], "unknown goal 'erasee'; did you mean 'erase'?"),
+    "no such model": ([*INIT, "--model", "./nowhere"], "model './nowhere': there is no such folder"),
+    "the same rows": ([*INIT, "--retain", "forget.jsonl"], "also stands in 'forget'"),
+    "a file that is there": ([*INIT, "--out", "retain.jsonl"], "init retain.jsonl: exists already"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_writes_nothing(mistake: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = MISTAKES[mistake]
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert message in told[0]
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
