@@ -49,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DualOptim+, no bound": {**PLUS, "max_update": None},
     "DualOptim+ 8-bit": {**PLUS, "base_bits": 8, "delta_bits": 8},
     "equal base": {**PLUS, "variant": {"weights": "equal"}},
+    "base_weights equal": {**PLUS, "base_weights": "equal"},
     "half the drift": {**PLUS, "variant": {"drift": 0.5}},
     "own v": {**PLUS, "variant": {"second": "own"}},
     "mean v": {**PLUS, "variant": {"second": "mean"}},
@@ -56,8 +57,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "equal base, mean v": {**PLUS, "variant": {"weights": "equal", "second": "mean"}},
     "own m, one v": {**PLUS, "variant": {"drift": 0.0, "second": "all"}},
 }
-MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base")
-LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base")  # with the large budget
+MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base", "base_weights equal")
+LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 
 

@@ -209,7 +209,10 @@ def test_help_loads_neither_torch_nor_transformers() -> None:
 MISTAKES = {
     "a missing file": (["--forget", "none.jsonl"], "none.jsonl: there is no such file"),
     "an unknown loss": (["--forget-loss", "NPOO"], "unknown forget_loss 'NPOO'; did you mean 'NPO'?"),
-    "a loss of the other side": (["--retain-loss", "NPO"], "'NPO' is a loss to forget; those to retain are GD, KL, JSD, AP"),
+    "a loss of the other side": (
+        ["--retain-loss", "NPO"],
+        "'NPO' is a loss to forget; those to retain are GD, KL, JSD, AP",
+    ),
     "a loss's argument": (["--forget-loss", "NPO", "--forget-loss-args", "{gamma: 1}"], "gamma"),
     "a loss's value": (["--forget-loss", "NPO", "--forget-loss-args", "{beta: 0}"], "beta must be > 0"),
     "an unknown optimizer": (["--optimizer", "DualOptim++"], "unknown optimizer 'DualOptim++'; did you mean"),
