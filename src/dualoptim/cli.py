@@ -1,4 +1,5 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify.
+"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify
+| tune.
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -28,13 +29,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from . import __version__, ranks
 from .config import ALONE, MAIN, METHODS, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
-from .folder import RESULTS
+from .folder import RECIPE, RESULTS
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
     "unlearn": "unlearn by one method, from a recipe, a task or your own files",
     "compare": "several methods from the same start, rows and budget",
+    "tune": "search learning rate, ratio, loss and method for the best trade, and write its recipe",
     "evaluate": "score a model on a task or on your own rows",
     "plan": "what fits where: the memory of a step, from a model's configuration alone",
     "report": "make the page and the table of finished runs again, several on one page",
@@ -43,7 +45,7 @@ COMMANDS = {
     "certify": "write a signed record of what a run measured",
     "verify": "check a signed record against files",
 }
-RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid"]
+RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
                      "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
@@ -133,8 +135,10 @@ def _parsers() -> dict[str, ArgumentParser]:
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     types = typing.get_type_hints(RunConfig)
     for name, shown in (
-        ("unlearn", tuple(fields)), ("compare", tuple(fields)), ("evaluate", EVALUATION_FIELDS), ("plan", PLAN_FIELDS)
-    ):  # fmt: skip
+        *((name, tuple(fields)) for name in ("unlearn", "compare", "tune")),
+        ("evaluate", EVALUATION_FIELDS),
+        ("plan", PLAN_FIELDS),
+    ):
         for key in shown:
             default = getattr(RunConfig(), key)
             made[name].add_argument(
@@ -159,7 +163,8 @@ def _parsers() -> dict[str, ArgumentParser]:
     made["compare"].add_argument(
         "--shard", type=str, default=None, help="i/n: the i-th of n processes that share the runs and the folder"
     )
-    for name in ("quickstart", "unlearn", "compare"):
+    _add_search(made["tune"])
+    for name in ("quickstart", "unlearn", "compare", "tune"):
         made[name].add_argument("--dry-run", action="store_true", help="show what would be done, and stop before it")
         if name != "quickstart":  # which always does
             made[name].add_argument("--resume", action="store_true", help="go on with what the output folder holds")
@@ -182,6 +187,25 @@ def _parsers() -> dict[str, ArgumentParser]:
     )
     _add_records(made)
     return made
+
+
+def _add_search(tune: ArgumentParser) -> None:
+    tune.set_defaults(out="runs/tune")
+    tune.add_argument(
+        "--space",
+        type=dict[str, list[Any]],
+        default={},
+        help="lr, lowest and highest; other settings and methods, lists: '{lr: [1e-5, 1e-3], forget_loss: [NPO, IDK], "
+        "methods: [DualOptim+]}'",
+    )
+    tune.add_argument("--trials", type=int, default=None, help="trials of each method [20, or what --minutes allow]")
+    tune.add_argument("--minutes", type=float, default=None, help="minutes of all trials together")
+    tune.add_argument(
+        "--tune-on",
+        type=dict[str, Any],
+        default=None,
+        help="arguments of the task that give it other rows to choose on: '{part: 6}' [the task's own choice]",
+    )
 
 
 def _add_records(made: dict[str, ArgumentParser]) -> None:
@@ -392,7 +416,7 @@ def _run(name: str, parsed: Namespace) -> int:
         _unlearn(name, parsed)
     else:
         {"quickstart": _quickstart, "evaluate": _evaluate, "plan": _plan, "report": _report, "ls": _ls, "env": _env,
-         "certify": _certify}[name](parsed)  # fmt: skip
+         "certify": _certify, "tune": _tune}[name](parsed)  # fmt: skip
     return 0
 
 
@@ -443,6 +467,28 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
     resume = parsed.resume and not parsed.overwrite
     how = {"shard": shard, "resume": resume, "overwrite": parsed.overwrite, "inputs": inputs}
     _tell(grid.run(planned, planned[0].out, grid=parsed.grid, **how), planned[0])
+
+
+def _tune(parsed: Namespace) -> None:
+    from . import dry_run, report, tune
+
+    names = {field.name for field in dataclasses.fields(RunConfig)} & {*parsed.given, "out"}
+    search = tune.planned(
+        {key: getattr(parsed, key) for key in names},
+        parsed.space,
+        trials=parsed.trials,
+        minutes=parsed.minutes,
+        tune_on=parsed.tune_on,
+    )
+    if parsed.dry_run:
+        dry_run.show(list(search.trials_of.values())[:1], overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+        print(f"\n── search ──\n{search}; the first trial of {next(iter(search.trials_of))} is shown")
+        return
+    resume = parsed.resume and not parsed.overwrite
+    results = tune.run(search, resume=resume, overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+    report.terminal(results)
+    print(f"\nThe page: {Path(search.config.out) / 'report.html'}")
+    print(f"The recipe: dualoptim unlearn --recipe {shlex.quote(str(Path(search.config.out) / RECIPE))}")
 
 
 def _tell(results: dict[str, Any], config: RunConfig) -> None:
