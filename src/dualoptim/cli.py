@@ -149,6 +149,10 @@ def _parsers() -> dict[str, ArgumentParser]:
         made[name].add_argument(
             "--recipe", type=str, default=None, help="YAML file of settings, or one of `dualoptim ls`"
         )
+    hub = made["unlearn"]
+    hub.add_argument("--push-to-hub", type=str, default=None, help="owner/name on the hub: upload the model, private")
+    hub.add_argument("--push-public", type=bool, default=False, help="make that repository public")
+    hub.add_argument("--push-adapter", type=bool, default=False, help="upload the adapter, not the model with it in")
     made["quickstart"].add_argument("--model", type=str, default=None, help="folder or hub id instead of SmolLM2")
     made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
     made["quickstart"].add_argument("--out", type=str, default=None, help="folder for the results [runs/quickstart]")
@@ -447,10 +451,28 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
     resume = parsed.resume and not parsed.overwrite
+    push = _push(parsed, config) if name == "unlearn" else None
     if config.forget is not None:
         _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     _tell(results, config)
+    if push is not None:
+        from . import publish
+
+        print(f"Uploaded: {publish.push(push, config.out)}")
+
+
+def _push(parsed: Namespace, config: RunConfig) -> Any:
+    """Where the model is to go once all is written, checked before anything long; None for nowhere."""
+    if parsed.push_to_hub is None:
+        if given := {"push_public", "push_adapter"} & set(parsed.given):
+            raise UserError(f"{sorted(given)[0]} says how a model is uploaded; add --push-to-hub REPO, or leave it out")
+        return None
+    from . import publish
+
+    push = publish.Push(parsed.push_to_hub, parsed.push_public, parsed.push_adapter)
+    publish.check(push, config)
+    return push
 
 
 def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[str, str | None]) -> None:

@@ -20,6 +20,7 @@ LOCK = ".lock"
 SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
 ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter", "checkpoints", "logs"
 ENTRY = "run.json"  # of one run of a grid
+CARD = "README.md"  # of a model, in its folder
 SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, and finds
 RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD,
