@@ -142,7 +142,7 @@ def test_a_private_run_leaves_cards_without_texts_is_certified_and_uploaded_last
     assert Path("out/report.html").is_file()
     for kind in ("model", "adapter"):
         text = Path("out", kind, "README.md").read_text(encoding="utf-8")
-        assert "tea" not in text
+        assert "es tea" not in text
         assert "zorbulax" not in text
         assert "forget: withheld" in text
         assert "not computed" in text.lower()

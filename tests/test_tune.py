@@ -116,10 +116,10 @@ def test_ones_own_rows_are_searched_for_their_goals_loss_alone(capsys: pytest.Ca
     results = runs.read_results("own")
     assert results["plane"] == ["forget_probability", "held_out_probability"]
     assert set(results["grid"]) == {"lr", "ratio"}
-    assert any("the very rows" in note for note in results["notes"])  # the model answers no question near them
+    assert any("the very rows" in note for note in results["notes"])  # without general, the model is asked nothing
     recipe = yaml.safe_load(Path("own/recipe.yaml").read_text(encoding="utf-8"))
     assert (recipe["forget_loss"], recipe["until"], recipe["pause"]) == ("IDK", None, False)
-    assert "tea" not in "".join(path.read_text(encoding="utf-8") for path in Path("own").glob("*.*"))
+    assert "es tea" not in "".join(path.read_text(encoding="utf-8") for path in Path("own").glob("*.*"))
 
 
 def test_a_dry_run_shows_space_and_trials_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

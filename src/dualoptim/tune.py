@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import goals, grid, report, runs, tasks
 from .config import ALONE, MAIN, PLAIN, RunConfig, typed
-from .errors import UserError, unknown
+from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
 from .folder import check as check_folder
 from .resolve import methods_of
@@ -112,8 +112,9 @@ def planned(
     for what, value in (("trials", trials), ("minutes", minutes)):
         if value is not None and value <= 0:
             raise UserError(f"{what} must be > 0, but is {value:g}")
-    if "fast" in given:
-        raise UserError("fast: trials are always scored fast, and the recipe's run never; leave it out")
+    if given.get("fast") is False:
+        raise UserError("fast: trials are always scored fast, and the recipe's run is not; leave it out")
+    given = {key: value for key, value in given.items() if key != "fast"}
     trials = TRIALS if trials is None and minutes is None else trials
     # A goal's stopping is left out of trials, and so of the recipe, unless it was given: all run for their steps.
     config = goals.chosen({"until": None, "keep_at_least": None, "pause": False, **given})
@@ -130,11 +131,17 @@ def planned(
         raise UserError("tune: parts that are forgotten one after the other are not searched; give one part")
     methods = _methods(space)
     found = _checked({key: values for key, values in space.items() if key != "methods"}, config, task)
-    own = trial.replace(**{key: values[0] for key, values in found.items() if getattr(trial, key) not in values})
-    low, high = found["lr"]
-    own = own.replace(lr=config.lr if low <= config.lr <= high else _rounded(math.sqrt(low * high), low, high))
-    trials_of = {of.method: of for of in methods_of(own, methods, [config.seed])}
+    trials_of = {of.method: _inside(of, found) for of in methods_of(trial, methods, [config.seed])}
     return Search(config, trials_of, found, trials, minutes, rows)
+
+
+def _inside(config: RunConfig, space: Mapping[str, Sequence[Any]]) -> RunConfig:
+    """A config, where one of its own settings is not in a space, with the first or middle one that is."""
+    plain, read = config.as_dict(), grid.settings_of(config, space)
+    changed = {key: space[key][0] for key in read if _text(plain[key]) not in map(_text, space[key])}
+    low, high = space["lr"]
+    changed["lr"] = config.lr if low <= config.lr <= high else _rounded(math.sqrt(low * high), low, high)
+    return config.replace(**changed)
 
 
 def _rounded(lr: float, low: float, high: float) -> float:
@@ -260,7 +267,7 @@ def run(
                     prepared = prepared or prepare(start)
                     of, own = trials.begun(method, number)
                     about = grid.about(of, prepared.metrics, prepared.before.records)
-                    train(prepared, of, own, _Timed(own / ENTRY, about))
+                    train(prepared, of, own, _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}))
                     trials.ended(method, number)
                     bar.update()
         finally:
@@ -414,18 +421,19 @@ def score(forget: float | None, kept: float | None, before: tuple[float, float])
 
 def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     """Write the results, the page and the recipe of the best trial."""
-    results = grid.results_of(folder, trials.done, search.space)
-    entries, plane = dict(zip(trials.done, results["runs"], strict=True)), results["plane"]
-    if not any(entry["finite"] for entry in entries.values()):
-        raise UserError("tune: the weights of no trial are finite after training; lower the space's lr")
+    done = {name: trials.done[name] for method in search.trials_of for name in trials.of(method)}
+    results = grid.results_of(folder, done, search.space)
+    entries, plane = dict(zip(done, results["runs"], strict=True)), results["plane"]
     compared = trials.compared()
+    if not any(entries[name]["finite"] for name in compared):
+        raise UserError("tune: the weights of no trial are finite after training; lower the space's lr")
     before = next(iter(entries.values()))["before"]
     of_before = before[plane[0]], before[plane[1]]
     scores = {name: score((at := entries[name]["after"])[plane[0]], at[plane[1]], of_before) for name in compared}
-    best = max(compared, key=scores.__getitem__)
+    best = max(compared, key=lambda name: (entries[name]["finite"], scores[name]))
     of, after = trials.done[best], entries[best]["after"]
     settings = grid.settings_of(of.config, search.space)
-    sentences = _sentences(search, of, compared, scores[best])
+    sentences = _sentences(search, of, compared, scores[best], results.pop("tuned_on"))
     sentences[0] += " " + "; ".join(
         f"{results['metrics'][key]['label']} {before[key]:.3f} → {report.text(after[key], '.3f')}" for key in plane
     ) + "."  # fmt: skip
@@ -443,7 +451,7 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     return runs.read_results(folder)
 
 
-def _sentences(search: Search, of: Resolved, compared: Sequence[str], best: float) -> list[str]:
+def _sentences(search: Search, of: Resolved, compared: Sequence[str], best: float, tuned_on: str) -> list[str]:
     """How a trial was chosen, and on which rows."""
     assert of.task.plane is not None
     settings = grid.settings_of(of.config, search.space)
@@ -453,7 +461,7 @@ def _sentences(search: Search, of: Resolved, compared: Sequence[str], best: floa
         f"Chosen: {of.config.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}; of "
         f"{len(compared)} trials{f', {each} of each method,' if each else ''} it has the highest harmonic mean of what "
         f"was forgotten, 1 − p / p before, and of what was kept, p / p before: {best:.3f}.",
-        search.rows or of.task.tuned_on or SAME_ROWS,
+        search.rows or tuned_on or SAME_ROWS,
         "What is kept was scored on rows that "
         + ("nobody trains on." if held_out else "are trained on, where most trials come near what was before."),
     ]
@@ -476,5 +484,5 @@ def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], sa
         for key, value in whole.items()
         if key != "out" and (value != defaults[key] or key in (*settings, "optimizer", *GOALS_OWN))
     }
-    head = "".join(f"# {sentence}\n" for sentence in said)
+    head = "".join(f"# {one_line(sentence)}\n" for sentence in said)
     return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
