@@ -196,7 +196,7 @@ def test_what_cannot_be_uploaded_is_told_before_the_run(
     push: Push, config: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Hub(monkeypatch)
-    publish.check(push, RunConfig())
+    publish.check(Push("me/it", public=True), RunConfig())
     with pytest.raises(UserError, match=words):
         publish.check(push, RunConfig(**config))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -196,7 +195,6 @@ def test_every_method_is_compared_by_as_many_trials_and_minutes_end_whole_rounds
     assert found.compared() == ["a-trial001-seed0", "b-trial001-seed0"]
     assert [tune._is_over(found.search, seconds, 25.0) for seconds in (34.0, 36.0)] == [False, True]
     assert not tune._is_over(found.search, 100.0, 0.0)  # before the first round
-    shutil.rmtree(tmp_path)
 
 
 def test_scores_are_harmonic_means_of_what_is_forgotten_and_kept() -> None:

@@ -46,7 +46,7 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
         f"# {shown.rpartition('/')[2]}, unlearned with {entry['method']}",
         f"{how} `{shown}`{', with the adapter that was trained merged into it' if merged else ''}, by "
-        f"[dualoptim](https://pypi.org/project/dualoptim/) on the task `{task}`, seed {entry['seed']}"
+        f"dualoptim on the task `{task}`, seed {entry['seed']}"
         f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {entry.get('verdict') or ''}".rstrip(),
         "## What was measured",
         LIMITS,

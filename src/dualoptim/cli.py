@@ -1,5 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | env | certify | verify
-| tune.
+"""The command line: dualoptim quickstart | unlearn | compare | tune | evaluate | plan | report | ls | env and others.
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -447,11 +446,11 @@ def _unlearn(name: str, parsed: Namespace) -> None:
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):
         _compare_many(configs, parsed, inputs)
         return
+    push = _push(parsed, config) if name == "unlearn" else None
     if parsed.dry_run:
         dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
     resume = parsed.resume and not parsed.overwrite
-    push = _push(parsed, config) if name == "unlearn" else None
     if config.forget is not None:
         _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
