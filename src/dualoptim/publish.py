@@ -35,7 +35,7 @@ def check(push: Push, config: RunConfig) -> None:
             would show texts of a private run.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # of its lazy list
 
     where = f"push_to_hub {push.repo}"
     try:
