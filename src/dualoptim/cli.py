@@ -1,4 +1,4 @@
-"""The command line: dualoptim quickstart | unlearn | compare | evaluate | plan | report | ls | init | certify | ….
+"""The command line: dualoptim quickstart | unlearn | compare | tune | evaluate | plan | report | ls | init | ….
 
 Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
 modules are imported by the commands that need them, so that help is there at once.
@@ -28,13 +28,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from . import __version__, catalog, ranks, usage
 from .config import ALONE, EVALUATION, FORGET_AND_KEEP, MAIN, METHODS, MODEL, SAVING, SCHEDULE, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
-from .folder import RESULTS
+from .folder import RECIPE, RESULTS
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
     "unlearn": "unlearn by one method, from a recipe, a task or your own files",
     "compare": "several methods from the same start, rows and budget",
+    "tune": "search learning rate, ratio, loss and method for the best trade, and write its recipe",
     "evaluate": "score a model on a task or on your own rows",
     "plan": "what fits where: the memory of a step, from a model's configuration alone",
     "report": "make the page and the table of finished runs again, several on one page",
@@ -44,7 +45,7 @@ COMMANDS = {
     "certify": "write a signed record of what a run measured",
     "verify": "check a signed record against files",
 }
-RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid"]
+RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
                      "attacks", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length", "score_bf16",
@@ -179,13 +180,47 @@ def _parsers() -> dict[str, ArgumentParser]:
             "help": "a run's folder or records.jsonl, or a file of --scores: its numbers, without a model",
         },
     }
+    uploading: dict[str, dict[str, Any]] = {
+        "--push-to-hub": text | {"group": SAVING, "help": "owner/name on the hub: upload the model, private"},
+        "--push-public": {"type": bool, "default": False, "group": SAVING, "help": "make that repository public"},
+        "--push-adapter": {
+            "type": bool,
+            "default": False,
+            "group": SAVING,
+            "help": "upload the adapter in place of the model with it merged in",
+        },
+    }
+    searching: dict[str, dict[str, Any]] = {
+        "--space": {
+            "type": dict[str, list[Any]],
+            "default": {},
+            "group": SCHEDULE,
+            "help": "lr, lowest and highest; other settings and methods, lists: '{lr: [1e-5, 1e-3], forget_loss: [NPO, "
+            "IDK], methods: [DualOptim+]}'",
+        },
+        "--trials": {
+            "type": int,
+            "default": None,
+            "group": SCHEDULE,
+            "help": "trials of each method [20, or what --minutes allow]",
+        },
+        "--minutes": {"type": float, "default": None, "group": SCHEDULE, "help": "minutes of all trials together"},
+        "--tune-on": {
+            "type": dict[str, Any],
+            "default": None,
+            "group": SCHEDULE,
+            "help": "arguments of the task that give it other rows to choose on: '{part: 6}' [the task's own choice]",
+        },
+    }
     devices = {
         "--devices": {"type": int, "default": None, "group": MODEL,
                       "help": "how many train together [the GPUs here, or 1]"},
         "--device-memory": text | {"group": MODEL, "help": "of each, such as 80GB or 24GiB [this machine's]"},
     }  # fmt: skip
-    usage.add_settings(made["unlearn"], tuple(fields), running)
+    usage.add_settings(made["unlearn"], tuple(fields), running | uploading)
     usage.add_settings(made["compare"], tuple(fields), running | several)
+    usage.add_settings(made["tune"], tuple(fields), running | searching)
+    made["tune"].set_defaults(out="runs/tune")
     usage.add_settings(made["evaluate"], EVALUATION_FIELDS, scoring)
     usage.add_settings(made["plan"], PLAN_FIELDS, devices)
     made["quickstart"].add_argument("--model", **text, help="folder or hub id instead of SmolLM2")
@@ -418,7 +453,7 @@ def _run(name: str, parsed: Namespace) -> int:
         _unlearn(name, parsed)
     else:
         {"quickstart": _quickstart, "evaluate": _evaluate, "plan": _plan, "report": _report, "ls": _ls, "env": _env,
-         "init": _init, "certify": _certify}[name](parsed)  # fmt: skip
+         "init": _init, "certify": _certify, "tune": _tune}[name](parsed)  # fmt: skip
     return 0
 
 
@@ -445,6 +480,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):
         _compare_many(configs, parsed, inputs)
         return
+    push = _push(parsed, config) if name == "unlearn" else None
     if parsed.dry_run:
         dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
         return
@@ -453,6 +489,23 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         _print_chosen(config, parsed.given)
     results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     _tell(results, config)
+    if push is not None:
+        from . import publish
+
+        print(f"Uploaded: {publish.push(push, config.out)}")
+
+
+def _push(parsed: Namespace, config: RunConfig) -> Any:
+    """Where the model is to go once all is written, checked before anything long; None for nowhere."""
+    if parsed.push_to_hub is None:
+        if given := {"push_public", "push_adapter"} & set(parsed.given):
+            raise UserError(f"{sorted(given)[0]} says how a model is uploaded; add --push-to-hub REPO, or leave it out")
+        return None
+    from . import publish
+
+    push = publish.Push(parsed.push_to_hub, parsed.push_public, parsed.push_adapter)
+    publish.check(push, config)
+    return push
 
 
 def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[str, str | None]) -> None:
@@ -469,6 +522,28 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
     resume = parsed.resume and not parsed.overwrite
     how = {"shard": shard, "resume": resume, "overwrite": parsed.overwrite, "inputs": inputs}
     _tell(grid.run(planned, planned[0].out, grid=parsed.grid, **how), planned[0])
+
+
+def _tune(parsed: Namespace) -> None:
+    from . import dry_run, report, tune
+
+    names = {field.name for field in dataclasses.fields(RunConfig)} & {*parsed.given, "out"}
+    search = tune.planned(
+        {key: getattr(parsed, key) for key in names},
+        parsed.space,
+        trials=parsed.trials,
+        minutes=parsed.minutes,
+        tune_on=parsed.tune_on,
+    )
+    if parsed.dry_run:
+        dry_run.show(list(search.trials_of.values())[:1], overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+        print(f"\n── search ──\n{search}; the first trial of {next(iter(search.trials_of))} is shown")
+        return
+    resume = parsed.resume and not parsed.overwrite
+    results = tune.run(search, resume=resume, overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+    report.terminal(results)
+    print(f"\nThe page: {Path(search.config.out) / 'report.html'}")
+    print(f"The recipe: dualoptim unlearn --recipe {shlex.quote(str(Path(search.config.out) / RECIPE))}")
 
 
 def _tell(results: dict[str, Any], config: RunConfig) -> None:

@@ -58,6 +58,14 @@ class ByProbability(Task):
         """The task's own."""
         return self.task.notes
 
+    @property
+    def tuned_on(self) -> str:  # type: ignore[override]
+        """The task's own."""
+        return self.task.tuned_on
+
+    def to_tune_on(self) -> Mapping[str, Any]:
+        return self.task.to_tune_on()
+
     def contents(self) -> Mapping[str, Any]:
         return {**self.task.contents(), "scored": "by probability"}
 

@@ -20,8 +20,11 @@ LOCK = ".lock"
 SETTINGS, RESULTS, RECORDS, PAGE = "config.resolved.yaml", "results.json", "records.jsonl", "report.html"
 ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter", "checkpoints", "logs"
 ENTRY = "run.json"  # of one run of a grid
+CARD = "README.md"  # of a model, in its folder
+SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, and finds
 RECORD = "record.json"  # signed, of `dualoptim certify`
-WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD, LOCK}
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD,
+           SPACE, RECIPE, LOCK}  # fmt: skip
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one of a folder, or one of each shard
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere

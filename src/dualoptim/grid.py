@@ -168,14 +168,14 @@ def run(
                     if ranks.first():
                         own.mkdir(exist_ok=True)
                         clear(own)
-                    train(prepared, of, own, _Keeps(own / ENTRY, _about(of, prepared.metrics, prepared.before.records)))
+                    train(prepared, of, own, Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records)))
                     bar.update()
         finally:
             results = ranks.of_first(lambda: _gathered(folder, resolved, grid))
     return results
 
 
-class _Keeps:
+class Keeps:
     """Writes a run's entry, with what its results.json says of the task."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -185,7 +185,8 @@ class _Keeps:
         runs.write_json(self.path, {**self.about, "run": entry})
 
 
-def _about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What results.json says of a run's task, of the model as it was."""
     task = of.task
     return {
         "task": task.name,
@@ -226,14 +227,29 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
 
 def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str, Any]) -> dict[str, Any]:
     """Write results.json and the page of all that is finished, in the plan's order."""
+    if not (results := results_of(folder, resolved, grid)):
+        return {}
+    runs.write_json(folder / RESULTS, results)
+    report.write(results, folder / PAGE)
+    return runs.read_results(folder)
+
+
+def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json holds of all that is finished, in the plan's order; nothing where none is.
+
+    Args:
+        folder: the folder that the runs' own ones lie in.
+        resolved: the runs by their folders' names.
+        grid: settings that runs differ in, with their values.
+    """
     done = _finished(folder, resolved)
     if not done:
         return {}
     entries = [done[name]["run"] for name in done]
     about = next(iter(done.values()))
-    results = {
+    return {
         "schema": runs.SCHEMA,
-        **{key: value for key, value in about.items() if key not in ("run", "plane")},
+        **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
         "notes": [*about["notes"], *runs.troubles(entries)],
         "planned": len(resolved),
         "grid": {key: list(values) for key, values in grid.items()},
@@ -245,9 +261,6 @@ def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str,
         ),
         "runs": entries,
     }  # fmt: skip
-    runs.write_json(folder / RESULTS, results)
-    report.write(results, folder / PAGE)
-    return runs.read_results(folder)
 
 
 def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:

@@ -93,6 +93,9 @@ def plane(results: Mapping[str, Any]) -> str:
         before = results["runs"][0]["before"]
         if None not in (before.get(x), before.get(y)):
             axis.scatter([before[x]], [before[y]], marker="x", color="#444444", label="before")
+        if chosen := results.get("chosen"):  # of a search
+            at = next(p for p in drawn if all(p[key] == chosen[key] for key in ("method", "settings")))["values"]
+            axis.scatter([at[x]], [at[y]], s=120, facecolors="none", edgecolors="#222222", label="chosen")
         axis.set_xlabel(report.head(results["metrics"][x]))
         axis.set_ylabel(report.head(results["metrics"][y]))
         axis.grid(color="#e5e5e5", linewidth=0.7)

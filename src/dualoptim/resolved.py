@@ -93,6 +93,12 @@ class Resolved:
         """The objectives of each step; `left` as in `dualoptim.resolve.turns_of`."""
         return names.turns_of(self.config, self.task, left)
 
+    def again(self, config: RunConfig) -> Resolved:
+        """Another run of the same start, with the losses and the optimizer that its config names."""
+        losses = names.losses_of(config, self.task)
+        optimizer = names.optimizer_of(config, list(self.task.objectives))
+        return dataclasses.replace(self, config=config, losses=losses, optimizer=optimizer)
+
     @property
     def needs_second_model(self) -> bool:
         """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""

@@ -16,7 +16,8 @@
                "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 Of many runs (`dualoptim.grid`) there are also "planned" (how many), "grid" (setting → values), "plane" (the metrics of
-what is forgotten and of what is kept) and "points", as `dualoptim.points` makes them.
+what is forgotten and of what is kept) and "points", as `dualoptim.points` makes them; of a search (`dualoptim.tune`)
+"chosen" as well, the "method", "settings" and "score" of the trial in its recipe.
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import adapters, alternates, checkpoints, ranks, report, reporting, resolve, runs
+from . import adapters, alternates, card, checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
 from .config import RunConfig
@@ -33,7 +33,21 @@ from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
 from .evaluation.scoring import negative_log_likelihoods
-from .folder import ADAPTER, CHECKPOINTS, LOGS, MODEL, PAGE, RECORDS, RESULTS, clear, emptied, into_place, owned
+from .folder import (
+    ADAPTER,
+    CARD,
+    CHECKPOINTS,
+    LOGS,
+    MODEL,
+    PAGE,
+    RECORDS,
+    RESULTS,
+    clear,
+    emptied,
+    into_place,
+    owned,
+    written,
+)
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .resolved import Origin, Resolved, digest
@@ -162,7 +176,7 @@ def train(
     prepared: Prepared,
     resolved: Resolved,
     folder: Path,
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[dict[str, Any]], Mapping[str, str] | None],
     *,
     resume: bool = False,
 ) -> None:
@@ -171,7 +185,7 @@ def train(
     Args:
         folder: the run's own folder, for checkpoints, the model and records.jsonl.
         keep: takes the run's entry in results.json, once all is scored and before the model is written, which takes
-            the most room.
+            the most room; gives the cards of what is written, by the names of their folders, if they are to have any.
     """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     turns = resolved.turns(prepared.left)
@@ -297,7 +311,7 @@ def train(
     runs.write_records(
         folder / RECORDS, prepared.before.records, after.records, prepared.retrained, private=config.private
     )
-    keep(
+    cards = keep(
         {
             "method": config.method,
             "seed": config.seed,
@@ -331,11 +345,13 @@ def train(
             "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
         }
     )
+    if cards and (folder / ADAPTER).is_dir():
+        written(folder / ADAPTER / CARD, cards[ADAPTER])
     if config.save_model and finite and MODEL in _saved(resolved):
         # What the model was taught to end an answer with, which its file may not name.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
-        _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer)
+        _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer, cards)
 
 
 def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -361,7 +377,13 @@ def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
 
 
 @ranks.by_first
-def _write(folder: Path, save: Callable[[Any, Path], None], model: Any, tokenizer: Any) -> None:
+def _write(
+    folder: Path,
+    save: Callable[[Any, Path], None],
+    model: Any,
+    tokenizer: Any,
+    cards: Mapping[str, str] | None = None,
+) -> None:
     """Write a model, or an adapter, whole or not at all."""
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -369,6 +391,8 @@ def _write(folder: Path, save: Callable[[Any, Path], None], model: Any, tokenize
         with quiet():
             save(model, beside)
         tokenizer.save_pretrained(beside)
+        if cards:
+            (beside / CARD).write_text(cards[folder.name], encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         into_place(beside, folder)
     except (OSError, SafetensorError) as error:
@@ -501,11 +525,14 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         "runs": finished,
     }
 
-    def keep(entry: dict[str, Any]) -> None:
+    def keep(entry: dict[str, Any]) -> Mapping[str, str] | None:
         results["runs"].append(entry)
         results["runs"].sort(key=lambda entry: order.index(entry["config"]))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
-        runs.write_json(folder / RESULTS, runs.without(secrets, results))
+        said = runs.without(secrets, results)
+        runs.write_json(folder / RESULTS, said)
+        own = said["runs"][results["runs"].index(entry)]
+        return {kind: card.of(said, own, kind) for kind in (MODEL, ADAPTER)} if entry["config"]["save_model"] else None
 
     for of in missing:
         own = own_folder(of)

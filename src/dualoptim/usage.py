@@ -31,6 +31,7 @@ dualoptim unlearn --config mine.yaml --lr 1e-4                             # a r
     "compare": """\
 dualoptim compare --forget my.jsonl --retain keep.jsonl --seeds '[0, 1, 2]'
 dualoptim compare --recipe quickstart --methods '[Alternating AdamW, DualOptim+]'""",
+    "tune": "dualoptim tune --forget my.jsonl --retain keep.jsonl --minutes 60 --out runs/tune",
     "evaluate": """\
 dualoptim evaluate --model runs/mine/model --base smollm2 --forget my.jsonl --retain keep.jsonl
 dualoptim evaluate --from-records runs/mine                                # the numbers again, without a model""",
@@ -88,7 +89,7 @@ def parser(command: str, description: str) -> ArgumentParser:
         formatter_class=Help,
         exit_on_error=False,
     )
-    if command in ("unlearn", "compare", "evaluate"):  # a line of sixty options helps nobody
+    if command in ("unlearn", "compare", "tune", "evaluate"):  # a line of sixty options helps nobody
         made.usage = f"dualoptim {command} [options]"
     return made
 

@@ -121,7 +121,7 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     attacks, not_run = measured.attacks(numbers)
     if entry.get("stopped"):
         remarks.append(entry["stopped"])
-    remarks += _notes(results.get("notes", []), config, private)
+    remarks += evidence.notes(results.get("notes", []), config, private)
     fingerprints = {key: value for key, value in entry.get("fingerprints", {}).items() if re.fullmatch(r"\w+", key)}
     return {
         "run": {
@@ -154,16 +154,6 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
         "remarks": remarks,
         "statement": SAYS,
     }
-
-
-def _notes(notes: list[str], config: Mapping[str, Any], private: bool) -> list[str]:
-    """The results' notes without where files lie; of a private run, how many there are."""
-    if private:
-        return [f"The results have notes ({len(notes)}), withheld since the run is private."] if notes else []
-    for key in ("forget", "retain"):
-        if path := config.get(key):
-            notes = [note.replace(path, Path(path).name) for note in notes]
-    return notes
 
 
 def _time(when: datetime.datetime) -> str:
@@ -316,7 +306,7 @@ def _check_after(was: Mapping[str, Any], given: Path | None, found: Path | None)
     if folder is None or not folder.is_dir():
         return [Check(what, NOT_THERE, "was not given, and is not in the run's folder")]
     checks = [_compared(f"{what}: {name}", file, folder / name, DIFFERS) for name, file in was["files"].items()]
-    others = [name for name in evidence.files(folder) if name not in was["files"]]
+    others = [name for name in evidence.of_model(folder) if name not in was["files"]]
     return checks + [Check(f"{what}: {name}", DIFFERS, "is not in the record") for name in others]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
-from ..folder import ADAPTER, MODEL
+from ..folder import ADAPTER, CARD, MODEL
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
@@ -125,6 +125,21 @@ def files(folder: Path) -> dict[str, Path]:
     """The files of a folder and of those in it, but for hidden ones: name → path."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+
+
+def of_model(folder: Path) -> dict[str, Path]:
+    """The files of a model but for its card, which whoever publishes it may add to: name → path."""
+    return {name: path for name, path in files(folder).items() if name != CARD}
+
+
+def notes(notes: list[str], config: Mapping[str, Any], private: bool) -> list[str]:
+    """The results' notes without where files lie; of a private run, how many there are."""
+    if private:
+        return [f"The results have notes ({len(notes)}), withheld since the run is private."] if notes else []
+    for key in ("forget", "retain"):
+        if path := config.get(key):
+            notes = [note.replace(path, Path(path).name) for note in notes]
+    return notes
 
 
 def recipe(config: Mapping[str, Any], private: bool) -> dict[str, Any]:
@@ -276,7 +291,7 @@ def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
     """The files of the model that a run left."""
     folder = left(run)
     if folder.is_dir():
-        found = files(folder)
+        found = of_model(folder)
         if folder.name == ADAPTER:
             remarks.append("The model after is an adapter; what it does depends on its base model, too.")
         if run.is_older_than(list(found.values())):

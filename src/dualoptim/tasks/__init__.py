@@ -50,6 +50,8 @@ class Task(ABC):
     retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
     plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to set many runs by
 
+    tuned_on = ""  # which rows `quick` has that no run is measured by, in a sentence; settled after `prepare`
+
     @abstractmethod
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         """Settle the rows, by what the model knows if need be, and score the model as it is."""
@@ -99,6 +101,10 @@ class Task(ABC):
     def quick(self) -> Mapping[str, Sequence[Row]]:
         """Sets of rows whose answers' probability says what a run did, for `dualoptim.fast`."""
         return self.objectives
+
+    def to_tune_on(self) -> Mapping[str, Any]:
+        """Arguments that give the task other rows of the same kind, to choose settings on; empty where it has none."""
+        return {}
 
     def cluster(self, row: Row) -> str:
         """What a row's score is independent of other rows' by: by itself, or by what it shares with some of them."""

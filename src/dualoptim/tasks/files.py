@@ -179,6 +179,24 @@ class Files(Task):
         asks = [question(form.format(name), name, forget) for name in self.topics for form in TOPIC]
         self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or ready}
 
+    @property
+    def tuned_on(self) -> str:  # type: ignore[override]
+        """What decides when to stop is neither trained on nor measured."""
+        if not (self.checked.get("forget") and self.checked.get("retain")):
+            return ""
+        return (
+            "Settings were chosen by wordings of the rows to forget, and by questions near and far from them, that are "
+            "neither trained on nor measured by `dualoptim unlearn`; what the rows say is the same in any wording."
+        )
+
+    def quick(self) -> Mapping[str, Sequence[Row]]:
+        held_out = self.checked.get("retain") or [dataclasses.replace(row, only=()) for row in self.held_out]
+        return {
+            "forget": self.checked.get("forget") or self.objectives["forget"],
+            "retain": self.objectives["retain"],
+            **({"held_out": held_out} if held_out or self.general else {}),
+        }
+
     def _touches(self, row: Row) -> bool:
         """Whether a row asks for what is to be forgotten, or tells it."""
         said = f"{row.question} {row.answer}"

@@ -36,6 +36,7 @@ PARTS = {
 QUESTIONS = 20  # about each author
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}  # in a folder; the first rows of all
+TO_TUNE_ON = 60  # rows held out where settings are chosen and the task holds out none
 Rows = Sequence[Row]
 
 
@@ -141,6 +142,7 @@ class Tofu(Task):
         kept = random.Random(f"{seed}").sample(kept, len(kept))
         kept.sort(key=lambda row: row.question not in have)
         retain, unseen = kept[:retain_rows], kept[len(kept) if retain_rows is None else retain_rows :]
+        self._num_spare = len(unseen)
         self.held_out, others = unseen[:held_out_rows], unseen[held_out_rows:]
         for name, wanted, rows in (("held_out_rows", held_out_rows, unseen), ("holdout_rows", holdout_rows, others)):
             if wanted > len(rows):
@@ -186,6 +188,15 @@ class Tofu(Task):
 
     def quick(self) -> Mapping[str, Rows]:
         return {**self.objectives, **({"held_out": self.held_out} if self.held_out else {})}
+
+    def contents(self) -> Mapping[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_num_spare"}  # which changes no run
+
+    def to_tune_on(self) -> Mapping[str, Any]:
+        first, last = self.parts[0], len(PARTS[str(self.arguments["split"])])
+        if len(self.parts) > 1:
+            return {}
+        return {"part": first % last + 1, "held_out_rows": len(self.held_out) or min(self._num_spare, TO_TUNE_ON)}
 
     def cluster(self, row: Row) -> str:
         """The row's author: twenty questions each, in the order of TOFU's files."""

@@ -1,0 +1,128 @@
+"""A finished run's entry in results.json → the model card beside its model: README.md as the hub reads it.
+
+It says what the model was made of and how, what was measured before and after, what was not and why, and how to run it
+again. It holds no text of rows or replies, and of a private run no names of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import report
+from .certify import evidence
+from .config import RunConfig
+from .folder import ADAPTER, CARD, MODEL
+from .reading import HUB
+
+LIMITS = (
+    "The numbers below are what was measured, on the samples and by the means that they name. They do not show that "
+    "anything was deleted: other wordings, other attacks or further training may bring back what was to be forgotten."
+)
+PLACES = ("out", "save_every", "report_to", "log_every", "curve_points")  # of a run, and not of what came of it
+
+
+def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
+    """The card of a run's model, in Markdown with metadata of the hub's before it.
+
+    Args:
+        results: of the run, with texts of rows taken out where it is private.
+        entry: the run's own among them.
+        kind: what it is the card of, `dualoptim.folder.MODEL` or `ADAPTER`.
+    """
+    config, private = entry["config"], bool(results.get("private") or entry["config"].get("private"))
+    base = base_of(config)
+    facts = metadata(base, kind, config["model"])
+    shown = base or evidence.shown_name("model", config["model"], private=False)
+    task = evidence.shown_name("task", results["task"], private)
+    is_one = {**results, "runs": [entry]}  # whose tables say nothing of other runs
+    notes = evidence.notes([*report.remarks(is_one)], config, private)
+    merged = "merging" in entry and kind == MODEL
+    how = {ADAPTER: "An adapter (PEFT) for", MODEL: "Made of"}[kind]
+    parts = [
+        f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
+        f"# {shown.rpartition('/')[2]}, unlearned with {entry['method']}",
+        f"{how} `{shown}`{', with the adapter that was trained merged into it' if merged else ''}, by "
+        f"dualoptim on the task `{task}`, seed {entry['seed']}"
+        f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {entry.get('verdict') or ''}".rstrip(),
+        "## What was measured",
+        LIMITS,
+        _table(is_one, entry, kind),
+        *[f"- {note}" for note in notes],
+    ]
+    if missing := report.not_computed(is_one):
+        parts += ["### Not computed, and why", "\n".join(f"- {_inline(sentence)}" for sentence in missing)]
+    recipe = evidence.recipe(config, private)
+    defaults = RunConfig().as_dict()
+    changed = {key: v for key, v in recipe.items() if key not in PLACES and (key == "model" or v != defaults.get(key))}
+    versions = entry.get("fingerprints", {}).get("versions", "versions unknown")
+    parts += [
+        "## How to run it again",
+        f"With {versions}, and in place of names of files those of your own: `dualoptim unlearn --recipe recipe.yaml`, "
+        "where recipe.yaml is",
+        f"```yaml\n{yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)}```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def base_of(config: Mapping[str, Any]) -> str | None:
+    """The hub id of the model that a run began from, or of its base where that is an adapter; None of a folder."""
+    from . import adapters, models
+
+    name = config["model"]
+    name = models.SMOLLM2_HUB if name == "smollm2" else (adapters.base_of(name) or name)
+    return name if HUB.fullmatch(name) and not name.startswith((".", "/")) and not Path(name).exists() else None
+
+
+def metadata(base: str | None, kind: str, model: str) -> dict[str, Any]:
+    """What the hub reads of a card; the license is the start model's own where its card says one."""
+    relation = "adapter" if kind == ADAPTER else "finetune"
+    return {
+        **({"base_model": base, "base_model_relation": relation} if base else {}),
+        "library_name": "peft" if kind == ADAPTER else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["unlearning", "machine-unlearning", "dualoptim"],
+        "license": license_of(model),
+    }
+
+
+def license_of(model: str) -> str:
+    """The license that a model's own card names; "unknown" where there is none on this machine."""
+    from huggingface_hub import metadata_load
+
+    place, _ = evidence.model_place(model)
+    try:
+        found = (metadata_load(place / CARD) or {}).get("license") if place is not None else None
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or a damaged one
+        found = None
+    return found if isinstance(found, str) else "unknown"
+
+
+def _table(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
+    """Every number that there is, before and after, with the questions and the 95 % interval of those that are shares.
+
+    An adapter's are those of its base with it on, which differ from those of the merged model by rounding.
+    """
+    after = entry.get("merging", {}).get("unmerged", entry["after"]) if kind == ADAPTER else entry["after"]
+    counts, lines = results.get("counts", {}), []
+    for name, m in results["metrics"].items():
+        was, now, n = entry["before"].get(name), after.get(name), counts.get(name, 0)
+        if now is None:
+            continue
+        cells = [report.text(value, m["format"]) for value in (was, now)]
+        spreads = [f" ({spread})" if (spread := report.interval(value, n)) else "" for value in (was, now)]
+        group = f", {m['group'].lower()}" if m.get("group") else ""
+        lines.append([_inline(report.head(m)) + group, *map("".join, zip(cells, spreads, strict=True)), str(n or "")])
+    head = ["", "before", "after", "questions"]
+    if not lines:
+        return ""
+    rows = [head, ["---", "---:", "---:", "---:"], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\nIn brackets: 95 % Wilson intervals, in percent."
+
+
+def _inline(text: str) -> str:
+    """A text that breaks no table."""
+    return text.replace("|", "\\|")

@@ -1,0 +1,92 @@
+"""A finished run's model → a repository on the Hugging Face hub: private unless asked otherwise, and last of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from . import ranks
+from .certify import evidence
+from .config import RunConfig
+from .errors import UserError
+from .folder import ADAPTER, MODEL
+from .tiny import TINY
+
+
+class Push(NamedTuple):
+    """Where a model is to go.
+
+    Args:
+        repo: "owner/name", or "name" of one's own.
+        public: whether everybody may see it.
+        adapter: whether the adapter goes there, in place of the model with it merged in.
+    """
+
+    repo: str
+    public: bool = False
+    adapter: bool = False
+
+
+def check(push: Push, config: RunConfig) -> None:
+    """Refuse, before anything long, what could not or must not be pushed once the run is done.
+
+    Raises:
+        UserError: no name of a repository, nobody who is logged in, a run that leaves no such model, or one whose model
+            would show texts of a private run.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # of its lazy list
+
+    where = f"push_to_hub {push.repo}"
+    try:
+        validate_repo_id(push.repo)
+    except ValueError as error:
+        raise UserError(f"push_to_hub {push.repo!r}: is no name of a repository ({error}); give owner/name") from None
+    if not config.save_model or config.fast:
+        raise UserError(f"{where}: the run saves no model; leave out --save-model false and --fast, or this")
+    if config.private and push.public:
+        raise UserError(f"{where}: the run is private, and so is its model; leave out --push-public, or --private")
+    if config.private and config.model == TINY:
+        raise UserError(f"{where}: the run is private, and the tokenizer of {TINY!r} holds words of its rows")
+    if get_token() is None:
+        raise UserError(f"{where}: nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN")
+
+
+@ranks.by_first
+def push(push: Push, out: str | Path) -> str:
+    """Upload the model that a finished run left, card and tokenizer with it and nothing else; its address.
+
+    Args:
+        out: the run's folder; of one of several parts, the last part's model goes there.
+
+    Raises:
+        UserError: there is no such model, the repository is public and should not be, or the upload failed; what the
+            run left is as it was.
+    """
+    import huggingface_hub
+
+    own = evidence.find(out)[-1].own
+    kinds = [ADAPTER] if push.adapter else [MODEL, ADAPTER]
+    folder = next((own / kind for kind in kinds if (own / kind).is_dir()), None)
+    if folder is None:
+        raise UserError(
+            f"push_to_hub {push.repo}: {own} holds no {kinds[0]}; leave out --push-adapter, or the run again"
+        )
+    try:
+        url = huggingface_hub.create_repo(push.repo, private=not push.public, exist_ok=True)
+        repo = getattr(url, "repo_id", push.repo)  # with its owner
+        if not push.public and not huggingface_hub.HfApi().model_info(repo).private:
+            raise UserError(
+                f"push_to_hub {push.repo}: a public repository has that name; give --push-public true, or another"
+            )
+        huggingface_hub.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="A model by dualoptim, with its card"
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network, a hub or its client says
+        raise UserError(
+            f"push_to_hub {push.repo}: the upload failed ({type(error).__name__}: {str(error)[:200]}); all of it is in "
+            f"{out}; try again with the same command and --resume"
+        ) from None
+    return str(url)

@@ -1,0 +1,488 @@
+"""A small search for settings: learning rate, ratio, loss and method, by what is forgotten and what is kept.
+
+Every method has as many trials as every other, each from the same start, scored by the probability of answers alone
+(`dualoptim.fast`). A method's first trial has the config's own settings; the next few are drawn by chance, the rest by
+a tree-structured Parzen estimator (optuna) of both objectives. What a trial of a method is follows from its trials
+before it, which are read from their folders, so that a search that was killed goes on as if it had not been::
+
+    OUT/config.resolved.yaml, space.yaml          what is searched: each method's own settings, and the space
+    OUT/dualoptim-plus-trial003-seed0/run.json    a finished trial's entry, as of a grid
+    OUT/results.json, OUT/report.html             all trials, the front among them, and the one that was chosen
+    OUT/recipe.yaml                               its settings, for `dualoptim unlearn --recipe`
+
+References:
+    Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; Ozaki et al., Multiobjective
+    Tree-Structured Parzen Estimator, JAIR 73, 2022.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from tqdm.auto import tqdm
+
+from . import goals, grid, report, runs, tasks
+from .config import ALONE, MAIN, PLAIN, RunConfig, typed
+from .errors import UserError, one_line, unknown
+from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
+from .folder import check as check_folder
+from .resolve import methods_of
+from .resolved import Resolved
+from .resolved import resolve as resolve_all
+
+TRIALS = 20  # of each method, where neither these nor minutes are given
+FIRST = 5  # of them, the config's own and some by chance, before the estimator has something to go by
+WIDER = 10.0  # times below and above the config's learning rate
+LOSSES, RATIOS = ("NPO", "IDK"), ("1:1", "1:5")  # tried beside the config's own
+WORST = (1.0, 0.0)  # of what is forgotten and kept: where the weights were not finite
+# What a trial leaves out of a run, and the recipe has as it was given.
+QUICK: dict[str, Any] = {
+    "fast": True, "save_model": False, "curve_points": 0, "save_every": 0, "report_to": "none", "lm_eval": [],
+    "lm_eval_limit": None, "retrained": None,
+}  # fmt: skip
+GOALS_OWN = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until", "pause",
+             "keep_at_least", "curve_points")  # fmt: skip
+
+
+class Search(NamedTuple):
+    """What is searched.
+
+    Args:
+        config: the settings of the recipe, but for those that are chosen.
+        trials_of: a trial's settings by method, the config's own where it is searched.
+        space: "lr", lowest and highest, and other settings with the values that they may take.
+        trials: of each method, at most; None for as many as there is time for.
+        minutes: of all of it; None for as long as the trials take.
+        rows: on which rows trials are scored, in a sentence; empty where the task says so once it is prepared.
+    """
+
+    config: RunConfig
+    trials_of: dict[str, RunConfig]
+    space: dict[str, list[Any]]
+    trials: int | None
+    minutes: float | None
+    rows: str
+
+    def of(self, method: str) -> dict[str, list[Any]]:
+        """The part of the space that a method reads."""
+        return {key: self.space[key] for key in grid.settings_of(self.trials_of[method], self.space)}
+
+    def __str__(self) -> str:
+        values = "; ".join(
+            f"{key} from {each[0]:g} to {each[1]:g}" if key == "lr" else f"{key} {', '.join(map(str, each))}"
+            for key, each in self.space.items()
+        )
+        most = [f"{self.trials} trials of each method"] if self.trials is not None else []
+        most += [f"{self.minutes:g} minutes"] if self.minutes is not None else []
+        return f"{values}; methods {', '.join(self.trials_of)}; at most {' and '.join(most)}"
+
+
+def planned(
+    given: Mapping[str, Any],
+    space: Mapping[str, Any],
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+    tune_on: Mapping[str, Any] | None = None,
+) -> Search:
+    """What is to be searched, checked as far as that goes without a model.
+
+    Args:
+        given: settings of a `RunConfig`, those that somebody gave.
+        space: setting → values, of "lr" the lowest and the highest; "methods" → names. What it leaves out is searched
+            around the config's own: lr within a factor of `WIDER`, and of tasks of two objectives `RATIOS` and
+            `LOSSES`.
+        trials: of each method; `TRIALS` where neither these nor `minutes` are given.
+        minutes: after which no further trial of each method is begun that would not end within them.
+        tune_on: arguments of the task that give it other rows than those of the recipe, to choose on; None for the
+            task's own choice of them.
+
+    Raises:
+        UserError: optuna is missing; a setting that is not known, cannot be searched or has no values; a budget that is
+            none; a task of which nothing tells what is forgotten and kept.
+    """
+    _optuna()
+    for what, value in (("trials", trials), ("minutes", minutes)):
+        if value is not None and value <= 0:
+            raise UserError(f"{what} must be > 0, but is {value:g}")
+    if given.get("fast") is False:
+        raise UserError("fast: trials are always scored fast, and the recipe's run is not; leave it out")
+    given = {key: value for key, value in given.items() if key != "fast"}
+    trials = TRIALS if trials is None and minutes is None else trials
+    # A goal's stopping is left out of trials, and so of the recipe, unless it was given: all run for their steps.
+    config = goals.chosen({"until": None, "keep_at_least": None, "pause": False, **given})
+    watches = config.until is not None or config.keep_at_least is not None
+    trial = config.replace(**{**QUICK, **({"curve_points": config.curve_points} if watches else {})})
+    trial, rows = _on_other_rows(trial, tune_on)
+    task = tasks.load(trial)
+    if task.plane is None:
+        raise UserError(
+            f"tune: the task {task.name!r} has no rows to forget and to keep whose probability could be told apart; "
+            "give another, or compare --grid"
+        )
+    if task.stages():
+        raise UserError("tune: parts that are forgotten one after the other are not searched; give one part")
+    methods = _methods(space)
+    found = _checked({key: values for key, values in space.items() if key != "methods"}, config, task)
+    trials_of = {of.method: _inside(of, found) for of in methods_of(trial, methods, [config.seed])}
+    return Search(config, trials_of, found, trials, minutes, rows)
+
+
+def _inside(config: RunConfig, space: Mapping[str, Sequence[Any]]) -> RunConfig:
+    """A config, where one of its own settings is not in a space, with the first or middle one that is."""
+    plain, read = config.as_dict(), grid.settings_of(config, space)
+    changed = {key: space[key][0] for key in read if _text(plain[key]) not in map(_text, space[key])}
+    low, high = space["lr"]
+    changed["lr"] = config.lr if low <= config.lr <= high else _rounded(math.sqrt(low * high), low, high)
+    return config.replace(**changed)
+
+
+def _rounded(lr: float, low: float, high: float) -> float:
+    return min(max(float(f"{lr:.3g}"), low), high)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("tune: needs the package optuna; install dualoptim[tune]") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _methods(space: Mapping[str, Any]) -> list[str]:
+    methods = space.get("methods", MAIN)
+    if not isinstance(methods, (list, tuple)) or not methods:
+        raise UserError(f"space: methods must be a list of names, but is {methods!r}")
+    if ALONE in methods:
+        raise UserError(f"space: {ALONE!r} trains on one objective, so it has no trade to tune; leave it out")
+    return list(methods)
+
+
+def _checked(space: Mapping[str, Any], config: RunConfig, task: tasks.Task) -> dict[str, list[Any]]:
+    """The space, of the right types, with what is searched by default."""
+    default: dict[str, list[Any]] = {"lr": [float(f"{config.lr / WIDER:.3g}"), float(f"{config.lr * WIDER:.3g}")]}
+    if not task.losses and set(task.objectives) == {"forget", "retain"}:
+        default["ratio"] = list(dict.fromkeys([config.ratio, *RATIOS]))
+        if config.task is not None:  # on one's own rows the goal chooses the loss: to refuse is not to erase
+            default["forget_loss"] = list(dict.fromkeys([config.forget_loss, *LOSSES]))
+    known = [key for key in grid.OF_TRAINING if key not in grid.NOT_CROSSED]
+    for key, values in space.items():
+        if key not in known:
+            other = f"space: {key} makes another start or another run; what is searched is how one start is trained"
+            raise UserError(other) if hasattr(config, key) else unknown("setting of space", key, [*known, "methods"])
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"space: {key} must have a list of values, but has {values!r}")
+    asked = {
+        key: [typed("space", RunConfig, {key: value})[key] for value in values]
+        for key, values in {**default, **space}.items()
+    }
+    low, high = (asked["lr"] * 2)[:2]
+    if len(asked["lr"]) != 2 or not 0 < low < high:
+        raise UserError(
+            f"space: lr must be [lowest, highest], both > 0, but is {asked['lr']}; for choices alone there is "
+            "compare --grid"
+        )
+    return asked
+
+
+def _on_other_rows(trial: RunConfig, tune_on: Mapping[str, Any] | None) -> tuple[RunConfig, str]:
+    """A trial's config on rows that are not the recipe's, where the task has such, and a sentence on that."""
+    if trial.task is None:
+        if tune_on:
+            raise UserError("tune_on gives arguments to a --task; with --forget FILE there is none")
+        return trial, ""
+    try:
+        other = dict(tasks.load(trial).to_tune_on() if tune_on is None else tune_on)
+        of_other = trial.replace(task_args={**trial.task_args, **other})
+        tasks.load(of_other)
+    except UserError:
+        if tune_on is not None:
+            raise
+        other = {}  # it should have such rows, and its data hold none
+    if not other:
+        return trial, ""
+    said = ", ".join(f"{key} {value}" for key, value in other.items())
+    return of_other, f"Settings were chosen on other rows than the recipe's: those of the task with {said}."
+
+
+SAME_ROWS = (
+    "Settings were chosen on the very rows that the recipe is to forget and to keep, since the task has no others to "
+    "choose on: the best of so many trials looks better than it is, and what `dualoptim unlearn` measures is what "
+    "counts."
+)
+
+
+def run(
+    search: Search,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Do the trials that are not there yet, and write the page of all of them and the recipe of the best.
+
+    Args:
+        search: of `planned`.
+        resume: go on with what the folder holds.
+        overwrite: replace what the folder holds.
+        inputs: what else is read, setting → file.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: as `dualoptim.unlearn.run`; no trial whose weights are finite.
+    """
+    from .unlearn import as_told, prepare, train
+
+    began, out = time.monotonic(), search.config.out
+    configs = list(search.trials_of.values())
+    read = {**search.config.inputs, **(inputs or {})}
+    check_folder(out, read, resume=resume, overwrite=overwrite)
+    start = _resolved(search)
+    with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
+        if overwrite:
+            emptied(folder)
+        runs.check_begun(folder, configs)
+        _check_space(folder, search.space)
+        runs.write_settings(folder, configs, {})
+        trials = _Trials(search, folder, start)
+        began -= sum(trials.seconds.values())  # what was spent before this process counts as well
+        results: dict[str, Any] = {}
+        most = search.trials * len(configs) if search.trials is not None else None
+        try:
+            with tqdm(total=most, initial=len(trials.done), unit="trial", disable=None) as bar:
+                prepared = None
+                for number, method in trials.missing():
+                    if method == configs[0].method and _is_over(search, time.monotonic() - began, trials.round_takes()):
+                        break
+                    prepared = prepared or prepare(start)
+                    of, own = trials.begun(method, number)
+                    about = grid.about(of, prepared.metrics, prepared.before.records)
+                    train(prepared, of, own, _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}))
+                    trials.ended(method, number)
+                    bar.update()
+        finally:
+            if trials.done:
+                results = _chosen(search, folder, trials)
+    return results
+
+
+def _is_over(search: Search, seconds: float, more: float) -> bool:
+    """Whether there is no time for another trial of each method; of the first there always is."""
+    return search.minutes is not None and more > 0 and seconds + more > 60 * search.minutes
+
+
+def _resolved(search: Search) -> Resolved:
+    """What the start comes to, with all that the trials may want of it; every value of the space is tried on it."""
+    every = []
+    for method, own in search.trials_of.items():
+        every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]
+    resolved = resolve_all(list({json.dumps(config.as_dict()): config for config in every}.values()))
+    wanting = next((of for of in resolved if of.needs_second_model), resolved[0])
+    by_loss = any(of.config.ratio == "loss" for of in resolved)
+    return wanting.again(wanting.config.replace(ratio="loss")) if by_loss else wanting
+
+
+def _check_space(folder: Path, space: Mapping[str, Any]) -> None:
+    """Refuse to go on with another space than a folder's; write it where there is none."""
+    path = folder / SPACE
+    text = yaml.safe_dump(json.loads(json.dumps(space)), sort_keys=True)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(f"out {folder}: holds a search of another space ({SPACE}); give another folder, or --overwrite")
+    written(path, text)
+
+
+class _Timed(grid.Keeps):
+    """Writes a trial's entry, with how long it took."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        super().__init__(path, about)
+        self.began = time.monotonic()
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        self.about["wall_seconds"] = round(time.monotonic() - self.began, 2)
+        super().__call__(entry)
+
+
+class _Trials:
+    """The trials of a search's folder: which there are, and what the next of a method is."""
+
+    def __init__(self, search: Search, folder: Path, start: Resolved) -> None:
+        self.search, self.folder, self.start = search, folder, start
+        self.done: dict[str, Resolved] = {}  # by their folders' names
+        self.seconds: dict[str, float] = {}
+        self.values: dict[str, tuple[float, float]] = {}
+        for method in search.trials_of:
+            for number in itertools.count(1):
+                if not (folder / self.name(method, number) / ENTRY).is_file():
+                    break
+                self.ended(method, number)
+
+    def name(self, method: str, number: int) -> str:
+        return f"{runs.slug(method)}-trial{number:03}-seed{self.search.config.seed}"
+
+    def missing(self) -> Iterator[tuple[int, str]]:
+        """The trials that are to be done, a round of all methods after the other."""
+        for number in itertools.count(1) if self.search.trials is None else range(1, self.search.trials + 1):
+            yield from ((number, m) for m in self.search.trials_of if self.name(m, number) not in self.done)
+
+    def of(self, method: str) -> list[str]:
+        """The names of a method's trials that are done, in their order."""
+        names = (self.name(method, number) for number in itertools.count(1))
+        return list(itertools.takewhile(self.done.__contains__, names))
+
+    def begun(self, method: str, number: int) -> tuple[Resolved, Path]:
+        """A method's next trial, and its folder."""
+        own = self.folder / self.name(method, number)
+        own.mkdir(exist_ok=True)
+        clear(own)
+        config = self.search.trials_of[method]
+        history = [(self.done[name].config.as_dict(), self.values[name]) for name in self.of(method)]
+        if history:
+            config = config.replace(**proposed(self.search.of(method), history, config.seed))
+        return self.start.again(config), own
+
+    def ended(self, method: str, number: int) -> None:
+        """Take a trial over from its folder."""
+        name = self.name(method, number)
+        said = runs.read_json(self.folder / name / ENTRY)
+        try:
+            entry, seconds = said["run"], float(said["wall_seconds"])
+            found = [entry["after"][key] for key in said["plane"]]
+            settings = {key: entry["config"][key] for key in self.search.of(method)}
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self.folder / name / ENTRY}: is damaged; remove that folder and go on") from None
+        self.done[name] = self.start.again(self.search.trials_of[method].replace(**settings))
+        self.seconds[name], self.values[name] = seconds, WORST if None in found else (found[0], found[1])
+
+    def round_takes(self) -> float:
+        """Seconds of a trial of each method, by the longest so far."""
+        return sum(max((self.seconds[name] for name in self.of(m)), default=0.0) for m in self.search.trials_of)
+
+    def compared(self) -> list[str]:
+        """The trials among which one is chosen: as many of each method, but for what a kill left of a first round."""
+        by_method = [self.of(method) for method in self.search.trials_of]
+        return [name for names in by_method for name in names[: min(map(len, by_method)) or None]]
+
+
+def _text(value: Any) -> str:
+    """A value as an estimator can hold it."""
+    return json.dumps(value, sort_keys=True)
+
+
+def proposed(
+    space: Mapping[str, Sequence[Any]], history: Sequence[tuple[Mapping[str, Any], tuple[float, float]]], seed: int
+) -> dict[str, Any]:
+    """The settings of the next trial, by those before it: the same history and seed give the same settings.
+
+    Args:
+        space: "lr", lowest and highest, and other settings with their values.
+        history: of each trial so far its settings, others among them, and what it has left of what is to be forgotten
+            and of what is kept.
+        seed: of what is drawn.
+    """
+    optuna = _optuna()
+    low, high = space["lr"]
+    values = {key: {_text(value): value for value in each} for key, each in space.items() if key != "lr"}
+    distributions: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(low, high, log=True)}
+    distributions |= {key: optuna.distributions.CategoricalDistribution(list(each)) for key, each in values.items()}
+    # Seeded by how many trials there were, so that one that goes on does not draw again what was drawn.
+    sampler = optuna.samplers.TPESampler(n_startup_trials=FIRST, seed=1000 * seed + len(history))
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+    for settings, found in history:
+        params = {key: settings[key] if key == "lr" else _text(settings[key]) for key in distributions}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, values=list(found)))
+    asked = study.ask(distributions).params
+    return {key: _rounded(asked["lr"], low, high) if key == "lr" else values[key][asked[key]] for key in distributions}
+
+
+def score(forget: float | None, kept: float | None, before: tuple[float, float]) -> float:
+    """The harmonic mean of what is forgotten, 1 − forget/forget before, and of what is kept, kept/kept before.
+
+    Both within 0 and 1; 0 where one is, or nothing was measured.
+
+    >>> round(score(0.2, 0.6, (0.8, 0.8)), 3), score(0.9, 0.7, (0.8, 0.8)), score(0.0, 0.9, (0.8, 0.8))
+    (0.75, 0.0, 1.0)
+    """
+    if forget is None or kept is None or not all(before):
+        return 0.0
+    gone, left = max(0.0, 1 - forget / before[0]), min(1.0, kept / before[1])
+    return 2 * gone * left / (gone + left) if gone + left else 0.0
+
+
+def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
+    """Write the results, the page and the recipe of the best trial."""
+    done = {name: trials.done[name] for method in search.trials_of for name in trials.of(method)}
+    results = grid.results_of(folder, done, search.space)
+    entries, plane = dict(zip(done, results["runs"], strict=True)), results["plane"]
+    compared = trials.compared()
+    if not any(entries[name]["finite"] for name in compared):
+        raise UserError("tune: the weights of no trial are finite after training; lower the space's lr")
+    before = next(iter(entries.values()))["before"]
+    of_before = before[plane[0]], before[plane[1]]
+    scores = {name: score((at := entries[name]["after"])[plane[0]], at[plane[1]], of_before) for name in compared}
+    best = max(compared, key=lambda name: (entries[name]["finite"], scores[name]))
+    of, after = trials.done[best], entries[best]["after"]
+    settings = grid.settings_of(of.config, search.space)
+    sentences = _sentences(search, of, compared, scores[best], results.pop("tuned_on"))
+    sentences[0] += " " + "; ".join(
+        f"{results['metrics'][key]['label']} {before[key]:.3f} → {report.text(after[key], '.3f')}" for key in plane
+    ) + "."  # fmt: skip
+    known = search.minutes is None and search.trials is not None
+    results |= {
+        "planned": (search.trials or 0) * len(search.trials_of) if known else len(entries),
+        "chosen": {"method": of.config.method, "settings": settings, "score": scores[best]},
+        "notes": [*sentences, *results["notes"]],
+    }
+    if search.config.private:
+        results = runs.without(runs.texts_of(getattr(of.task, "task", of.task)), results)
+    runs.write_json(folder / RESULTS, results)
+    report.write(results, folder / PAGE)
+    written(folder / RECIPE, recipe(search.config, of.config, settings, sentences))
+    return runs.read_results(folder)
+
+
+def _sentences(search: Search, of: Resolved, compared: Sequence[str], best: float, tuned_on: str) -> list[str]:
+    """How a trial was chosen, and on which rows."""
+    assert of.task.plane is not None
+    settings = grid.settings_of(of.config, search.space)
+    each = len(compared) // len(search.trials_of)
+    held_out = "held_out" in of.task.plane[1]
+    return [
+        f"Chosen: {of.config.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}; of "
+        f"{len(compared)} trials{f', {each} of each method,' if each else ''} it has the highest harmonic mean of what "
+        f"was forgotten, 1 − p / p before, and of what was kept, p / p before: {best:.3f}.",
+        search.rows or tuned_on or SAME_ROWS,
+        "What is kept was scored on rows that "
+        + ("nobody trains on." if held_out else "are trained on, where most trials come near what was before."),
+    ]
+
+
+def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], said: Sequence[str]) -> str:
+    """The recipe of a trial as YAML, with how it was chosen in comments.
+
+    Args:
+        config: as it was given, on the recipe's own rows.
+        chosen: the trial's.
+        settings: those that were searched.
+        said: sentences.
+    """
+    method = {key: getattr(chosen, key) for key in (*PLAIN, "optimizer", "multiplier_lr")}
+    whole = config.replace(**method, **settings).as_dict()
+    defaults = RunConfig().as_dict()
+    kept = {
+        key: value
+        for key, value in whole.items()
+        if key != "out" and (value != defaults[key] or key in (*settings, "optimizer", *GOALS_OWN))
+    }
+    head = "".join(f"# {one_line(sentence)}\n" for sentence in said)
+    return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

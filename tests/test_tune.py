@@ -1,0 +1,204 @@
+"""A search for settings: what is tried, what is chosen and on which rows, and that one that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("optuna")
+
+from dualoptim import cli, runs, tune
+from dualoptim.config import RunConfig
+from dualoptim.errors import UserError
+from dualoptim.folder import ENTRY
+
+from . import tiny, tofu
+
+METHODS = ["DualOptim+", "Alternating AdamW"]
+TASK = {"split": "forget01", "retain_rows": 2, "held_out_rows": 2}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tofu.write(tmp_path / "tofu")
+    tiny.save(tmp_path / "model")
+    return tmp_path
+
+
+GIVEN: dict[str, Any] = {
+    "task": "tofu", "data_dir": "tofu", "task_args": TASK, "model": "model", "steps": 2, "batch_size": 2,
+    "lr": 1e-2, "forget_loss": "NPO", "out": "out",
+}  # fmt: skip
+SPACE: dict[str, Any] = {"lr": [1e-3, 1e-1], "ratio": ["1:1", "1:5"], "forget_loss": ["NPO"], "methods": METHODS}
+
+
+def search(*options: str, space: dict[str, Any] = SPACE, trials: int = 2) -> int:
+    given = [f"--{key.replace('_', '-')}={v if isinstance(v, str) else json.dumps(v)}" for key, v in GIVEN.items()]
+    return cli.main(["tune", *given, f"--space={json.dumps(space)}", f"--trials={trials}", *options])
+
+
+def trials() -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in Path("out").glob(f"*/{ENTRY}")}
+
+
+def test_a_search_leaves_a_front_and_a_recipe_that_runs_and_goes_on_where_it_was_killed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert search() == 0
+    results, first = runs.read_results("out"), trials()
+    assert sorted(first) == sorted(
+        f"{m}-trial00{i}-seed0" for m in ("dualoptim-plus", "alternating-adamw") for i in (1, 2)
+    )
+    configs = {name: entry["run"]["config"] for name, entry in first.items()}
+    for name, config in configs.items():  # the recipe forgets part 1
+        assert config["task_args"]["part"] == 2
+        assert 1e-3 <= config["lr"] <= 1e-1
+        assert (config["lr"] == 1e-2) == ("trial001" in name)
+    assert any(point["front"] for point in results["points"])
+    scores = {}
+    for name, entry in first.items():
+        was, now = entry["run"]["before"], entry["run"]["after"]
+        gone = max(0, 1 - now["forget_probability"] / was["forget_probability"])
+        kept = min(1, now["held_out_probability"] / was["held_out_probability"])
+        scores[name] = statistics.harmonic_mean([gone, kept])
+    best = max(scores.values())
+    assert results["chosen"]["score"] == pytest.approx(best)
+    chosen = results["chosen"]
+    (name,) = (n for n, c in configs.items() if c["lr"] == chosen["settings"]["lr"] and scores[n] == best)
+    assert first[name]["run"]["method"] == chosen["method"]
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "on other rows than the recipe" in page
+    assert "2 of each method" in page
+    assert ">chosen<" in page
+    text = Path("out/recipe.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# Chosen: ")
+    recipe = yaml.safe_load(text)
+    assert recipe["task_args"] == TASK  # its own rows
+    assert not {"fast", "save_model", "out"} & set(recipe)
+    capsys.readouterr()
+    assert cli.main(["unlearn", "--recipe", "out/recipe.yaml", "--out", "run", "--dry-run"]) == 0
+    assert f"lr: {recipe['lr']}" in capsys.readouterr().out
+
+    # Killed while the last trial ran, and before anything was written of all of them.
+    (Path("out/alternating-adamw-trial002-seed0") / ENTRY).unlink()
+    for name in ("results.json", "report.html", "recipe.yaml"):
+        Path("out", name).unlink()
+    assert search("--resume") == 0
+    assert {name: entry["run"]["after"] for name, entry in trials().items()} == {
+        name: entry["run"]["after"] for name, entry in first.items()
+    }
+    assert Path("out/recipe.yaml").read_text(encoding="utf-8") == text
+    capsys.readouterr()
+    assert search("--resume", space={**SPACE, "lr": [1e-3, 1e-2]}) == 2
+    assert "another space" in capsys.readouterr().err
+    assert search() == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_ones_own_rows_are_searched_for_their_goals_loss_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    own = ["tune", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--general", "false", "--model", "model",
+           "--steps", "2", "--batch-size", "2", "--out", "own", "--trials", "1", "--space", "{methods: [DualOptim+]}",
+           "--private", "true"]  # fmt: skip
+    assert cli.main(own) == 0
+    results = runs.read_results("own")
+    assert results["plane"] == ["forget_probability", "held_out_probability"]
+    assert set(results["grid"]) == {"lr", "ratio"}
+    assert any("the very rows" in note for note in results["notes"])  # without general, the model is asked nothing
+    recipe = yaml.safe_load(Path("own/recipe.yaml").read_text(encoding="utf-8"))
+    assert (recipe["forget_loss"], recipe["until"], recipe["pause"]) == ("IDK", None, False)
+    assert "es tea" not in "".join(path.read_text(encoding="utf-8") for path in Path("own").glob("*.*"))
+
+
+def test_a_dry_run_shows_space_and_trials_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--dry-run", "--minutes", "2") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lr from 0.001 to 0.1; ratio 1:1, 1:5; forget_loss NPO; methods DualOptim+, Alternating AdamW" in shown
+    assert "at most 2 trials of each method and 2 minutes" in shown
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "how", "words"),
+    [
+        ({"lrr": [1e-3, 1e-2]}, {}, "did you mean 'lr'"),
+        ({"lr": [1e-3]}, {}, "lowest, highest"),
+        ({"lr": [1e-2, 1e-3]}, {}, "lowest, highest"),
+        ({"lr": [0, 1e-3]}, {}, "lowest, highest"),
+        ({"ratio": []}, {}, "must have a list of values"),
+        ({"model": ["a", "b"]}, {}, "makes another start"),
+        ({"methods": ["AdamX"]}, {}, "unknown method"),
+        ({"methods": ["Alone"]}, {}, "no trade to tune"),
+        ({}, {"trials": 0}, "trials must be > 0"),
+        ({}, {"minutes": -1}, "minutes must be > 0"),
+        ({}, {"tune_on": {"part": 11}}, "parts 1 to 10"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told(space: dict[str, Any], how: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tune.planned(GIVEN, space, **how)
+
+
+def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"install dualoptim\[tune\]"):
+        tune.planned(GIVEN, {})
+
+
+def test_what_is_searched_by_default_lies_around_the_configs_own() -> None:
+    found = tune.planned(GIVEN, {})
+    assert found.space == {"lr": [1e-3, 1e-1], "ratio": ["1:5", "1:1"], "forget_loss": ["NPO", "IDK"]}
+    assert list(found.trials_of) == ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
+    assert found.trials == tune.TRIALS
+    assert all(config.lr == 1e-2 and config.fast for config in found.trials_of.values())
+    outside = tune.planned(GIVEN, {"lr": [1e-4, 1e-3], "max_update": [None, 1.0]})
+    assert outside.trials_of["DualOptim+"].lr == pytest.approx(10**-3.5, rel=1e-2)
+    assert "max_update" in outside.of("DualOptim+")
+    assert "max_update" not in outside.of("DualOptim")  # which does not read it
+
+
+def test_proposals_follow_from_the_history_alone_and_near_what_was_good() -> None:
+    """Of a trade that is best at lr 1e-3 with NPO, later trials are nearer to it than the first ones by chance."""
+    space = {"lr": [1e-5, 1e-1], "forget_loss": ["NPO", "IDK"]}
+    history: list[tuple[dict[str, Any], tuple[float, float]]] = []
+    for _ in range(25):
+        settings = tune.proposed(space, history, seed=3)
+        assert settings == tune.proposed(space, history, seed=3)
+        assert 1e-5 <= settings["lr"] <= 1e-1
+        off = abs(math.log10(settings["lr"]) + 3) / 2 + (settings["forget_loss"] == "IDK")
+        history.append((settings, (min(1.0, off / 2), max(0.0, 1 - off / 2))))
+    off = [found[0] for _, found in history]
+    assert statistics.fmean(off[-10:]) < 0.6 * statistics.fmean(off[: tune.FIRST])
+    assert len({settings["lr"] for settings, _ in history}) == 25
+
+
+def test_every_method_is_compared_by_as_many_trials_and_minutes_end_whole_rounds(tmp_path: Path) -> None:
+    config = RunConfig(out=str(tmp_path))
+    methods = dict.fromkeys(("A", "B"), config)
+    found = tune._Trials(tune.Search(config, methods, {}, 2, 1.0, ""), tmp_path, None)  # type: ignore[arg-type]
+    assert list(found.missing()) == [(1, "A"), (1, "B"), (2, "A"), (2, "B")]
+    for name, seconds in (("a-trial001-seed0", 20.0), ("a-trial002-seed0", 10.0), ("b-trial001-seed0", 5.0)):
+        found.done[name], found.seconds[name] = None, seconds  # type: ignore[assignment]
+    assert list(found.missing()) == [(2, "B")]
+    assert found.round_takes() == 25.0
+    assert found.compared() == ["a-trial001-seed0", "b-trial001-seed0"]
+    assert [tune._is_over(found.search, seconds, 25.0) for seconds in (34.0, 36.0)] == [False, True]
+    assert not tune._is_over(found.search, 100.0, 0.0)  # before the first round
+
+
+def test_scores_are_harmonic_means_of_what_is_forgotten_and_kept() -> None:
+    assert tune.score(0.1, 0.4, (0.5, 0.8)) == pytest.approx(statistics.harmonic_mean([0.8, 0.5]))
+    assert tune.score(0.0, 0.9, (0.5, 0.8)) == 1.0  # kept more than all
+    assert tune.score(0.6, 0.8, (0.5, 0.8)) == 0.0  # learned what was to be forgotten
+    assert tune.score(None, 0.8, (0.5, 0.8)) == tune.score(0.1, None, (0.5, 0.8)) == 0.0
