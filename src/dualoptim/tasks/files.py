@@ -190,11 +190,11 @@ class Files(Task):
         )
 
     def quick(self) -> Mapping[str, Sequence[Row]]:
-        held_out = self.checked.get("retain") or [dataclasses.replace(row, only=()) for row in self.held_out]
+        held_out = [dataclasses.replace(row, only=()) for row in self.held_out]
         return {
             "forget": self.checked.get("forget") or self.objectives["forget"],
             "retain": self.objectives["retain"],
-            **({"held_out": held_out} if held_out or self.general else {}),
+            "held_out": self.checked.get("retain") or held_out or self.passages,  # which it always can read
         }
 
     def _touches(self, row: Row) -> bool:
