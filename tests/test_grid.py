@@ -179,6 +179,18 @@ def test_starts_of_their_own_are_loaded_for_each_and_rows_differ(capsys: pytest.
     assert first != second
 
 
+def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
+    options = [
+        "--grid",
+        '{ratio: ["1:1", "1:5"], lr: [1e-4], max_update: [null, 1.0], base_weights: [equal, {forget: 3}]}',
+    ]
+    parsed = cli._parse(cli._parsers()["compare"], options)
+    assert parsed.grid == {
+        "ratio": ["1:1", "1:5"], "lr": [1e-4], "max_update": [None, 1.0], "base_weights": ["equal", {"forget": 3}],
+    }  # fmt: skip
+    assert [config.ratio for config in crossed([RunConfig()], {"ratio": parsed.grid["ratio"]})] == ["1:1", "1:5"]
+
+
 def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare("--dry-run", "--shard", "2/3", grid={"lr": [1e-3, 1e-2]}) == 0
     assert "4 runs, 1 of them here" in capsys.readouterr().out

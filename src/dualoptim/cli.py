@@ -52,6 +52,8 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
                      "load_in_4bit")  # fmt: skip
 
 
+# Of values of any kind, texts first: else a ratio of "1:5" is read as a number to base 60.
+CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
 INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
 
@@ -163,7 +165,7 @@ def _parsers() -> dict[str, ArgumentParser]:
             "help": "a list; every method runs with each",
         },
         "--grid": {
-            "type": dict[str, list[Any]],
+            "type": CROSSED,
             "default": {},
             "group": SCHEDULE,
             "help": "settings to cross with methods and seeds: '{lr: [1e-4, 2e-4], steps: [48, 240]}'",
@@ -192,7 +194,7 @@ def _parsers() -> dict[str, ArgumentParser]:
     }
     searching: dict[str, dict[str, Any]] = {
         "--space": {
-            "type": dict[str, list[Any]],
+            "type": CROSSED,
             "default": {},
             "group": SCHEDULE,
             "help": "lr, lowest and highest; other settings and methods, lists: '{lr: [1e-5, 1e-3], forget_loss: [NPO, "
