@@ -69,9 +69,8 @@ def push(push: Push, out: str | Path) -> str:
     kinds = [ADAPTER] if push.adapter else [MODEL, ADAPTER]
     folder = next((own / kind for kind in kinds if (own / kind).is_dir()), None)
     if folder is None:
-        raise UserError(
-            f"push_to_hub {push.repo}: {own} holds no {kinds[0]}; leave out --push-adapter, or the run again"
-        )
+        mend = "leave out --push-adapter" if push.adapter else "run it again with --overwrite"
+        raise UserError(f"push_to_hub {push.repo}: {own} holds no {kinds[0]}; {mend}")
     try:
         url = huggingface_hub.create_repo(push.repo, private=not push.public, exist_ok=True)
         repo = getattr(url, "repo_id", push.repo)  # with its owner
