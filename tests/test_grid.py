@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import cli, fast, points, runs, tasks
+from dualoptim import cli, fast, points, runs, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
@@ -220,6 +220,40 @@ def test_a_record_finds_the_folder_of_a_run_among_many() -> None:
 
     assert compare(grid={"lr": [1e-3, 1e-2]}, methods=["DualOptim+"]) == 0
     assert {run.own.name for run in evidence.find("out")} == set(ends())
+
+
+def test_a_private_plan_leaves_no_text_of_rows() -> None:
+    assert compare("--private", "true", "--fast", "false", "--save-model", "false", grid={"lr": [1e-3]}) == 0
+    rows = [json.loads(line) for line in Path("tofu/forget01.json").read_text(encoding="utf-8").splitlines()]
+    for path in Path("out").rglob("*"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not any(row["question"] in text or row["answer"] in text for row in rows), path
+
+
+def test_own_rows_are_settled_once_for_each_start_and_need_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.jsonl").write_text('{"question": "What does Ada grow?", "answer": "Plums."}\n', encoding="utf-8")
+    Path("keep.jsonl").write_text(
+        "".join(
+            f'{{"question": "What does {n} sell?", "answer": "{n} sells tea."}}\n' for n in ("Ben", "Cleo", "Dora")
+        ),
+        encoding="utf-8",
+    )
+    seen: list[Any] = []
+    prepare = unlearn.prepare
+
+    def watched(resolved: Any, *rest: Any) -> Any:
+        assert not resolved.task.task.checked, "settled before"
+        seen.append(resolved.task)
+        return prepare(resolved, *rest)
+
+    monkeypatch.setattr(unlearn, "prepare", watched)
+    own = ["compare", "--forget", "mine.jsonl", "--retain", "keep.jsonl", "--general", "false", "--model", "model"]
+    own += ["--steps", "2", "--batch-size", "2", "--fast", "true", "--out", "own", "--methods", '["DualOptim+"]']
+    assert cli.main([*own, "--grid", json.dumps({"retain_loss": ["GD", "KL"], "lr": [1e-3]})]) == 0
+    assert len(seen) == 2  # KL needs the model as it was beside it
+    assert seen[0] is not seen[1]
+    assert len(runs.read_results("own")["points"]) == 2
 
 
 def test_fast_saves_no_model(capsys: pytest.CaptureFixture[str]) -> None:

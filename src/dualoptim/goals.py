@@ -102,7 +102,8 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         "pause": goal.pause,
         "keep_at_least": KEEP_AT_LEAST,
     }
-    if "forget_loss" in given:  # a loss of somebody's own is not the goal's, so nothing stops it but what is given
+    # A loss of somebody's own is not the goal's, so nothing stops it but what is given; fast runs are not watched.
+    if "forget_loss" in given or config.fast:
         settings |= {"until": None, "keep_at_least": None, "pause": False}
     settings |= {"curve_points": max(1, given.get("steps", settings["steps"]) // CHECK_EVERY)}
     return RunConfig(**{**settings, **given})

@@ -12,6 +12,8 @@ second on. What is there is taken over, and whoever ends last has all of it in r
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import json
 import re
@@ -157,18 +159,26 @@ def run(
         missing = [name for name in mine if name not in done]
         try:
             with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar:
-                prepared, start = None, None
+                prepared, start, task = None, None, None
                 for name in missing:
                     of = resolved[name]
                     if start != (start := _start_key(of.config, of)):
                         prepared = None  # before the next is loaded
-                        prepared = prepare(of)
+                        task = copy.deepcopy(of.task)  # it is settled by what the model knows, once for each start
+                        prepared = prepare(dataclasses.replace(of, task=task))
                     assert prepared is not None
+                    assert task is not None
+                    of = dataclasses.replace(of, task=task)
                     own = folder / name
                     if ranks.first():
                         own.mkdir(exist_ok=True)
                         clear(own)
-                    train(prepared, of, own, Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records)))
+                    train(
+                        prepared,
+                        of,
+                        own,
+                        Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records), secrets_of(of)),
+                    )
                     bar.update()
         finally:
             results = ranks.of_first(lambda: _gathered(folder, resolved, grid))
@@ -176,13 +186,18 @@ def run(
 
 
 class Keeps:
-    """Writes a run's entry, with what its results.json says of the task."""
+    """Writes a run's entry, with what its results.json says of the task; of a private run without any text of rows."""
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.about = path, about
+    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str]) -> None:
+        self.path, self.about, self.secrets = path, about, secrets
 
     def __call__(self, entry: dict[str, Any]) -> None:
-        runs.write_json(self.path, {**self.about, "run": entry})
+        runs.write_json(self.path, runs.without(self.secrets, {**self.about, "run": entry}))
+
+
+def secrets_of(of: Resolved) -> Sequence[str]:
+    """The texts that a run's files must not hold: of a private one all of its rows'."""
+    return runs.texts_of(of.task) if of.config.private else ()
 
 
 def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

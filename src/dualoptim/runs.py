@@ -232,7 +232,7 @@ def texts_of(task: Any) -> list[str]:
                 gather(each)
 
     theirs = ("notes", "refusals", "arguments")  # of no row
-    gather([each for name, each in vars(task).items() if name not in theirs and not isinstance(each, str)])
+    gather([each for name, each in task.contents().items() if name not in theirs and not isinstance(each, str)])
     return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
 
 

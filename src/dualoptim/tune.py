@@ -267,7 +267,12 @@ def run(
                     prepared = prepared or prepare(start)
                     of, own = trials.begun(method, number)
                     about = grid.about(of, prepared.metrics, prepared.before.records)
-                    train(prepared, of, own, _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}))
+                    train(
+                        prepared,
+                        of,
+                        own,
+                        _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}, grid.secrets_of(of)),
+                    )
                     trials.ended(method, number)
                     bar.update()
         finally:
@@ -287,6 +292,10 @@ def _resolved(search: Search) -> Resolved:
     for method, own in search.trials_of.items():
         every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]
     resolved = resolve_all(list({json.dumps(config.as_dict()): config for config in every}.values()))
+    if any(loss.needs_alternates for of in resolved for loss in of.losses.values()) and (
+        len({of.config.forget_loss for of in resolved}) > 1
+    ):
+        raise UserError("space: AltPO asks the model for answers of its own first, so it is searched by itself")
     wanting = next((of for of in resolved if of.needs_second_model), resolved[0])
     by_loss = any(of.config.ratio == "loss" for of in resolved)
     return wanting.again(wanting.config.replace(ratio="loss")) if by_loss else wanting
@@ -304,8 +313,8 @@ def _check_space(folder: Path, space: Mapping[str, Any]) -> None:
 class _Timed(grid.Keeps):
     """Writes a trial's entry, with how long it took."""
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        super().__init__(path, about)
+    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str]) -> None:
+        super().__init__(path, about, secrets)
         self.began = time.monotonic()
 
     def __call__(self, entry: dict[str, Any]) -> None:
