@@ -1,10 +1,10 @@
 """DualOptim+ in open-unlearning (`locuslab/open-unlearning`), for its trainers as they are: `docs/open_unlearning.md`.
 
-Its trainers compute one loss, gamma · forget + alpha · retain, of a batch ``{"forget": …, "retain": …}``. `by_objective`
-makes a subclass of any of them whose steps serve one objective each: to forget, the class's own `compute_loss` with its
-`compute_retain_loss` off; to retain, alpha times that method alone. So nothing is computed that a step does not use, and
-every part of the loss is the class's own. Needs nothing of this package but the optimizer, and whatever version of
-transformers open-unlearning has.
+Its trainers compute one loss, gamma · forget + alpha · retain, of a batch ``{"forget": …, "retain": …}``.
+`by_objective` makes a subclass of any of them whose steps serve one objective each: to forget, the class's own
+`compute_loss` with its `compute_retain_loss` off; to retain, alpha times that method alone. So nothing is computed that
+a step does not use, and every part of the loss is the class's own. It needs nothing of this package but the optimizer,
+and no other transformers than open-unlearning's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FORGET, RETAIN = OBJECTIVES = ("forget", "retain")
 PREFIX = "DualOptimPlus"
+CANNOT = "so that DualOptim+ cannot serve its objectives by turns"
 KEYS = ("input_ids", "attention_mask", "labels")  # of a batch, what its trainers give a model
 # Of the optimizer's arguments, those that the trainer has: its TrainingArguments' and the objectives.
 NOT_HERE = {"params", "objectives", "lr", "weight_decay", "process_group"}
@@ -112,13 +113,13 @@ class ByObjective(Base):
         self._serving: str | None = None
         self._checked = False
         super().__init__(*args, **kwargs)
+        if self.optimizer is not None:
+            raise UserError("the optimizer is DualOptim+, which is made here; leave `optimizers` out")
         name = type(self).__name__.removeprefix(PREFIX)
         self._has_retain_loss = hasattr(self, "compute_retain_loss")
         if self._has_retain_loss:
             if not hasattr(self, "alpha"):
-                raise UserError(
-                    f"{name} has no alpha, the weight of what is to be kept, so that it cannot be served alone"
-                )
+                raise UserError(f"{name} has no alpha, the weight of what is to be kept, {CANNOT}")
             if self.settings.retain_loss:
                 raise UserError(
                     f"{name} has a loss to retain of its own; leave trainer.method_args.dualoptim.retain_loss at null, "
@@ -129,10 +130,9 @@ class ByObjective(Base):
                 f"{name} has nothing to retain, so that there is one objective alone; "
                 "set trainer.method_args.dualoptim.retain_loss=NLL, or choose a trainer that has, such as GradDiff"
             )
-        if not str(self.args.optim.value if hasattr(self.args.optim, "value") else self.args.optim).startswith(
-            "adamw_torch"
-        ):
-            logger.warning("trainer.args.optim=%s is not used: DualOptim+ takes the steps", self.args.optim)
+        optim = getattr(self.args.optim, "value", self.args.optim)
+        if not str(optim).startswith("adamw_torch"):
+            logger.warning("trainer.args.optim=%s is not used: DualOptim+ takes the steps", optim)
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
         """As the Trainer's, which asks for it once the class has chosen what is trained: DualOptim+."""
@@ -148,10 +148,10 @@ class ByObjective(Base):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As the class's; the optimizer is told the objective at each step, whatever wraps it and however often."""
-        if self.optimizer is not None:
-            raise UserError("the optimizer is DualOptim+; leave `optimizers` out")
+        new = self.optimizer is None
         made = super().create_optimizer(*args, **kwargs)
-        self.optimizer.register_step_pre_hook(self._tell)
+        if new:
+            self.optimizer.register_step_pre_hook(self._tell)
         return made
 
     def _tell(self, optimizer: Any, *_: Any) -> None:
@@ -223,14 +223,11 @@ class ByObjective(Base):
             vars(self).update(before)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the class's, without the loss of the objective that was not served (PDU logs both, whenever it has one)."""
+        """As the class's, without the loss of the objective that was not served (PDU logs both)."""
         names = getattr(self, "loss_names", None) or ()
         if self._serving is not None and names and set(names) <= set(logs):
             logs = {key: value for key, value in logs.items() if key != names[self._serving == FORGET]}
         super().log(logs, *args, **kwargs)
-
-
-CANNOT = "so that DualOptim+ cannot serve its objectives by turns"
 
 
 def by_objective(trainer: type) -> type:
@@ -243,9 +240,7 @@ def by_objective(trainer: type) -> type:
         return trainer
     own = {name for cls in trainer.__mro__ if not cls.__module__.startswith("transformers.") for name in vars(cls)}
     if "compute_loss" not in own:
-        raise UserError(
-            f"{trainer.__name__} has no loss to forget; choose a trainer that unlearns, such as trainer=NPO"
-        )
+        raise UserError(f"{trainer.__name__} has no loss to forget; choose one that unlearns, such as NPO")
     if "training_step" in own:
         raise UserError(f"{trainer.__name__} has a training_step of its own, {CANNOT}")
     return type(PREFIX + trainer.__name__, (ByObjective, trainer), {"__doc__": trainer.__doc__})
