@@ -30,7 +30,6 @@ LR = 1e-3
 def load(path: Path, name: str = "open_unlearning_stub"):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -50,15 +49,20 @@ def data(name: str) -> list[dict]:
     return [{"forget": row, "retain": rows(50 + i)} for i, row in enumerate(forget)]
 
 
-def made(cls: type, folder: Path, settings: dict | None = None, arguments: dict | None = None, **method):
-    """A trainer whose every step takes all four rows, so that their order does not matter."""
+def made(cls, folder, settings=None, arguments=None, dtype=torch.float64, **method):
+    """A trainer whose every step takes all four rows, so that their order does not matter.
+
+    In double precision, since second moments that nearly cancel make much of the last digits.
+    """
     defaults = {"max_steps": 6, "learning_rate": LR, "weight_decay": 0.01, "lr_scheduler_type": "constant"}
     quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 100}
     batch = {"per_device_train_batch_size": 4, "remove_unused_columns": False, "max_grad_norm": 0}
     args = TrainingArguments(str(folder), **{**defaults, **quiet, **batch, **(arguments or {})})
     given = {} if settings is None else {"dualoptim": settings}
     name = cls.__name__.removeprefix("DualOptimPlus")
-    return cls(model=tiny.model(), args=args, train_dataset=data(name), data_collator=stub.collate, **method, **given)
+    return cls(
+        model=tiny.model().to(dtype), args=args, train_dataset=data(name), data_collator=stub.collate, **method, **given
+    )
 
 
 def log_probs(model, batch) -> torch.Tensor:
@@ -122,7 +126,7 @@ def test_a_run_is_a_loop_of_dualoptim_plus_over_the_parts_of_the_loss(name, tmp_
     for (key, got), want, before in zip(
         trainer.model.named_parameters(), model.parameters(), start.parameters(), strict=True
     ):
-        torch.testing.assert_close(got, want, atol=2e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
         moved = max(moved, float((want - before).abs().max().detach()))
     assert moved > LR, "a run that moves nothing compares nothing"
 
@@ -155,7 +159,7 @@ def test_the_whole_loss_is_the_sum_of_the_parts(tmp_path):
 @pytest.mark.parametrize("arguments", [{"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
                                        {"bf16": True}], ids=["accumulated", "bf16"])  # fmt: skip
 def test_the_objective_follows_from_the_number_of_steps(arguments, tmp_path):
-    trainer = made(by_objective(stub.GradDiff), tmp_path, {"ratio": "1:2"}, arguments)
+    trainer = made(by_objective(stub.GradDiff), tmp_path, {"ratio": "1:2"}, arguments, torch.float32)
     trainer.train()
     optimizer = trainer.optimizer.optimizer
     assert isinstance(optimizer, DualOptimPlus)
@@ -170,14 +174,15 @@ def test_accumulated_micro_batches_are_one_step(tmp_path):
     whole.train()
     parts.train()
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
 
 
 def test_a_resumed_run_is_one_that_never_stopped(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 4}
-    first = made(by_objective(stub.NPO), tmp_path, {"ratio": "1:2", "base_bits": 8}, saving, beta=0.1)
+    settings = {"ratio": "1:2", "base_bits": 8}
+    first = made(by_objective(stub.NPO), tmp_path, settings, saving, torch.float32, beta=0.1)
     first.train()
-    again = made(by_objective(stub.NPO), tmp_path, {"ratio": "1:2", "base_bits": 8}, saving, beta=0.1)
+    again = made(by_objective(stub.NPO), tmp_path, settings, saving, torch.float32, beta=0.1)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -202,17 +207,17 @@ def test_pdu_raises_its_multiplier_in_steps_that_retain_alone(tmp_path):
 
 
 class Apart(stub.GradDiff):
-    def compute_loss(self, model, inputs, return_outputs=False):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return model(**inputs["retain"]).loss - model(**inputs["forget"]).loss
 
 
 class Halved(stub.GradDiff):
-    def compute_loss(self, model, inputs, return_outputs=False):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, inputs) / 2
 
 
 class Squared(stub.GradAscent):
-    def compute_loss(self, model, inputs, return_outputs=False):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return model(**inputs["retain"]).loss - model(**inputs["forget"]).loss
 
 
@@ -241,10 +246,12 @@ class Unweighted(stub.GradAscent):
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
 def test_what_cannot_be_told_apart_is_refused_before_a_step(cls, settings, sentence, tmp_path):
-    start = tiny.model()
+    trainers = []
     with pytest.raises(UserError, match=sentence):
-        made(by_objective(cls), tmp_path, settings).train()
-    assert torch.equal(start.lm_head.weight, tiny.model().lm_head.weight)
+        trainers.append(made(by_objective(cls), tmp_path, settings))
+        trainers[0].train()
+    for trainer in trainers:
+        assert torch.equal(trainer.model.lm_head.weight, tiny.model().lm_head.weight.double())
 
 
 @pytest.mark.parametrize(

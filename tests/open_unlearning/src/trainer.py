@@ -133,7 +133,7 @@ class PDU(GradDiff):
         self.log({name: part.item() for name, part in zip(self.loss_names, losses, strict=True)})
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits = model(**inputs["forget"]).logits
         forget = ((logits.max(-1).values - logits.mean(-1)) ** 2).mean()
         retain = self.compute_retain_loss(model=model, retain_inputs=inputs["retain"])
