@@ -60,9 +60,8 @@ def made(cls, folder, settings=None, arguments=None, dtype=torch.float64, **meth
     args = TrainingArguments(str(folder), **{**defaults, **quiet, **batch, **(arguments or {})})
     given = {} if settings is None else {"dualoptim": settings}
     name = cls.__name__.removeprefix("DualOptimPlus")
-    return cls(
-        model=tiny.model().to(dtype), args=args, train_dataset=data(name), data_collator=stub.collate, **method, **given
-    )
+    given |= {"train_dataset": data(name), "data_collator": stub.collate}
+    return cls(model=tiny.model().to(dtype), args=args, **method, **given)
 
 
 def log_probs(model, batch) -> torch.Tensor:
@@ -245,13 +244,10 @@ class Unweighted(stub.GradAscent):
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_what_cannot_be_told_apart_is_refused_before_a_step(cls, settings, sentence, tmp_path):
-    trainers = []
+def test_what_cannot_be_told_apart_is_refused_before_a_step(cls, settings, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(DualOptimPlus, "step", lambda *_, **__: pytest.fail("a step was taken"))
     with pytest.raises(UserError, match=sentence):
-        trainers.append(made(by_objective(cls), tmp_path, settings))
-        trainers[0].train()
-    for trainer in trainers:
-        assert torch.equal(trainer.model.lm_head.weight, tiny.model().lm_head.weight.double())
+        made(by_objective(cls), tmp_path, settings).train()
 
 
 @pytest.mark.parametrize(
