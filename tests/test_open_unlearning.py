@@ -125,7 +125,8 @@ def test_a_run_is_a_loop_of_dualoptim_plus_over_the_parts_of_the_loss(name, tmp_
     for (key, got), want, before in zip(
         trainer.model.named_parameters(), model.parameters(), start.parameters(), strict=True
     ):
-        torch.testing.assert_close(got, want, atol=1e-9, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+        # transformers takes norms and losses in single precision, which came to 1e-8 here
+        torch.testing.assert_close(got, want, atol=LR / 1000, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
         moved = max(moved, float((want - before).abs().max().detach()))
     assert moved > LR, "a run that moves nothing compares nothing"
 
