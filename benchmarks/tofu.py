@@ -3,8 +3,8 @@
     python benchmarks/tofu.py --data-dir FOLDER     (or without it, from the hub)
 
 Runs the recipe tofu_smollm2 four times into runs/tofu/, by the command line; what is finished there is taken over.
-Writes benchmarks/tofu.md, whose last chapter, what a person reads in the numbers, is kept as it is, and each run's
-report page into benchmarks/tofu/.
+Writes benchmarks/tofu.md, whose last chapter, what a person reads in the numbers, is kept as it is. Each run's report
+page stays in its folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def chapter(split: str, loss: str, results: dict[str, Any]) -> list[str]:
     for title, rows in report.details(results).items():
         lines += [*table([title, *head[1:]], rows), ""]
     lines += [f"- not computed: {sentence}" for sentence in report.not_computed(results)]
-    return [*lines, f"- [the report]({PAGE.stem}/{split}-{loss.lower()}.html)", ""]
+    return [*lines, ""]
 
 
 def main() -> None:
@@ -75,18 +75,12 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of TOFU's files; without it, the hub")
     options = parser.parse_args()
     chapters: list[str] = []
-    reports = PAGE.with_suffix("")
-    reports.mkdir(exist_ok=True)
     for split, loss in itertools.product(KEPT, LOSSES):
         dualoptim = [sys.executable, "-m", "dualoptim"]
         subprocess.run([*dualoptim, *command(split, loss, options.data_dir), "--resume"], check=True)
         out = Path(folder(split, loss))
         results = runs.read_results(out)
         chapters += chapter(split, loss, results)
-        page = (out / "report.html").read_text(encoding="utf-8")  # with settings, and among them whose folder it was
-        page = page.replace(options.data_dir, "FOLDER") if options.data_dir else page
-        (reports / f"{out.name}.html").write_text(page, encoding="utf-8")
-
         environment = json.loads((out / "env.json").read_text(encoding="utf-8"))
         versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))
         text = "\n".join(
