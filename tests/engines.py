@@ -295,7 +295,7 @@ def disagreeing(folder: Path) -> None:
 def documented(folder: Path, *, of_deepspeed: bool) -> None:
     """The scripts of docs/engines.md, of fewer steps and on a CPU."""
     page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
-    first, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    first, *others = re.findall(r"```py(?:thon)?\n(.*?)```", page, re.DOTALL)
     assert len(others) == 4, others
 
     def on_cpu(*given: Any, **named: Any) -> TrainingArguments:

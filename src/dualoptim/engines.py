@@ -55,7 +55,7 @@ def adopt(trainer: Any, *, by_hand: bool) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def check(trainer: Any, *, by_hand: bool, combines: bool, perturbs: bool) -> None:
+def check(trainer: Any, *, by_hand: bool, combines: bool, perturbs: bool = False) -> None:
     """Refuse what the engine of a trainer cannot do.
 
     Raises:
