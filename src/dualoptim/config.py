@@ -334,13 +334,13 @@ USES: dict[str, str] = {
     "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",
     "Alternating AdamW": "when memory is short and the objectives conflict little: one state, one objective a step",
     "DualOptim": "when the objectives share nothing: a state for each",
-    "DualOptim+": "by default: a base that the objectives share, and a delta for each",
+    "DualOptim+": "when keeping counts most: a shared base, a delta for each; --base-weights equal unless it is 1:1",
     "PCGrad": "when joint gradients conflict: each loses its component against the others (dualoptim[torchjd])",
     "GRU": "when forgetting must not harm the rows to keep: the forget gradient alone, less what harms them",
     "UPGrad": "when no objective may lose, to first order (dualoptim[torchjd])",
     "PDU": "when the retain loss must stay below a bound, held by a multiplier",
     "Joint AdamW SAM": "when what is forgotten must not come back by a little training: flat where it was forgotten",
-    "DualOptim+ SAM": "the same with a base that the objectives share, and a delta for each",
+    "DualOptim+ SAM": "when that is wanted with a base that the objectives share, and a delta for each",
     "Alone": "when the cost of mixing is wanted: AdamW on each of a task's objectives by itself",
 }
 MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
