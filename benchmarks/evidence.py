@@ -2,10 +2,11 @@
 
     python benchmarks/evidence.py run --data-dir FOLDER --only tune      choose each method's rate, on its own split
     python benchmarks/evidence.py run --data-dir FOLDER --only report --shard 1/2
+    python benchmarks/evidence.py run --data-dir FOLDER --model smollm2  the same of the larger model
     python benchmarks/evidence.py page                                   write evidence.md from the raw results
     python benchmarks/evidence.py --check                                fail where evidence.md is not what they make
 
-FOLDER holds TOFU's files. Each run leaves a line in evidence/tiny.jsonl and is not done twice, so that a run that was
+FOLDER holds TOFU's files. Each run leaves a line in evidence/MODEL.jsonl and is not done twice, so that a run that was
 cut off goes on, and any number of processes share the plan.
 """
 
@@ -18,26 +19,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-RAW = HERE / "evidence" / "tiny.jsonl"
 sys.path.insert(0, str(HERE))
 
 BASE: dict[str, Any] = {
-    "model": "tiny", "memorise": True, "task": "tofu", "retain_loss": "GD", "ratio": "1:5", "batch_size": 6,
-    "betas": (0.9, 0.95), "save_model": False, "curve_points": 0, "fast": True, "bf16": False, "score_bf16": False,
+    "memorise": True, "task": "tofu", "retain_loss": "GD", "ratio": "1:5", "batch_size": 6, "betas": (0.9, 0.95),
+    "save_model": False, "curve_points": 0, "fast": True,
 }  # fmt: skip
 TASK = {"split": "forget01", "retain_rows": 60, "held_out_rows": 60, "scored_rows": 40}
-TUNED_ON, REPORTED = (6,), (1, 2, 3, 4, 5)  # parts of forget01: two authors, forty rows each
-SEEDS = (0, 1)
-RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
-LONG_RATES = (5e-5, *RATES)  # the larger budget wants smaller ones
-LOSSES = ("NPO", "IDK", "SimNPO", "ME")
 SHORT, LONG = 48, 240  # optimizer steps
 PLUS: dict[str, Any] = {"optimizer": "DualOptim+"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,9 +52,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "equal base, mean v": {**PLUS, "variant": {"weights": "equal", "second": "mean"}},
     "own m, one v": {**PLUS, "variant": {"drift": 0.0, "second": "all"}},
 }
-MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base", "base_weights equal")
-LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
-RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 
 
 class Cell(NamedTuple):
@@ -70,14 +62,79 @@ class Cell(NamedTuple):
     method: str
 
 
-def cells() -> list[Cell]:
-    """All that is asked, the questions that matter most first."""
-    found = [Cell("NPO", SHORT, method) for method in MAIN]
-    found += [Cell("NPO", SHORT, method) for method in RULES]
-    found += [Cell("IDK", SHORT, method) for method in MAIN]
-    found += [Cell("NPO", LONG, method) for method in LASTING]
-    found += [Cell(loss, SHORT, method) for loss in LOSSES[2:] for method in MAIN]
-    return list(dict.fromkeys(found))
+MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base", "base_weights equal")
+LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
+RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
+OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW", "DualOptim")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked of one model, and how.
+
+    Args:
+        model: its name, and that of the file of raw results.
+        cells: all that is asked, the questions that matter most first.
+        rates: what is tried for every method, by budget.
+        settings: of each run, beside BASE.
+        tuned_on: parts of forget01, two authors and forty rows each, that choose a rate.
+        reported: parts that are reported.
+        seeds: of each reported part.
+    """
+
+    model: str
+    cells: tuple[Cell, ...]
+    rates: Mapping[int, tuple[float, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tuned_on: tuple[int, ...] = (6,)
+    reported: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[int, ...] = (0, 1)
+
+    @property
+    def raw(self) -> Path:
+        """Where its lines are."""
+        return HERE / "evidence" / f"{self.model}.jsonl"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The raw results."""
+        return (
+            [json.loads(line) for line in self.raw.read_text(encoding="utf-8").splitlines()]
+            if self.raw.is_file()
+            else []
+        )
+
+    def losses(self) -> list[str]:
+        """What is asked for."""
+        return list(dict.fromkeys(cell.loss for cell in self.cells))
+
+
+def _of(loss: str, steps: int, methods: Sequence[str]) -> list[Cell]:
+    return [Cell(loss, steps, method) for method in methods]
+
+
+RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
+TINY = Study(
+    "tiny",
+    tuple(
+        dict.fromkeys(
+            _of("NPO", SHORT, (*MAIN, *RULES))
+            + _of("IDK", SHORT, MAIN)
+            + _of("NPO", LONG, LASTING)
+            + _of("SimNPO", SHORT, MAIN)
+            + _of("ME", SHORT, MAIN)
+        )
+    ),
+    {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
+    {"bf16": False, "score_bf16": False},
+)
+SMOLLM2 = Study(
+    "smollm2",
+    tuple(_of("NPO", SHORT, OF_SMOLLM2) + _of("IDK", SHORT, OF_SMOLLM2)),
+    {SHORT: (3e-5, 6e-5, 1.2e-4, 2.4e-4)},
+    reported=(1, 2, 3),
+    seeds=(0,),
+)
+STUDIES = {study.model: study for study in (TINY, SMOLLM2)}
 
 
 class Run(NamedTuple):
@@ -92,16 +149,6 @@ class Run(NamedTuple):
     def key(self) -> list[Any]:
         """What stands in its line."""
         return [*self.cell, self.lr, self.part, self.seed]
-
-
-def rates(cell: Cell) -> tuple[float, ...]:
-    """What is tried for a cell: the same for every method."""
-    return LONG_RATES if cell.steps == LONG else RATES
-
-
-def lines() -> list[dict[str, Any]]:
-    """The raw results."""
-    return [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()] if RAW.is_file() else []
 
 
 def score(line: Mapping[str, Any]) -> float:
@@ -120,29 +167,29 @@ def mean(values: Sequence[Sequence[Any]]) -> float:
     return math.fsum(p for _, p in values) / len(values)
 
 
-def chosen(raw: Sequence[Mapping[str, Any]], cell: Cell) -> float | None:
+def chosen(study: Study, raw: Sequence[Mapping[str, Any]], cell: Cell) -> float | None:
     """The rate with the highest mean score on the tuning split; None before all of them were tried."""
     found = {
-        lr: [score(line) for line in raw if line["key"][:4] == [*cell, lr] and line["key"][4] in TUNED_ON]
-        for lr in rates(cell)
+        lr: [score(line) for line in raw if line["key"][:4] == [*cell, lr] and line["key"][4] in study.tuned_on]
+        for lr in study.rates[cell.steps]
     }
     if not all(found.values()):
         return None
     return max(found, key=lambda lr: sum(found[lr]) / len(found[lr]))
 
 
-def tuning() -> list[Run]:
+def tuning(study: Study) -> list[Run]:
     """The runs that choose rates: the same number for every method."""
-    return [Run(cell, lr, part, 0) for cell in cells() for part in TUNED_ON for lr in rates(cell)]
+    return [Run(cell, lr, part, 0) for cell in study.cells for part in study.tuned_on for lr in study.rates[cell.steps]]
 
 
-def reported(raw: Sequence[Mapping[str, Any]]) -> list[Run]:
+def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
     """The runs that are reported, of the cells whose rate is chosen."""
-    rates = [(cell, lr) for cell in cells() if (lr := chosen(raw, cell)) is not None]
-    return [Run(cell, lr, part, seed) for cell, lr in rates for seed in SEEDS for part in REPORTED]
+    rates = [(cell, lr) for cell in study.cells if (lr := chosen(study, raw, cell)) is not None]
+    return [Run(cell, lr, part, seed) for cell, lr in rates for seed in study.seeds for part in study.reported]
 
 
-def do(runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str, Any]]:
+def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str, Any]]:
     """Do runs, and give the line of each; part by part, so that every start is scored once."""
     from dualoptim import unlearn
     from dualoptim.config import RunConfig
@@ -155,11 +202,19 @@ def do(runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str,
         for run in runs:
             if time.monotonic() - began > 60 * minutes:
                 return
-            if run.key in [line["key"] for line in lines()]:  # of another process
+            if run.key in [line["key"] for line in study.lines()]:  # of another process
                 continue
             method = dict(METHODS[run.cell.method])
             variant = method.pop("variant", None)
-            settings = {**BASE, **method, "forget_loss": run.cell.loss, "steps": run.cell.steps, "lr": run.lr}
+            settings = {
+                **BASE,
+                **study.settings,
+                "model": study.model,
+                **method,
+                "forget_loss": run.cell.loss,
+                "steps": run.cell.steps,
+                "lr": run.lr,
+            }
             config = RunConfig(**settings, seed=run.seed, data_dir=data_dir, task_args={**TASK, "part": run.part})
             (of,) = resolve([config])
             if variant is not None:
@@ -189,10 +244,10 @@ def do(runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str,
             }
 
 
-def write(line: Mapping[str, Any]) -> None:
+def write(study: Study, line: Mapping[str, Any]) -> None:
     """Add a line to the raw results."""
-    RAW.parent.mkdir(exist_ok=True)
-    with FileLock(f"{RAW}.lock"), RAW.open("a", encoding="utf-8") as file:
+    study.raw.parent.mkdir(exist_ok=True)
+    with FileLock(f"{study.raw}.lock"), study.raw.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -201,27 +256,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("run", "page"), default="page")
     parser.add_argument("--data-dir")
+    parser.add_argument("--model", choices=STUDIES, default="tiny")
     parser.add_argument("--only", choices=("tune", "report"), default="tune")
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run from the i-th on")
     parser.add_argument("--minutes", type=float, default=40, help="begin no run after so many")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.command == "run":
-        raw = lines()
+        study = STUDIES[options.model]
+        raw = study.lines()
         done = [line["key"] for line in raw]
         number, of = map(int, options.shard.split("/"))
-        planned = tuning() if options.only == "tune" else reported(raw)
+        planned = tuning(study) if options.only == "tune" else reported(study, raw)
         mine = [run for run in planned[number - 1 :: of] if run.key not in done]
         print(f"{len(mine)} of {len(planned)} runs to do", flush=True)
-        for line in do(mine, options.data_dir, options.minutes):
-            write(line)
+        for line in do(study, mine, options.data_dir, options.minutes):
+            write(study, line)
             print(*line["key"], f"score {score(line):.3f}", f"{line['seconds']} s", flush=True)
         return
     from evidence_page import make
 
-    page, target = make(lines()), HERE / "evidence.md"
+    page, target = make(), HERE / "evidence.md"
     if options.check:
-        sys.exit(target.read_text(encoding="utf-8") != page and f"{target}: is not what {RAW} makes; run page")
+        sys.exit(target.read_text(encoding="utf-8") != page and f"{target}: is not what evidence/ makes; run page")
     target.write_text(page, encoding="utf-8")
 
 

@@ -9,21 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence import (
-    LONG_RATES,
-    LOSSES,
-    METHODS,
-    REPORTED,
-    SEEDS,
-    TUNED_ON,
-    Cell,
-    cells,
-    chosen,
-    rates,
-    reported,
-    score,
-    tuning,
-)
+from evidence import METHODS, STUDIES, Cell, Study, chosen, reported, score, tuning
 
 HERE = Path(__file__).parent
 PAGE = HERE / "evidence.md"
@@ -38,17 +24,19 @@ class Sample:
     """A cell's reported runs: resampled scores, and those of other cells by the same draws.
 
     Args:
+        study: whose parts and seeds they are.
         found: (part, seed) → line; all parts and seeds.
     """
 
-    def __init__(self, found: Mapping[tuple[int, int], Line]) -> None:
+    def __init__(self, study: Study, found: Mapping[tuple[int, int], Line]) -> None:
         self.lines = list(found.values())
         draw = np.random.default_rng(0)  # the same draws for every cell, so that differences are paired
         parts = []
-        for part in REPORTED:
-            lines = [found[part, seed] for seed in SEEDS]
-            which = draw.integers(len(SEEDS), size=(RESAMPLES, len(SEEDS)))
-            weights = np.apply_along_axis(np.bincount, 1, which, minlength=len(SEEDS))  # (R, S)
+        count = len(study.seeds)
+        for part in study.reported:
+            lines = [found[part, seed] for seed in study.seeds]
+            which = draw.integers(count, size=(RESAMPLES, count))
+            weights = np.apply_along_axis(np.bincount, 1, which, minlength=count)  # (R, S)
             shares = {}
             for name in ("forget", "held_out"):
                 clusters = sorted({cluster for cluster, _ in lines[0][name]})
@@ -99,23 +87,23 @@ def holm(values: Sequence[float]) -> list[float]:
     return found
 
 
-def samples(raw: Sequence[Line]) -> dict[Cell, Sample]:
+def samples(study: Study, raw: Sequence[Line]) -> dict[Cell, Sample]:
     """The cells of which all runs that are reported are there."""
     found = {}
-    for cell in cells():
-        lr = chosen(raw, cell)
+    for cell in study.cells:
+        lr = chosen(study, raw, cell)
         lines = {
             (line["key"][4], line["key"][5]): line
             for line in raw
-            if line["key"][:4] == [*cell, lr] and line["key"][4] in REPORTED
+            if line["key"][:4] == [*cell, lr] and line["key"][4] in study.reported
         }
-        if len(lines) == len(REPORTED) * len(SEEDS):
-            found[cell] = Sample(lines)
+        if len(lines) == len(study.reported) * len(study.seeds):
+            found[cell] = Sample(study, lines)
     return found
 
 
 def table(
-    raw: Sequence[Line], found: Mapping[Cell, Sample], loss: str, steps: int, methods: Sequence[str]
+    study: Study, raw: Sequence[Line], found: Mapping[Cell, Sample], loss: str, steps: int, methods: Sequence[str]
 ) -> list[str]:
     """A row for each method, differences against the rival."""
     have = [method for method in methods if Cell(loss, steps, method) in found]
@@ -131,8 +119,8 @@ def table(
     ]
     for method in have:
         cell = Cell(loss, steps, method)
-        own, lr = found[cell], chosen(raw, cell)
-        edge = " (edge)" if lr in (rates(cell)[0], rates(cell)[-1]) else ""
+        own, lr, tried = found[cell], chosen(study, raw, cell), study.rates[steps]
+        edge = " (edge)" if lr in (tried[0], tried[-1]) else ""
         apart = "".join(f"{against[name].get(method, ' | ')} | " for name in rivals)
         cost = " | "  # a variant is plain code, which keeps more than it needs
         if "variant" not in METHODS[method]:
@@ -160,22 +148,25 @@ def _differences(
     }
 
 
-def tried(raw: Sequence[Line]) -> list[str]:
+def tried(study: Study, raw: Sequence[Line]) -> list[str]:
     """The tuning split's scores, by rate."""
+    rates = sorted({lr for each in study.rates.values() for lr in each})
     heads = [
-        "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in LONG_RATES) + " |",
-        "|---|--:|---|" + "--:|" * len(LONG_RATES),
+        "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in rates) + " |",
+        "|---|--:|---|" + "--:|" * len(rates),
     ]
     rows = []
-    for cell in cells():
-        best = chosen(raw, cell)
+    for cell in study.cells:
+        best = chosen(study, raw, cell)
         if best is None:
             continue
         by_rate = {
-            line["key"][3]: score(line) for line in raw if line["key"][:3] == [*cell] and line["key"][4] in TUNED_ON
+            line["key"][3]: score(line)
+            for line in raw
+            if line["key"][:3] == [*cell] and line["key"][4] in study.tuned_on
         }
         texts = {lr: f"{value:.3f}" for lr, value in by_rate.items()} | {best: f"**{by_rate[best]:.3f}**"}
-        shown = [texts.get(lr, "") for lr in LONG_RATES]
+        shown = [texts.get(lr, "") for lr in rates]
         rows.append(f"| {cell.loss} | {cell.steps} | {cell.method} | " + " | ".join(shown) + " |")
     return [*heads, *rows]
 
@@ -201,25 +192,47 @@ def quadratics() -> list[str]:
     return made
 
 
-def make(raw: Sequence[Line]) -> str:
+def of_study(study: Study) -> list[str]:
+    """One model's tables."""
+    raw = study.lines()
+    if not raw:
+        return []
+    found = samples(study, raw)
+    planned = len(tuning(study)) + len(reported(study, raw))
+    made = [
+        f"## {study.model}",
+        "",
+        f"{len(raw)} of {planned} runs of those cells are there, and {len(found)} of {len(study.cells)} cells are "
+        f"whole; only those are shown. Forget sets: {len(study.reported)}; seeds of each: {len(study.seeds)}.",
+        "",
+    ]
+    for loss in study.losses():
+        for steps in sorted(study.rates):
+            if part := table(study, raw, found, loss, steps, list(METHODS)):
+                made += [f"### {study.model}: {loss} + GD, {steps} steps", "", *part, ""]
+    return [
+        *made,
+        f"### {study.model}: rates",
+        "",
+        "Score on the tuning split, one seed; the rate that was taken in bold.",
+        "",
+        *tried(study, raw),
+        "",
+    ]
+
+
+def make() -> str:
     """The page; its last chapter, what a person reads in the numbers, is kept as it is."""
-    found = samples(raw)
-    done, planned = len(raw), len(tuning()) + len(reported(raw))
-    every = list(METHODS)
     made = [
         "# Evidence: when do shared optimizer states help?",
         "",
         "Made of `benchmarks/evidence/*.jsonl` by `python benchmarks/evidence.py page`; with `--check` that "
         "fails where the page is not what they make. "
-        "The plan, with the setting, the scores and the tests, is [evidence/plan.md](evidence/plan.md). "
-        f"{done} of {planned} runs of those cells are there, and {len(found)} of {len(cells())} cells are whole; "
-        "only those are shown.",
+        "The plan, with the setting, the scores and the tests, is [evidence/plan.md](evidence/plan.md).",
         "",
     ]
-    for loss in LOSSES:
-        for steps in sorted({cell.steps for cell in cells()}):
-            if part := table(raw, found, loss, steps, every):
-                made += [f"## {loss} + GD, {steps} steps", "", *part, ""]
+    for study in STUDIES.values():
+        made += of_study(study)
     if part := quadratics():
         made += [
             "## Noisy quadratics",
@@ -230,14 +243,6 @@ def make(raw: Sequence[Line]) -> str:
             *part,
             "",
         ]
-    made += [
-        "## Rates",
-        "",
-        "Score on the tuning split, one seed; the rate that was taken in bold.",
-        "",
-        *tried(raw),
-        "",
-    ]
     page = "\n".join(made)
     reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
     return page + (READING + reading if reading else "")

@@ -31,19 +31,22 @@ def modules() -> Any:
 
 
 def test_the_page_is_what_the_raw_results_make(modules: Any) -> None:
-    evidence, page, _ = modules
-    assert page.make(evidence.lines()) == (BENCHMARKS / "evidence.md").read_text(encoding="utf-8")
+    page = modules[1]
+    assert page.make() == (BENCHMARKS / "evidence.md").read_text(encoding="utf-8")
 
 
-def test_every_method_has_as_many_trials_and_no_reported_rows_choose_a_rate(modules: Any) -> None:
-    evidence, _, _ = modules
+@pytest.mark.parametrize("model", ["tiny", "smollm2"])
+def test_every_method_has_as_many_trials_and_no_reported_rows_choose_a_rate(modules: Any, model: str) -> None:
+    evidence = modules[0]
+    study = evidence.STUDIES[model]
     trials: dict[Any, int] = {}
-    for run in evidence.tuning():
+    for run in evidence.tuning(study):
         trials[run.cell] = trials.get(run.cell, 0) + 1
-    for loss in evidence.LOSSES:
-        for steps in (evidence.SHORT, evidence.LONG):
+    assert set(trials) == set(study.cells)
+    for loss in study.losses():
+        for steps in study.rates:
             assert len({count for cell, count in trials.items() if (cell.loss, cell.steps) == (loss, steps)}) <= 1
-    assert not set(evidence.TUNED_ON) & set(evidence.REPORTED)
+    assert not set(study.tuned_on) & set(study.reported)
 
 
 def moved(optimizer: type, steps: list[str], **kwargs: Any) -> torch.Tensor:
