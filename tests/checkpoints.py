@@ -1,4 +1,4 @@
-"""Run by torchrun: `checkpoints.py save|load FOLDER`. Trains four steps and saves, or loads and trains four more.
+"""Run on each rank: trains four steps and saves, or loads and trains four more.
 
 What was loaded on any number of ranks must train as if it had never stopped, to the bit. Parameters have rows of
 several blocks, fewer rows than ranks, and numbers of rows that no number of ranks divides.
@@ -7,7 +7,7 @@ several blocks, fewer rows than ranks, and numbers of rows that no number of ran
 from __future__ import annotations
 
 import os
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,11 @@ def of_model(options: dict[str, bool]) -> StateDictOptions:
     return StateDictOptions(**{key: value for key, value in options.items() if not key.startswith("flatten")})
 
 
-def main(task: str, folder: Path) -> None:
-    dist.init_process_group("gloo")
+def on_rank(rank: int, count: int, meeting: str, task: str, folder: Path) -> None:
+    """Save into a folder or load from it; the ranks meet in a file."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     sharded = dist.get_world_size() > 1
     for cls, bits, dtype in (
         (DualOptimPlus, 32, torch.float32),
@@ -128,7 +131,3 @@ def main(task: str, folder: Path) -> None:
                 assert torch.equal(ours, theirs), f"{path.name}, {dist.get_world_size()} ranks: off by {off}"
     dist.barrier()
     os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from . import checkpoints
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed training")
 
 
-def on_ranks(count: int, *arguments: str) -> None:
-    """Run a script of the tests on some ranks of this machine."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, "\n".join(line for line in finished.stderr.splitlines() if "Error" in line)
+def on_ranks(count: int, task: str, folder: Path) -> None:
+    """Save or load on some ranks: forked, since torch is loaded here, and would be anew in each."""
+    args = (count, str(folder.with_name(f"{folder.name}-{task}-{count}")), task, folder)
+    torch.multiprocessing.start_processes(checkpoints.on_rank, args, count, start_method="fork")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +27,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @functools.cache
     def on(count: int) -> Path:
         folder = tmp_path_factory.mktemp(f"from-{count}")
-        on_ranks(count, "tests/checkpoints.py", "save", str(folder))
+        on_ranks(count, "save", folder)
         return folder
 
     return on
@@ -47,4 +38,4 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 def test_saved_on_some_ranks_and_loaded_on_others_is_never_stopped(
     saved: Callable[[int], Path], saving: int, loading: int
 ) -> None:
-    on_ranks(loading, "tests/checkpoints.py", "load", str(saved(saving)))
+    on_ranks(loading, "load", saved(saving))

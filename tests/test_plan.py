@@ -38,7 +38,7 @@ MODELS = {
     "GPT-2": GPT2Config(n_embd=64, n_head=4, n_layer=9, vocab_size=300),
     "Qwen3, of experts": Qwen3MoeConfig(**SMALL, head_dim=16, moe_intermediate_size=32, num_experts=4,
                                         num_experts_per_tok=2),
-    "Mamba": MambaConfig(hidden_size=64, num_hidden_layers=9, vocab_size=300, state_size=4),
+    "Mamba": MambaConfig(hidden_size=64, num_hidden_layers=5, vocab_size=300, state_size=4),
     "Gemma 3, which sees as well": Gemma3Config(
         text_config={**SMALL, "num_hidden_layers": 7, "head_dim": 16, "vocab_size": 300},
         vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 11, "num_attention_heads": 2},
@@ -132,16 +132,6 @@ def test_several_devices_share_what_is_sharded() -> None:
     assert (sharded.states, sharded.gradients) == (-(-one.states // 4), one.gradients // 4)
     assert one.weights // 4 < sharded.weights < one.weights
     assert sharded.total < averaged.total
-
-
-def test_full_unlearning_of_8b_fits_one_card_of_80_gb_where_gradients_are_released() -> None:
-    step = plan.Step(rows=1, tokens=512, labelled=512)
-    needs = [(setting, plan.needed(LLAMA_8B, setting, step)) for setting in plan.ladder(1)]
-    chosen = plan.fitting(needs, plan.parse_size("80GB"))
-    assert chosen is not None
-    assert (chosen.released, chosen.bits, chosen.weights, chosen.lora_rank) == (True, 8, "bfloat16", 0)
-    assert plan.fitting(needs, plan.parse_size("24GB")).lora_rank == 16  # type: ignore[union-attr]
-    assert plan.fitting(needs, plan.parse_size("4GB")) is None
 
 
 def test_sizes_are_read() -> None:

@@ -124,26 +124,27 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, models: Path,
     assert config.out == f"runs/{recipe.stem}"
 
 
-@pytest.mark.parametrize("recipe", ["fit_8b_80gb", "fit_8b_24gb"])
-def test_a_recipe_of_what_fits_is_what_the_plan_names(
-    recipe: str, models: Path, place: Path, capsys: pytest.CaptureFixture[str]
+def test_the_recipes_of_what_fits_are_what_the_plan_names(
+    models: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    memory = recipe.rpartition("_")[2].upper()
     step = plan.Step(rows=1, tokens=512, labelled=512)
-    chosen = plan.fitting(
-        [(each, plan.needed(LLAMA_8B, each, step)) for each in plan.ladder(1)], plan.parse_size(memory)
-    )
-    assert chosen is not None
-    options = ["unlearn", "--recipe", recipe, "--model", str(models / "llama"), "--data-dir", "tofu"]
-    options += ["--chat-template", "question_answer", "--task-args", '{"split": "forget01", "retain_rows": 2}']
-    assert cli.main([*options, "--dry-run"]) == 0
-    assert "activations at most" in capsys.readouterr().out
-    config = cli._config(cli._parse(cli._parsers()["unlearn"], options[1:]))
-    assert config.bf16_weights == (chosen.weights == "bfloat16")
-    assert config.gradient_checkpointing == chosen.checkpointing
-    assert config.release_gradients == chosen.released
-    assert config.lora_rank == chosen.lora_rank
-    assert (config.delta_bits, config.base_bits) == (chosen.bits, chosen.bits)
+    needs = [(setting, plan.needed(LLAMA_8B, setting, step)) for setting in plan.ladder(1)]
+    assert plan.fitting(needs, plan.parse_size("4GB")) is None
+    for memory, lora_rank, released in (("80GB", 0, True), ("24GB", 16, False)):
+        chosen = plan.fitting(needs, plan.parse_size(memory))
+        assert chosen is not None
+        assert (chosen.weights, chosen.lora_rank, chosen.released) == ("bfloat16", lora_rank, released)
+        options = ["unlearn", "--recipe", f"fit_8b_{memory.lower()}", "--model", str(models / "llama")]
+        options += ["--data-dir", "tofu", "--task-args", '{"split": "forget01", "retain_rows": 2}']
+        options += ["--chat-template", "question_answer"]
+        assert cli.main([*options, "--dry-run"]) == 0
+        assert "activations at most" in capsys.readouterr().out
+        config = cli._config(cli._parse(cli._parsers()["unlearn"], options[1:]))
+        assert config.bf16_weights == (chosen.weights == "bfloat16")
+        assert config.gradient_checkpointing == chosen.checkpointing
+        assert config.release_gradients == chosen.released
+        assert config.lora_rank == chosen.lora_rank
+        assert (config.delta_bits, config.base_bits) == (chosen.bits, chosen.bits)
 
 
 def test_the_published_recipes_hold_the_published_settings() -> None:

@@ -274,7 +274,23 @@ def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.d
     return Traced(*(round(a + (count - few) * (b - a) / (more - few)) for a, b in zip(first, second, strict=True)))
 
 
+_TRACED: dict[tuple[Any, ...], Traced] = {}
+
+
 def _traced(
+    config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
+) -> Traced:
+    """Of a model of so many layers; settings that differ in the optimizer or the devices alone are traced once."""
+    same = (
+        *(type(config), config.to_json_string(use_diff=False), config._attn_implementation, layers, dtype, autocast),
+        *(setting.checkpointing, setting.released, setting.lora_rank, step.rows, step.tokens, step.labelled),
+    )
+    if same not in _TRACED:
+        _TRACED[same] = _pass(config, setting, step, layers, dtype, autocast)
+    return _TRACED[same]
+
+
+def _pass(
     config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
 ) -> Traced:
     with FakeTensorMode(), warnings.catch_warnings():
