@@ -6,10 +6,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from dualoptim.reference import AtStart
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
 
-from . import tiny
+from . import forked, tiny
 from .test_trainer import FORGET, RETAIN, weights
 
 peft = pytest.importorskip("peft")
@@ -292,10 +289,7 @@ os._exit(0)  # gloo's threads now and then abort a process that takes itself dow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
 def test_the_reference_of_a_sharded_model_is_its_start(tmp_path: Path) -> None:
     (tmp_path / "sharded.py").write_text(SHARDED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([ROOT, *sys.path])}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    told = [*launcher, str(tmp_path / "sharded.py"), str(tmp_path / "losses.pt")]
-    subprocess.run(told, env=environment, check=True, capture_output=True, timeout=120)
+    forked.run(tmp_path / "sharded.py", str(tmp_path / "losses.pt"))
     losses, apart = torch.load(tmp_path / "losses.pt")
     assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
     assert losses[0] > losses[2] + 1

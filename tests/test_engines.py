@@ -23,7 +23,7 @@ from dualoptim.data import ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns, jointly
 
-from . import engines, tiny
+from . import engines, forked, tiny
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training"),
@@ -36,15 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left."""
     made = tmp_path_factory.mktemp("engines")
     engines.trainer(made / "plain", "plain", accumulation=4).train()
-    finished = subprocess.run(
-        [*LAUNCHER, "-m", "tests.engines", str(made)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert finished.returncode == 0, finished.stderr[-6000:]
+    forked.run("tests.engines", str(made))
     return made
 
 

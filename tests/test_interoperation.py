@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 
 from dualoptim import DualOptimPlus
 
+from . import forked
 from .test_optim import randn
 
 ROOT = Path(__file__).parents[1]
@@ -233,12 +231,4 @@ os._exit(0)  # all is said; gloo's threads now and then abort a process that tak
 def test_two_ranks_step_and_skip_alike(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    forked.run(script)

@@ -85,13 +85,19 @@ COMPARE = ["compare", "--model", "model", "--task", "letters.py", "--methods", "
            "--out", "out"]  # fmt: skip
 
 
-def start(place: Path, number: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a folder, on a number of ranks."""
+def filled(place: Path) -> Path:
+    """A folder with the task and its model."""
     place.mkdir(exist_ok=True)
     (place / "letters.py").write_text(TASK)
     if not (place / "model").exists():
         tiny.save(place / "model")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"] if number > 1 else []
+    return place
+
+
+def on_two(place: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder, on two ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    filled(place)
     return subprocess.run(
         [sys.executable, *launcher, "-m", "dualoptim", *arguments],
         cwd=place,
@@ -131,17 +137,24 @@ def trained(place: Path) -> dict[str, tuple[torch.Tensor, list[dict[str, Any]]]]
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where two ranks compared two methods, and what they said."""
     place = tmp_path_factory.mktemp("two")
-    done = start(place, 2, *COMPARE)
+    done = on_two(place, *COMPARE)
     assert done.returncode == 0, done.stderr[-3000:]
     return place, done.stdout
 
 
-def test_two_ranks_leave_what_one_process_leaves(two: tuple[Path, str], tmp_path: Path) -> None:
+def test_two_ranks_leave_what_one_process_leaves(
+    two: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(filled(tmp_path))
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(scoring, "PROMPT_TOKENS", 300)  # which the task sets for good
+    monkeypatch.setattr(scoring, "LABELLED_TOKENS", 300)
     # The same batches; another split alone moves what is near the rounding.
-    done = start(tmp_path, 1, *COMPARE, "--micro-batch-size", "3")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert cli.main([*COMPARE, "--micro-batch-size", "3"]) == 0
     place, said = two
-    assert said.count("This is said once.") == done.stdout.count("This is said once.") == 2  # and in the summary
+    assert (
+        said.count("This is said once.") == capsys.readouterr().out.count("This is said once.") == 2
+    )  # and in the summary
     assert {path.name for path in (place / "out").iterdir()} == {path.name for path in (tmp_path / "out").iterdir()}
     assert json.loads((place / "out" / "env.json").read_text())["ranks"] == 2
     begun, ours, theirs = weights(place / "model"), trained(place), trained(tmp_path)
@@ -166,14 +179,14 @@ def test_two_ranks_leave_what_one_process_leaves(two: tuple[Path, str], tmp_path
 
 def test_a_rank_that_fails_ends_all_with_its_sentence_and_they_go_on(two: tuple[Path, str], tmp_path: Path) -> None:
     """The second method's run, from the checkpoint before."""
-    done = start(tmp_path, 2, *COMPARE, FAILS="1")
+    done = on_two(tmp_path, *COMPARE, FAILS="1")
     assert done.returncode != 0
     assert done.stderr.count("what this rank has is broken") == 1
     assert "rank 1: dualoptim: error: what this rank has is broken; mend it\n" in done.stderr
     assert not (tmp_path / "out" / "alternating-adamw-seed0" / "model").exists()
     (begun,) = (tmp_path / "out" / "alternating-adamw-seed0" / "checkpoints").iterdir()
     assert begun.name == "checkpoint-2"
-    again = start(tmp_path, 2, *COMPARE, "--resume")
+    again = on_two(tmp_path, *COMPARE, "--resume")
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("Taken over from out: DualOptim+") == 1
     assert results(tmp_path) == results(two[0])
@@ -183,7 +196,7 @@ def test_a_rank_that_fails_ends_all_with_its_sentence_and_they_go_on(two: tuple[
 
 
 def test_what_all_ranks_find_is_said_once_and_nothing_is_written(tmp_path: Path) -> None:
-    done = start(tmp_path, 2, *COMPARE, "--frget", "mine.jsonl")
+    done = on_two(tmp_path, *COMPARE, "--frget", "mine.jsonl")
     assert done.returncode != 0
     sentence = "dualoptim: error: unknown option '--frget'; did you mean '--forget'?"
     assert [line for line in done.stderr.splitlines() if "frget" in line] == [sentence]

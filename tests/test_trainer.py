@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
 
-from . import tiny
+from . import forked, tiny
 
 FORGET = [question(f"What is {i}?", "It is " + "x" * (1 + i % 5) + ".") for i in range(8)]
 RETAIN = [question(f"Who is {i}?", "That is " + "y" * (1 + i % 7) + ".") for i in range(8)]
@@ -133,15 +130,9 @@ os._exit(0)  # all is said; gloo's threads now and then abort a process that tak
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    root = str(Path(__file__).parents[1])
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     # Half the accumulation on twice the ranks: the same batches.
-    for how, accumulation in ((launcher, "1"), ([], "2")):
-        told = [sys.executable, *how, str(tmp_path / "ranks.py"), str(tmp_path), accumulation]
-        done = subprocess.run(told, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for count, accumulation in ((2, "1"), (1, "2")):
+        forked.run(tmp_path / "ranks.py", str(tmp_path), accumulation, count=count)
     for name in ("turns", "joint", "sam", "few", "few combined", "combined"):
         (two, two_losses), (one, one_losses) = (torch.load(tmp_path / f"{name}-{ranks}.pt") for ranks in (2, 1))
         torch.testing.assert_close(two, one, rtol=0, atol=2e-5)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -26,7 +23,7 @@ from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
 from dualoptim.trainer_evaluation import scored
 
-from . import tiny
+from . import forked, tiny
 from .test_trainer import FORGET, RETAIN, Stop, weights
 
 # Forgetting first and keeping afterward, which brings back what was forgotten: the score rises, and falls.
@@ -410,12 +407,7 @@ def ranked(folder: Path, accumulation: int) -> tuple[list[Any], torch.Tensor]:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
 def test_two_ranks_evaluate_as_one(tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    root = str(Path(__file__).parents[1])
-    told = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    done = subprocess.run([*told, str(tmp_path / "ranks.py"), str(tmp_path)], cwd=root, env=environment,
-                          capture_output=True, text=True, timeout=240)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked.run(tmp_path / "ranks.py", str(tmp_path))
     (one, alone), *ranks = (
         ranked(tmp_path / "one", accumulation=2),
         *(torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)),
