@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from dualoptim.cli import recipes_folder
 from dualoptim.data import ObjectiveRows, Plan, Row, asset
 from dualoptim.evaluation.scoring import negative_log_likelihoods, question_records, token_counts
 from dualoptim.losses import LOSSES
 from dualoptim.memorise import memorised
 from dualoptim.models import device_and_precision, load_model, load_tokenizer
+from dualoptim.recipe_files import recipes_folder
 from dualoptim.schedule import by_turns
 from dualoptim.tasks.tofu import Tofu
 

@@ -27,8 +27,9 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-from dualoptim import DualOptim, DualOptimPlus, cli, models, unlearn
+from dualoptim import DualOptim, DualOptimPlus, arguments, cli, models, recipe_files, unlearn
 from dualoptim.config import RunConfig
+from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns
 
 from . import test_trainer, tiny, tofu
@@ -279,7 +280,7 @@ class Place:
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, {"DUALOPTIM_CACHE": str(self.folder / "cache")}))
             stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
-            stack.enter_context(mock.patch.object(cli, "_parsers", functools.cache(cli._parsers)))
+            stack.enter_context(mock.patch.object(arguments, "parsers", functools.cache(arguments.parsers)))
             stack.enter_context(mock.patch("dualoptim.resolved.hash_of", functools.cache(models.hash_of)))
             stack.enter_context(mock.patch("dualoptim.resolved.load_config", functools.cache(models.load_config)))
             stack.enter_context(mock.patch("dualoptim.models.hidden_size", functools.cache(models.hidden_size)))
@@ -411,7 +412,7 @@ SNIPPETS = [
 @functools.cache
 def shipped() -> dict[str, dict[str, Any]]:
     """The recipes that come along."""
-    files = sorted(cli.recipes_folder().glob("*.yaml"))
+    files = sorted(recipe_files.recipes_folder().glob("*.yaml"))
     read = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
     local = {
         name: {**settings, "data_dir": "tofu", "chat_template": None}
@@ -438,7 +439,7 @@ def recipes(draw: Any) -> tuple[str, bytes]:
     base = draw(st.sampled_from([{**OWN, **FULL}, {**OWN, **FULL}, {**OWN, **FULL}, OWN, OWN, *shipped().values()]))
     settings = dict(base)
     for _ in range(draw(st.integers(0, 2))):
-        key = draw(st.sampled_from([*base, *cli.RECIPE_KEYS]))
+        key = draw(st.sampled_from([*base, *recipe_files.RECIPE_KEYS]))
         settings[key] = draw(values(f"--{key.replace('_', '-')}").map(_as_yaml))
     settings = draw(changed(settings, 1))
     if isinstance(settings, dict) and "forget" not in settings:
@@ -450,7 +451,7 @@ def recipes(draw: Any) -> tuple[str, bytes]:
             snippet = draw(
                 st.one_of(
                     st.sampled_from(SNIPPETS),
-                    st.builds(lambda key, value: f"{key}: {value}", st.sampled_from(cli.RECIPE_KEYS), odd),
+                    st.builds(lambda key, value: f"{key}: {value}", st.sampled_from(recipe_files.RECIPE_KEYS), odd),
                 )
             )
             lines.insert(draw(st.integers(0, len(lines))), snippet)
@@ -487,7 +488,7 @@ def options() -> dict[str, list[str]]:
             for action in parser._actions
             if action.option_strings and "-h" not in action.option_strings
         ]
-        for name, parser in cli._parsers().items()
+        for name, parser in arguments.parsers().items()
     }
 
 
@@ -624,7 +625,7 @@ def try_command_line(place: Place, case: list[str]) -> Outcome:
     def evaluated(config: RunConfig, base: str | None = None) -> Any:
         for each in (config, *([config.replace(model=base)] if base else [])):
             unlearn.resolve_all([each])
-        raise cli.UserError("resolved, and not scored")
+        raise UserError("resolved, and not scored")
 
     before = tree(place.folder)
     with mock.patch.object(unlearn, "evaluate", evaluated):
@@ -1006,7 +1007,7 @@ def try_results(place: Place, case: tuple[str, Any, bytes, float]) -> Outcome:
         (folder / name).write_bytes(data[:at] + piece + data[at:])
 
     def prepared(*_: Any) -> Any:
-        raise cli.UserError("as far as to what trains")
+        raise UserError("as far as to what trains")
 
     try:
         with mock.patch.object(unlearn, "prepare", prepared):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dualoptim import cli
+from dualoptim import arguments
 from dualoptim.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
@@ -43,10 +43,10 @@ def test_what_a_page_says_of_the_program_is_so(page: Path) -> None:
     said = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:docs|benchmarks|examples|src|tests|recipes)/[\w./-]+)`", said):
         assert (ROOT / name).exists(), name
-    parsers = cli._parsers()
+    parsers = arguments.parsers()
     known = {option for made in parsers.values() for action in made._actions for option in action.option_strings}
     for command, rest in re.findall(r"^(?:    )?dualoptim (\w+)(.*)$", said, re.MULTILINE):
-        assert command in cli.COMMANDS, command
+        assert command in arguments.COMMANDS, command
         of = {option for action in parsers[command]._actions for option in action.option_strings}
         assert set(re.findall(r" (--[\w-]+)", rest.split("  #")[0])) <= of, rest
     assert set(re.findall(r"`(--[a-z0-9-]+)[ `]", said)) <= known | {"--print-completion", "--no-deps"}

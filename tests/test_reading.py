@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim import cli
+from dualoptim import recipe_files
 from dualoptim.data import Row, check_objectives, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.reading import read_lines
@@ -364,7 +364,7 @@ def test_signs_that_say_something_are_no_end_punctuation(one: str, other: str) -
 def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text, encoding="utf-8-sig")
-    assert cli._recipe_arguments(path, {key}) == [f"--{key}={value}"]
+    assert recipe_files.recipe_arguments(path, {key}) == [f"--{key}={value}"]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: byt
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
-        cli._recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})
+        recipe_files.recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})
 
 
 def test_of_openais_rows_the_last_turn_is_learned_whatever_weights_and_tools_say() -> None:

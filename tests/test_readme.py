@@ -55,12 +55,12 @@ def test_other_trainers_take_the_optimizer_in_five_lines(name: str, capsys: pyte
 
 
 def test_the_readme_speaks_of_commands_and_options_that_exist() -> None:
-    from dualoptim import cli
+    from dualoptim import arguments
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = set(re.findall(r"^dualoptim (\w+)", text, re.MULTILINE))
     assert commands
-    assert commands <= set(cli.COMMANDS)
+    assert commands <= set(arguments.COMMANDS)
     for line in re.findall(r"^dualoptim .*$", text, re.MULTILINE):
-        known = {option for action in cli._parsers()[line.split()[1]]._actions for option in action.option_strings}
+        known = {option for action in arguments.parsers()[line.split()[1]]._actions for option in action.option_strings}
         assert set(re.findall(r"--[\w-]+", line)) <= known

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import dualoptim.tiny
-from dualoptim import cli, plan, resolve, runs
+from dualoptim import arguments, cli, plan, recipe_files, resolve, runs
 from dualoptim.data import IGNORED, encode, parse_row, prompt_text, question
 from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template
@@ -30,7 +30,7 @@ from dualoptim.tasks.tofu import Tofu
 from . import families, lume, tiny, tofu
 from .test_plan import LLAMA_8B
 
-RECIPES = sorted(cli.recipes_folder().glob("*.yaml"))
+RECIPES = sorted(recipe_files.recipes_folder().glob("*.yaml"))
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
     "phi": lambda **ids: PhiConfig(**SHAPE, **ids),
@@ -99,13 +99,13 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, models: Path,
     assert text.startswith("# ")
     assert len(text.splitlines()[0]) <= 120
     settings = yaml.safe_load(text)
-    assert set(settings) <= set(cli.RECIPE_KEYS)
+    assert set(settings) <= set(recipe_files.RECIPE_KEYS)
     for command in ("unlearn", "compare"):
-        parsed = cli._parse(cli._parsers()[command], ["--recipe", recipe.stem])
+        parsed = arguments.parse(arguments.parsers()[command], ["--recipe", recipe.stem])
         for key in set(settings) & set(vars(parsed)):
             value = getattr(parsed, key)
             assert (list(value) if isinstance(value, tuple) else value) == settings[key]
-        config = cli._config(parsed)
+        config = arguments.config_of(parsed)
         if config.task != "facts" and "forget" not in config.task_args:  # facts come along, and names alone need none
             config.data_dir = "tofu" if config.task == "tofu" else "data"
         if config.task == "tofu":
@@ -139,7 +139,7 @@ def test_the_recipes_of_what_fits_are_what_the_plan_names(
         options += ["--chat-template", "question_answer"]
         assert cli.main([*options, "--dry-run"]) == 0
         assert "activations at most" in capsys.readouterr().out
-        config = cli._config(cli._parse(cli._parsers()["unlearn"], options[1:]))
+        config = arguments.config_of(arguments.parse(arguments.parsers()["unlearn"], options[1:]))
         assert config.bf16_weights == (chosen.weights == "bfloat16")
         assert config.gradient_checkpointing == chosen.checkpointing
         assert config.release_gradients == chosen.released
@@ -152,7 +152,7 @@ def test_the_published_recipes_hold_the_published_settings() -> None:
                  "betas": [0.9, 0.95], "base_betas": [0.9, 0.95], "weight_decay": 0.01, "max_grad_norm": 1.0,
                  "max_update": None, "optimizer": "DualOptim+"}  # fmt: skip
     for name in ("tofu_phi15_forget05", "tofu_llama2_forget10"):
-        assert published.items() <= yaml.safe_load(cli.find_recipe(name).read_text(encoding="utf-8")).items()
+        assert published.items() <= yaml.safe_load(recipe_files.find_recipe(name).read_text(encoding="utf-8")).items()
 
 
 RUNS = [

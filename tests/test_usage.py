@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dualoptim import catalog, cli, combine, goals, usage
+from dualoptim import arguments, catalog, cli, combine, goals, recipe_files, usage
 from dualoptim.config import ALONE, GROUPS, METHODS, USES, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES
@@ -63,17 +63,17 @@ def test_an_example_has_options_that_the_command_has(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("steps: 6\n")
-    parsers = cli._parsers()
+    parsers = arguments.parsers()
     for line in usage.EXAMPLES[command].splitlines():
-        program, name, *arguments = shlex.split(line, comments=True)
+        program, name, *told = shlex.split(line, comments=True)
         assert (program, name) == ("dualoptim", command)
-        assert cli._parse(parsers[name], arguments) is not None
+        assert arguments.parse(parsers[name], told) is not None
 
 
 def test_help_of_every_command_and_ls_load_no_torch_and_are_there_at_once() -> None:
     code = (
-        "import sys, time; began = time.process_time(); from dualoptim import cli\n"
-        "for command in cli.COMMANDS: cli.main([command, '--help'])\n"
+        "import sys, time; began = time.process_time(); from dualoptim import arguments, cli\n"
+        "for command in arguments.COMMANDS: cli.main([command, '--help'])\n"
         "cli.main(['ls'])\n"
         "print({'torch', 'transformers'} & set(sys.modules), time.process_time() - began, file=sys.stderr)"
     )
@@ -96,7 +96,7 @@ def test_completion_knows_commands_options_and_values(
     assert cli.main(["--print-completion", "bash"]) == 0
     script = capsys.readouterr().out
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    for word in (*cli.COMMANDS, "--forget-loss", *LOSSES, "erase"):
+    for word in (*arguments.COMMANDS, "--forget-loss", *LOSSES, "erase"):
         assert word in script
     assert cli.main(["--print-completion", "bsh"]) == 2
     assert "unknown shell 'bsh'; did you mean 'bash'?" in capsys.readouterr().err
@@ -104,9 +104,9 @@ def test_completion_knows_commands_options_and_values(
 
 def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("memorize: true\nmemorize_args: {epochs: 3}\n")
-    parser = cli._parsers()["unlearn"]
-    for arguments in (["--memorize", "--memorize-args", "{epochs: 3}"], ["--config", str(tmp_path / "mine.yaml")]):
-        parsed = cli._parse(parser, arguments)
+    parser = arguments.parsers()["unlearn"]
+    for told in (["--memorize", "--memorize-args", "{epochs: 3}"], ["--config", str(tmp_path / "mine.yaml")]):
+        parsed = arguments.parse(parser, told)
         assert (parsed.memorise, parsed.memorise_args) == (True, {"epochs": 3})
         assert {"memorise", "memorise_args"} <= set(parsed.given)
 
@@ -140,10 +140,10 @@ def test_a_recipe_that_init_wrote_runs_and_means_what_the_goal_chooses(
     assert yaml.safe_load(text) == given
     chosen = goals.chosen(given)
     every = re.sub(r"^# (?=[a-z_0-9]+: )", "", text, flags=re.MULTILINE)  # as if somebody wanted all of it said
-    settings = yaml.load(every, cli._Recipes)
+    settings = yaml.load(every, recipe_files.Loader)
     assert {"lr", "forget_loss", "until", "save_every"} <= set(settings)
     assert RunConfig(**{**settings, "betas": tuple(settings["betas"])}) == chosen
-    assert set(settings) <= set(cli.RECIPE_KEYS)
+    assert set(settings) <= set(recipe_files.RECIPE_KEYS)
     command = told.split("Check it by: ")[1]
     assert cli.main(shlex.split(command)[1:]) == 0
     shown = capsys.readouterr().out

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dualoptim import chunks, cli, runs
+from dualoptim import chunks, cli, recipe_files, runs
 from dualoptim.data import Row, encode
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
@@ -264,7 +264,7 @@ def test_a_models_numbers_are_given_with_what_they_lack(
 
 
 def test_the_recipe_has_the_published_settings() -> None:
-    recipe = yaml.safe_load(cli.find_recipe("wmdp_zephyr_7b").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(recipe_files.find_recipe("wmdp_zephyr_7b").read_text(encoding="utf-8"))
     published = {
         "model": "HuggingFaceH4/zephyr-7b-beta", "train": TRAINED, "steps": 150, "batch_size": 8, "ratio": "1:1",
         "forget_loss_args": {"layer": 7, "coefficient": 6.5}, "weights": {"retain": 1200}, "lr": 5e-5,

@@ -9,53 +9,27 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import io
-import itertools
 import json
 import os
-import re
 import shlex
 import sys
 import traceback
-import typing
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from . import __version__, catalog, ranks, usage
-from .config import ALONE, EVALUATION, FORGET_AND_KEEP, MAIN, METHODS, MODEL, SAVING, SCHEDULE, USES, RunConfig
+from . import __version__, arguments, catalog, ranks, usage
+from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of
+from .config import ALONE, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS
+from .recipe_files import recipes_folder
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
-COMMANDS = {
-    "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
-    "unlearn": "unlearn by one method, from a recipe, a task or your own files",
-    "compare": "several methods from the same start, rows and budget",
-    "tune": "search learning rate, ratio, loss and method for the best trade, and write its recipe",
-    "evaluate": "score a model on a task or on your own rows",
-    "plan": "what fits where: the memory of a step, from a model's configuration alone",
-    "report": "make the page and the table of finished runs again, several on one page",
-    "ls": "list recipes, tasks, losses and methods",
-    "env": "versions, processor, memory and devices",
-    "init": "write a commented recipe for your own files, checked",
-    "certify": "write a signed record of what a run measured",
-    "verify": "check a signed record against files",
-}
-RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
-EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "attacks", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length", "score_bf16",
-                     "load_in_4bit")  # fmt: skip
-
-
-# Of values of any kind, texts first: else a ratio of "1:5" is read as a number to base 60.
-CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
-INIT_FIELDS = ("forget", "retain", "model", "goal")
-PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,29 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _main(arguments: Sequence[str]) -> int:
+def _main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
             stream.reconfigure(errors="replace")
-    commands = _parsers()
+    commands = arguments.parsers()
     try:
         ranks.join()
-        if not arguments or arguments[0] in ("-h", "--help"):
+        if not argv or argv[0] in ("-h", "--help"):
             _print_help()
             return 0
-        if arguments[0] == "--version":
+        if argv[0] == "--version":
             print(f"dualoptim {__version__}")
             return 0
-        if arguments[0] == "--print-completion":
-            print(usage.completion(arguments[1] if len(arguments) > 1 else "bash", COMMANDS, commands))
+        if argv[0] == "--print-completion":
+            print(usage.completion(argv[1] if len(argv) > 1 else "bash", COMMANDS, commands))
             return 0
-        if arguments[0] not in commands:
-            raise unknown("command", arguments[0], COMMANDS)
-        name, rest = arguments[0], list(arguments[1:])
+        if argv[0] not in commands:
+            raise unknown("command", argv[0], COMMANDS)
+        name, rest = argv[0], list(argv[1:])
         if "-h" in rest or "--help" in rest:
             commands[name].print_help()
             return 0
-        parsed = _parse(commands[name], rest)
+        parsed = arguments.parse(commands[name], rest)
         # One line, without the file and source line that warnings.warn adds.
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
         return _run(name, parsed) if name in SHARED else ranks.of_first(lambda: _run(name, parsed))
@@ -138,293 +112,6 @@ def _print_help() -> None:
     )
 
 
-def _parsers() -> dict[str, ArgumentParser]:
-    made = {name: usage.parser(name, what) for name, what in COMMANDS.items()}
-    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
-    text: dict[str, Any] = {"type": str, "default": None}
-    recipe = {
-        "--config --recipe": text
-        | {
-            "dest": "recipe",
-            "group": FORGET_AND_KEEP,
-            "help": "YAML file of settings, or the name of an included one (`dualoptim ls`)",
-        }
-    }
-    saving: dict[str, dict[str, Any]] = {
-        "--dry-run": {"help": "show what would be done, and stop before it"},
-        "--resume": {"help": "go on with what the output folder holds"},
-        "--overwrite": {"help": "replace what the output folder holds"},
-    }
-    running = recipe | {name: of | {"action": "store_true", "group": SAVING} for name, of in saving.items()}
-    several = {
-        "--methods": {"type": list[str], "default": MAIN, "group": SCHEDULE, "help": "a list of `dualoptim ls`'s"},
-        "--seeds": {
-            "type": list[int],
-            "default": [0],
-            "group": SCHEDULE,
-            "help": "a list; every method runs with each",
-        },
-        "--grid": {
-            "type": CROSSED,
-            "default": {},
-            "group": SCHEDULE,
-            "help": "settings to cross with methods and seeds: '{lr: [1e-4, 2e-4], steps: [48, 240]}'",
-        },
-        "--shard": text
-        | {"group": SCHEDULE, "help": "i/n: the i-th of n processes that share the runs and the output folder"},
-    }
-    scoring = recipe | {
-        "--base": text | {"group": EVALUATION, "help": "model before unlearning, scored beside it"},
-        "--scores": text | {"group": EVALUATION, "help": "JSON file to write the numbers and every sample to"},
-        "--from-records": text
-        | {
-            "group": EVALUATION,
-            "help": "a run's folder or records.jsonl, or a file of --scores: its numbers, without a model",
-        },
-    }
-    uploading: dict[str, dict[str, Any]] = {
-        "--push-to-hub": text | {"group": SAVING, "help": "owner/name on the hub: upload the model, private"},
-        "--push-public": {"type": bool, "default": False, "group": SAVING, "help": "make that repository public"},
-        "--push-adapter": {
-            "type": bool,
-            "default": False,
-            "group": SAVING,
-            "help": "upload the adapter in place of the model with it merged in",
-        },
-    }
-    searching: dict[str, dict[str, Any]] = {
-        "--space": {
-            "type": CROSSED,
-            "default": {},
-            "group": SCHEDULE,
-            "help": "lr, lowest and highest; other settings and methods, lists: '{lr: [1e-5, 1e-3], forget_loss: [NPO, "
-            "IDK], methods: [DualOptim+]}'",
-        },
-        "--trials": {
-            "type": int,
-            "default": None,
-            "group": SCHEDULE,
-            "help": "trials of each method [20, or what --minutes allow]",
-        },
-        "--minutes": {"type": float, "default": None, "group": SCHEDULE, "help": "minutes of all trials together"},
-        "--tune-on": {
-            "type": dict[str, Any],
-            "default": None,
-            "group": SCHEDULE,
-            "help": "arguments of the task that give it other rows to choose on: '{part: 6}' [the task's own choice]",
-        },
-    }
-    devices = {
-        "--devices": {"type": int, "default": None, "group": MODEL,
-                      "help": "how many train together [the GPUs here, or 1]"},
-        "--device-memory": text | {"group": MODEL, "help": "of each, such as 80GB or 24GiB [this machine's]"},
-    }  # fmt: skip
-    usage.add_settings(made["unlearn"], tuple(fields), running | uploading)
-    usage.add_settings(made["compare"], tuple(fields), running | several)
-    usage.add_settings(made["tune"], tuple(fields), running | searching)
-    made["tune"].set_defaults(out="runs/tune")
-    usage.add_settings(made["evaluate"], EVALUATION_FIELDS, scoring)
-    usage.add_settings(made["plan"], PLAN_FIELDS, devices)
-    made["quickstart"].add_argument("--model", **text, help="folder or hub id instead of SmolLM2")
-    made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
-    made["quickstart"].add_argument("--out", **text, help="folder for the results [runs/quickstart]")
-    for name in ("--dry-run", "--overwrite"):  # it always resumes
-        made["quickstart"].add_argument(name, action="store_true", **saving[name])
-    made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
-    made["report"].add_argument(
-        "--out", **text, metavar="FILE", help="HTML file [report.html beside the results, or above those of several]"
-    )
-    for name in INIT_FIELDS:
-        made["init"].add_argument(f"--{name}", **text, help=fields[name].metadata["help"])
-    made["init"].add_argument(
-        "--out", type=str, default="recipe.yaml", metavar="FILE", help="YAML file to write, which must not be there yet"
-    )
-    _add_records(made)
-    return made
-
-
-def _add_records(made: dict[str, ArgumentParser]) -> None:
-    """The options of the commands on signed records."""
-    certify, verify = made["certify"], made["verify"]
-    certify.add_argument("folder", type=str, help="of a finished run, or of several")
-    verify.add_argument("record", type=str, help="file that dualoptim certify wrote")
-    for parser, options in (
-        (certify, {
-            "key": "Ed25519 private key of yours, in PEM or OpenSSH's format",
-            "passphrase-file": "file whose first line opens an encrypted key [$DUALOPTIM_PASSPHRASE]",
-            "out": "the record's file [record.json in the run's folder]",
-            "method": "which of several runs, by its method",
-            "before": "model before unlearning, where the run's settings do not lead to it",
-        }),
-        (verify, {
-            "public-key": "of whoever should have signed, in PEM or OpenSSH's format",
-            "run": "folder of the run [the record's]",
-            "model": "folder of the model after unlearning [the run's]",
-            "before": "model before unlearning, by folder or hub id [as the run's settings say]",
-            "forget": "file of the rows to forget [as the run's settings say]",
-            "retain": "file of the rows to keep [as the run's settings say]",
-        }),
-    ):  # fmt: skip
-        for name, what in options.items():
-            metavar = "FILE" if name in ("out", "key", "public-key", "passphrase-file") else None
-            parser.add_argument(f"--{name}", type=str, default=None, help=what, metavar=metavar)
-    certify.add_argument("--run", type=int, default=None, help="which of several runs, by its number from 1")
-    certify.add_argument("--seed", type=int, default=None, help="which of several runs, by its seed")
-    verify.add_argument("--show", action="store_true", help="print what the record says, too, as JSON")
-
-
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """Parse with the recipe's settings put before the command line's, so that the latter win."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
-    for argument in arguments:
-        name = argument.split("=")[0].split(".")[0]
-        if name.startswith("--") and name not in known:
-            raise unknown("option", name, known)
-    _check_signs(arguments)
-    arguments = _with_true(parser, arguments)
-    try:
-        parsed = parser.parse_args(arguments)
-        if not getattr(parsed, "recipe", None):
-            return _with_given(parsed, arguments)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_one_sentence(error)) from None
-    path = find_recipe(parsed.recipe)
-    settings = _recipe_arguments(path, {option.removeprefix("--").replace("-", "_") for option in known})
-    _check_signs(settings)
-    try:
-        parser.parse_args(settings)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {_one_sentence(error)}") from None
-    return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
-
-
-def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The arguments with "true" for each setting of yes or no that stands without a value."""
-    types = {
-        option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
-    }
-    switches = {option for option, type in types.items() if bool in (type, *typing.get_args(type))}
-    return [
-        f"{given}=true" if given in switches and after.startswith("--") else given
-        for given, after in itertools.pairwise([*arguments, "--"])
-    ]
-
-
-def _check_signs(arguments: Sequence[str]) -> None:
-    """Refuse what no file's name, nor any setting, may hold."""
-    if found := next((argument for argument in arguments if "\0" in argument), None):
-        raise UserError(f"{found[:80]}: holds the character NUL, which no setting may; give a value without it")
-
-
-def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
-    """The settings, with the names of those that somebody gave: a goal chooses the others."""
-    names = [argument.split("=")[0].split(".")[0] for argument in arguments if argument.startswith("--")]
-    parsed.given = sorted({name.removeprefix("--").replace("-", "_") for name in names})
-    return parsed
-
-
-def _one_sentence(error: Exception) -> str:
-    return " ".join(str(error).replace("Parser key", "setting").split()).rstrip(".")
-
-
-def recipes_folder() -> Path:
-    """Where the recipes lie: in the installed package, or in the source tree."""
-    packaged = Path(__file__).parent / "recipes"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
-
-
-_NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe, by path or by the name of an included one."""
-    if Path(name).is_file():
-        return Path(name)
-    own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
-    if name in own:
-        return own[name]
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise UserError(f"recipe {name}: there is no such file")
-    raise unknown("recipe", name, own)
-
-
-class _Recipes(yaml.SafeLoader):
-    """YAML without what nobody means: 1:5 is no number to base 60, 2024-01-01 no date, and a key stands once."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012, as the class above has it
-        first: [(tag, pattern) for tag, pattern in known if tag not in _NOT_MEANT]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError):
-            kind = str(node.tag).rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"what is tagged as {kind} is none; remove the tag", node.start_mark
-            ) from None
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key.value, str) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands twice; remove one", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Recipes.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-_Recipes.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-
-
-_Recipes.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))  # 010 is ten
-
-
-def _recipe_arguments(path: Path, known: set[str]) -> list[str]:
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Recipes)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        reason = " ".join(str(problem).split())
-        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {reason}") from None
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # of a depth without end
-        raise UserError(f"{path}: YAML that cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
-    arguments = []
-    for key, value in settings.items():
-        if isinstance(key, str):
-            key = re.sub("^memorize", "memorise", key)
-        if key not in RECIPE_KEYS:
-            raise unknown("recipe key", key, RECIPE_KEYS, str(path))
-        if key not in known:
-            continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
-        try:
-            written = value if isinstance(value, str) else json.dumps(value)
-        except (TypeError, ValueError):  # of Python's own kinds, or that holds itself
-            raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
-        arguments.append(f"--{key.replace('_', '-')}={written}")
-    return arguments
-
-
-def _config(parsed: Namespace) -> RunConfig:
-    """The settings that were given, and what the goal chooses for the rest."""
-    from . import goals
-
-    names = {field.name for field in dataclasses.fields(RunConfig)} & set(parsed.given)
-    return goals.chosen({key: getattr(parsed, key) for key in names})
-
-
 def _suit_the_process() -> None:
     """Settings of the process that make training on a CPU faster, measured in docs/log.md; torch is not loaded yet.
 
@@ -460,14 +147,13 @@ def _run(name: str, parsed: Namespace) -> int:
 
 
 def _quickstart(parsed: Namespace) -> None:
-    commands = _parsers()
-    arguments = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--resume"]
-    arguments += [f"--{key}={value}" for key in ("model", "out") if (value := getattr(parsed, key)) is not None]
+    told = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--resume"]
+    told += [f"--{key}={value}" for key in ("model", "out") if (value := getattr(parsed, key)) is not None]
     if parsed.overwrite:
-        arguments.append("--overwrite")
+        told.append("--overwrite")
     if parsed.dry_run:
-        arguments.append("--dry-run")
-    _unlearn("compare", _parse(commands["compare"], arguments))
+        told.append("--dry-run")
+    _unlearn("compare", arguments.parse(arguments.parsers()["compare"], told))
     if not parsed.dry_run:
         model = parsed.model or "smollm2"
         print(f"Your own rows: dualoptim unlearn --model {model} --forget my.jsonl --retain keep.jsonl")
@@ -476,7 +162,7 @@ def _quickstart(parsed: Namespace) -> None:
 def _unlearn(name: str, parsed: Namespace) -> None:
     from . import dry_run, resolve, unlearn
 
-    config = _config(parsed)
+    config = config_of(parsed)
     configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
     inputs = {"recipe": parsed.recipe}
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):

@@ -1,0 +1,111 @@
+"""Recipes: YAML files of settings, found by name or path, read strictly, and made arguments of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import RunConfig
+from .errors import UserError, unknown
+
+RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
+_NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: in the installed package, or in the source tree."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, by path or by the name of an included one."""
+    if Path(name).is_file():
+        return Path(name)
+    own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
+    if name in own:
+        return own[name]
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(f"recipe {name}: there is no such file")
+    raise unknown("recipe", name, own)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML without what nobody means: 1:5 is no number to base 60, 2024-01-01 no date, and a key stands once."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, as the class above has it
+        first: [(tag, pattern) for tag, pattern in known if tag not in _NOT_MEANT]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError):
+            kind = str(node.tag).rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what is tagged as {kind} is none; remove the tag", node.start_mark
+            ) from None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands twice; remove one", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))  # 010 is ten
+
+
+def recipe_arguments(path: Path, known: set[str]) -> list[str]:
+    """A recipe's settings as `--name=value`.
+
+    Args:
+        known: names that the command has; a setting of another command is passed over.
+
+    Raises:
+        UserError: YAML that cannot be read, or a key that no command has.
+    """
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        reason = " ".join(str(problem).split())
+        raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {reason}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # of a depth without end
+        raise UserError(f"{path}: YAML that cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
+    arguments = []
+    for key, value in settings.items():
+        if isinstance(key, str):
+            key = re.sub("^memorize", "memorise", key)
+        if key not in RECIPE_KEYS:
+            raise unknown("recipe key", key, RECIPE_KEYS, str(path))
+        if key not in known:
+            continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
+        try:
+            written = value if isinstance(value, str) else json.dumps(value)
+        except (TypeError, ValueError):  # of Python's own kinds, or that holds itself
+            raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
+        arguments.append(f"--{key.replace('_', '-')}={written}")
+    return arguments
