@@ -136,7 +136,7 @@ def row(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def page(found: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of all lines."""
+    """The page of all lines; its last chapter, what a person reads in the numbers, is kept as it is."""
     rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     met = {method: [0, 0] for method in METHODS}
     for entry in found:
@@ -150,6 +150,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     ]
     verdicts = [f"- {name}: {e['verdict']} {e['stopped']}" for name, e in zip(names, found, strict=True)]
     walls = "; ".join(f"{name} {e['minutes']}" for name, e in zip(names, found, strict=True) if "minutes" in e)
+    reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
     return "\n".join(
         [
             "# Your own rows",
@@ -174,7 +175,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             *verdicts,
             "",
         ]
-    )
+    ) + (READING + reading if reading else "")
 
 
 def main() -> None:
@@ -205,8 +206,7 @@ def main() -> None:
             started = time.perf_counter()
             subprocess.run([sys.executable, "-m", "dualoptim", *told, "--resume"], check=True)
             add(case, goal, (time.perf_counter() - started) / 60)
-    reading = PAGE.read_text(encoding="utf-8").partition(READING)[2] if PAGE.is_file() else ""
-    PAGE.write_text(page(lines()) + (READING + reading if reading else ""), encoding="utf-8")
+    PAGE.write_text(page(lines()), encoding="utf-8")
 
 
 if __name__ == "__main__":

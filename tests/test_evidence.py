@@ -23,9 +23,10 @@ def modules() -> Any:
     try:
         import evidence
         import evidence_page
+        import own_rows
         import variants
 
-        return evidence, evidence_page, variants
+        return evidence, evidence_page, variants, own_rows
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -33,6 +34,12 @@ def modules() -> Any:
 def test_the_page_is_what_the_raw_results_make(modules: Any) -> None:
     page = modules[1]
     assert page.make() == (BENCHMARKS / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_ones_own_rows_is_what_its_lines_make(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BENCHMARKS.parent)
+    own_rows = modules[3]
+    assert own_rows.page(own_rows.lines()) == (BENCHMARKS / "own_rows.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("model", ["tiny", "smollm2"])
