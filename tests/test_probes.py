@@ -14,6 +14,7 @@ import torch
 from dualoptim import cli
 from dualoptim.chat import prompt_ids
 from dualoptim.config import RunConfig
+from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import probes, scoring
 from dualoptim.tasks.facts import Facts
@@ -118,6 +119,18 @@ def test_replies_are_compared_with_answers_or_with_those_before(place: Path, mon
     assert [r["answer"] for r in after if r["set"] == "blur_whp_retain"] == ["North, by the sea", ""]
     assert next(r["rouge_l"] for r in after if r["set"] == "blur_whp_retain") == 0.5
     assert probes.numbers(after).missing == {}
+
+
+def test_rwkus_words_are_not_stemmed_and_blurs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda *_, **__: ["he writes horrors and novels"])
+    asked = {
+        "rwku_forget_level2": (question("What does he write?", "Horror novels", begun="Answer:"),),
+        "blur_rwku_forget": (question("What does he write?", ""),),
+    }
+    base = [{"set": "blur_rwku_forget", "reply": "Horror novels"}]
+    made = probes.records(None, tiny.tokenizer(), asked, base)  # type: ignore[arg-type]
+    # "horrors" is "Horror" by its stem alone, "novels" is itself.
+    assert {r["set"]: r["rouge_l"] for r in made} == {"rwku_forget_level2": 0.5, "blur_rwku_forget": 1.0}
 
 
 def test_a_reply_goes_on_from_how_it_was_begun() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualoptim import chunks, cli, runs
-from dualoptim.data import Row, encode
+from dualoptim.data import Draw, ObjectiveRows, Row, encode
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
 from dualoptim.tasks.wmdp import NOT_ASKED, Wmdp
@@ -76,6 +76,18 @@ def test_the_first_texts_are_trained_on_and_the_next_ones_held_out(place: Path, 
             assert len(rows) == len(wanted)
             assert all(text.startswith(row.answer) for row, text in zip(rows, wanted, strict=True))
             assert all(len(encode(row, tiny.tokenizer(), 512).input_ids) <= 8 for row in rows)
+
+
+def test_every_corpus_is_a_group_which_batches_tell(place: Path) -> None:
+    both, one = Wmdp("data"), Wmdp("data", forget=["cyber-forget-corpus"])
+    assert [row.group for row in both.objectives["forget"]] == [0] * 4 + [1] * 4
+    assert {row.group for row in [*both.objectives["retain"], *one.objectives["forget"]]} == {0}
+    data, alone = (ObjectiveRows(task.objectives, {}, tiny.tokenizer(), 512) for task in (both, one))
+    mixed, cyber = (data.collate([data[Draw("forget", row, 0)] for row in rows])["forget"] for rows in ((1, 6, 5), (7,)))
+    assert mixed["groups"].tolist() == [0, 1, 1]
+    assert cyber["groups"].tolist() == [1]
+    assert "groups" not in alone.collate([alone[Draw("forget", 0, 0)]])["forget"]
+    assert "groups" not in data.collate([data[Draw("retain", 0, 0)]])["retain"]
 
 
 def test_of_few_texts_a_third_is_held_out(place: Path) -> None:

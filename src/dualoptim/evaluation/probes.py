@@ -1,7 +1,7 @@
 """Questions of other benchmarks, asked beside a task's own: of subjects to forget, of their neighbors, and of both.
 
 RWKU (arXiv 2406.10890) asks about famous people, to fill in blanks (level 1), in questions (2) and in attacks (3), and
-about what is near them; a reply is compared with the answer. BLUR (arXiv 2506.15699) has questions without answers, of
+about what is near them; a reply is compared with the answer, without stemming. BLUR (arXiv 2506.15699) has questions without answers, of
 what is to be forgotten, of what is to be kept, and prompts that ask for both; a reply is compared with that of the
 model before. Each is asked as its authors ask it; `docs/tasks.md` says what differs.
 """
@@ -192,7 +192,7 @@ def records(
         for row, answer, reply in zip(rows, answers, given, strict=True):
             made.append({"set": name, "question": row.question, "answer": answer, "reply": reply})
             if base is not None or row.answer:
-                made[-1]["rouge_l"] = rouge_l_recall(reply, answer)
+                made[-1]["rouge_l"] = rouge_l_recall(reply, answer, stemmed=name.startswith("blur_"))
     return made
 
 

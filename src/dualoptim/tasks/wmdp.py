@@ -1,14 +1,16 @@
 """WMDP: forget hazardous knowledge as texts hold it, and see in multiple choice whether it is gone (arXiv 2403.03218).
 
-To forget are corpora on biosecurity and cybersecurity, to keep is another; of each text its first tokens are trained
-on. The questions are none of the texts': WMDP's own and MMLU's, by lm-evaluation-harness (`--lm-eval`). Without it,
-held-out texts of the same corpora alone tell what became less probable.
+To forget are corpora on biosecurity and cybersecurity, for each of which RMU has a direction of its own; to keep is
+another. Of each text its first tokens are trained on. The questions are none of the texts': WMDP's own and MMLU's, by
+lm-evaluation-harness (`--lm-eval`). Without it, held-out texts of the same corpora alone tell what became less
+probable.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -101,7 +103,10 @@ class Wmdp(Task):
 
         parts = {name: split(name) for name in together}
         names = {"forget": forget, "retain": retain}
-        self.objectives = {role: [row for name in of for row in parts[name][0]] for role, of in names.items()}
+        self.objectives = {
+            role: [replace(row, group=group) for group, name in enumerate(of) for row in parts[name][0]]
+            for role, of in names.items()
+        }
         self.held_out = {role: [row for name in of for row in parts[name][1]] for role, of in names.items()}
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
