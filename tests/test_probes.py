@@ -245,6 +245,25 @@ def test_what_cannot_be_asked_is_told(settings: dict[str, Any], told: str, place
         probes.read(RunConfig(**settings))
 
 
+def test_attacks_of_no_kind_and_questions_of_no_subject_are_told(place: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "type"} for row in RWKU["forget_level3"]]
+    (place / "probes" / "rwku" / "forget_level3.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"forget_level3\.json, item 1: the row's 'type' is missing"):
+        probes.read(config("rwku_forget_level3"))
+    (place / "probes" / "rwku" / "forget_level1.json").write_text(json.dumps([{"query": "Who?", "answer": "Ada"}]))
+    with pytest.raises(UserError, match="unknown subject of RWKU 'Ada'; there are none"):
+        probes.read(config("rwku_forget_level1", probe_subjects=["Ada"]))
+
+
+def test_blur_behind_a_gate_says_how_to_get_it(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(name: str) -> list[str]:
+        raise RuntimeError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(sys.modules["datasets"], "get_dataset_config_names", gated)
+    with pytest.raises(UserError, match=r"forgelab/BLUR: could not .* gated .* log in .*, or give --probes-dir"):
+        probes.read(RunConfig(probes=["blur"]))
+
+
 def test_it_is_told_before_anything_is_loaded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "probes" / "rwku" / "forget_level2.json").write_text(json.dumps([{"subject": "Ada", "query": "Who?"}]))
     probes._read.cache_clear()

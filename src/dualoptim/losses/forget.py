@@ -358,10 +358,9 @@ class RMU(Loss):
 
     Use it when knowledge should be scrambled inside the network; layer and coefficient depend on the model.
 
-    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed; sequences of several corpora,
-    which ``batch["groups"]`` (B,) tells apart from 0, have one for each corpus, drawn one after the other. Averaged over
-    the positions that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is
-    its partner.
+    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Where ``batch["groups"]`` (B,)
+    tells corpora apart, counted from 0, each has one of its own, drawn one after the other. Averaged over the positions
+    that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.
 
     Args:
         layer: the layer, counted from 0, whose output is steered; 7, its authors' for Zephyr-7B (32 layers).
@@ -389,7 +388,7 @@ class RMU(Loss):
         return (total / length.clamp(min=1)).mean()
 
     def _directions(self, batch: Batch, width: int) -> Tensor:
-        """u of each sequence, (B, d), on the CPU, where a seed gives the same numbers whatever the model's device is."""
+        """u of each sequence, (B, d); on the CPU, where a seed gives the same numbers whatever the model's device."""
         groups = batch.get("groups", torch.zeros(len(batch["labels"]), dtype=torch.long)).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.stack([torch.rand(width, generator=generator) for _ in range(int(groups.max()) + 1)])
