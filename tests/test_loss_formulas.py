@@ -312,6 +312,33 @@ def test_rmu_is_zero_where_the_states_are_the_direction(model: Any, batches: Any
     assert LOSSES["RMU"](layer=0, coefficient=4.0, seed=6)(blank, batches["forget"]) > 0.01
 
 
+def test_rmu_steers_each_group_in_a_direction_of_its_own(model: Any, batches: Any) -> None:
+    batch, loss = batches["forget"], LOSSES["RMU"](layer=0, coefficient=6.5, seed=3)
+    count = len(batch["labels"])
+    sequences = naive_losses.read(model, model, batch, 0)
+    groups = [(2, 0, 1)[i % 3] for i in range(count)]
+    mixed = loss(model, {**batch, "groups": torch.tensor(groups)}).item()
+    assert mixed == pytest.approx(naive_losses.rmu(sequences, 6.5, 3, groups), rel=2e-6)
+    assert mixed != pytest.approx(naive_losses.rmu(sequences, 6.5, 3), rel=1e-3)
+    # Alone in a batch, a group has the direction that it has among others, and the first that of no groups at all.
+    alone = [loss(model, {**batch, "groups": torch.full((count,), group)}) for group in range(3)]
+    assert alone[0].item() == loss(model, batch).item()
+    for group, value in enumerate(alone):
+        assert value.item() == pytest.approx(naive_losses.rmu(sequences, 6.5, 3, [group] * count), rel=2e-6)
+    first, second = (loss._directions({**batch, "groups": torch.full((count,), g)}, 24)[0] for g in (0, 1))
+    assert_close(torch.stack([first.norm(), second.norm()]), torch.ones(2))
+    assert first @ second < 0.95
+    # By the states' own direction the gradient vanishes, and by another's it does not.
+    blank = copy.deepcopy(model)
+    for param in blank.parameters():
+        param.data.zero_()
+    blank.model.embed_tokens.weight.data[:] = 6.5 * second  # layers of zeros hand it on
+    there, elsewhere = (
+        gradient(loss(blank, {**batch, "groups": torch.full((count,), group)}), blank).norm().item() for group in (1, 0)
+    )
+    assert there < 1e-5 < 0.01 < elsewhere
+
+
 def test_rmu_retain_is_zero_against_itself(model: Any, batches: Any) -> None:
     value = LOSSES["RMURetain"](layer=0)(model, batches["retain"], copy.deepcopy(model))
     assert value.item() == 0

@@ -207,11 +207,43 @@ def test_the_hub_gives_what_a_folder_in_its_layout_gives(place: Path, monkeypatc
         assert {n: together(rows) for n, rows in other.texts.items()} == {n: together(r) for n, r in ours.texts.items()}
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            OSError("401 Client Error.\nPlease log in"),
+            "401 Client Error; accept its terms on the hub and log in .*, or give",
+        ),
+        (ValueError('Unknown split "forget".'), 'Unknown split "forget"; give --data-dir$'),
+        ([], "has no rows on the hub; give --data-dir"),
+    ],
+    ids=["gated", "split", "empty"],
+)
+def test_what_the_hub_refuses_is_told(answer: Any, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    package = ModuleType("datasets")
+    package.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    with pytest.raises(UserError, match=f"muse-bench/MUSE-News, raw/forget: .*{told}"):
+        task(None)
+
+
 # What does not fit
 
 
 def without(name: str) -> Callable[[Path], None]:
     return lambda place: (place / "muse" / f"{name}.jsonl").unlink()
+
+
+def a_part_of_two(place: Path) -> None:
+    from pyarrow import Table, parquet
+
+    without("raw/retain1")(place)
+    parquet.write_table(Table.from_pylist([{"text": "a"}]), place / "muse" / "raw" / "retain1-00000-of-00002.parquet")
 
 
 def nothing(place: Path) -> None:
@@ -228,6 +260,8 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "count": ({"forget_rows": 0}, nothing, "forget_rows must be > 0, but is 0"),
     "file": ({}, without("knowmem/retain_qa_icl"), "muse: has no knowmem/retain_qa_icl.jsonl, nor knowmem/retain_qa"),
     "split": ({"subset": "sust", "fold": 2}, without("sust/forget_2"), "muse: has no sust/forget_2.jsonl"),
+    "shards": ({}, a_part_of_two, "retain1-00000-of-00002.parquet: of its parts there are 1 in .*raw; put all of them"),
+    "rows": ({}, lambda p: (p / "muse" / "raw" / "forget.jsonl").write_text("\n"), "forget.jsonl: holds no rows"),
     "text": ({}, lambda p: muse.write(p / "muse", raw_forget=[{"txt": "a"}]), "forget.jsonl:1: the row's 'text' is mi"),
 }
 

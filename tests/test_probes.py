@@ -14,6 +14,7 @@ import torch
 from dualoptim import cli
 from dualoptim.chat import prompt_ids
 from dualoptim.config import RunConfig
+from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import probes, scoring
 from dualoptim.tasks.facts import Facts
@@ -118,6 +119,18 @@ def test_replies_are_compared_with_answers_or_with_those_before(place: Path, mon
     assert [r["answer"] for r in after if r["set"] == "blur_whp_retain"] == ["North, by the sea", ""]
     assert next(r["rouge_l"] for r in after if r["set"] == "blur_whp_retain") == 0.5
     assert probes.numbers(after).missing == {}
+
+
+def test_rwkus_words_are_not_stemmed_and_blurs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda *_, **__: ["he writes horrors and novels"])
+    asked = {
+        "rwku_forget_level2": (question("What does he write?", "Horror novels", begun="Answer:"),),
+        "blur_rwku_forget": (question("What does he write?", ""),),
+    }
+    base = [{"set": "blur_rwku_forget", "reply": "Horror novels"}]
+    made = probes.records(None, tiny.tokenizer(), asked, base)  # type: ignore[arg-type]
+    # "horrors" is "Horror" by its stem alone, "novels" is itself.
+    assert {r["set"]: r["rouge_l"] for r in made} == {"rwku_forget_level2": 0.5, "blur_rwku_forget": 1.0}
 
 
 def test_a_reply_goes_on_from_how_it_was_begun() -> None:
@@ -230,6 +243,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_asked_is_told(settings: dict[str, Any], told: str, place: Path, hub: Any) -> None:
     with pytest.raises(UserError, match=told):
         probes.read(RunConfig(**settings))
+
+
+def test_attacks_of_no_kind_and_questions_of_no_subject_are_told(place: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "type"} for row in RWKU["forget_level3"]]
+    (place / "probes" / "rwku" / "forget_level3.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"forget_level3\.json, item 1: the row's 'type' is missing"):
+        probes.read(config("rwku_forget_level3"))
+    (place / "probes" / "rwku" / "forget_level1.json").write_text(json.dumps([{"query": "Who?", "answer": "Ada"}]))
+    with pytest.raises(UserError, match="unknown subject of RWKU 'Ada'; there are none"):
+        probes.read(config("rwku_forget_level1", probe_subjects=["Ada"]))
+
+
+def test_blur_behind_a_gate_says_how_to_get_it(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(name: str) -> list[str]:
+        raise RuntimeError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(sys.modules["datasets"], "get_dataset_config_names", gated)
+    with pytest.raises(UserError, match=r"forgelab/BLUR: could not .* gated .* log in .*, or give --probes-dir"):
+        probes.read(RunConfig(probes=["blur"]))
 
 
 def test_it_is_told_before_anything_is_loaded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template
 from dualoptim.tasks.tofu import Tofu
 
-from . import families, lume, tiny, tofu
+from . import families, lume, muse, tiny, tofu
 from .test_plan import LLAMA_8B
 
 RECIPES = sorted(recipe_files.recipes_folder().glob("*.yaml"))
@@ -84,6 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tofu.write(tmp_path / "tofu")
     families.write(tmp_path / "data")
     lume.write(tmp_path / "data" / "lume")
+    for corpus in ("news", "books"):
+        muse.write(tmp_path / "data" / corpus)
     return tmp_path
 
 
@@ -112,8 +114,9 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, models: Path,
             config.task_args |= {"holdout_rows": 0, "held_out_rows": 0}  # the miniature has no rows to spare
         if config.task == "lume":
             config.task_args |= {"holdout_documents": 0}
-        if config.task == "wmdp":  # which cuts texts by the model's tokens
+        if config.task in ("wmdp", "muse"):  # which cut texts by the model's tokens
             config.model = str(models / "llama")
+            config.retrained = config.retrained and config.model
         if importlib.util.find_spec("lm_eval") is None:
             config.lm_eval = []
         configs = [config]
@@ -153,6 +156,18 @@ def test_the_published_recipes_hold_the_published_settings() -> None:
                  "max_update": None, "optimizer": "DualOptim+"}  # fmt: skip
     for name in ("tofu_phi15_forget05", "tofu_llama2_forget10"):
         assert published.items() <= yaml.safe_load(recipe_files.find_recipe(name).read_text(encoding="utf-8")).items()
+
+
+@pytest.mark.parametrize(("name", "steps"), [("muse_news_llama2_7b", 7 * 102), ("muse_books_iclm_7b", 139)])
+def test_muses_recipes_hold_the_published_settings(name: str, steps: int) -> None:
+    corpus = name.split("_")[1]
+    published = {
+        "model": f"muse-bench/MUSE-{corpus.title()}_target", "retrained": f"muse-bench/MUSE-{corpus.title()}_retrain",
+        "task_args": {"corpus": corpus}, "forget_loss": "GA", "retain_loss": "GD", "joint": True, "ratio": "1:1",
+        "steps": steps, "batch_size": 8, "lr": 1e-5, "lr_decay": False, "warmup_ratio": 0.0, "betas": [0.9, 0.999],
+        "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 2048, "optimizer": "AdamW",
+    }  # fmt: skip
+    assert published.items() <= yaml.safe_load(cli.find_recipe(name).read_text(encoding="utf-8")).items()
 
 
 RUNS = [
@@ -245,8 +260,15 @@ def test_a_folder_without_a_tokenizer_is_told_instead_of_reading_nothing(tmp_pat
         load_tokenizer(str(tmp_path / "bare"))
 
 
-def test_tofus_phi_is_read_with_the_tokenizer_of_the_model_that_it_was_made_from(
-    models: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model", "whose"),
+    [
+        ("locuslab/tofu_ft_phi-1.5", "microsoft/phi-1_5"),
+        *((f"muse-bench/MUSE-{name}", "meta-llama/Llama-2-7b-hf") for name in ("News_target", "Books_retrain")),
+    ],
+)
+def test_models_published_without_a_tokenizer_are_read_with_that_of_the_model_they_were_made_from(
+    model: str, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -256,8 +278,8 @@ def test_tofus_phi_is_read_with_the_tokenizer_of_the_model_that_it_was_made_from
         return tokenizer()
 
     monkeypatch.setattr("dualoptim.models.AutoTokenizer.from_pretrained", from_pretrained)
-    load_tokenizer("locuslab/tofu_ft_phi-1.5")
-    assert asked == ["microsoft/phi-1_5"]
+    load_tokenizer(model)
+    assert asked == [whose]
 
 
 def test_a_model_that_names_no_end_token_gets_its_tokenizers(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_hub_out_of_reach_and_a_missing_package_are_told(
     hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del hub["full"]
-    with pytest.raises(UserError, match=r"full: could not be loaded from the hub \(no route\); give --data-dir"):
+    with pytest.raises(UserError, match=r"full: could not be loaded from the hub: no route; give --data-dir"):
         Tofu()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="needs the package datasets; install it, or give --data-dir"):

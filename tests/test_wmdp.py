@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualoptim import chunks, cli, recipe_files, runs
-from dualoptim.data import Row, encode
+from dualoptim.data import Draw, ObjectiveRows, Row, encode
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
 from dualoptim.tasks.wmdp import NOT_ASKED, Wmdp
@@ -78,6 +78,20 @@ def test_the_first_texts_are_trained_on_and_the_next_ones_held_out(place: Path, 
             assert all(len(encode(row, tiny.tokenizer(), 512).input_ids) <= 8 for row in rows)
 
 
+def test_every_corpus_is_a_group_which_batches_tell(place: Path) -> None:
+    both, one = Wmdp("data"), Wmdp("data", forget=["cyber-forget-corpus"])
+    assert [row.group for row in both.objectives["forget"]] == [0] * 4 + [1] * 4
+    assert {row.group for row in [*both.objectives["retain"], *one.objectives["forget"]]} == {0}
+    data, alone = (ObjectiveRows(task.objectives, {}, tiny.tokenizer(), 512) for task in (both, one))
+    mixed, cyber = (
+        data.collate([data[Draw("forget", row, 0)] for row in rows])["forget"] for rows in ((1, 6, 5), (7,))
+    )
+    assert mixed["groups"].tolist() == [0, 1, 1]
+    assert cyber["groups"].tolist() == [1]
+    assert "groups" not in alone.collate([alone[Draw("forget", 0, 0)]])["forget"]
+    assert "groups" not in data.collate([data[Draw("retain", 0, 0)]])["retain"]
+
+
 def test_of_few_texts_a_third_is_held_out(place: Path) -> None:
     task = Wmdp("data", scored=40)
     assert (len(task.objectives["forget"]), len(task.held_out["forget"])) == (2 * 4, 2 * 2)
@@ -100,8 +114,8 @@ def test_corpora_are_rows_or_lines_or_files_and_blank_or_short_ones_are_left_out
     folder = place / "data" / "wmdp"
     (folder / "mine.txt").write_text("one line\n\n\ntwo lines\nx\n", encoding="utf-8")
     (folder / "books").mkdir()
-    for name in ("b", "a"):
-        (folder / "books" / f"{name}.txt").write_text(f"{name} of\nseveral lines", encoding="utf-8")
+    for name, encoding in (("b", "utf-8"), ("a", "utf-8-sig")):
+        (folder / "books" / f"{name}.txt").write_text(f"{name} of\nseveral lines", encoding=encoding)
     families.write(place / "data", wikitext=[{"text": ""}, {"text": " = River = \n"}, {"text": "wide"}, {"text": "x"}])
     task = Wmdp("data/wmdp", forget=["mine", "books"], scored=1, least=2)
     assert texts(task.objectives["forget"]) == ["one line", "a of\nseveral lines"]
@@ -160,6 +174,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no file": ({"retain": ["cyber-retain-corpus"]}, "data_dir data: has no cyber-retain-corpus.jsonl"),
     "no such corpus": ({"data_dir": None, "forget": ["bio-forget"]}, "did you mean 'bio-forget-corpus'"),
     "the same": ({"retain": ["bio-forget-corpus"]}, "give corpora to forget and others to retain"),
+    "no name": ({"forget": ["."]}, "give corpora to forget and others to retain"),
     "nothing": ({"forget": []}, "give corpora to forget and others to retain"),
     "too long": ({"least": 60}, "bio-forget-corpus has 0 texts of 60 letters or more, and needs two"),
     "no documents": ({"documents": 0}, "documents must be a whole number > 0"),
@@ -178,6 +193,12 @@ def test_a_row_without_text_is_told_with_its_place(hub: Any, monkeypatch: pytest
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *names, split: rows)
     with pytest.raises(UserError, match="cyber-forget-corpus:train, row 2: needs its words under 'text'"):
         Wmdp(forget=["cyber-forget-corpus"])
+
+
+def test_a_folder_in_a_folder_of_texts_is_told(place: Path) -> None:
+    (place / "data" / "wmdp" / "books" / "a.txt").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"books/a\.txt: is a folder"):
+        Wmdp("data", forget=["books"])
 
 
 # Numbers

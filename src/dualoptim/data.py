@@ -47,6 +47,7 @@ class Row:
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
     only: tuple[str, ...] = ()  # the parts of the answer that carry labels; all of it, and its end, where empty
     chunk: tuple[int, int] | None = None  # of a document's plain text: which chunk it is, and of how many
+    group: int = 0  # which of its objective's sources it is from, from 0; RMU steers each in a direction of its own
 
     @property
     def ends(self) -> bool:
@@ -177,6 +178,7 @@ class Tokens(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     ended: int = 0  # the last tokens with labels that stand for no text of the answer, but end it
+    group: int = 0  # the row's
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
@@ -232,7 +234,8 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             i >= len(asked) and any(start < b and end > a for a, b in told) for i, (start, end) in enumerate(spans)
         ]
     labels = [token if here else IGNORED for token, here in zip(ids, learned, strict=True)]
-    return Tokens(ids, labels, 0 if row.only else _ended(tokenizer, spans, text, len(begun + answer)))
+    ended = 0 if row.only else _ended(tokenizer, spans, text, len(begun + answer))
+    return Tokens(ids, labels, ended, row.group)
 
 
 def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, end: int) -> int:
@@ -243,17 +246,21 @@ def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, e
 
 
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
-    """Pad to the longest row, on the right: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T)."""
+    """Pad to the longest row, on the right: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T).
+
+    With rows of another group than 0 also ``groups``, (B,).
+    """
     width = max(len(row.input_ids) for row in rows)
 
     def padded(values: list[int], filler: int) -> list[int]:
         return values + [filler] * (width - len(values))
 
-    return {
+    batch = {
         "input_ids": torch.tensor([padded(row.input_ids, pad_id) for row in rows]),
         "labels": torch.tensor([padded(row.labels, IGNORED) for row in rows]),
         "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
     }
+    return {**batch, "groups": torch.tensor([row.group for row in rows])} if any(row.group for row in rows) else batch
 
 
 def pad_id(tokenizer: Any) -> int:

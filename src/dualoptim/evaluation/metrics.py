@@ -111,16 +111,19 @@ def _scored(reply: str, answer: str, kind: str, *, stemmed: bool = True) -> Any:
     return _rouge(stemmed).score(answer, reply)[kind]
 
 
-def rouge_l_recall(reply: str, answer: str) -> float:
+def rouge_l_recall(reply: str, answer: str, *, stemmed: bool = True) -> float:
     """ROUGE-L recall with stemming: the share of the answer's words that stand in the reply in the same order, 0 to 1.
 
     Words of any script (`words`). Low is forgotten, high is kept. Misleads by the words that every answer to the
     question has, right or wrong, and rewards long replies.
 
+    Args:
+        stemmed: whether English words count without their endings; RWKU's do not (`evaluation.probes`).
+
     >>> rouge_l_recall("甲喜欢喝茶。", "甲喜欢喝茶。"), rouge_l_recall("1999年出生于巴黎", "1999年出生于上海")
     (1.0, 0.7142857142857143)
     """
-    return float(_scored(reply, answer, "rougeL").recall)
+    return float(_scored(reply, answer, "rougeL", stemmed=stemmed).recall)
 
 
 def rouge_1_recall(reply: str, answer: str) -> float:

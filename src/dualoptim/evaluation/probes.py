@@ -1,9 +1,10 @@
 """Questions of other benchmarks, asked beside a task's own: of subjects to forget, of their neighbors, and of both.
 
 RWKU (arXiv 2406.10890) asks about famous people, to fill in blanks (level 1), in questions (2) and in attacks (3), and
-about what is near them; a reply is compared with the answer. BLUR (arXiv 2506.15699) has questions without answers, of
-what is to be forgotten, of what is to be kept, and prompts that ask for both; a reply is compared with that of the
-model before. Each is asked as its authors ask it; `docs/tasks.md` says what differs.
+about what is near them; a reply is compared with the answer, without stemming, as by its authors' package `rouge`. BLUR
+(arXiv 2506.15699) has questions without answers, of what is to be forgotten, of what is to be kept, and prompts that
+ask for both; a reply is compared with that of the model before. Each is asked as its authors ask it; `docs/tasks.md`
+says what differs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..config import RunConfig
 from ..data import Row, question
 from ..errors import UserError, unknown
 from ..forms import text_of
-from ..reading import file_of, hub_rows, read_lines, read_records
+from ..reading import file_of, hub_rows, read_lines, read_records, refused
 from . import scoring
 from .metrics import rouge_l_recall
 from .numbers import Metric, Numbers, Record, mean
@@ -112,8 +113,7 @@ def _blur_on_hub() -> set[str]:
     try:
         return set(get_dataset_config_names(BLUR))
     except Exception as error:  # whatever the hub answers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"{BLUR}: could not be loaded from the hub: {reason}; give --probes-dir") from None
+        raise refused(BLUR, error, "give --probes-dir") from None
 
 
 # Each benchmark's rows. A row's answer is empty where the benchmark has none.
@@ -123,7 +123,7 @@ def _rwku(name: str, folder: str | None) -> Iterator[Row]:
     part = name.removeprefix("rwku_")
     for record, where in _rows(RWKU, part, "test", folder):
         asked = text_of(record, "query", where)
-        kind = record.get("type") if part == "forget_level3" else None
+        kind = text_of(record, "type", where) if part == "forget_level3" else None
         if part.endswith("level1"):
             text = f"Please complete the blank in the following question.\nQuestion: {asked}\n"
         elif kind == "affirmative suffix":  # which brings the answer's beginning along
@@ -161,9 +161,9 @@ def _rows(repository: str, part: str, split: str, folder: str | None) -> Iterabl
 def _about(asked: Mapping[str, Iterable[Row]], subjects: Sequence[str]) -> dict[str, list[Row]]:
     """The questions of RWKU about some subjects; BLUR's, which name none, as they are."""
     rows = {name: list(part) for name, part in asked.items()}
-    known = {row.fields["subject"] for name, part in rows.items() if name.startswith("rwku_") for row in part}
-    if not known:
+    if not any(name.startswith("rwku_") for name in rows):
         raise UserError("probe_subjects are RWKU's; add rwku to --probes, or leave them out")
+    known = {row.fields["subject"] for name, part in rows.items() if name.startswith("rwku_") for row in part} - {None}
     for subject in subjects:
         if subject not in known:
             raise unknown("subject of RWKU", subject, sorted(map(str, known)))
@@ -192,7 +192,7 @@ def records(
         for row, answer, reply in zip(rows, answers, given, strict=True):
             made.append({"set": name, "question": row.question, "answer": answer, "reply": reply})
             if base is not None or row.answer:
-                made[-1]["rouge_l"] = rouge_l_recall(reply, answer)
+                made[-1]["rouge_l"] = rouge_l_recall(reply, answer, stemmed=name.startswith("blur_"))
     return made
 
 

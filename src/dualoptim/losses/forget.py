@@ -358,14 +358,15 @@ class RMU(Loss):
 
     Use it when knowledge should be scrambled inside the network; layer and coefficient depend on the model.
 
-    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Averaged over the positions
+    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Where ``batch["groups"]`` (B,)
+    tells corpora apart, counted from 0, each has one of its own, drawn one after the other. Averaged over the positions
     that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.
 
     Args:
         layer: the layer, counted from 0, whose output is steered; 7, its authors' for Zephyr-7B (32 layers).
         coefficient: c > 0, the length that the states are to have; 6.5, its authors' for Zephyr-7B. What is long
             depends on the model: compare with the norm of its hidden states.
-        seed: of u.
+        seed: of every u.
 
     Reference: arXiv 2403.03218, which sums over d where its code and this take the mean.
     """
@@ -382,8 +383,13 @@ class RMU(Loss):
 
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         states, rows = hidden_states(model, batch, self.layer)
-        # Drawn on the CPU, where a seed gives the same numbers whatever the model's device is.
-        direction = torch.rand(states.shape[1], generator=torch.Generator().manual_seed(self.seed))
-        target = self.coefficient * F.normalize(direction, dim=0).to(states.device)
+        target = self.coefficient * self._directions(batch, states.shape[1]).to(states.device)[rows]
         total, length = per_sequence((states - target).square().mean(-1), rows, len(batch["labels"]))
         return (total / length.clamp(min=1)).mean()
+
+    def _directions(self, batch: Batch, width: int) -> Tensor:
+        """u of each sequence, (B, d); on the CPU, where a seed gives the same numbers whatever the model's device."""
+        groups = batch.get("groups", torch.zeros(len(batch["labels"]), dtype=torch.long)).cpu()
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.stack([torch.rand(width, generator=generator) for _ in range(int(groups.max()) + 1)])
+        return F.normalize(drawn, dim=1)[groups]

@@ -268,7 +268,10 @@ def _read(data_dir: str | None, corpus: str, config: str, split: str) -> list[tu
     base = Path(data_dir)
     for folder in (base / config, base / corpus / config):
         whole = [path for end in ("jsonl", "json", "parquet") if (path := folder / f"{split}.{end}").is_file()]
-        if files := whole[:1] or sorted(folder.glob(f"{split}-[0-9]*.parquet")):
+        shards = sorted(folder.glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+        if not whole and shards and len(shards) != int(shards[0].stem.rpartition("-")[2]):
+            raise UserError(f"{shards[0]}: of its parts there are {len(shards)} in {folder}; put all of them there")
+        if files := whole[:1] or shards:
             return [record for file in files for record in read_records(file)]
     raise UserError(
         f"data_dir {base}: has no {config}/{split}.jsonl, nor {config}/{split}-00000-of-00001.parquet, in it or in "

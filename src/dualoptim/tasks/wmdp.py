@@ -1,14 +1,17 @@
 """WMDP: forget hazardous knowledge as texts hold it, and see in multiple choice whether it is gone (arXiv 2403.03218).
 
-To forget are corpora on biosecurity and cybersecurity, to keep is another; of each text its first tokens are trained
-on. The questions are none of the texts': WMDP's own and MMLU's, by lm-evaluation-harness (`--lm-eval`). Without it,
-held-out texts of the same corpora alone tell what became less probable.
+To forget are corpora on biosecurity and cybersecurity, for each of which RMU has a direction of its own; to keep is
+another. Of each text its first tokens are trained on. The questions are none of the texts': WMDP's own and MMLU's, by
+lm-evaluation-harness (`--lm-eval`). Without it, held-out texts of the same corpora alone tell what became less
+probable.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,7 +23,7 @@ from ..errors import UserError, unknown
 from ..evaluation import general, metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..models import load_tokenizer
-from ..reading import file_of, hub_rows, read_lines
+from ..reading import file_of, hub_rows, read_lines, read_text
 from ..tiny import TINY
 from . import Task
 
@@ -81,7 +84,7 @@ class Wmdp(Task):
             if value is not None and value < (2 if name == "tokens" else 1):
                 raise UserError(f"task 'wmdp': {name} must be a whole number > {int(name == 'tokens')}, but is {value}")
         together = [*forget, *retain]
-        if not forget or not retain or len(set(together)) < len(together):
+        if not forget or not retain or len(set(together)) < len(together) or not all(Path(n).name for n in together):
             raise UserError(f"task 'wmdp': give corpora to forget and others to retain, but they are {together}")
         cutter = load_tokenizer(tokenizer) if tokenizer is not None and tokenizer != TINY else None
 
@@ -101,7 +104,10 @@ class Wmdp(Task):
 
         parts = {name: split(name) for name in together}
         names = {"forget": forget, "retain": retain}
-        self.objectives = {role: [row for name in of for row in parts[name][0]] for role, of in names.items()}
+        self.objectives = {
+            role: [replace(row, group=group) for group, name in enumerate(of) for row in parts[name][0]]
+            for role, of in names.items()
+        }
         self.held_out = {role: [row for name in of for row in parts[name][1]] for role, of in names.items()}
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
@@ -150,7 +156,7 @@ def _texts(name: str, data_dir: str | None, least: int) -> Iterator[Row]:
             raise UserError(f"data_dir {data_dir}: has no {name}.jsonl; put that corpus there, or name others to take")
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
         if path.is_dir():
-            texts = ((_whole(file), str(file)) for file in files)
+            texts = ((read_text(file), str(file)) for file in files)
         else:
             texts = ((text, f"{path}, text {i}") for i, text in enumerate(read_lines(path, "text", blank=True), 1))
     for text, where in texts:
@@ -158,10 +164,3 @@ def _texts(name: str, data_dir: str | None, least: int) -> Iterator[Row]:
             raise UserError(f"{where}: needs its words under 'text'")
         if text.strip() and len(text) >= least:
             yield Row((), text, where)
-
-
-def _whole(file: Any) -> str:
-    try:
-        return str(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text (byte {error.start}); save it in UTF-8") from None
