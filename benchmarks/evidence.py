@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--model", choices=STUDIES, default="tiny")
     parser.add_argument("--only", choices=("tune", "report"), default="tune")
+    parser.add_argument("--loss", help="runs of this loss to forget alone")
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run from the i-th on")
     parser.add_argument("--minutes", type=float, default=40, help="begin no run after so many")
     parser.add_argument("--check", action="store_true")
@@ -268,6 +269,7 @@ def main() -> None:
         done = [line["key"] for line in raw]
         number, of = map(int, options.shard.split("/"))
         planned = tuning(study) if options.only == "tune" else reported(study, raw)
+        planned = [run for run in planned if options.loss in (None, run.cell.loss)]
         mine = [run for run in planned[number - 1 :: of] if run.key not in done]
         print(f"{len(mine)} of {len(planned)} runs to do", flush=True)
         for line in do(study, mine, options.data_dir, options.minutes):
