@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim import cli
+from dualoptim import cli, runs
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
 
@@ -85,6 +85,7 @@ def test_every_metric_of_every_task_is_a_record_with_its_direction(harness: list
         ("wikitext", "word_perplexity", 31.5, 2),
     ]
     assert [r["higher_is_better"] for r in found] == [True, True, True, False]
+    assert general.values([runs.hashed(r) for r in found]) == general.values(found)  # as a private run leaves them
     assert (harness[0]["tasks"], harness[0]["limit"]) == (NAMES, 4)
     assert general.records(tiny.model(), tiny.tokenizer(), [], None) == []
 
