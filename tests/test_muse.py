@@ -64,6 +64,13 @@ def test_texts_are_put_together_and_cut_into_chunks_none_of_which_ends() -> None
     assert len(task(forget_rows=2, retain_rows=1).objectives["forget"]) == 2
 
 
+def test_a_file_that_was_changed_is_read_again(place: Path) -> None:
+    assert together(task().objectives["forget"]) == text_of("raw/forget")
+    (path,) = (place / "muse").rglob("raw/forget*")
+    path.write_text(json.dumps({"text": "Another text."}) + "\n", encoding="utf-8")
+    assert together(task().objectives["forget"]) == "Another text."
+
+
 def test_a_fold_of_scal_holds_those_before_it_and_folds_of_sust_follow_each_other() -> None:
     assert together(task(subset="scal", fold=3).objectives["forget"]) == text_of("scal/forget_3")
     several = task(subset="sust", fold=[1, 3])

@@ -68,6 +68,12 @@ def config(*names: str, **settings: Any) -> RunConfig:
     return RunConfig(probes=list(names), probes_dir="probes", **settings)
 
 
+def test_a_file_that_was_changed_is_read_again(place: Path) -> None:
+    assert len(probes.read(config("rwku"))["rwku_forget_level1"]) == 2
+    (place / "probes" / "rwku" / "forget_level1.json").write_text(json.dumps(RWKU["forget_level1"][:1]))
+    assert len(probes.read(config("rwku"))["rwku_forget_level1"]) == 1
+
+
 def test_sets_are_asked_in_their_authors_words(place: Path) -> None:
     asked = probes.read(config("blur", "rwku"))
     assert list(asked) == ["blur_whp_retain", "blur_tofu_paired_forget_retain", *(f"rwku_{name}" for name in RWKU)]

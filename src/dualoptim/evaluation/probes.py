@@ -60,12 +60,23 @@ def read(config: RunConfig) -> dict[str, tuple[Row, ...]]:
                 raise UserError(f"{name}: there are no questions to ask; give --probes, or leave it out")
         return {}
     subjects, limit = tuple(config.probe_subjects), config.probe_limit
-    return dict(_read(tuple(config.probes), config.probes_dir, subjects, limit, Path.cwd()))
+    folder = None if config.probes_dir is None else str(Path(config.probes_dir).absolute())
+    return dict(_read(tuple(config.probes), config.probes_dir, subjects, limit, _stamp(folder)))
+
+
+def _stamp(folder: str | None) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of a folder's files, which tell whether they are as they were read."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder is not None else []
+    return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in files)
 
 
 @lru_cache(maxsize=4)
 def _read(
-    probes: tuple[str, ...], folder: str | None, subjects: tuple[str, ...], limit: int | None, here: Path
+    probes: tuple[str, ...],
+    folder: str | None,
+    subjects: tuple[str, ...],
+    limit: int | None,
+    stamp: tuple[tuple[str, int, int], ...],
 ) -> Mapping[str, tuple[Row, ...]]:
     sets = dict.fromkeys(name for probe in probes for name in _sets(probe, folder))
     asked: Mapping[str, Iterable[Row]] = {

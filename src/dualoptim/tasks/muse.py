@@ -245,19 +245,20 @@ class Muse(Task):
         return asked[:count]
 
     def _chunks(self, config: str, split: str) -> list[Row]:
-        return list(_cut(self.data_dir, self.corpus, config, split, self.tokenizer, self.max_length))
+        read = _read(self.data_dir, self.corpus, config, split)
+        texts = "\n\n".join(text_of(record, "text", where) for record, where in read)
+        return list(_cut(texts, f"{HUB[self.corpus]}, {config}/{split}", self.tokenizer, self.max_length))
 
     def _draw(self, rows: Sequence[Row], count: int | None) -> list[Row]:
         order = sorted(random.Random(f"{self.seed}").sample(range(len(rows)), min(count or len(rows), len(rows))))
         return [rows[i] for i in order]
 
 
-@lru_cache(maxsize=16)  # folds that follow each other share most of what they read
-def _cut(data_dir: str | None, corpus: str, config: str, split: str, tokenizer: str, most: int) -> tuple[Row, ...]:
+@lru_cache(maxsize=16)  # folds that follow each other share most of what they cut
+def _cut(texts: str, where: str, tokenizer: str, most: int) -> tuple[Row, ...]:
     """All texts of a split, one behind the other, cut into rows."""
-    texts = [text_of(record, "text", where) for record, where in _read(data_dir, corpus, config, split)]
-    whole = Row((), "\n\n".join(texts), f"{HUB[corpus]}, {config}/{split}", chunk=CUT)
     takes = room(tokenizer)
+    whole = Row((), texts, where, chunk=CUT)
     return tuple(chunks.cut([whole], load_tokenizer(tokenizer), min(most, takes), None, takes))
 
 
