@@ -13,7 +13,6 @@ from . import notebooks
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 VARIES = "varies"  # tag of cells whose output depends on the machine: rounding decides what a trained model says
-NAMES = ("forget_my_rows.ipynb", "optimizer.ipynb")
 
 
 @pytest.fixture
@@ -64,14 +63,21 @@ def test_the_notebook_is_well_formed_and_of_no_machine(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # other packages' own
-@pytest.mark.parametrize("name", NAMES)
-def test_the_notebook_prints_what_stands_in_it(place: Path, name: str) -> None:
-    notebook = notebooks.read(notebooks.FOLDER / name)
+@pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.name)
+def test_the_notebook_prints_what_stands_in_it(place: Path, path: Path) -> None:
+    notebook = notebooks.read(path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    made = notebooks.executed(notebook, name, namespace)
+    made = notebooks.executed(notebook, path.name, namespace)
     for cell, came in zip(notebooks.code_cells(notebook), made, strict=True):
         stood = cell["outputs"]
         assert [each["output_type"] for each in stood] == [each["output_type"] for each in came], cell["id"]
         if VARIES not in cell["metadata"].get("tags", ()):
             for old, new in zip(stood, came, strict=True):
                 assert same("".join(old.get("text", "")), "".join(new.get("text", ""))), (cell["id"], new)
+    if path.name == "forget_my_rows.ipynb":
+        was, now = namespace["run"]["before"], namespace["run"]["after"]
+        assert was["forget_answered"] == was["nearby_answered"] == 1
+        assert now["forget_answered"] <= 0.5
+        assert now["nearby_answered"] >= 0.5
+        assert now["forget_probability"] < was["forget_probability"]
+        assert (place / "runs/mine/report.html").stat().st_size > 10_000
