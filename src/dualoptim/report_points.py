@@ -74,7 +74,7 @@ def plane(results: Mapping[str, Any]) -> str:
     colour = dict(zip([e["method"] for e in results["runs"]], report.colours(results), strict=True))
     with matplotlib.rc_context(report.STYLE):
         figure = Figure(figsize=(8.6, 5.0), layout="constrained")
-        axis = figure.subplots()
+        axis: Any = figure.subplots()
         for method in methods:
             own = [p for p in drawn if p["method"] == method]
             for p in own:
