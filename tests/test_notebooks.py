@@ -80,5 +80,5 @@ def test_the_notebook_prints_what_stands_in_it(place: Path, path: Path) -> None:
         assert now["forget_answered"] <= 0.5
         assert now["nearby_answered"] >= 0.5
         assert now["forget_probability"] < was["forget_probability"]
-        assert namespace["plt"].get_backend() == "agg"  # the report draws, and leaves the notebook's own to the notebook
+        assert namespace["plt"].get_backend() == "agg"  # which the report leaves alone
         assert (place / "runs/mine/report.html").stat().st_size > 10_000
