@@ -1,4 +1,4 @@
-"""What the site needs of MkDocs: the pages of benchmarks/, links for the names of pages, and doctests as code."""
+"""What the site needs of MkDocs: the pages of benchmarks/, the notebooks, links for all names, and doctests as code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-NAME = re.compile(r"(?<!\[)`(?:docs/(?P<page>[\w/-]+\.md)|(?P<benchmark>benchmarks/[\w/-]+\.md))`")
+OTHERS = r"benchmarks/[\w/-]+\.md|examples/notebooks/\w+\.ipynb"
+NAME = re.compile(rf"(?<!\[)`(?:docs/(?P<page>[\w/-]+\.md)|(?P<other>{OTHERS}))`")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add what benchmarks/ has of pages and reports, at addresses of the same names."""
-    for path in sorted((ROOT / "benchmarks").rglob("*")):
-        if path.suffix in (".md", ".html"):
+    """Add what benchmarks/ has of pages and reports, and the notebooks, at addresses of the same names."""
+    for path in sorted([*(ROOT / "benchmarks").rglob("*"), *(ROOT / "examples/notebooks").glob("*")]):
+        if path.suffix in (".md", ".html", ".ipynb"):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
@@ -27,7 +28,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     here = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
-        target = found["page"] or found["benchmark"]
+        target = found["page"] or found["other"]
         known = files.get_file_from_path(target) is not None
         return f"[`{target}`]({posixpath.relpath(target, here or '.')})" if known else found[0]
 

@@ -30,6 +30,9 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     home = (tmp_path / "site/update_rule/index.html").read_text(encoding="utf-8")
     assert "update_rule.svg" in home
     assert '<a href="../benchmarks/tofu/"' in (tmp_path / "site/choosing/index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site/examples/notebooks/optimizer.ipynb").exists()
+    page = (tmp_path / "site/notebooks/index.html").read_text(encoding="utf-8")
+    assert '<a href="../examples/notebooks/optimizer.ipynb"' in page
     assert "DualOptimPlus" in (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
 
 
@@ -56,7 +59,7 @@ def test_the_messages_of_the_troubleshooting_page_are_the_programs() -> None:
     joined = re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # sentences that go on in the next line
     tables = text("docs/faq.md").split("## Error messages")[1]
     quoted = [part for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for part in re.findall("`(.+?)`", row)]
-    assert len(quoted) > 60
+    assert len(quoted) > 130
     assert [part for part in quoted if part not in joined] == []
 
 

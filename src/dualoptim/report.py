@@ -21,6 +21,8 @@ COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim"
            "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
 SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#999999"  # for methods of other names
+STYLE = {"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
+         "axes.spines.right": False, "text.parse_math": False, "svg.hashsalt": "dualoptim"}  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5", "neither": ""}
 
 
@@ -314,18 +316,13 @@ def curve(results: Mapping[str, Any]) -> str:
     if not titles or all(len(entry["curve"]) < 2 for entry in results["runs"]):
         return ""
     import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
-                         "axes.spines.right": False, "text.parse_math": False,
-                         "svg.hashsalt": "dualoptim"}):  # fmt: skip
+    with matplotlib.rc_context(STYLE):
         across = len(titles) if len(titles) < 4 else 2
         down = math.ceil(len(titles) / across)
-        figure, grid = plt.subplots(
-            down, across, figsize=(8.6, 0.4 + 2.9 * down), sharey=True, squeeze=False, layout="constrained"
-        )
+        figure = Figure(figsize=(8.6, 0.4 + 2.9 * down), layout="constrained")
+        grid = figure.subplots(down, across, sharey=True, squeeze=False)
         axes = list(grid.flat)
         for axis in axes[len(titles) :]:
             axis.remove()
@@ -345,7 +342,6 @@ def curve(results: Mapping[str, Any]) -> str:
         figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
@@ -365,18 +361,14 @@ def heat_map(entry: Mapping[str, Any]) -> str:
     if not panels or not layers:
         return ""
     import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
 
     shown = {panel[1]: [measure for measure in measures if measure.startswith(panel[1])] for panel in panels}
-    with plt.rc_context({"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none",
-                         "text.parse_math": False, "svg.hashsalt": "dualoptim"}):  # fmt: skip
+    with matplotlib.rc_context({**STYLE, "font.size": 9}):
         heights = [len(shown[panel[1]]) for panel in panels]
         size = (8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5)
-        figure, axes = plt.subplots(
-            len(panels), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False, layout="constrained"
-        )
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(panels), 1, height_ratios=heights, sharex=True, squeeze=False)
         for axis, (title, prefix, palette, low, high) in zip(axes[:, 0], panels, strict=True):
             read = [[by_layer[layer].get(name) for layer in layers] for name in shown[prefix]]
             values = [[math.nan if value is None else float(value) for value in row] for row in read]
@@ -391,7 +383,6 @@ def heat_map(entry: Mapping[str, Any]) -> str:
         axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 

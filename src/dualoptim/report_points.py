@@ -66,18 +66,15 @@ def plane(results: Mapping[str, Any]) -> str:
     if not results.get("plane"):
         return ""
     import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
 
     x, y = results["plane"]
     drawn = [p for p in results["points"] if p["values"].get(x) is not None and p["values"].get(y) is not None]
     methods = list(dict.fromkeys(p["method"] for p in results["points"]))
     colour = dict(zip([e["method"] for e in results["runs"]], report.colours(results), strict=True))
-    with plt.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
-                         "axes.spines.right": False, "text.parse_math": False,
-                         "svg.hashsalt": "dualoptim"}):  # fmt: skip
-        figure, axis = plt.subplots(figsize=(8.6, 5.0), layout="constrained")
+    with matplotlib.rc_context(report.STYLE):
+        figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+        axis: Any = figure.subplots()
         for method in methods:
             own = [p for p in drawn if p["method"] == method]
             for p in own:
@@ -103,7 +100,6 @@ def plane(results: Mapping[str, Any]) -> str:
         axis.legend(frameon=False, loc="best")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
