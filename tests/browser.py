@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe",
-         "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions", "--disable-background-networking")  # fmt: skip
+         "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking")  # fmt: skip
 SECONDS = 60  # for any answer
 
 
@@ -23,10 +24,12 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         assert PROGRAM is not None
-        theirs_in, self.ours_out = os.pipe()
-        self.ours_in, theirs_out = os.pipe()
-        # It reads from descriptor 3 and writes to 4.
-        shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
+        # It reads from descriptor 3 and writes to 4, which may be ours for something else.
+        pipes = (*os.pipe(), *os.pipe())
+        theirs_in, self.ours_out, self.ours_in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in pipes)
+        for end in pipes:
+            os.close(end)
+        shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self.process = subprocess.Popen(
             ["bash", "-c", shell, PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -290,7 +290,7 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
         said.append("What was forgotten against what was kept: no two numbers of the task stand for them.")
     if all(len(entry["curve"]) < 2 for entry in entries):
         said.append("During training: the curve was measured at its start alone (curve_points 0).")
-    if none := [label(entry, results) for entry in entries if not heat_map(entry)]:
+    if none := [label(entry, results) for entry in entries if not entry.get("diagnostics")]:
         said.append(
             f"Conflict by layer: {', '.join(none)}; it is read off the states of DualOptim+ and DualOptim alone."
         )
@@ -321,20 +321,24 @@ def seen(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences: the best of each metric, and which others cannot be told apart from it.
 
     Shares of n questions are compared as two proportions: a difference below twice its standard error is no
-    difference. Other metrics are ranked without a test.
+    difference. Other metrics are ranked without a test. With several seeds methods are compared by their means, and
+    are not told apart where the ranges of their seeds overlap.
     """
     entries = results["runs"]
     if len(entries) < 2 or any("part" in entry for entry in entries):  # parts forget different rows
         return []
-    said = []
+    one_seed, said = len({entry["seed"] for entry in entries}) == 1, []
     for name, metric in results["metrics"].items():
-        values = {label(e, results): e["after"][name] for e in entries}
+        of: dict[str, list[Any]] = {}
+        for entry in entries:
+            of.setdefault(entry["method"], []).append(entry["after"][name])
         if (
             metric["better"] == "neither"
             or metric.get("group")
-            or any(value is None or math.isnan(value) for value in values.values())
+            or any(value is None or math.isnan(value) for each in of.values() for value in each)
         ):
             continue
+        values = {method: fmean(each) for method, each in of.items()}
         word, key = _BEST[metric["better"]]
         best = min(values.values(), key=key)
         shown = {method: text(value, metric["format"]) for method, value in values.items()}
@@ -344,12 +348,15 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             said.append(f"{sentence}{shown[first[0]]} for all.")
             continue
         sentence += f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} {word}"
-        if n := results.get("counts", {}).get(name):
-            rest = [method for method in values if method not in first]
+        rest = [method for method in values if method not in first]
+        if not one_seed:
+            close = [m for m in rest if any(min(of[m]) <= max(of[f]) and min(of[f]) <= max(of[m]) for f in first)]
+            sentence += f"; not told apart over seeds: {', '.join(close)}" if close else ""
+        elif n := results.get("counts", {}).get(name):
             close = [method for method in rest if abs(values[method] - best) < 2 * _spread(values[method], best, n)]
             sentence += f"; not told apart on {n} questions: {', '.join(close)}" if close else ", and alone there"
         said.append(f"{sentence} ({', '.join(f'{method} {value}' for method, value in shown.items())}).")
-    if len({e["seed"] for e in entries}) == 1:
+    if one_seed:
         said.append("One seed: another seed moves every number, and no method is better for a lead within that noise.")
     return said
 
@@ -448,7 +455,8 @@ def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 def page(*several: Mapping[str, Any]) -> str:
     """The HTML page of one run's results or of several, a chapter each, complete in itself."""
     title = ", ".join(dict.fromkeys(f"{results['task']} · {results['model']}" for results in several))
-    return _render("report.html.jinja", title=title, chapters=[chapter(results) for results in several])
+    chapters = [chapter(results) for results in several]
+    return pictures.numbered(_render("report.html.jinja", title=title, chapters=chapters))
 
 
 def _render(name: str, **context: Any) -> str:
@@ -513,7 +521,9 @@ def chapter(results: Mapping[str, Any]) -> str:
         cost=cost(results),
         not_shown=not_shown(results),
         curves=curves(results),
-        heat_maps=[(label(entry, results), heat_map(entry)) for entry in entries],
+        heat_maps=[
+            (label(e, results), drawn, e["seed"] == entries[0]["seed"]) for e in entries if (drawn := heat_map(e))
+        ],
         labels=[label(entry, results) for entry in entries],
         of_runs=of_runs,
         questions=questions,
@@ -522,11 +532,10 @@ def chapter(results: Mapping[str, Any]) -> str:
     )
 
 
-def _settings(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def _settings(entries: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Every setting with its value in each run, those that differ first."""
-    names = list(entries[0]["config"])
-    values = [(name, [entry["config"].get(name) for entry in entries]) for name in names]
-    return sorted(values, key=lambda item: all(value == item[1][0] for value in item[1]))
+    table = [[name, *(entry["config"].get(name) for entry in entries)] for name in entries[0]["config"]]
+    return sorted(table, key=lambda row: all(value == row[1] for value in row[1:]))
 
 
 MADE = '<meta name="generator" content="dualoptim">'  # stands in every page
