@@ -294,6 +294,8 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Conflict by layer: {', '.join(none)}; it is read off the states of DualOptim+ and DualOptim alone."
         )
+    if results.get("private"):
+        said.append("Answers before and after: the run is private, and no file of it holds a text of rows or replies.")
     if not attacks(results) and not any(entry["config"].get("attacks") for entry in entries):
         said.append("Attacks: none was asked for; --attacks '[relearn, leak]' tells whether the forgotten comes back.")
     if len({entry["seed"] for entry in entries}) < 2:

@@ -50,7 +50,7 @@ from .folder import (
 )
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
-from .points import points_of
+from .points import Run, points_of
 from .resolved import Origin, Resolved, digest
 from .resolved import resolve as resolve_all
 from .schedule import Turn, equal_weights
@@ -534,7 +534,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         results["runs"].append(entry)
         results["runs"].sort(key=lambda entry: order.index(entry["config"]))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
-        found = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
+        found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
         results["points"] = points_of(found, results["plane"], results["counts"])
         said = runs.without(secrets, results)
         runs.write_json(folder / RESULTS, said)
