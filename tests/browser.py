@@ -88,9 +88,8 @@ class Browser:
 
     def open(self, path: Path, *, width: int = 1280, dark: bool = False, media: str = "") -> None:
         """Load a page anew, in a window of a width in CSS pixels."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-        )
+        size = {"width": width, "height": 800, "screenWidth": width, "screenHeight": 800}
+        self.call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()

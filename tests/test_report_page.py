@@ -41,9 +41,10 @@ CONTRAST = """(() => {
     found.push([walker.currentNode.data.trim().slice(0, 40), ratio(seen, paper)])
   }
   return found })()"""
-OVERFLOW = """[document.documentElement.scrollWidth - innerWidth,
+# What reaches beyond the screen: a phone's window would grow with what it holds.
+OVERFLOW = """[document.documentElement.scrollWidth - screen.width,
   [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll') && !(e instanceof SVGElement)
-    && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))]"""
+    && e.getBoundingClientRect().right > screen.width + 1).map(e => e.outerHTML.slice(0, 80))]"""
 STRUCTURE = """({
   lang: document.documentElement.lang, title: document.title, mains: document.querySelectorAll('main').length,
   levels: [...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(e => +e.tagName[1]),
