@@ -100,7 +100,8 @@ def test_compare_runs_every_method_from_one_start_and_resume_takes_over_what_is_
     first = json.loads((place / "out/results.json").read_text())
     assert run("compare", "--out", "out", "--methods", json.dumps(methods), "--save-model", "false", "--resume") == 0
     second = json.loads((place / "out/results.json").read_text())
-    assert [entry["method"] for entry in second["runs"]] == methods
+    assert [entry["method"] for entry in second["runs"]] == [point["method"] for point in second["points"]] == methods
+    assert second["plane"] == ["forget_probability", "nearby_answered"]
     assert second["runs"][:3] == first["runs"]
     assert len({json.dumps(entry["before"]) for entry in second["runs"]}) == 1
     assert len({json.dumps(entry["after"]) for entry in second["runs"]}) == 4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -70,7 +71,10 @@ def test_the_heat_map_shows_every_layer() -> None:
     layers = {f"layers.{i}": {"cosine/forget/retain": math.cos(i), "cancelling/forget": 0.1 * i} for i in range(4)}
     entry = {"diagnostics": {"step": 5, "layers": {**layers, "all": layers["layers.0"]}}}
     drawn = report.heat_map(entry)
-    assert all(layer in drawn for layer in layers)
+    assert all(f">{i}</text>" in drawn for i in range(4))
+    strengths = [float(found) for found in re.findall(r"fill-opacity: ([\d.]+)", drawn)]
+    for value in (math.cos(1), math.cos(2), 0.1, 0.2, 0.3):
+        assert min(abs(found - abs(value) ** 0.6) for found in strengths) < 0.02
     assert "forget · retain" in drawn
     assert report.heat_map({"diagnostics": None}) == ""
 

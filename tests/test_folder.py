@@ -384,6 +384,11 @@ def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.Capt
         lambda found: found["runs"][0]["config"].update(alone=["forget"]),
         lambda found: found["runs"][0]["curve"][1].update(forget="0.5"),
         lambda found: found["runs"][0].update(method="A\ud800"),
+        lambda found: found["runs"][0].update(step_seconds="1"),
+        lambda found: found.update(plane=["forget_accuracy", "none"]),
+        lambda found: found.update(planned=2),
+        lambda found: found.update(points=[{"method": "A"}]),
+        lambda found: found.update(grid=["lr"]),
     ],
 )
 def test_results_that_are_damaged_are_a_sentence(

@@ -287,7 +287,8 @@ def test_points_are_means_over_seeds_and_the_front_is_what_no_other_beats(tmp_pa
     assert made["A"]["seeds"] == [0, 1]
     assert made["A"]["seconds"] == 2.5
     assert {name for name, point in made.items() if point["front"]} == {"A", "B", "D"}  # A and B are one place
-    assert made["A"]["intervals"] == {}  # no records
+    assert made["A"]["intervals"]["forget_probability"] == pytest.approx([0.1, 0.3])  # of seeds alone: no records
+    assert made["C"]["intervals"] == {}  # nor seeds
 
 
 def test_the_interval_covers_what_it_should_and_grows_with_clusters_alike() -> None:
@@ -327,3 +328,31 @@ def test_intervals_come_from_the_records_of_each_run(tmp_path: Path) -> None:
     assert point["intervals"]["forget_probability"] == pytest.approx([0.1, 0.5])
     assert "held_out_probability" not in point["intervals"]
     assert not point["front"]  # a point without a number is on none
+
+
+def test_a_share_has_the_interval_of_its_questions_and_of_its_seeds(tmp_path: Path) -> None:
+    plane = ("forget_accuracy", "unseen_accuracy")
+    found = [
+        run_of("A", seed, {plane[0]: 0.0, plane[1]: share}, tmp_path) for seed, share in enumerate((0.2, 0.5, 0.8))
+    ]
+    (alone,) = points.points_of(found[:1], plane, {plane[0]: 40, plane[1]: 10})
+    # Wilson's for 0 of 40 is 0 to z²/(40 + z²), z = 1.96; for 2 of 10 see Newcombe 1998's formula.
+    assert alone["intervals"][plane[0]] == pytest.approx([0.0, 3.8415 / 43.8415], abs=1e-4)
+    assert alone["intervals"][plane[1]] == pytest.approx([0.0567, 0.5098], abs=1e-4)
+    (all_of_them,) = points.points_of(found, plane, {plane[0]: 40, plane[1]: 1000})
+    assert all_of_them["intervals"][plane[0]] == alone["intervals"][plane[0]]  # no narrower than of one seed
+    low, high = all_of_them["intervals"][plane[1]]
+    assert (low, high) == pytest.approx((0.2, 0.8), abs=0.06)  # the seeds', far wider than the questions'
+
+
+def test_rows_without_clusters_count_each_and_a_mean_of_something_else_has_no_interval(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    rows = [draw.random() for _ in range(50)]
+    lines = [{"when": "after", "set": "forget", "rouge_l": value} for value in rows]
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    plane = ("forget_rouge_l", "retain_rouge_l")
+    (point,) = points.points_of([run_of("A", 0, {plane[0]: float(np.mean(rows)), plane[1]: 0.5}, tmp_path)], plane)
+    low, high = point["intervals"][plane[0]]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(rows) / math.sqrt(50), rel=0.15)
+    (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.9, plane[1]: 0.5}, tmp_path)], plane)
+    assert point["intervals"] == {}

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dualoptim import report
+from dualoptim import cli, report, rerun, resolve
+from dualoptim.config import METHODS, RunConfig
+from dualoptim.points import points_of
 
 
 def results(**after: list[float]) -> dict[str, Any]:
@@ -135,4 +139,120 @@ def test_a_terminal_shows_many_methods_in_parts(
 def test_a_curve_of_one_point_is_not_drawn() -> None:
     made = results(forget_accuracy=[0.1], perplexity=[1.0])
     made["runs"][0]["curve"] = made["runs"][0]["curve"][:1]
-    assert "During training" not in report.page(made)
+    page = report.page(made)
+    assert "<h2>During training</h2>" not in page
+    assert "During training: the curve was measured at its start alone" in page
+
+
+def planed(forget: list[float], keep: list[float], seeds: int = 1) -> dict[str, Any]:
+    """Results whose plane has these points, each run's seeds 0.1 of what is kept apart."""
+    made = results(forget_accuracy=forget, perplexity=keep)
+    runs = made["runs"]
+    made["runs"] = [
+        {**run, "seed": seed, "after": {**run["after"], "perplexity": run["after"]["perplexity"] + 0.1 * seed}}
+        for run in runs
+        for seed in range(seeds)
+    ]
+    made["plane"] = ["forget_accuracy", "perplexity"]
+    made["points"] = points_of([(entry, {}, Path()) for entry in made["runs"]], made["plane"], made["counts"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("forget", "keep", "seeds", "said"),
+    [
+        ([0.1, 0.2, 0.3], [1.0, 2.0, 1.5], 1, "Nothing beats A and B in both forgetting and keeping, on one seed; C is "
+         "beaten in both."),
+        ([0.1, 0.2], [1.0, 2.0], 2, "None of A and B beats another in both forgetting and keeping, by the means of 2 "
+         "seeds."),
+        ([0.1, 0.2, 0.3], [3.0, 2.0, 1.0], 1, "A forgets and keeps at least as much as B and C, on one seed."),
+        ([0.1], [1.0], 3, ""),
+    ],
+)  # fmt: skip
+def test_several_runs_have_one_sentence_at_the_top(forget: Any, keep: Any, seeds: int, said: str) -> None:
+    made = planed(forget, keep, seeds)
+    assert report.headline(made) == said
+    assert (said in report.page(made)) or not said
+
+
+def test_a_task_without_a_verdict_says_the_two_numbers_of_its_plane() -> None:
+    made = planed([0.25], [2.0])
+    assert report.verdicts(made) == ["to forget 100% → 25%; perplexity 1.0 → 2.0."]
+    made["runs"][0]["verdict"] = "Forgotten."
+    assert report.verdicts(made) == ["Forgotten."]
+
+
+def test_several_seeds_are_compared_by_their_means_and_told_apart_by_their_ranges() -> None:
+    made = planed([0.1, 0.2], [1.0, 1.12], seeds=3)  # 1.0 to 1.2, and 1.12 to 1.32
+    heads, body = report.over_seeds(made)
+    assert heads == ["", "A", "B"]
+    assert body[1] == ["perplexity ↓", "1.1 (1.0–1.2)", "1.2 (1.1–1.3)"]
+    said = report.seen(made)
+    assert said[0] == "To forget: A is lowest (A 10%, B 20%)."
+    assert said[1] == "Perplexity: A is lowest; not told apart over seeds: B (A 1.1, B 1.2)."
+    assert len(said) == 2
+    assert report.over_seeds(planed([0.1], [1.0])) == ([], [])
+
+
+def test_attacks_and_cost_stand_in_tables_of_their_own() -> None:
+    made = results(forget_accuracy=[0.1, 0.2], perplexity=[1.0, 2.0])
+    for name, group, values in (("relearn_probability", "", (0.5, 0.25)), ("leak_at_1", "Attacks", (None, None))):
+        made["metrics"][name] = {"label": name, "better": "lower", "format": ".3f", "group": group}
+        for entry, value in zip(made["runs"], values, strict=True):
+            entry["before"][name], entry["after"][name] = None, value
+    assert report.attacks(made) == [["relearn_probability ↓", "—", "0.500", "0.250"]]
+    made["runs"][1] |= {"seconds": 61.26, "peak_memory_bytes": 2**31}
+    assert report.cost(made)[0] == ["training", "1.0 s", "61.3 s"]
+    assert report.cost(made)[-1] == ["peak memory", "1.0 GiB", "2.0 GiB"]
+    assert not any(sentence.startswith("Attacks") for sentence in report.not_shown(made))
+
+
+def test_what_a_page_lacks_it_gives_a_reason_for() -> None:
+    said = report.not_shown(results(forget_accuracy=[0.1], perplexity=[1.0]))
+    assert [sentence.partition(":")[0] for sentence in said] == [
+        "What was forgotten against what was kept", "Conflict by layer", "Attacks", "Spread over seeds",
+    ]  # fmt: skip
+    assert [s.partition(":")[0] for s in report.not_shown(planed([0.1], [1.0], seeds=2))] == [
+        "Conflict by layer", "Attacks",
+    ]  # fmt: skip
+
+
+# The command that does it again
+
+
+def parsed(command: list[str]) -> Any:
+    name, *arguments = shlex.split(" ".join(command).removeprefix("dualoptim "))
+    return name, cli._parse(cli._parsers()[name], arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "methods", "seeds"),
+    [
+        ({"task": "tofu", "task_args": {"split": "forget01"}, "lr": 3e-4, "attacks": ["relearn"]}, [*METHODS], [0, 2]),
+        (
+            {"task": "facts", "multiplier_start": 100.0, "multiplier_warmup": 0.5, "steps": 7},
+            ["DualOptim+", "PDU"],
+            [1],
+        ),
+        ({"task": "tofu", "fast": True, "save_model": False, "betas": (0.8, 0.9)}, ["DualOptim", "GRU"], [0]),
+        ({"task": "facts", "base_weights": "equal", "max_update": None}, ["DualOptim+", "Joint AdamW"], [3]),
+    ],
+)
+def test_the_command_of_a_comparison_makes_the_same_settings(given: Any, methods: list[str], seeds: list[int]) -> None:
+    configs = resolve.methods_of(RunConfig(**given, out="elsewhere"), methods, seeds)
+    entries = [{"method": c.method, "seed": c.seed, "config": c.as_dict()} for c in configs]
+    name, found = parsed(rerun.command({"runs": entries}))
+    again = resolve.methods_of(cli._config(found), found.methods, found.seeds)
+    assert name == "compare"
+    assert [c.replace(out="").as_dict() for c in again] == [c.replace(out="").as_dict() for c in configs]
+
+
+def test_the_command_of_one_run_and_of_a_grid() -> None:
+    config = RunConfig(task="facts", optimizer="AdamW", joint=True, seed=4, lr=1e-3, until=0.1, out="elsewhere")
+    entry = {"method": config.method, "seed": 4, "config": config.as_dict()}
+    name, found = parsed(rerun.command({"runs": [entry]}))
+    assert name == "unlearn"
+    assert cli._config(found).replace(out="elsewhere") == config
+    name, found = parsed(rerun.command({"runs": [entry], "planned": 2, "grid": {"lr": [1e-3, 1e-2]}}))
+    assert (name, found.grid, found.seeds) == ("compare", {"lr": [1e-3, 1e-2]}, [4])
+    assert rerun.command({"runs": [{**entry, "part": 1}]}) == rerun.command({"runs": [entry], "chosen": {}}) == []

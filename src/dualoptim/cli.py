@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from . import __version__, arguments, catalog, ranks, usage
+from . import __version__, arguments, catalog, ranks, rerun, usage
 from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of
-from .config import ALONE, METHODS, USES, RunConfig
+from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS
 from .recipe_files import recipes_folder
@@ -249,14 +249,8 @@ def _tell(results: dict[str, Any], config: RunConfig) -> None:
 
 def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
     """What the goal chose, as options that would choose the same."""
-    keys = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "steps", "batch_size", "until",
-            "keep_at_least", "pause", "curve_points")  # fmt: skip
     settings = config.as_dict()
-    values = {key: settings[key] for key in keys if key not in given}
-    chosen = [
-        f"--{key.replace('_', '-')} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}"
-        for key, v in values.items()
-    ]
+    chosen = rerun.options({key: settings[key] for key in GOALS_OWN if key not in given})
     if chosen:
         print(f"Chosen for --goal {config.goal}: {' '.join(chosen)}", flush=True)
 

@@ -329,6 +329,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # What says how a multiplier moves, of methods that have none.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
+# What a goal chooses on your own rows.
+GOALS_OWN = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until", "pause",
+             "keep_at_least", "curve_points")  # fmt: skip
 # When to use which; `dualoptim ls` prints it.
 USES: dict[str, str] = {
     "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",

@@ -273,6 +273,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
             [(entry, settings_of(resolved[name].config, grid), folder / name)
              for name, entry in zip(done, entries, strict=True)],
             about["plane"],
+            about["counts"],
         ),
         "runs": entries,
     }  # fmt: skip

@@ -1,14 +1,16 @@
 """Many runs → points: one for each method and setting, its mean over seeds, an interval, and whether none beats it.
 
-The interval is a bootstrap's over what varies: the seeds, and within each the clusters of its rows (of TOFU, authors),
-both drawn with replacement as often as there are. With one seed it is over clusters alone, and says nothing of seeds.
+The interval is a bootstrap's over what varies: the seeds, and within each the clusters of its rows (of TOFU, authors;
+else the rows themselves), both drawn with replacement as often as there are. With one seed it is over rows alone, and
+says nothing of seeds. That of a share of questions is no narrower than Wilson's, as a bootstrap of no answers is none.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,22 +26,26 @@ Run = tuple[Mapping[str, Any], Mapping[str, Any], Path]  # entry, the grid's set
 Clusters = Sequence[tuple[float, int]]
 
 
-def points_of(found: Sequence[Run], plane: Sequence[str] | None) -> list[dict[str, Any]]:
+def points_of(
+    found: Sequence[Run], plane: Sequence[str] | None, counts: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """The points of runs, in the order of the first of each.
 
     Args:
         found: runs with what the grid says of them.
         plane: the metrics of what is forgotten, where less is better, and of what is kept; None for none.
+        counts: on how many questions those that are shares were measured.
 
     Returns:
         For each point ``method``, ``settings``, ``seeds``, ``values`` (metric → mean over seeds, None where one has
-        none), ``by_seed`` (metric of the plane → values), ``intervals`` (metric of the plane → [low, high], where rows
-        were scored one by one), ``seconds`` (mean), ``bytes`` of the optimizer's states, and ``front``.
+        none), ``by_seed`` (metric of the plane → values), ``intervals`` (metric of the plane → [low, high], where it is
+        a share, its rows were scored one by one, or there are several seeds), ``seconds`` (mean), ``bytes`` of the
+        optimizer's states, and ``front``.
     """
     groups: dict[str, list[Run]] = {}
     for run in found:
         groups.setdefault(json.dumps([run[0]["method"], run[1]]), []).append(run)
-    made = [_point(group, plane or ()) for group in groups.values()]
+    made = [_point(group, plane or (), counts or {}) for group in groups.values()]
     if plane:
         # A start of its own, as another set of rows to forget, has a front of its own only on a page of its own.
         at = [tuple(point["values"].get(name) for name in plane) for point in made]
@@ -67,22 +73,19 @@ def front(points: Sequence[tuple[float | None, ...]]) -> list[bool]:
     return [not beaten(one) for one in points]
 
 
-def _point(group: Sequence[Run], plane: Sequence[str]) -> dict[str, Any]:
+def _point(group: Sequence[Run], plane: Sequence[str], counts: Mapping[str, int]) -> dict[str, Any]:
     entries = [entry for entry, _, _ in group]
     names = list(dict.fromkeys(name for entry in entries for name in entry["after"]))
     values = {name: _mean([entry["after"].get(name) for entry in entries]) for name in names}
-    clusters = [_clusters(folder / RECORDS) for _, _, folder in group]
-    intervals = {}
-    for name in plane:
-        parts = [by_set.get(name.removesuffix("_probability"), ()) for by_set in clusters]
-        if name.endswith("_probability") and all(parts):
-            intervals[name] = list(interval(parts))
+    folders = [folder for _, _, folder in group]
+    by_seed = {name: [entry["after"].get(name) for entry in entries] for name in plane}
+    intervals = {name: found for name in plane if (found := _spread(name, by_seed[name], counts.get(name), folders))}
     return {
         "method": entries[0]["method"],
         "settings": dict(group[0][1]),
         "seeds": [entry["seed"] for entry in entries],
         "values": values,
-        "by_seed": {name: [entry["after"].get(name) for entry in entries] for name in plane},
+        "by_seed": by_seed,
         "intervals": intervals,
         "seconds": fmean(entry["seconds"] for entry in entries),
         "bytes": max(entry["optimizer_state_bytes"] for entry in entries),
@@ -95,16 +98,56 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-def _clusters(path: Path) -> dict[str, Clusters]:
-    """For each set of a run's records after training, its clusters' sums of p(answer) and their sizes."""
-    if not path.is_file():
-        return {}
-    sums: dict[str, dict[str, list[float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _spread(name: str, values: Sequence[Any], count: int | None, folders: Sequence[Path]) -> list[float] | None:
+    """A metric's interval over its rows and seeds; None where it has neither, or no number."""
+    if any(value is None for value in values):
+        return None
+    if count:
+        low, high = wilson(fmean(values), count)
+        if len(values) > 1:
+            right = [round(value * count) for value in values]
+            drawn = interval([[(1.0, 1)] * n + [(0.0, 1)] * (count - n) for n in right])
+            low, high = min(low, drawn[0]), max(high, drawn[1])
+        return [low, high]
+    seeds = [_clusters(folder / RECORDS, name, value) for folder, value in zip(folders, values, strict=True)]
+    if all(seeds):
+        return list(interval(seeds))
+    return list(interval([[(value, 1)] for value in values])) if len(values) > 1 else None
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share of n questions.
+
+    >>> [round(bound, 3) for bound in wilson(0.0, 40)]
+    [0.0, 0.088]
+    """
+    from scipy.stats import binomtest
+
+    return tuple(map(float, binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")))  # type: ignore[return-value]
+
+
+# What a metric is the mean of, over a set that its name begins with: the name's end → a record's own score.
+OF_ROWS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "_probability": lambda record: math.exp(-record["nll"]),
+    "_rouge_l": lambda record: record["rouge_l"],
+}
+
+
+def _clusters(path: Path, name: str, value: float) -> Clusters:
+    """Of a metric that is a mean over a run's records after training, its clusters' sums and sizes; else nothing."""
+    end = next((end for end in OF_ROWS if name.endswith(end)), None)
+    if end is None or not path.is_file():
+        return ()
+    found: dict[Any, list[float]] = {}
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)
-        if record.get("when") == "after" and "cluster" in record and record.get("nll") is not None:
-            sums.setdefault(record["set"], {}).setdefault(record["cluster"], []).append(math.exp(-record["nll"]))
-    return {name: [(sum(values), len(values)) for values in parts.values()] for name, parts in sums.items()}
+        if record.get("when") == "after" and record.get("set") == name.removesuffix(end):
+            with suppress(KeyError, TypeError):
+                found.setdefault(record.get("cluster", i), []).append(OF_ROWS[end](record))
+    rows = [score for scores in found.values() for score in scores]
+    if not rows or abs(fmean(rows) - value) > 1e-6:  # a mean of something else
+        return ()
+    return [(sum(scores), len(scores)) for scores in found.values()]
 
 
 def interval(seeds: Sequence[Clusters], level: float = LEVEL) -> tuple[float, float]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import errno
-import io
+import itertools
 import math
 import os
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from . import runs
+from . import pictures, rerun, runs
 from .errors import UserError
 from .folder import written
+from .pictures import Look
 
-# One color a method, told apart also by those who see red and green alike (Okabe and Ito's palette).
-COLOURS = {"Joint AdamW": "#E69F00", "Alternating AdamW": "#56B4E9", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
-           "DualOptim 8-bit": "#66C2A5", "DualOptim+ 8-bit": "#7A1FA2", "Joint AdamW 8-bit": "#B8860B",
-           "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#8C564B", "GRU": "#555555", "PDU": "#D55E00"}  # fmt: skip
-SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#999999"  # for methods of other names
-STYLE = {"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "axes.spines.top": False,
-         "axes.spines.right": False, "text.parse_math": False, "svg.hashsalt": "dualoptim"}  # fmt: skip
+# One color a method, told apart also by those who see red and green alike (after Okabe and Ito's palette), each with a
+# contrast of at least 3 to white paper and to dark.
+COLOURS = {"Joint AdamW": "#C18600", "Alternating AdamW": "#1D9AE0", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
+           "DualOptim 8-bit": "#41A283", "DualOptim+ 8-bit": "#A22AD6", "Joint AdamW 8-bit": "#A5780A",
+           "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#935A4F", "GRU": "#696969", "PDU": "#D55E00"}  # fmt: skip
+SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#929292"  # for methods of other names
+# And a shape, of matplotlib's names, by the order of the methods: as a path in a square of 12.
+SHAPES = {"o": "M6 1a5 5 0 1 0 .01 0z", "s": "M1.7 1.7h8.6v8.6h-8.6z", "^": "M6 .8l5.4 10h-10.8z",
+          "D": "M6 .4l5.6 5.6l-5.6 5.6l-5.6-5.6z", "v": "M6 11.2l5.4-10h-10.8z",
+          "P": "M4.2 .8h3.6v3.4h3.4v3.6h-3.4v3.4h-3.6v-3.4h-3.4v-3.6h3.4z", "p": "M6 .7l5.3 3.9l-2 6.3h-6.6l-2-6.3z",
+          "d": "M6 .4l3.6 5.6l-3.6 5.6l-3.6-5.6z"}  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5", "neither": ""}
 
 
@@ -33,12 +37,14 @@ def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     return entry["method"] + seed + (f", part {entry['part']}" if "part" in entry else "")
 
 
-def colours(results: Mapping[str, Any]) -> list[str]:
-    """A color for each run: its method's."""
-    methods = [entry["method"] for entry in results["runs"]]
-    others = [method for method in dict.fromkeys(methods) if method not in COLOURS]
-    known = COLOURS | {method: SPARE[i % len(SPARE)] for i, method in enumerate(others)}
-    return [known[method] for method in methods]
+def looks(results: Mapping[str, Any]) -> dict[str, Look]:
+    """The color and the shape of each method."""
+    methods = list(dict.fromkeys(entry["method"] for entry in results["runs"]))
+    spare = itertools.cycle(SPARE)
+    return {
+        method: Look(COLOURS.get(method) or next(spare), shape)
+        for method, shape in zip(methods, itertools.cycle(SHAPES), strict=False)
+    }
 
 
 def text(value: float | None, spec: str) -> str:
@@ -162,11 +168,54 @@ def brought_back(results: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def verdict(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """What a run came to, in a sentence: the task's own, or else the two numbers of the plane."""
+    if said := entry.get("verdict"):
+        return str(said)
+    shown = []
+    for name in results.get("plane") or ():
+        m = results["metrics"].get(name)
+        if m is not None and entry["after"][name] is not None:
+            was, now = (text(entry[when][name], m["format"]) for when in ("before", "after"))
+            shown.append(f"{m['label']} {was} → {now}")
+    return "; ".join(shown) + "." if shown else ""
+
+
 def verdicts(results: Mapping[str, Any]) -> list[str]:
-    """What each run came to, in a sentence; its name before it where there are several."""
-    entries = [entry for entry in results["runs"] if entry.get("verdict")]
-    names = [f"{label(entry, results)}: " if len(results["runs"]) > 1 else "" for entry in entries]
-    return [name + entry["verdict"] for name, entry in zip(names, entries, strict=True)]
+    """What all runs came to, and then each in a sentence, its name before it where there are several."""
+    said = [(label(entry, results), verdict(entry, results)) for entry in results["runs"]]
+    each = [f"{name}: {sentence}" if len(said) > 1 else sentence for name, sentence in said if sentence]
+    return [*([first] if (first := headline(results)) else []), *each]
+
+
+def headline(results: Mapping[str, Any], most: int = 5) -> str:
+    """Which points of the plane no other beats, in a sentence; nothing of fewer than two.
+
+    Args:
+        most: how many are named.
+    """
+    from .report_points import name
+
+    points = [point for point in results.get("points", ()) if results.get("plane")]
+    points = [point for point in points if None not in [point["values"].get(key) for key in results["plane"]]]
+    if len(points) < 2:
+        return ""
+
+    def listed(some: Sequence[Mapping[str, Any]]) -> str:
+        names = [name(point) for point in some[:most]]
+        names += [f"{len(some) - most} more"] if len(some) > most else []
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+    first = [point for point in points if point["front"]]
+    beaten = [point for point in points if not point["front"]]
+    seeds = max(len(point["seeds"]) for point in points)
+    over = f"by the means of {seeds} seeds" if seeds > 1 else "on one seed"
+    if not beaten:
+        return f"None of {listed(first)} beats another in both forgetting and keeping, {over}."
+    if len(first) == 1:
+        return f"{listed(first)} forgets and keeps at least as much as {listed(beaten)}, {over}."
+    lost = f"{listed(beaten)} {'is' if len(beaten) == 1 else 'are'} beaten in both"
+    return f"Nothing beats {listed(first)} in both forgetting and keeping, {over}; {lost}."
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
@@ -181,10 +230,82 @@ def interval(value: float | None, n: int) -> str:
     """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty for no number."""
     if value is None or not 0 <= value <= 1 or not n:
         return ""
-    from scipy.stats import binomtest
+    from .points import wilson
 
-    low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    low, high = wilson(value, n)
     return f"{100 * low:.0f}–{100 * high:.0f}"
+
+
+ATTACKS = "Attacks"  # the group of what attacks measure
+_OF_ATTACKS = ("relearn_", "bits8_", "nf4_", "leak_at_", "paraphrase_", "prefix_")  # of those in the first table, too
+
+
+def attacks(results: Mapping[str, Any]) -> list[list[str]]:
+    """What attacks bring back: a row for each number, with its name, the model as it was, and every run."""
+    entries, table = results["runs"], []
+    for name, m in results["metrics"].items():
+        values = [entries[0]["before"][name], *(entry["after"][name] for entry in entries)]
+        if (m.get("group") == ATTACKS or name.startswith(_OF_ATTACKS)) and any(value is not None for value in values):
+            table.append([head(m), *(text(value, m["format"]) for value in values)])
+    return table
+
+
+def over_seeds(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Of several seeds, each method's mean and its lowest and highest, a row for each number of the first table."""
+    entries = results["runs"]
+    methods = list(dict.fromkeys(entry["method"] for entry in entries))
+    if len({entry["seed"] for entry in entries}) < 2 or any("part" in entry for entry in entries):
+        return [], []
+
+    def cell(method: str, name: str, form: str) -> str:
+        values = [entry["after"][name] for entry in entries if entry["method"] == method]
+        if any(value is None for value in values):
+            return "—"
+        mean, low, high = (text(f(values), form) for f in (fmean, min, max))
+        return f"{mean} ({low}–{high})" if len(values) > 1 else mean
+
+    shown = {name: m for name, m in results["metrics"].items() if not m.get("group")}
+    return ["", *methods], [[head(m), *(cell(of, name, m["format"]) for of in methods)] for name, m in shown.items()]
+
+
+def cost(results: Mapping[str, Any]) -> list[list[str]]:
+    """What each run took: a row for each measure, with its name and every run's."""
+    entries = results["runs"]
+    measures: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "training": lambda e: f"{e['seconds']:.1f} s",
+        "a step (median)": lambda e: text(e.get("step_seconds"), ".3f") + " s",
+        "following the curve": lambda e: text(e.get("watching_seconds"), ".1f") + " s",
+        "optimizer states": lambda e: runs.bytes_text(e["optimizer_state_bytes"]),
+        "peak memory": lambda e: runs.bytes_text(e["peak_memory_bytes"]),
+    }
+    return [[name, *(measure(entry) for entry in entries)] for name, measure in measures.items()]
+
+
+def not_shown(results: Mapping[str, Any]) -> list[str]:
+    """What the page lacks, and why: numbers that could not be computed, and pictures of what was not measured."""
+    entries, said = results["runs"], not_computed(results)
+    if any("part" in entry for entry in entries):
+        said.append("What was forgotten against what was kept: parts forget different rows.")
+    elif not results.get("plane"):
+        said.append("What was forgotten against what was kept: no two numbers of the task stand for them.")
+    if all(len(entry["curve"]) < 2 for entry in entries):
+        said.append("During training: the curve was measured at its start alone (curve_points 0).")
+    if none := [label(entry, results) for entry in entries if not entry.get("diagnostics")]:
+        said.append(
+            f"Conflict by layer: {', '.join(none)}; it is read off the states of DualOptim+ and DualOptim alone."
+        )
+    if results.get("private"):
+        said.append("Answers before and after: the run is private, and no file of it holds a text of rows or replies.")
+    if not attacks(results) and not any(entry["config"].get("attacks") for entry in entries):
+        said.append("Attacks: none was asked for; --attacks '[relearn, leak]' tells whether the forgotten comes back.")
+    if len({entry["seed"] for entry in entries}) < 2:
+        said.append("Spread over seeds: there is one seed; dualoptim compare --seeds '[0, 1, 2]' has three.")
+    return said
+
+
+def heat_map(entry: Mapping[str, Any]) -> str:
+    """What the objectives do to each other, layer by layer, as SVG; empty where nothing was read."""
+    return pictures.heat_map(entry.get("diagnostics"))
 
 
 def not_computed(results: Mapping[str, Any]) -> list[str]:
@@ -202,20 +323,24 @@ def seen(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences: the best of each metric, and which others cannot be told apart from it.
 
     Shares of n questions are compared as two proportions: a difference below twice its standard error is no
-    difference. Other metrics are ranked without a test.
+    difference. Other metrics are ranked without a test. With several seeds methods are compared by their means, and
+    are not told apart where the ranges of their seeds overlap.
     """
     entries = results["runs"]
     if len(entries) < 2 or any("part" in entry for entry in entries):  # parts forget different rows
         return []
-    said = []
+    one_seed, said = len({entry["seed"] for entry in entries}) == 1, []
     for name, metric in results["metrics"].items():
-        values = {label(e, results): e["after"][name] for e in entries}
+        of: dict[str, list[Any]] = {}
+        for entry in entries:
+            of.setdefault(entry["method"], []).append(entry["after"][name])
         if (
             metric["better"] == "neither"
             or metric.get("group")
-            or any(value is None or math.isnan(value) for value in values.values())
+            or any(value is None or math.isnan(value) for each in of.values() for value in each)
         ):
             continue
+        values = {method: fmean(each) for method, each in of.items()}
         word, key = _BEST[metric["better"]]
         best = min(values.values(), key=key)
         shown = {method: text(value, metric["format"]) for method, value in values.items()}
@@ -225,12 +350,15 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             said.append(f"{sentence}{shown[first[0]]} for all.")
             continue
         sentence += f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} {word}"
-        if n := results.get("counts", {}).get(name):
-            rest = [method for method in values if method not in first]
+        rest = [method for method in values if method not in first]
+        if not one_seed:
+            close = [m for m in rest if any(min(of[m]) <= max(of[f]) and min(of[f]) <= max(of[m]) for f in first)]
+            sentence += f"; not told apart over seeds: {', '.join(close)}" if close else ""
+        elif n := results.get("counts", {}).get(name):
             close = [method for method in rest if abs(values[method] - best) < 2 * _spread(values[method], best, n)]
             sentence += f"; not told apart on {n} questions: {', '.join(close)}" if close else ", and alone there"
         said.append(f"{sentence} ({', '.join(f'{method} {value}' for method, value in shown.items())}).")
-    if len({e["seed"] for e in entries}) == 1:
+    if one_seed:
         said.append("One seed: another seed moves every number, and no method is better for a lead within that noise.")
     return said
 
@@ -254,9 +382,10 @@ def terminal(results: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(markup=False, emoji=False)  # what is shown was written by models and users
-    if "points" in results:
+    if "planned" in results:
         from . import report_points as points
 
+        console.print(headline(results), style="bold", highlight=False)
         heads, body = points.table(results)
         _print_table(console, results, heads, body[: points.MOST_SHOWN])
         if len(body) > points.MOST_SHOWN:
@@ -310,114 +439,68 @@ def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) ->
     return parts
 
 
-def curve(results: Mapping[str, Any]) -> str:
-    """The forget/keep curve as SVG: what the task follows, over the steps; empty where it was looked at once alone."""
+def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the task follows over the steps, a title and an SVG each; none where it was looked at once alone."""
     titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
-    if not titles or all(len(entry["curve"]) < 2 for entry in results["runs"]):
-        return ""
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
-
-    with matplotlib.rc_context(STYLE):
-        across = len(titles) if len(titles) < 4 else 2
-        down = math.ceil(len(titles) / across)
-        figure = Figure(figsize=(8.6, 0.4 + 2.9 * down), layout="constrained")
-        grid = figure.subplots(down, across, sharey=True, squeeze=False)
-        axes = list(grid.flat)
-        for axis in axes[len(titles) :]:
-            axis.remove()
-        for axis, (name, title) in zip(axes, titles.items(), strict=False):
-            for entry, colour in zip(results["runs"], colours(results), strict=True):
-                steps = [point["step"] for point in entry["curve"]]
-                values = [math.nan if point[name] is None else float(point[name]) for point in entry["curve"]]
-                axis.plot(steps, values, "-o", color=colour, markersize=4, linewidth=1.8, label=entry["method"])
-            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-            axis.set_xlabel("optimizer step")
-            axis.set_ylim(0, 1)
-            axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        for row in grid:
-            row[0].set_ylabel(textwrap.fill(results["followed"], 32))
-        # Seeds, and parts that come after each other, are of one color and stand once.
-        lines = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=min(len(lines), 4))
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def heat_map(entry: Mapping[str, Any]) -> str:
-    """What the objectives do to each other, layer by layer, at the end of a run, as SVG; empty where nothing was read.
-
-    Upper panel: cosine between the objectives' updates. Lower panel: share of coordinates whose second moments cancel.
-    """
-    by_layer = (entry.get("diagnostics") or {"layers": {}})["layers"]
-    layers = [layer for layer in by_layer if layer != "all"]
-    measures = list(by_layer.get("all", {}))
-    panels = [
-        ("Do updates agree? (cosine)", "cosine/", "RdBu", -1, 1),
-        ("Do second moments cancel? (share of coordinates)", "cancelling/", "Purples", 0, 1),
-    ]
-    panels = [panel for panel in panels if any(measure.startswith(panel[1]) for measure in measures)]
-    if not panels or not layers:
-        return ""
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
-
-    shown = {panel[1]: [measure for measure in measures if measure.startswith(panel[1])] for panel in panels}
-    with matplotlib.rc_context({**STYLE, "font.size": 9}):
-        heights = [len(shown[panel[1]]) for panel in panels]
-        size = (8.6, 1.1 * len(panels) + 0.3 * sum(heights) + 0.5)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(panels), 1, height_ratios=heights, sharex=True, squeeze=False)
-        for axis, (title, prefix, palette, low, high) in zip(axes[:, 0], panels, strict=True):
-            read = [[by_layer[layer].get(name) for layer in layers] for name in shown[prefix]]
-            values = [[math.nan if value is None else float(value) for value in row] for row in read]
-            drawn = axis.imshow(values, cmap=palette, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-            axis.set_yticks(
-                range(len(values)), [name.removeprefix(prefix).replace("/", " · ") for name in shown[prefix]]
-            )
-            axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
-            axis.spines[:].set_visible(False)
-            axis.tick_params(length=0)
-            figure.colorbar(drawn, ax=axis, pad=0.01, aspect=8)
-        axes[-1, 0].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    entries, look = results["runs"], looks(results)
+    if all(len(entry["curve"]) < 2 for entry in entries):
+        return []
+    made = []
+    for name, title in titles.items():
+        lines = [
+            (look[e["method"]], [at["step"] for at in e["curve"]], [at[name] for at in e["curve"]]) for e in entries
+        ]
+        made.append((title, pictures.curve(lines, f"{title}: {results['followed']} over the optimizer steps.")))
+    return made
 
 
 def page(*several: Mapping[str, Any]) -> str:
     """The HTML page of one run's results or of several, a chapter each, complete in itself."""
     title = ", ".join(dict.fromkeys(f"{results['task']} · {results['model']}" for results in several))
-    return _render("report.html.jinja", title=title, chapters=[chapter(results) for results in several])
+    chapters = [chapter(results) for results in several]
+    return pictures.numbered(_render("report.html.jinja", title=title, chapters=chapters))
 
 
 def _render(name: str, **context: Any) -> str:
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = resources.files("dualoptim").joinpath("templates", name).read_text(encoding="utf-8")
-    return environment.from_string(text).render(**context)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dualoptim"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name).render(**context)
 
 
 def chapter(results: Mapping[str, Any]) -> str:
     """The part of the page that shows one run's results, or those of many."""
-    if "points" in results:
-        from . import report_points as points
+    from . import report_points as points
 
+    entries, look = results["runs"], looks(results)
+    every = {
+        "results": results,
+        "seeds": list(dict.fromkeys(entry["seed"] for entry in entries)),
+        "looks": look,
+        "shapes": SHAPES,
+        "headline": headline(results),
+        "plane": points.plane(results),
+        "read": points.how_to_read(results),
+        "versions": entries[0].get("fingerprints", {}).get("versions", ""),
+        "command": rerun.command(results),
+    }
+    if "planned" in results:
         heads, body = points.table(results)
         return _render(
             "points.html.jinja",
             title="What was forgotten, and what was kept" if results["plane"] else "What each point came to",
-            results=results,
             heads=heads,
             body=body,
-            picture=points.plane(results),
+            marks=[None, *(look.get(point["method"]) for point in results["points"])],
             remarks=points.remarks(results),
             settings=points.settings(results),
+            **every,
         )
     heads, body = turned(*rows(results))
-    entries = results["runs"]
+    of_runs = [look[entry["method"]] for entry in entries]
+    is_turned = heads[1] == "before"
     questions = [
         {**sample, "replies": [entry["samples"][i]["after"] for entry in entries]}
         for i, sample in enumerate(entries[0]["samples"])
@@ -427,29 +510,34 @@ def chapter(results: Mapping[str, Any]) -> str:
     return _render(
         "chapter.html.jinja",
         title="What was forgotten, and what was kept" if forgets else "What each objective came to",
-        results=results,
         heads=heads,
         body=body,
-        turned=heads[1] == "before",
-        verdicts=verdicts(results),
+        columns=[None, None, *of_runs] if is_turned else [],
+        marks=[] if is_turned else [None, *of_runs],
+        verdicts=[(look[e["method"]], label(e, results), said) for e in entries if (said := verdict(e, results))],
         seen=[*remarks(results), *seen(results)],
         merging=merging(results),
-        details=details(results),
-        not_computed=not_computed(results),
-        curve=curve(results),
-        heat_maps=[(label(entry, results), heat_map(entry)) for entry in entries],
+        details={title: table for title, table in details(results).items() if title != ATTACKS},
+        over_seeds=over_seeds(results),
+        attacks=attacks(results),
+        cost=cost(results),
+        not_shown=not_shown(results),
+        curves=curves(results),
+        heat_maps=[
+            (label(e, results), drawn, e["seed"] == entries[0]["seed"]) for e in entries if (drawn := heat_map(e))
+        ],
         labels=[label(entry, results) for entry in entries],
-        colours=colours(results),
+        of_runs=of_runs,
         questions=questions,
         settings=_settings(entries),
+        **every,
     )
 
 
-def _settings(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def _settings(entries: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Every setting with its value in each run, those that differ first."""
-    names = list(entries[0]["config"])
-    values = [(name, [entry["config"].get(name) for entry in entries]) for name in names]
-    return sorted(values, key=lambda item: all(value == item[1][0] for value in item[1]))
+    table = [[name, *(entry["config"].get(name) for entry in entries)] for name in entries[0]["config"]]
+    return sorted(table, key=lambda row: all(value == row[1] for value in row[1:]))
 
 
 MADE = '<meta name="generator" content="dualoptim">'  # stands in every page

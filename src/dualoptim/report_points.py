@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import report, runs
+from . import pictures, report, runs
 
 MOST_SHOWN = 60  # rows of the terminal's table; the page and results.json have all
 
@@ -52,64 +50,50 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     """How much of the plan there is, how to read the intervals, and what went wrong."""
     done, planned = len(results["runs"]), results["planned"]
     said = [f"{done} of {planned} runs are finished."] if done < planned else [f"All {planned} runs are finished."]
-    several = max(len(point["seeds"]) for point in results["points"])
-    if any(point["intervals"] for point in results["points"]):
-        of = "seeds and of groups of rows" if several > 1 else "groups of rows; one seed says nothing of others"
-        said.append(f"In brackets are 95 % intervals, bootstrapped over {of}.")
+    if spread := _of_intervals(results):
+        said.append(f"In brackets are 95 % intervals, {spread}.")
     if results.get("plane"):
         said.append("On the front (●) is what no other point beats: as much forgotten and as much kept, or more.")
     return [*said, *results.get("notes", ())]
 
 
-def plane(results: Mapping[str, Any]) -> str:
-    """What was forgotten against what was kept, as SVG: a dot a point, small ones its seeds, the front as a line."""
+def _of_intervals(results: Mapping[str, Any]) -> str:
+    """What the points' intervals are over; nothing where there are none."""
+    if not any(point["intervals"] for point in results["points"]):
+        return ""
+    several = max(len(point["seeds"]) for point in results["points"]) > 1
+    return f"over {'seeds and rows' if several else 'rows; one seed says nothing of others'}"
+
+
+def how_to_read(results: Mapping[str, Any]) -> str:
+    """What the picture of the plane shows, beside its legend."""
     if not results.get("plane"):
         return ""
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's to choose
+    several = any(len(point["seeds"]) > 1 for point in results["points"])
+    spread = _of_intervals(results)
+    return " ".join(
+        [
+            "Up and left is better: less of what is to be forgotten, more of what is kept.",
+            "On the dashed line, the front, is what no other point beats.",
+            *([f"Whiskers are 95 % intervals, {spread}."] if spread else []),
+            *(["Small dots are the seeds."] if several else []),
+        ]
+    )
 
+
+def plane(results: Mapping[str, Any]) -> str:
+    """What was forgotten against what was kept, as SVG: a mark a point, small ones its seeds, the front as a line."""
+    if not results.get("plane") or not results.get("points"):
+        return ""
     x, y = results["plane"]
-    drawn = [p for p in results["points"] if p["values"].get(x) is not None and p["values"].get(y) is not None]
-    methods = list(dict.fromkeys(p["method"] for p in results["points"]))
-    colour = dict(zip([e["method"] for e in results["runs"]], report.colours(results), strict=True))
-    with matplotlib.rc_context(report.STYLE):
-        figure = Figure(figsize=(8.6, 5.0), layout="constrained")
-        axis: Any = figure.subplots()
-        for method in methods:
-            own = [p for p in drawn if p["method"] == method]
-            for p in own:
-                seeds = [(a, b) for a, b in zip(p["by_seed"][x], p["by_seed"][y], strict=True) if None not in (a, b)]
-                if len(seeds) > 1:
-                    axis.scatter(*zip(*seeds, strict=True), s=6, color=colour[method], alpha=0.4, linewidths=0)
-                _whiskers(axis, p, x, y, colour[method])
-            axis.scatter(
-                [p["values"][x] for p in own], [p["values"][y] for p in own], s=34, color=colour[method], label=method
-            )
-        front = sorted((p["values"][x], p["values"][y]) for p in drawn if p["front"])
-        axis.plot(*zip(*front, strict=True), color="#777777", linewidth=1, linestyle="--", zorder=0) if front else None
-        before = results["runs"][0]["before"]
-        if None not in (before.get(x), before.get(y)):
-            axis.scatter([before[x]], [before[y]], marker="x", color="#444444", label="before")
-        if chosen := results.get("chosen"):  # of a search
-            at = next(p for p in drawn if all(p[key] == chosen[key] for key in ("method", "settings")))["values"]
-            axis.scatter([at[x]], [at[y]], s=120, facecolors="none", edgecolors="#222222", label="chosen")
-        axis.set_xlabel(report.head(results["metrics"][x]))
-        axis.set_ylabel(report.head(results["metrics"][y]))
-        axis.grid(color="#e5e5e5", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.legend(frameon=False, loc="best")
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    chosen = results.get("chosen")  # of a search
+    at = next((p["values"] for p in results["points"] if chosen and all(p[k] == chosen[k] for k in _TOLD_BY)), None)
+    metrics = results["metrics"]
+    axes_of = (x, report.head(metrics[x])), (y, report.head(metrics[y]))
+    return pictures.plane(results["points"], report.looks(results), axes_of, results["runs"][0]["before"], at)
 
 
-def _whiskers(axis: Any, point: Mapping[str, Any], x: str, y: str, colour: str) -> None:
-    for key, along in ((x, "xerr"), (y, "yerr")):
-        if spread := point["intervals"].get(key):
-            at = point["values"]
-            below, above = (max(0.0, at[key] - spread[0]), max(0.0, spread[1] - at[key]))
-            if math.isfinite(below + above):
-                axis.errorbar(at[x], at[y], **{along: [[below], [above]]}, color=colour, linewidth=0.8, alpha=0.6)
+_TOLD_BY = ("method", "settings")  # a point from others
 
 
 def settings(results: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:

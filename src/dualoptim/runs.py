@@ -5,6 +5,7 @@
     {"schema": 1, "task": str, "model": str, "private": bool, "followed": str, "curves": {name: title},
      "scores": {objective: metric},
      "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
+     "plane": [name, name] or null, "points": [{…}],
      "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
                "merging": {"unmerged" or "merged" or "merged_bf16" or "merged_nf4": {name: number or null}},
@@ -15,9 +16,10 @@
                "scored_in": str, "seconds": number, "watching_seconds": number, "step_seconds": number,
                "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
-Of many runs (`dualoptim.grid`) there are also "planned" (how many), "grid" (setting → values), "plane" (the metrics of
-what is forgotten and of what is kept) and "points", as `dualoptim.points` makes them; of a search (`dualoptim.tune`)
-"chosen" as well, the "method", "settings" and "score" of the trial in its recipe.
+"plane" names the metrics of what is forgotten and of what is kept, and "points" has a point in it for each method and
+setting, as `dualoptim.points` makes them. Of many runs (`dualoptim.grid`) there are also "planned" (how many) and
+"grid" (setting → values); of a search (`dualoptim.tune`) "chosen" as well, the "method", "settings" and "score" of the
+trial in its recipe.
 
 A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
 names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with

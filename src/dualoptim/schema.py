@@ -68,6 +68,14 @@ def _direction(value: Any) -> bool:
     return value in ("lower", "higher", "zero", "chance", "neither")
 
 
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _pair_of_names_or_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_name, value)))
+
+
 def _anything(value: Any) -> bool:
     return True
 
@@ -83,13 +91,21 @@ ENTRY: dict[str, Any] = {
     "peak_memory_bytes": count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), text)],
     "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": text},
     "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
-    "merging?": {"*": NUMBERS},
+    "merging?": {"*": NUMBERS}, "step_seconds?": _finite_number_or_nothing,
+    "watching_seconds?": _finite_number_or_nothing,
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
+POINT: dict[str, Any] = {
+    "method": _name, "settings": {"*": _anything}, "seeds": [count], "values": NUMBERS, "front": _flag,
+    "by_seed": {"*": [_finite_number_or_nothing]}, "intervals": {"*": [_finite_number]}, "seconds": _finite_number,
+    "bytes": count,
+}  # fmt: skip
 # Of the schema above, what is read again.
 FORM: dict[str, Any] = {
     "task": text, "model": text, "followed": text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [text],
     "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
+    "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count, "grid?": {"*": _anything},
+    "chosen?": {"method": _name, "settings": {"*": _anything}},
 }  # fmt: skip
 
 
@@ -101,6 +117,16 @@ def misfit(results: Mapping[str, Any]) -> str | None:
         return "there is no run"
     if other := next((name for name in results.get("scores", {}).values() if name not in results["metrics"]), None):
         return f"the score {other!r} is none of the metrics"
+    if "planned" in results and not {"plane", "points"} <= set(results):
+        return "there are runs of a plan, and no points"
+    plane, methods = results.get("plane") or (), {entry["method"] for entry in results["runs"]}
+    if other := next((name for name in plane if name not in results["metrics"]), None):
+        return f"the plane's {other!r} is none of the metrics"
+    for i, point in enumerate(results.get("points", ()), 1):
+        if point["method"] not in methods or any(len(pair) != 2 for pair in point["intervals"].values()):
+            return f"point {i} is of no run's"
+        if any(len(point["by_seed"].get(name, ())) != len(point["seeds"]) for name in plane):
+            return f"point {i} has not a number for each seed"
     followed = {"step", *results.get("curves", {})}
     for i, entry in enumerate(results["runs"], 1):
         for when in ("before", "after"):

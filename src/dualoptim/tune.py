@@ -29,7 +29,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from . import goals, grid, report, runs, tasks
-from .config import ALONE, MAIN, PLAIN, RunConfig, typed
+from .config import ALONE, GOALS_OWN, MAIN, PLAIN, RunConfig, typed
 from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
 from .folder import check as check_folder
@@ -47,8 +47,6 @@ QUICK: dict[str, Any] = {
     "fast": True, "save_model": False, "curve_points": 0, "save_every": 0, "report_to": "none", "lm_eval": [],
     "lm_eval_limit": None, "retrained": None,
 }  # fmt: skip
-GOALS_OWN = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until", "pause",
-             "keep_at_least", "curve_points")  # fmt: skip
 
 
 class Search(NamedTuple):

@@ -50,6 +50,7 @@ from .folder import (
 )
 from .folder import check as check_folder
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
+from .points import Run, points_of
 from .resolved import Origin, Resolved, digest
 from .resolved import resolve as resolve_all
 from .schedule import Turn, equal_weights
@@ -479,14 +480,16 @@ def _saved(of: Resolved) -> list[str]:
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     clear(folder)
 
-    def own_folder(of: Resolved) -> Path:
-        return folder if len(resolved) == 1 else folder / f"{runs.slug(of.config.method)}-seed{of.config.seed}"
+    def own_folder(method: str, seed: int) -> Path:
+        return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
 
     def taken_over() -> list[dict[str, Any]]:
         return [
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
-            if not of.config.save_model or not entry["finite"] or all((own_folder(of) / m).is_dir() for m in _saved(of))
+            if not of.config.save_model
+            or not entry["finite"]
+            or all((own_folder(of.config.method, of.config.seed) / m).is_dir() for m in _saved(of))
         ]
 
     finished = ranks.of_first(taken_over)
@@ -522,6 +525,8 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
         "counts": task.counts(prepared.before.records),
         "notes": told,
+        "plane": list(task.plane) if task.plane else None,
+        "points": [],
         "runs": finished,
     }
 
@@ -529,13 +534,15 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         results["runs"].append(entry)
         results["runs"].sort(key=lambda entry: order.index(entry["config"]))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
+        found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
+        results["points"] = points_of(found, results["plane"], results["counts"])
         said = runs.without(secrets, results)
         runs.write_json(folder / RESULTS, said)
         own = said["runs"][results["runs"].index(entry)]
         return {kind: card.of(said, own, kind) for kind in (MODEL, ADAPTER)} if entry["config"]["save_model"] else None
 
     for of in missing:
-        own = own_folder(of)
+        own = own_folder(of.config.method, of.config.seed)
         if ranks.first():
             own.mkdir(exist_ok=True)
             clear(own)
@@ -580,7 +587,8 @@ def _one_after_the_other(
                 folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
-            results = results or {**done, "model": config.model, "runs": []}
+            # Parts forget different rows: no plane has them all.
+            results = results or {**done, "model": config.model, "plane": None, "points": [], "runs": []}
             results["runs"].append({**done["runs"][0], "part": number})
             results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))
             runs.write_json(out / RESULTS, results)
