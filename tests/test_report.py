@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim import cli, report, rerun, resolve
+from dualoptim import arguments, report, rerun, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.points import points_of
 
@@ -221,8 +221,8 @@ def test_what_a_page_lacks_it_gives_a_reason_for() -> None:
 
 
 def parsed(command: list[str]) -> Any:
-    name, *arguments = shlex.split(" ".join(command).removeprefix("dualoptim "))
-    return name, cli._parse(cli._parsers()[name], arguments)
+    name, *told = shlex.split(" ".join(command).removeprefix("dualoptim "))
+    return name, arguments.parse(arguments.parsers()[name], told)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_command_of_a_comparison_makes_the_same_settings(given: Any, methods
     configs = resolve.methods_of(RunConfig(**given, out="elsewhere"), methods, seeds)
     entries = [{"method": c.method, "seed": c.seed, "config": c.as_dict()} for c in configs]
     name, found = parsed(rerun.command({"runs": entries}))
-    again = resolve.methods_of(cli._config(found), found.methods, found.seeds)
+    again = resolve.methods_of(arguments.config_of(found), found.methods, found.seeds)
     assert name == "compare"
     assert [c.replace(out="").as_dict() for c in again] == [c.replace(out="").as_dict() for c in configs]
 
@@ -252,7 +252,7 @@ def test_the_command_of_one_run_and_of_a_grid() -> None:
     entry = {"method": config.method, "seed": 4, "config": config.as_dict()}
     name, found = parsed(rerun.command({"runs": [entry]}))
     assert name == "unlearn"
-    assert cli._config(found).replace(out="elsewhere") == config
+    assert arguments.config_of(found).replace(out="elsewhere") == config
     name, found = parsed(rerun.command({"runs": [entry], "planned": 2, "grid": {"lr": [1e-3, 1e-2]}}))
     assert (name, found.grid, found.seeds) == ("compare", {"lr": [1e-3, 1e-2]}, [4])
     assert rerun.command({"runs": [{**entry, "part": 1}]}) == rerun.command({"runs": [entry], "chosen": {}}) == []
