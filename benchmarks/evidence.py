@@ -88,7 +88,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuned_on: tuple[int, ...] = (6,)
     reported: tuple[int, ...] = (1, 2, 3, 4, 5)
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     @property
     def raw(self) -> Path:
