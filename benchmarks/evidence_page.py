@@ -95,7 +95,7 @@ def samples(study: Study, raw: Sequence[Line]) -> dict[Cell, Sample]:
         lines = {
             (line["key"][4], line["key"][5]): line
             for line in raw
-            if line["key"][:4] == [*cell, lr] and line["key"][4] in study.reported
+            if line["key"][:4] == [*cell, lr] and line["key"][4] in study.reported and line["key"][5] in study.seeds
         }
         if len(lines) == len(study.reported) * len(study.seeds):
             found[cell] = Sample(study, lines)
