@@ -167,7 +167,7 @@ def test_muses_recipes_hold_the_published_settings(name: str, steps: int) -> Non
         "steps": steps, "batch_size": 8, "lr": 1e-5, "lr_decay": False, "warmup_ratio": 0.0, "betas": [0.9, 0.999],
         "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 2048, "optimizer": "AdamW",
     }  # fmt: skip
-    assert published.items() <= yaml.safe_load(cli.find_recipe(name).read_text(encoding="utf-8")).items()
+    assert published.items() <= yaml.safe_load(recipe_files.find_recipe(name).read_text(encoding="utf-8")).items()
 
 
 RUNS = [
