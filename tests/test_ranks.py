@@ -115,6 +115,8 @@ def results(place: Path) -> dict[str, Any]:
     for run in read["runs"]:
         for key in ("seconds", "watching_seconds", "step_seconds", "peak_memory_bytes", "config"):
             del run[key]
+    for point in read["points"]:
+        del point["seconds"]
     return read
 
 
