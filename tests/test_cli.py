@@ -232,6 +232,7 @@ MISTAKES = {
     "joint DualOptim+": (["--joint", "true"], "DualOptim+ steps for one objective at a time"),
     "no steps": (["--steps", "0"], "steps must be at least 1"),
     "a missing model": (["--model", "./nowhere"], "model './nowhere': there is no such folder"),
+    "another trainer's option": (["--max-steps", "3"], "unknown option '--max-steps'; did you mean '--steps'?"),
     "an unknown recipe": (["--recipe", "quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'?"),
     "an answer cut off": (["--max-length", "20"], "max_length 20 would cut its answer off"),
     "a task beside files": (["--task", "facts"], "brings its own rows"),
@@ -254,6 +255,7 @@ def test_a_mistake_is_one_sentence_with_status_2_and_nothing_written(
 def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, message in (
         ("lrr: 1", "r.yaml: unknown recipe key 'lrr'; did you mean 'lr'?"),
+        ("learning_rate: 1", "r.yaml: unknown recipe key 'learning_rate'; did you mean 'lr'?"),
         ("lr: [1", "r.yaml:1: broken YAML"),
         ("lr", "a recipe is a mapping"),
         ("steps: many", "r.yaml: "),

@@ -39,9 +39,18 @@ class NotFiniteError(UserError):
     status = 3
 
 
+# What is meant by the names that other trainers have for the same settings.
+MEANT = {
+    "learning_rate": "lr", "max_steps": "steps", "per_device_train_batch_size": "batch_size", "output_dir": "out",
+    "model_name_or_path": "model",
+}  # fmt: skip
+
+
 def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not among the known ones, with the nearest of those as a hint."""
     names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    plain = {each.lstrip("-").replace("-", "_"): each for each in map(str, names)}
+    meant = plain.get(MEANT.get(str(name).lstrip("-").replace("-", "_"), ""))
+    close = [meant] if meant else difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}" if names else "there are none"
     return UserError(f"{where + ': ' if where else ''}unknown {kind} {name!r}; {hint}")
