@@ -2,11 +2,11 @@
 
     python benchmarks/evidence.py run --data-dir FOLDER --only tune      choose each method's rate, on its own split
     python benchmarks/evidence.py run --data-dir FOLDER --only report --shard 1/2
-    python benchmarks/evidence.py run --data-dir FOLDER --model smollm2  the same of the larger model
+    python benchmarks/evidence.py run --data-dir FOLDER --study smollm2  the same of the larger model
     python benchmarks/evidence.py page                                   write evidence.md from the raw results
     python benchmarks/evidence.py --check                                fail where evidence.md is not what they make
 
-FOLDER holds TOFU's files. Each run leaves a line in evidence/MODEL.jsonl and is not done twice, so that a run that was
+FOLDER holds TOFU's files. Each run leaves a line in evidence/STUDY.jsonl and is not done twice, so that a run that was
 cut off goes on, and any number of processes share the plan.
 """
 
@@ -46,10 +46,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "equal base": {**PLUS, "variant": {"weights": "equal"}},
     "base_weights equal": {**PLUS, "base_weights": "equal"},
     "half the drift": {**PLUS, "variant": {"drift": 0.5}},
+    "3/4 of the drift": {**PLUS, "variant": {"drift": 0.75}},
+    "5/4 of the drift": {**PLUS, "variant": {"drift": 1.25}},
     "own v": {**PLUS, "variant": {"second": "own"}},
     "mean v": {**PLUS, "variant": {"second": "mean"}},
     "max v": {**PLUS, "variant": {"second": "max"}},
+    "equal base, own v": {**PLUS, "variant": {"weights": "equal", "second": "own"}},
     "equal base, mean v": {**PLUS, "variant": {"weights": "equal", "second": "mean"}},
+    "equal base, max v": {**PLUS, "variant": {"weights": "equal", "second": "max"}},
     "own m, one v": {**PLUS, "variant": {"drift": 0.0, "second": "all"}},
 }
 
@@ -70,10 +74,11 @@ OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint Ad
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked of one model, and how.
+    """What is asked of one model in one setting.
 
     Args:
-        model: its name, and that of the file of raw results.
+        name: of its file of raw results and its chapter.
+        model: that unlearns.
         cells: all that is asked, the questions that matter most first.
         rates: what is tried for every method, by budget.
         settings: of each run, beside BASE.
@@ -82,6 +87,7 @@ class Study:
         seeds: of each reported part.
     """
 
+    name: str
     model: str
     cells: tuple[Cell, ...]
     rates: Mapping[int, tuple[float, ...]]
@@ -93,7 +99,7 @@ class Study:
     @property
     def raw(self) -> Path:
         """Where its lines are."""
-        return HERE / "evidence" / f"{self.model}.jsonl"
+        return HERE / "evidence" / f"{self.name}.jsonl"
 
     def lines(self) -> list[dict[str, Any]]:
         """The raw results."""
@@ -113,7 +119,9 @@ def _of(loss: str, steps: int, methods: Sequence[str]) -> list[Cell]:
 
 
 RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
+OF_TINY = {"bf16": False, "score_bf16": False}
 TINY = Study(
+    "tiny",
     "tiny",
     tuple(
         dict.fromkeys(
@@ -125,16 +133,26 @@ TINY = Study(
         )
     ),
     {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
-    {"bf16": False, "score_bf16": False},
+    OF_TINY,
 )
+OF_RATIOS = ("Alternating AdamW", "DualOptim", "DualOptim+", "base_weights equal")
+EVEN = Study(
+    "tiny_1_1",
+    "tiny",
+    tuple(_of("NPO", SHORT, OF_RATIOS[:-1])),  # all weights are 1 here
+    {SHORT: RATES},
+    {**OF_TINY, "ratio": "1:1"},
+)
+RARE = Study("tiny_1_10", "tiny", tuple(_of("NPO", SHORT, OF_RATIOS)), {SHORT: RATES}, {**OF_TINY, "ratio": "1:10"})
 SMOLLM2 = Study(
+    "smollm2",
     "smollm2",
     tuple(_of("NPO", SHORT, OF_SMOLLM2) + _of("IDK", SHORT, OF_SMOLLM2)),
     {SHORT: (3e-5, 6e-5, 1.2e-4, 2.4e-4)},
     reported=(1, 2, 3),
     seeds=(0,),
 )
-STUDIES = {study.model: study for study in (TINY, SMOLLM2)}
+STUDIES = {study.name: study for study in (TINY, EVEN, RARE, SMOLLM2)}
 
 
 class Run(NamedTuple):
@@ -256,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("run", "page"), default="page")
     parser.add_argument("--data-dir")
-    parser.add_argument("--model", choices=STUDIES, default="tiny")
+    parser.add_argument("--study", choices=STUDIES, default="tiny")
     parser.add_argument("--only", choices=("tune", "report"), default="tune")
     parser.add_argument("--loss", help="runs of this loss to forget alone")
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run from the i-th on")
@@ -264,7 +282,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.command == "run":
-        study = STUDIES[options.model]
+        study = STUDIES[options.study]
         raw = study.lines()
         done = [line["key"] for line in raw]
         number, of = map(int, options.shard.split("/"))

@@ -200,7 +200,7 @@ def of_study(study: Study) -> list[str]:
     found = samples(study, raw)
     planned = len(tuning(study)) + len(reported(study, raw))
     made = [
-        f"## {study.model}",
+        f"## {study.name}",
         "",
         f"{len(raw)} of {planned} runs of those cells are there, and {len(found)} of {len(study.cells)} cells are "
         f"whole; only those are shown. Forget sets: {len(study.reported)}; seeds of each: {len(study.seeds)}.",
@@ -209,10 +209,10 @@ def of_study(study: Study) -> list[str]:
     for loss in study.losses():
         for steps in sorted(study.rates):
             if part := table(study, raw, found, loss, steps, list(METHODS)):
-                made += [f"### {study.model}: {loss} + GD, {steps} steps", "", *part, ""]
+                made += [f"### {study.name}: {loss} + GD, {steps} steps", "", *part, ""]
     return [
         *made,
-        f"### {study.model}: rates",
+        f"### {study.name}: rates",
         "",
         "Score on the tuning split, one seed; the rate that was taken in bold.",
         "",

@@ -42,10 +42,10 @@ def test_the_page_of_ones_own_rows_is_what_its_lines_make(modules: Any, monkeypa
     assert own_rows.page(own_rows.lines()) == (BENCHMARKS / "own_rows.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", ["tiny", "smollm2"])
-def test_every_method_has_as_many_trials_and_no_reported_rows_choose_a_rate(modules: Any, model: str) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny_1_1", "tiny_1_10", "smollm2"])
+def test_every_method_has_as_many_trials_and_no_reported_rows_choose_a_rate(modules: Any, name: str) -> None:
     evidence = modules[0]
-    study = evidence.STUDIES[model]
+    study = evidence.STUDIES[name]
     trials: dict[Any, int] = {}
     for run in evidence.tuning(study):
         trials[run.cell] = trials.get(run.cell, 0) + 1
