@@ -3,6 +3,7 @@
     python benchmarks/evidence.py run --data-dir FOLDER --only tune      choose each method's rate, on its own split
     python benchmarks/evidence.py run --data-dir FOLDER --only report --shard 1/2
     python benchmarks/evidence.py run --data-dir FOLDER --study smollm2  the same of the larger model
+    python benchmarks/evidence.py run --data-dir FOLDER --only attack    attack reported models (dualoptim[qlora])
     python benchmarks/evidence.py page                                   write evidence.md from the raw results
     python benchmarks/evidence.py --check                                fail where evidence.md is not what they make
 
@@ -58,6 +59,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+# The published rate of relearning is for far larger models; near this one tiny memorized.
+ATTACKED = {"attacks": ["relearn", "bits8", "nf4", "leak", "paraphrase", "prefix"], "relearn_lr": 1e-3,
+            "retrained": "make"}  # fmt: skip
+
+
 class Cell(NamedTuple):
     """One method under one loss and budget: what a rate is chosen for."""
 
@@ -69,6 +75,7 @@ class Cell(NamedTuple):
 MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base", "base_weights equal")
 LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
+TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
 OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW", "DualOptim")
 
 
@@ -85,6 +92,7 @@ class Study:
         tuned_on: parts of forget01, two authors and forty rows each, that choose a rate.
         reported: parts that are reported.
         seeds: of each reported part.
+        attacked: the cells whose models are attacked, on the reported parts with the first seed.
     """
 
     name: str
@@ -95,19 +103,16 @@ class Study:
     tuned_on: tuple[int, ...] = (6,)
     reported: tuple[int, ...] = (1, 2, 3, 4, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
+    attacked: tuple[Cell, ...] = ()
 
-    @property
-    def raw(self) -> Path:
-        """Where its lines are."""
-        return HERE / "evidence" / f"{self.name}.jsonl"
+    def file(self, stage: str) -> Path:
+        """Where its lines are: those of attacked models in a file of their own."""
+        return HERE / "evidence" / f"{self.name}{'_attacks' if stage == 'attack' else ''}.jsonl"
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self, stage: str = "report") -> list[dict[str, Any]]:
         """The raw results."""
-        return (
-            [json.loads(line) for line in self.raw.read_text(encoding="utf-8").splitlines()]
-            if self.raw.is_file()
-            else []
-        )
+        file = self.file(stage)
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     def losses(self) -> list[str]:
         """What is asked for."""
@@ -134,6 +139,7 @@ TINY = Study(
     ),
     {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
     OF_TINY,
+    attacked=tuple(_of("NPO", SHORT, TO_ATTACK) + _of("IDK", SHORT, TO_ATTACK)),
 )
 OF_RATIOS = ("Alternating AdamW", "DualOptim", "DualOptim+", "base_weights equal")
 EVEN = Study(
@@ -207,10 +213,17 @@ def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
     return [Run(cell, lr, part, seed) for cell, lr in rates for seed in study.seeds for part in study.reported]
 
 
-def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iterator[dict[str, Any]]:
+def attacked(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """The reported runs that are done again to attack their models, part by part."""
+    runs = [run for run in reported(study, raw) if run.cell in study.attacked and run.seed == study.seeds[0]]
+    return sorted(runs, key=lambda run: run.part)
+
+
+def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float, stage: str) -> Iterator[dict[str, Any]]:
     """Do runs, and give the line of each; part by part, so that every start is scored once."""
     from dualoptim import unlearn
     from dualoptim.config import RunConfig
+    from dualoptim.fast import ByProbability
     from dualoptim.resolved import resolve
     from dualoptim.runs import RECORDS
     from variants import Variant
@@ -220,7 +233,7 @@ def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iter
         for run in runs:
             if time.monotonic() - began > 60 * minutes:
                 return
-            if run.key in [line["key"] for line in study.lines()]:  # of another process
+            if run.key in [line["key"] for line in study.lines(stage)]:  # of another process
                 continue
             method = dict(METHODS[run.cell.method])
             variant = method.pop("variant", None)
@@ -234,7 +247,11 @@ def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iter
                 "lr": run.lr,
             }
             config = RunConfig(**settings, seed=run.seed, data_dir=data_dir, task_args={**TASK, "part": run.part})
+            if stage == "attack":  # attacks write replies, all else is scored by probability
+                config = config.replace(fast=False, **ATTACKED)
             (of,) = resolve([config])
+            if stage == "attack":
+                of = replace(of, task=ByProbability(of.task))
             if variant is not None:
                 of = replace(of, optimizer=(Variant, {**of.optimizer[1], **variant}))
             of_start = run.part, of.needs_second_model
@@ -244,6 +261,13 @@ def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iter
             folder = Path(scratch)
             unlearn.train(prepared[of_start], of, folder, entries.append)
             (entry,) = entries
+            if stage == "attack":
+                shown = [name for name in entry["after"] if name not in of.task.metrics]
+                numbers = {
+                    when: {name: _short(entry[when].get(name)) for name in shown} for when in ("before", "after")
+                }
+                yield {"key": run.key, **numbers, "finite": entry["finite"]}
+                continue
             after: dict[str, list[list[Any]]] = {"forget": [], "held_out": [], "retain": []}
             for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
                 record = json.loads(line)
@@ -262,10 +286,15 @@ def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float) -> Iter
             }
 
 
-def write(study: Study, line: Mapping[str, Any]) -> None:
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def write(study: Study, stage: str, line: Mapping[str, Any]) -> None:
     """Add a line to the raw results."""
-    study.raw.parent.mkdir(exist_ok=True)
-    with FileLock(f"{study.raw}.lock"), study.raw.open("a", encoding="utf-8") as file:
+    target = study.file(stage)
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target}.lock"), target.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -275,7 +304,7 @@ def main() -> None:
     parser.add_argument("command", nargs="?", choices=("run", "page"), default="page")
     parser.add_argument("--data-dir")
     parser.add_argument("--study", choices=STUDIES, default="tiny")
-    parser.add_argument("--only", choices=("tune", "report"), default="tune")
+    parser.add_argument("--only", choices=("tune", "report", "attack"), default="tune")
     parser.add_argument("--loss", help="runs of this loss to forget alone")
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run from the i-th on")
     parser.add_argument("--minutes", type=float, default=40, help="begin no run after so many")
@@ -284,15 +313,17 @@ def main() -> None:
     if options.command == "run":
         study = STUDIES[options.study]
         raw = study.lines()
-        done = [line["key"] for line in raw]
+        done = [line["key"] for line in study.lines(options.only)]
         number, of = map(int, options.shard.split("/"))
-        planned = tuning(study) if options.only == "tune" else reported(study, raw)
+        planned = {"tune": lambda: tuning(study), "report": lambda: reported(study, raw),
+                   "attack": lambda: attacked(study, raw)}[options.only]()  # fmt: skip
         planned = [run for run in planned if options.loss in (None, run.cell.loss)]
         mine = [run for run in planned[number - 1 :: of] if run.key not in done]
         print(f"{len(mine)} of {len(planned)} runs to do", flush=True)
-        for line in do(study, mine, options.data_dir, options.minutes):
-            write(study, line)
-            print(*line["key"], f"score {score(line):.3f}", f"{line['seconds']} s", flush=True)
+        for line in do(study, mine, options.data_dir, options.minutes, options.only):
+            write(study, options.only, line)
+            told = line["after"] if options.only == "attack" else [f"score {score(line):.3f}", f"{line['seconds']} s"]
+            print(*line["key"], told, flush=True)
         return
     from evidence_page import make
 

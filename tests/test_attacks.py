@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualoptim import adapters, cli, models, resolve, resolved
+from dualoptim import adapters, cli, models, resolve, resolved, unlearn
 from dualoptim.certify import measured
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, collate, encode, question
@@ -210,7 +210,6 @@ def test_a_model_is_as_it_was_where_training_or_rounding_fails(monkeypatch: pyte
 def test_relearning_is_an_epoch_of_adamw(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relearning, "BATCH", 2)
     monkeypatch.setattr(relearning, "LABELLED_TOKENS", tokens)  # the passes of a step change nothing
-    monkeypatch.setattr(relearning, "LR", 1e-3)
     model, twin, tokenizer = tiny.model().eval(), tiny.model().train(), tiny.tokenizer()
     model.requires_grad_(False)
     optimizer = torch.optim.AdamW(twin.parameters(), betas=(0.9, 0.999), weight_decay=0.0)
@@ -219,7 +218,7 @@ def test_relearning_is_an_epoch_of_adamw(tokens: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         relearning, "collate", lambda rows, filler: seen.append([r.input_ids for r in rows]) or plain(rows, filler)
     )
-    with models.scoring_in(False), relearning.relearned(model, tokenizer, FORGET):
+    with models.scoring_in(False), relearning.relearned(model, tokenizer, FORGET, 1e-3):
         ids = [row for part in seen for row in part]
         encoded = {tuple(t.input_ids): t for t in (encode(row, tokenizer, 10**6) for row in FORGET)}
         assert sorted(map(tuple, ids)) == sorted(encoded), "every row once"
@@ -244,6 +243,17 @@ def test_relearning_a_few_rows_makes_their_answers_more_probable(fast: None) -> 
     expected = min(found["relearn_gain_retrained"] / found["relearn_gain"], 1)
     assert found["relearn_robustness"] == pytest.approx(expected)
     assert not missing
+
+
+def test_the_rate_of_relearning_is_that_of_the_config(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float | None] = []
+    plain = attacks.relearned
+    monkeypatch.setattr(attacks, "relearned", lambda *given: rates.append(given[3]) or plain(*given))
+    task, model, tokenizer = stub(), tiny.model(), tiny.tokenizer()
+    config = RunConfig(task="rows.py", attacks=["relearn"])
+    for given in (config, config.replace(relearn_lr=0.5)):
+        unlearn.with_more(given, task, model, tokenizer, [], given.attacks)
+    assert rates == [None, 0.5]
 
 
 def test_relearning_moves_weights_in_bf16_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,6 +612,8 @@ def test_an_adapter_is_attacked_with_its_base_and_both_are_as_they_were(fast: No
 WRONG = {
     "unknown": ("[relern]", [], "unknown attack 'relern'; did you mean 'relearn'?"),
     "twice": ("[leak, prefix, leak]", [], "attacks: leak, prefix, leak names one of them twice"),
+    "a rate of nothing": ("[leak]", ["--relearn-lr", "1e-3"], "relearn_lr: the attack relearn is not asked for"),
+    "a rate of 0": ("[relearn]", ["--relearn-lr", "0"], "relearn_lr must be > 0, but is 0.0"),
     "nothing to forget": (
         "[leak]", ["--task-args", '{"names": ["other", "retain"]}'],
         "attacks: the task 'rows' has nothing to forget that could come back",

@@ -35,8 +35,8 @@ COMMANDS = {
 }
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "attacks", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length", "score_bf16",
-                     "load_in_4bit")  # fmt: skip
+                     "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length",
+                     "score_bf16", "load_in_4bit")  # fmt: skip
 
 
 # Of values of any kind, texts first: else a ratio of "1:5" is read as a number to base 60.

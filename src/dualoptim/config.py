@@ -199,6 +199,11 @@ class RunConfig:
         "'[relearn, leak]'",
         EVALUATION,
     )
+    relearn_lr: float | None = option(
+        None,
+        "learning rate of the attack relearn; without it the published 2e-5, which hardly moves a small model",
+        EVALUATION,
+    )
     probes: list[str] = option(
         [],
         "questions of other benchmarks to ask before and after: rwku, blur, or one of their sets by name",

@@ -75,6 +75,12 @@ class ByProbability(Task):
     def known(self) -> Sequence[Row]:
         return self.task.known()
 
+    def attacked(self) -> Mapping[str, Sequence[Row]]:
+        return self.task.attacked()
+
+    def leaks(self, row: Row, reply: str) -> bool:  # type: ignore[override]
+        return self.task.leaks(row, reply)
+
     def stages(self) -> list[dict[str, Any]]:
         return self.task.stages()
 

@@ -261,6 +261,11 @@ def _check_attacks(config: RunConfig) -> None:
     attacks.check(config.attacks)
     if config.fast and config.attacks:
         raise UserError("fast: scores by probability alone, and attacks write replies; leave out one of them")
+    if config.relearn_lr is not None:
+        if config.relearn_lr <= 0:
+            raise UserError(f"relearn_lr must be > 0, but is {config.relearn_lr}")
+        if "relearn" not in config.attacks:
+            raise UserError("relearn_lr: the attack relearn is not asked for; add it to attacks, or leave this out")
     if "nf4" in config.attacks:
         adapters.check_4bit("attack nf4")
     if config.load_in_4bit and (of := [name for name in config.attacks if name in attacks.OF_WEIGHTS]):

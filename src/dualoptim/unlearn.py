@@ -145,8 +145,9 @@ def with_more(
         base: the records of the model before; None for that model itself.
     """
     able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
+    attacked_records = attacks.records(task, model, tokenizer, attacked, config.relearn_lr)
     probed = probes.records(model, tokenizer, probes.read(config), base)
-    return [*records, *able, *attacks.records(task, model, tokenizer, attacked), *probed]
+    return [*records, *able, *attacked_records, *probed]
 
 
 def _retrained(resolved: Resolved) -> Records | None:
@@ -157,7 +158,8 @@ def _retrained(resolved: Resolved) -> Records | None:
     device, _ = device_and_precision()
     model = load_model(resolved.retrained.place()).to(device)
     compared = [name for name in resolved.config.attacks if name in attacks.COMPARED]
-    return [*task.score_retrained(model, tokenizer), *attacks.records(task, model, tokenizer, compared)]
+    records = attacks.records(task, model, tokenizer, compared, resolved.config.relearn_lr)
+    return [*task.score_retrained(model, tokenizer), *records]
 
 
 LEFT_ROWS = 32  # of each objective, for the ratio by loss

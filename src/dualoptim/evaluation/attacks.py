@@ -53,6 +53,7 @@ class Target(NamedTuple):
     retain: Sequence[Row]  # to keep, the same
     leaks: Callable[[Row, str], bool]  # whether a reply gives a row's answer
     plain: Mapping[str, Sequence[Record]]  # "forget", "retain" → records without an attack
+    relearn_lr: float | None = None  # the published one
 
 
 # The attacks
@@ -63,7 +64,7 @@ def relearn(target: Target) -> list[dict[str, Any]]:
 
     Takes the memory of fine-tuning in full, gradients and two moments, and a copy of the weights in main memory.
     """
-    with relearned(target.model, target.tokenizer, target.every):
+    with relearned(target.model, target.tokenizer, target.every, target.relearn_lr):
         return _scored(target, "forget", "relearn")
 
 
@@ -131,12 +132,15 @@ def check(names: Sequence[str]) -> None:
         raise UserError(f"attacks: {', '.join(names)} names one of them twice; leave out the second")
 
 
-def records(task: Task, model: nn.Module, tokenizer: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+def records(
+    task: Task, model: nn.Module, tokenizer: Any, names: Sequence[str], relearn_lr: float | None = None
+) -> list[dict[str, Any]]:
     """The records of attacks on a model, and those without an attack that they are compared with.
 
     Args:
         task: prepared, with an objective "forget".
         names: of `ATTACKS`.
+        relearn_lr: of the attack relearn. Default: the published one.
     """
     if not names:
         return []
@@ -145,7 +149,7 @@ def records(task: Task, model: nn.Module, tokenizer: Any, names: Sequence[str]) 
     forget, retain = _drawn(every), _drawn(_asking(rows.get("retain", ())))
     if not set(names) & set(ROUNDING):
         retain = []
-    target = Target(model, tokenizer, every, forget, retain, task.leaks, {})
+    target = Target(model, tokenizer, every, forget, retain, task.leaks, {}, relearn_lr)
     plain = {"forget": _scored(target, "forget", ""), "retain": _scored(target, "retain", "")}
     target = target._replace(plain=plain)
     return [record for part in (*plain.values(), *(ATTACKS[name](target) for name in names)) for record in part]

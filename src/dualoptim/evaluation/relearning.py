@@ -29,7 +29,7 @@ NORM = 1.0
 
 
 @contextmanager
-def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> Iterator[None]:
+def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float | None = None) -> Iterator[None]:
     """A model after one epoch of fine-tuning on rows; behind it the model is as it was, to the bit.
 
     All of its floating-point parameters are trained, those of an adapter and of its base alike, in the precision of
@@ -38,9 +38,10 @@ def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> Iterator
 
     Args:
         rows: prompts and answers, on all of whose tokens the model is trained, each token of a batch weighing the same.
+        lr: the learning rate. Default: the published `LR`, which hardly moves a small model.
     """
     with intact(model):
-        _train(model, tokenizer, rows)
+        _train(model, tokenizer, rows, LR if lr is None else lr)
         yield
 
 
@@ -68,12 +69,12 @@ def intact(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> None:
+def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     # With one objective it is AdamW, and rounds bf16 weights by chance, which else would lose such small updates.
-    optimizer = DualOptim(parameters, LR, BETAS, weight_decay=0.0, objectives=("relearn",))
+    optimizer = DualOptim(parameters, lr, BETAS, weight_decay=0.0, objectives=("relearn",))
     order = random.Random(0).sample(rows, len(rows))
     tokens = [encode(row, tokenizer, MAX_LENGTH, positions(model)) for row in order]
     batches = [tokens[i : i + BATCH] for i in range(0, len(tokens), BATCH)]
@@ -82,7 +83,7 @@ def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> None:
     with seeded(0):  # of dropout
         for step, batch in enumerate(tqdm(batches, desc="Relearning", unit="step", leave=False, disable=None)):
             for group in optimizer.param_groups:
-                group["lr"] = LR * (1 - step / len(batches))
+                group["lr"] = lr * (1 - step / len(batches))
             total = sum(label != IGNORED for row in batch for label in row.labels)
             for part in _passes(batch):
                 inputs = {key: value.to(device) for key, value in collate(part, pad_id(tokenizer)).items()}
