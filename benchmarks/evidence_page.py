@@ -148,6 +148,37 @@ def _differences(
     }
 
 
+SHOWN = {
+    "unattacked_probability": "no attack", "relearn_probability": "relearned", "bits8_probability": "8 bits",
+    "nf4_probability": "NF4", "paraphrase_probability": "worst paraphrase", "prefix_probability": "worst prefix",
+    "leak_at_16": "leak@16",
+}  # fmt: skip
+
+
+def attacks(study: Study, loss: str, steps: int) -> list[str]:
+    """What attacks bring back of each method's models: the mean over parts, the least and the greatest."""
+    found: dict[str, list[Line]] = {}
+    for line in study.lines("attack"):
+        of_loss, budget, method = line["key"][:3]
+        if (of_loss, budget) == (loss, steps):
+            found.setdefault(method, []).append(line)
+    found = {method: lines for method, lines in found.items() if len(lines) == len(study.reported)}
+    if not found:
+        return []
+    made = ["| method | " + " | ".join(SHOWN.values()) + " |", "|---|" + "--:|" * len(SHOWN)]
+    columns = {"before": [line["before"] for line in next(iter(found.values()))]}
+    columns |= {method: [line["after"] for line in found[method]] for method in METHODS if method in found}
+    for method, several in columns.items():
+        cells = [_range([numbers[name] for numbers in several]) for name in SHOWN]
+        made.append(f"| {method} | " + " | ".join(cells) + " |")
+    gain = _range([numbers["relearn_gain_retrained"] for numbers in columns["before"]])
+    return [*made, "", f"Relearning raises a model that never knew the rows by {gain}."]
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
 def tried(study: Study, raw: Sequence[Line]) -> list[str]:
     """The tuning split's scores, by rate."""
     rates = sorted({lr for each in study.rates.values() for lr in each})
@@ -210,6 +241,15 @@ def of_study(study: Study) -> list[str]:
         for steps in sorted(study.rates):
             if part := table(study, raw, found, loss, steps, list(METHODS)):
                 made += [f"### {study.name}: {loss} + GD, {steps} steps", "", *part, ""]
+    for loss in study.losses():
+        for steps in sorted(study.rates):
+            if part := attacks(study, loss, steps):
+                heading = f"### {study.name}: attacks after {loss} + GD, {steps} steps"
+                said = (
+                    "Mean probability of the answers to forget, and leak@16 as a share; mean over the parts, the least "
+                    "and the greatest in brackets; seed 0, the models of the table above."
+                )
+                made += [heading, "", said, "", *part, ""]
     return [
         *made,
         f"### {study.name}: rates",

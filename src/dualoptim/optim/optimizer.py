@@ -8,11 +8,10 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -20,6 +19,7 @@ from . import backends, state
 from .backends import Item
 from .backends.plain import hashed
 from .backends.tables import on_device
+from .loading import Loaded, prepared
 from .memory import Candidate, Entry, Keys, entries, keys_of, overlapping
 from .ranks import agreed
 from .rule import Moments, coefficients
@@ -29,9 +29,9 @@ from .state import (
     DELTA,
     DELTA_STEP,
     STEP,
-    Stored,
     bits_of,
     code_of,
+    counter,
     first_element,
     has_values,
     kept,
@@ -40,9 +40,7 @@ from .state import (
 )
 from .validation import (
     BY_OBJECTIVE,
-    KEPT_ON_LOAD,
     check_group_keys,
-    check_loadable,
     checked_backend,
     checked_objectives,
     checked_settings,
@@ -192,7 +190,7 @@ class DualOptimPlus(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for param, own in state["state"].items():
-            if isinstance(own, _Loaded):
+            if isinstance(own, Loaded):
                 state["state"][param] = own.state
         if "_skipped" not in state:  # from `load_state_dict`, which hands over states and groups alone
             groups = state["param_groups"]
@@ -508,7 +506,7 @@ class DualOptimPlus(Optimizer):
         with torch.inference_mode(False), torch.no_grad():
             # The last of torch's own hooks, so that it reads what others made of the state dict. It hands the states
             # over as objects that torch does not look into: it would cast moments to the parameters' precision.
-            hook = self.register_load_state_dict_pre_hook(_prepared)
+            hook = self.register_load_state_dict_pre_hook(prepared)
             try:
                 super().load_state_dict(state_dict)
             finally:
@@ -592,125 +590,3 @@ def _all_keys(objectives: tuple[str, ...], with_base: bool) -> frozenset[str]:
     """Of all that a parameter's state has, but for scales."""
     counts = (of(DELTA_STEP, objective) for objective in objectives)
     return frozenset((STEP, *counts, *state.moment_keys(objectives, with_base=with_base)))
-
-
-def counter(param: Tensor) -> Tensor:
-    """A count of steps. On a GPU it stays there, so that no step waits for the host; elsewhere on the CPU."""
-    there = param.device if param.device.type == "cuda" else torch.device("cpu")
-    return torch.zeros((), dtype=torch.int64, device=there)
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A parameter's state on its way through torch's `load_state_dict`, which does not look into it."""
-
-    state: dict[str, Any]
-
-
-def _prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict that fits an optimizer, with the states as copies in its own precision."""
-    groups, settings = optimizer.param_groups, []
-    loadable = check_loadable(state_dict, groups, optimizer.objectives)
-    states, converted = dict(state_dict["state"]), 0
-    for own, saved, checked in zip(groups, state_dict["param_groups"], loadable, strict=True):
-        for key in BY_OBJECTIVE:
-            checked[key] = {**own[key], **checked[key]}
-        settings.append({**saved, **checked, **{key: own[key] for key in KEPT_ON_LOAD}})
-        for param, index in zip(own["params"], saved["params"], strict=True):
-            if states.get(index):
-                states[index], changed = _loaded(state_dict["state"][index], param, own)
-                converted += changed
-            else:  # torch's tools make an entry for a parameter that has never had a gradient
-                states.pop(index, None)
-    if converted:
-        warnings.warn(
-            f"the state dict holds moments in other precisions: {converted} were converted to this optimizer's "
-            "base_bits and delta_bits",
-            stacklevel=4,
-        )
-    return {**state_dict, "state": states, "param_groups": settings}
-
-
-def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> tuple[_Loaded, int]:
-    """A parameter's saved state in this optimizer's precision, as a copy, and how many moments changed theirs."""
-    own: dict[str, Any] = {}
-    changed, with_base = 0, group["base_betas"] is not None
-    for key, value in saved.items():
-        kind = str(key).partition("/")[0]
-        if kind == CODES:
-            key = key.partition("/")[2]
-            kind = key.partition("/")[0]
-        if kind in (*DELTA, *BASE):
-            bits, stored = bits_of(param, group, key), kept(saved, key)
-            changed += state.stored_bits(stored) != bits
-            if isinstance(stored, dict):
-                codes, scales = stored["codes"], stored["scales"]
-                moved: Stored = {"codes": _copied(codes, param), "scales": _copied(scales, param, torch.float32)}
-            else:
-                moved = _copied(stored, param, state.precision(param))
-            state.keep(own, key, state.converted(moved, param, bits, code_of(key, with_base=with_base)))
-        elif kind in (STEP, DELTA_STEP):
-            own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(()))
-        elif kind != state.SCALES:  # somebody else's
-            own[key] = _copied(value, param) if isinstance(value, Tensor) else copy.deepcopy(value)
-    return _Loaded(own), changed
-
-
-def _copied(tensor: Tensor, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy on the parameter's device, in row-major order."""
-    moved = tensor.detach().to(param.device, dtype or tensor.dtype, copy=True)
-    return moved.clone(memory_format=torch.contiguous_format)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
-    """A model's trainable parameters in groups: no weight decay on biases and norms, embeddings in 32 bits.
-
-    Args:
-        model: any module.
-        weight_decay: λ of the matrices.
-    """
-    embeddings = {
-        id(param) for module in model.modules() if isinstance(module, nn.Embedding) for param in module.parameters()
-    }
-    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
-    for param in model.parameters():
-        if param.requires_grad:
-            kind = "embeddings" if id(param) in embeddings else "matrices" if param.ndim > 1 else "vectors"
-            kinds[kind].append(param)
-    settings = {
-        "matrices": {"weight_decay": weight_decay},
-        "embeddings": {"weight_decay": weight_decay, "base_bits": 32, "delta_bits": 32},
-        "vectors": {"weight_decay": 0.0},
-    }
-    return [{"params": params, "name": kind, **settings[kind]} for kind, params in kinds.items() if params]
-
-
-def estimate_state_memory(
-    model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any
-) -> int:
-    """Bytes that an optimizer's state will take once every parameter has had a gradient, without allocating any.
-
-    Args:
-        model: a module, taken by its `parameter_groups`, or what an optimizer takes as its `params`.
-        cls: `DualOptimPlus` or `DualOptim`.
-        **arguments: the optimizer's own: objectives, base_bits, delta_bits, …
-
-    Example:
-        >>> layer = torch.nn.Linear(512, 512, bias=False)
-        >>> estimate_state_memory(layer) / layer.weight.numel()  # fp32: base and two deltas, two moments each
-        24.000...
-        >>> estimate_state_memory(layer, base_bits=8, delta_bits=8) / layer.weight.numel()
-        6.0938...
-    """
-    given = parameter_groups(model) if isinstance(model, nn.Module) else list(model)
-    groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds to them
-    optimizer = cls(groups, **arguments)
-    total = 0
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            deltas = len(optimizer.objectives)
-            total += 2 * deltas * state.nbytes(param, bits_of(param, group, DELTA[0]))
-            if group["base_betas"] is not None:
-                total += 2 * state.nbytes(param, bits_of(param, group, BASE[0]))
-            total += (1 + deltas) * counter(param).element_size()
-    return total

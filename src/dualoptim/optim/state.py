@@ -236,3 +236,9 @@ def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
     else:
         quantise_(in_rows(there["codes"]), there["scales"], in_rows(given.contiguous().float()), map)
     return result
+
+
+def counter(param: Tensor) -> Tensor:
+    """A count of steps. On a GPU it stays there, so that no step waits for the host; elsewhere on the CPU."""
+    there = param.device if param.device.type == "cuda" else torch.device("cpu")
+    return torch.zeros((), dtype=torch.int64, device=there)

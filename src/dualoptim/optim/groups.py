@@ -1,0 +1,66 @@
+"""A model's parameters → groups for an optimizer, and the bytes that its state of them will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim.optimizer import ParamsT
+
+from . import state
+from .optimizer import DualOptimPlus
+from .state import BASE, DELTA, bits_of, counter
+
+
+def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """A model's trainable parameters in groups: no weight decay on biases and norms, embeddings in 32 bits.
+
+    Args:
+        model: any module.
+        weight_decay: λ of the matrices.
+    """
+    embeddings = {
+        id(param) for module in model.modules() if isinstance(module, nn.Embedding) for param in module.parameters()
+    }
+    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for param in model.parameters():
+        if param.requires_grad:
+            kind = "embeddings" if id(param) in embeddings else "matrices" if param.ndim > 1 else "vectors"
+            kinds[kind].append(param)
+    settings = {
+        "matrices": {"weight_decay": weight_decay},
+        "embeddings": {"weight_decay": weight_decay, "base_bits": 32, "delta_bits": 32},
+        "vectors": {"weight_decay": 0.0},
+    }
+    return [{"params": params, "name": kind, **settings[kind]} for kind, params in kinds.items() if params]
+
+
+def estimate_state_memory(
+    model: nn.Module | ParamsT, cls: type[DualOptimPlus] = DualOptimPlus, **arguments: Any
+) -> int:
+    """Bytes that an optimizer's state will take once every parameter has had a gradient, without allocating any.
+
+    Args:
+        model: a module, taken by its `parameter_groups`, or what an optimizer takes as its `params`.
+        cls: `DualOptimPlus` or `DualOptim`.
+        **arguments: the optimizer's own: objectives, base_bits, delta_bits, …
+
+    Example:
+        >>> layer = torch.nn.Linear(512, 512, bias=False)
+        >>> estimate_state_memory(layer) / layer.weight.numel()  # fp32: base and two deltas, two moments each
+        24.000...
+        >>> estimate_state_memory(layer, base_bits=8, delta_bits=8) / layer.weight.numel()
+        6.0938...
+    """
+    given = parameter_groups(model) if isinstance(model, nn.Module) else list(model)
+    groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds to them
+    optimizer = cls(groups, **arguments)
+    total = 0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            deltas = len(optimizer.objectives)
+            total += 2 * deltas * state.nbytes(param, bits_of(param, group, DELTA[0]))
+            if group["base_betas"] is not None:
+                total += 2 * state.nbytes(param, bits_of(param, group, BASE[0]))
+            total += (1 + deltas) * counter(param).element_size()
+    return total
