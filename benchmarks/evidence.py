@@ -154,7 +154,7 @@ SMOLLM2 = Study(
     "smollm2",
     "smollm2",
     tuple(_of("NPO", SHORT, OF_SMOLLM2) + _of("IDK", SHORT, OF_SMOLLM2)),
-    {SHORT: (6e-5, 1.2e-4, 2.4e-4)},
+    {SHORT: (6e-5, 1.2e-4, 2.4e-4, 4.8e-4)},
     reported=(1, 2, 3),
     seeds=(0,),
 )
