@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "max v": {**PLUS, "variant": {"second": "max"}},
     "equal base, own v": {**PLUS, "variant": {"weights": "equal", "second": "own"}},
     "equal base, mean v": {**PLUS, "variant": {"weights": "equal", "second": "mean"}},
+    "equal base, one v": {**PLUS, "variant": {"weights": "equal", "second": "all"}},
     "equal base, max v": {**PLUS, "variant": {"weights": "equal", "second": "max"}},
     "own m, one v": {**PLUS, "variant": {"drift": 0.0, "second": "all"}},
 }
@@ -77,7 +78,7 @@ LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_w
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
 OF_SMOLLM2 = (
-    "Alternating AdamW", "DualOptim+", "base_weights equal", "equal base, mean v", "Joint AdamW", "DualOptim",
+    "Alternating AdamW", "DualOptim+", "base_weights equal", "equal base, one v", "Joint AdamW", "DualOptim",
 )  # fmt: skip
 
 
