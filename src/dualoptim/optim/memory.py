@@ -1,8 +1,8 @@
 """What a step reads and writes, checked before anything is written.
 
-Kernels work on addresses. So the tensors that they get must have real memory that does not overlap, one shape, one
-device and row-major order. Others, such as a view with gaps, are copied, and the copy is stepped and written back.
-What cannot be stepped is refused.
+Kernels work on addresses. So the tensors that they get must have real memory of their own, one shape, one device and
+row-major order. Others, such as a view with gaps, are copied, and the copy is stepped and written back. What cannot be
+stepped is refused.
 """
 
 from __future__ import annotations

@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 class DualOptimPlus(Optimizer):
-    r"""DualOptim+: AdamW for alternating training on several objectives, with one shared state and one for each.
+    r"""DualOptim+: AdamW for alternating training on several objectives, with a shared state and one per objective.
 
-    Each parameter has one *base* Adam state, which the gradients of all objectives update, and for each objective a
-    *delta* Adam state, which the difference between its gradients and the base updates. With both bias-corrected, and
+    Each parameter has one *base* Adam state, updated with the gradients of all objectives, and for each objective a
+    *delta* Adam state, updated with the difference between its gradients and the base. With both bias-corrected, and
     lr_o = lr · lr_scales[o], the update of objective o is
 
         θ ← θ (1 − lr_o λ) − lr_o (m_o + m_B) / (√|v_o + v_B| + ε)
@@ -484,7 +484,7 @@ class DualOptimPlus(Optimizer):
             if name not in own and f"{CODES}/{name}" not in own:
                 kind, slash, objective = name.partition("/")
                 first, second = DELTA if kind in DELTA else BASE
-                other = (second if kind == first else first) + slash + objective  # the pair's other moment, in the same bits
+                other = (second if kind == first else first) + slash + objective  # the pair's other; same bits
                 bits = 32 if other in own else 8 if f"{CODES}/{other}" in own else bits_of(param, group, name)
                 state.keep(own, name, state.zeros(param, bits, code_of(name, with_base=with_base)))
         return own

@@ -1,7 +1,7 @@
 """The update rule: the whole of the optimizer's mathematics, as one pure function.
 
-DualOptim+ (arXiv 2605.21539) keeps one *base* Adam state, which the gradients of all objectives update, and for each
-objective o one *delta* Adam state, which the difference between its gradients and the base updates. This is one step of
+DualOptim+ (arXiv 2605.21539) keeps one *base* Adam state, updated with the gradients of all objectives, and for each
+objective o one *delta* Adam state, updated with the difference between its gradients and the base. This is one step of
 objective o with gradient g, where t counts all steps of the parameter and t_o those of o, both including this step::
 
     m̂_B = m_B / (1 − β_B1^(t−1))                         the base before this step, bias-corrected (0 at t = 1)

@@ -230,7 +230,7 @@ def _objectives(own: Mapping[str, Any]) -> list[str]:
 
 
 def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any], name: str) -> None:
-    """Refuse a saved state that is incomplete, has not the parameter's shape, or differs from its group's settings."""
+    """Refuse a saved state that is incomplete, of another shape than the parameter, or not as its group's settings."""
     stepped, with_base = tuple(_objectives(own)), group["base_betas"] is not None
     for key in (STEP, *(f"{DELTA_STEP}/{objective}" for objective in stepped)):
         count = own.get(key)

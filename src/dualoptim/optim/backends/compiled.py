@@ -160,7 +160,7 @@ def library(kind: Kind) -> ctypes.CDLL:
 
 
 def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
-    """Compile, one process at a time; a partial result is never left. Returns the compiler's error, or ""."""
+    """Compile, one process at a time, without ever leaving a partial file. Returns the compiler's error, if any."""
     partial = made.with_suffix(".partial")
     with FileLock(made.with_suffix(".lock")):
         if made.is_file():  # another process was faster

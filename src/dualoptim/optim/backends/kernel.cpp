@@ -174,7 +174,7 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
   const auto in_tensor = [&](int64_t k) { return numels[k] ? numels[k] / lengths[k] * in_row(k) : 0; };
   int64_t total = 0;
   for (int64_t k = 0; k < count; k++) total += in_tensor(k);
-  // Small work is done by this thread alone. That also serves a forked process, which has not the parent's threads.
+  // Small work is done by this thread alone. That also serves a forked process, which lacks the parent's threads.
   if (total * BLOCK < 32768) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int share = 0; share < threads; share++) {
