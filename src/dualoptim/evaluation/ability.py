@@ -1,4 +1,4 @@
-"""What a model could do before and should still do, whatever is unlearned: a cheap look, taken during training."""
+"""What a model could do before and should still do, whatever is unlearned: a cheap measure, taken during training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 from ..data import Row, asset, question
 from . import metrics, scoring
 
-ASKED = 32  # of the included facts, drawn once
-LEAST = 4  # that the model must know for the facts to say something
+ASKED = 32  # facts asked, drawn once from the included ones
+LEAST = 4  # facts that the model must know for them to be used
 REPLY_TOKENS = 16
 PASSAGES = 4
-SPEAKS = 1000.0, 0.1  # perplexity, and share of the vocabulary, above which a model knows no English
+SPEAKS = 1000.0, 0.1  # perplexity, and perplexity / vocabulary size, above which a model knows no English
 
 
 class Ability:
-    """The lesser of two shares: of facts that the model knew, those that it still answers; and old over new perplexity.
+    """The lesser of two shares: the known facts that the model still answers, and old over new perplexity.
 
-    1 at the start. A fact counts as answered where the greedy reply holds its answer. Misleads by what it does not look
-    at: anything but short questions of general knowledge and plain English.
+    1 at the start. A fact counts as answered if the greedy reply contains its answer. Misleads where a model loses
+    anything other than short answers of general knowledge and plain English.
 
     Args:
         model: as it is before training.
@@ -41,12 +41,12 @@ class Ability:
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")[:PASSAGES]]
         self.perplexity = self._perplexity(model)
         most, share = SPEAKS
-        if self.perplexity > min(most, share * len(tokenizer)):  # a change of it says nothing
+        if self.perplexity > min(most, share * len(tokenizer)):  # a change of it would mean nothing
             self.passages = []
 
     @property
     def measures(self) -> bool:
-        """Whether the model could do anything that would show a loss."""
+        """Whether the model could do anything at the start, so that a loss of it would show."""
         return bool(self.facts or self.passages)
 
     def __call__(self, model: nn.Module) -> float:

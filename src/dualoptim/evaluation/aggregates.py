@@ -1,10 +1,10 @@
-"""Numbers → one number: what is made of several metrics of one model.
+"""Numbers → one number: aggregates of several metrics of one model.
 
 An aggregate takes a mapping of names to numbers, None for what was not computed, and picks its parts by name
-(`UTILITY_PARTS`, …), so that one mapping of all of a model's numbers serves all of them. A part that is None makes the
-aggregate None and a part that is missing is an error: nothing is ever left out silently. NaN in gives NaN out.
+(`UTILITY_PARTS`, …), so that one mapping of all of a model's numbers serves all aggregates. If a part is None, the
+aggregate is None; a missing part is an error: nothing is left out silently. NaN in gives NaN out.
 
-Two families share names and not definitions: the six metrics of closer-look-LLM-unlearning (arXiv 2410.08109), as
+Two families share names but not definitions: the six metrics of closer-look-LLM-unlearning (arXiv 2410.08109), as
 DualOptim+ (arXiv 2605.21539) reports them, and TOFU's own three (arXiv 2401.06121).
 """
 
@@ -25,9 +25,9 @@ UNTARGETED_WITHOUT_ENTAILMENT = tuple(name for name in UNTARGETED_PARTS if not n
 
 
 def harmonic_mean(parts: Mapping[str, float | None]) -> float | None:
-    """n / Σ 1/x of all parts: near the least of them, 0 if one is 0, None if one is None.
+    """n / Σ 1/x of all parts: near the smallest of them, 0 if one is 0, None if one is None.
 
-    Misleads by its steepness: one part near 0 hides whatever the others do.
+    Misleads if one part is near 0: the others then hardly change it.
 
     Raises:
         ValueError: no parts, or a negative one.
@@ -50,8 +50,8 @@ def harmonic_mean(parts: Mapping[str, float | None]) -> float | None:
 def model_utility(scores: Mapping[str, float | None]) -> float | None:
     """MU: `harmonic_mean` of the six metrics on Retain, Real Authors and World Facts, 18 numbers, 0 to 1; high is good.
 
-    Misleads where one of the 18 is low for every model, as truth ratios and probabilities of short answers are: the
-    others then move it little.
+    Misleads if one of the 18 is low for every model, as truth ratios and probabilities of short answers are: the others
+    then hardly change it.
 
     Args:
         scores: at least the numbers named in `UTILITY_PARTS`; None for what was not computed.
@@ -68,7 +68,7 @@ def model_utility(scores: Mapping[str, float | None]) -> float | None:
 def tofu_model_utility(scores: Mapping[str, float | None]) -> float | None:
     """TOFU's model utility: `harmonic_mean` of ROUGE-L, probability and truth ratio on the same three sets, 9 numbers.
 
-    0 to 1, high is good. Misleads as `model_utility` does; replies count in three of nine numbers only.
+    0 to 1, high is good. Misleads as `model_utility` does; only three of the nine numbers depend on replies.
 
     Args:
         scores: at least the numbers named in `TOFU_UTILITY_PARTS`; None for what was not computed.
@@ -85,7 +85,7 @@ def tofu_model_utility(scores: Mapping[str, float | None]) -> float | None:
 def untargeted_forget_efficacy(scores: Mapping[str, float | None]) -> float | None:
     """UFE: 1 − mean of the forget set's ROUGE-L, probability, truth ratio, cosine and entailment; high is forgotten.
 
-    Misleads for a model that has lost its language: gibberish forgets best. Token entropy is left out by definition.
+    Misleads for a broken model: gibberish scores best. Token entropy is left out by definition.
 
     Args:
         scores: at least the numbers named in `UNTARGETED_PARTS`; None for what was not computed.
@@ -103,7 +103,7 @@ def untargeted_forget_efficacy(scores: Mapping[str, float | None]) -> float | No
 def utility_without_entailment(scores: Mapping[str, float | None]) -> float | None:
     """`model_utility` over the 15 numbers that need no judge of entailment, 0 to 1, high is kept.
 
-    Comparable with itself alone. Misleads as `model_utility` does: one part near 0 makes it near 0, whatever the rest.
+    Comparable only with itself. Misleads as `model_utility` does: one part near 0 makes it near 0, whatever the others.
 
     Args:
         scores: at least the numbers named in `UTILITY_WITHOUT_ENTAILMENT`; None for what was not computed.
@@ -117,7 +117,7 @@ def utility_without_entailment(scores: Mapping[str, float | None]) -> float | No
 def efficacy_without_entailment(scores: Mapping[str, float | None]) -> float | None:
     """`untargeted_forget_efficacy` over the four numbers that need no judge, 0 to 1, high is forgotten.
 
-    Comparable with itself alone. Misleads where a ruined model forgets as well as a good one: see the utility, too.
+    Comparable only with itself. Misleads for a broken model, which scores as well as a good one: see the utility, too.
 
     Args:
         scores: at least the numbers named in `UNTARGETED_WITHOUT_ENTAILMENT`; None for what was not computed.
@@ -132,8 +132,8 @@ def efficacy_without_entailment(scores: Mapping[str, float | None]) -> float | N
 def targeted_forget_efficacy(scores: Mapping[str, float | None]) -> float | None:
     """TFE: `harmonic_mean` of token entropy and entailment of "I don't know" on the forget set; high is fluent refusal.
 
-    Misleads for methods that were not meant to refuse, whose entailment and therefore TFE are near 0 however well they
-    forget, and by refusals in words that the judge does not take for the "I don't know" at hand.
+    Misleads for methods that are not meant to refuse: their entailment, and so their TFE, is near 0 however well they
+    forget. Misleads, too, if the judge does not take a refusal in other words for the given "I don't know".
 
     Args:
         scores: at least the numbers named in `TARGETED_PARTS`; None for what was not computed.
@@ -150,7 +150,7 @@ def targeted_forget_efficacy(scores: Mapping[str, float | None]) -> float | None
 def overall(utility: float | None, untargeted: float | None, targeted: float | None) -> float | None:
     """OVR: (UFE + TFE)/4 + MU/2, 0 to 1, high is good; None if one of them is None.
 
-    Misleads across methods that aim at different kinds of forgetting, of which TFE rewards one alone.
+    Misleads across methods that aim at different kinds of forgetting: TFE rewards only refusal.
 
     References:
         DualOptim+, arXiv 2605.21539.

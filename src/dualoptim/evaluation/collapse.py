@@ -1,4 +1,4 @@
-"""Whether a model fell apart: replies that repeat themselves or say nothing, a perplexity or a loss that explodes."""
+"""Whether a model broke down: replies that repeat themselves or say nothing, a perplexity or a loss that explodes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from .words import words
 
-LONG = 12  # words from which on a reply can be told to repeat itself
-DISTINCT = 1 / 3  # share of different words below which it does
-MANY = 0.2  # share of replies, above that before, from which on it is told
-TIMES = 10.0  # the factor on a perplexity or a loss to keep that is called an explosion
-FLOOR = 0.5  # nats: losses below this are nearly nothing, and ten times that is no explosion
+LONG = 12  # fewest words of a reply that can count as repeating itself
+DISTINCT = 1 / 3  # share of distinct words below which it does
+MANY = 0.2  # rise in the share of such replies from which on it is reported
+TIMES = 10.0  # growth factor of the perplexity or a loss to keep above which it counts as an explosion
+FLOOR = 0.5  # nats: smaller losses count as this much, as ten times almost nothing is no explosion
 
 Record = Mapping[str, Any]
 
@@ -34,14 +34,14 @@ def collapse(
     losses: Sequence[Mapping[str, Any]],
     kept: Sequence[str],
 ) -> list[str]:
-    """What of a run shows that the model fell apart, in sentences; nothing where nothing does.
+    """The signs in a run that the model broke down, as sentences; empty if there are none.
 
     Args:
         before: records with the replies before.
         after: those after.
         perplexity: before and after.
         losses: log entries with `loss/OBJECTIVE`.
-        kept: the objectives to keep, whose losses should not grow.
+        kept: the retain objectives, whose losses should not grow.
     """
     found = []
     was, now = ([r["reply"] for r in records if "reply" in r] for records in (before, after))

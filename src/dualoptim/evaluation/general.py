@@ -1,6 +1,6 @@
-"""General ability, by the tasks of EleutherAI's lm-evaluation-harness, on the model that is in memory.
+"""General ability, measured by tasks of EleutherAI's lm-evaluation-harness on the model in memory.
 
-An extra: `pip install dualoptim[lm-eval]`. Its tasks load their data from the hub by themselves.
+Needs an extra: `pip install dualoptim[lm-eval]`. Its tasks load their data from the hub by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .numbers import Metric, Numbers, Record
 if TYPE_CHECKING:  # tasks are built on the modules of this folder
     from ..tasks import Task
 
-SET = "lm_eval"  # of its records
+SET = "lm_eval"  # the set of its records
 GROUP = "General ability (lm-eval)"
 BATCH = 8
 
@@ -47,7 +47,7 @@ def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
     for given in tasks:
         name = given
         if given in files:
-            # The file's own name of itself is all that is wanted; the harness reads it with tags of its own.
+            # Only the task's name in the file is wanted. It is read by line, as the file may have the harness's tags.
             lines = files[given].read_text(encoding="utf-8").splitlines()
             name = next((str(yaml.safe_load(line)["task"]) for line in lines if line.startswith("task:")), given)
         if name not in manager.all_tasks:
@@ -58,13 +58,13 @@ def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
 
 @ranks.by_first
 def records(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
-    """A record for each metric of each task: its ``value``, ``stderr``, and on how many ``samples``.
+    """A record for each metric of each task: its ``value``, and on how many ``samples``.
 
-    Prompts are the harness's own, without a chat template, as its leaderboards have them.
+    Prompts are the harness's own, without a chat template, as on its leaderboards.
 
     Args:
         tasks: names that `lm_eval --tasks list` shows, or YAML files.
-        limit: at most so many samples of each task, the first ones; None for all.
+        limit: the number of samples of each task, the first ones; None for all.
 
     Raises:
         UserError: see `check`; a task whose data cannot be loaded.

@@ -1,7 +1,7 @@
 """Records → the numbers of a task that forgets question-answer rows, and for each that is missing, why.
 
-Every number is made of per-sample records alone, so it can be made again from a run's records.jsonl. A number that
-cannot be computed is None with a reason, and so is every aggregate over it; what can be said without it has another
+Every number is computed from per-sample records alone, so it can be computed again from a run's records.jsonl. A number
+that cannot be computed is None with a reason, and so is every aggregate over it; an aggregate without it has another
 name.
 """
 
@@ -17,14 +17,14 @@ from . import aggregates, metrics
 from .judges import Entailment, SentenceEmbedder
 
 Record = Mapping[str, Any]
-CHOICES = ("real_authors", "world_facts")  # sets whose probability is that among true and false answers
+CHOICES = ("real_authors", "world_facts")  # their probability is that of the truth among all answers
 NAMES = {"forget": "to forget", "retain": "to keep", "real_authors": "real authors", "world_facts": "world facts"}
-NOTES = "notes"  # the set of the record that says why others lack something
+NOTES = "notes"  # the set of the record that says why others lack a key
 LEAKAGE_K = 0.4  # MUSE's share of tokens in the attack of privacy leakage
 
 
 def told(record: Record, key: str) -> list[Any]:
-    """What a record holds token by token, of the answer's text alone: without what ends it."""
+    """A record's values for the tokens of the answer's text, without those that end the answer."""
     values = list(record[key])
     return values[: len(values) - record.get("ended", 1)] or values
 
@@ -44,16 +44,15 @@ ATTACK_NAMES = {
 
 
 class Metric(NamedTuple):
-    """How a number is shown: its name in words, which way is better, a format spec, and the table it stands in.
+    """How a number is shown: its name in words, which way is better, a format spec, and the table that it is in.
 
-    A number that is the share of a set's records that are so has that set's name in `share_of`, so that differences
-    can be tested.
+    If a number is a share of a set's records, `share_of` has that set's name, so that differences can be tested.
     """
 
     label: str
-    better: str  # "lower", "higher", "zero", "chance": near 0.5, or "neither": to compare others with
+    better: str  # "lower", "higher", "zero", "chance" (near 0.5), or "neither" (for comparison)
     format: str = ".0%"
-    group: str = ""  # the first table where empty
+    group: str = ""  # "" for the first table
     share_of: str = ""
 
 
@@ -139,18 +138,18 @@ def judged(
     nli: str | None,
     entailing: Collection[str] = ("forget",),
 ) -> list[dict[str, Any]]:
-    """Records with what other models say of their replies, and a last record with what could not be said and why.
+    """Records with the judgments of other models on their replies, and a last record with what is missing and why.
 
-    Adds ``cosine`` to every reply, ``entailment`` (a label) where there is an NLI model, and for the set "forget"
+    Adds ``cosine`` to every reply, ``entailment`` (a label) if there is an NLI model, and for the set "forget"
     ``idk_rouge_l`` and ``idk_entailment`` against a refusal. Replies are compared with a record's ``original_answer``,
-    a whole sentence, where it has one.
+    a whole sentence, if it has one.
 
     Args:
         refusals: one for each record of the set "forget".
         embedder: sentence embedding model; None for the default.
         nli: model of natural language inference; None for none.
-        entailing: the sets whose replies must entail the answer; those to other sets must be entailed by it. Published
-            are both: see `judges`.
+        entailing: the sets whose replies must entail the answer; in other sets the answer must entail the reply. Both
+            are published: see `judges`.
     """
     replied = [record for record in records if "reply" in record]
     given = [record["reply"] for record in replied]
@@ -186,7 +185,7 @@ def judged(
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
+    """The mean; None if there are no values."""
     return fmean(values) if values else None
 
 
@@ -195,10 +194,10 @@ def _mean_of(records: Sequence[Record], key: str) -> float | None:
 
 
 class Computed:
-    """Numbers as they are made of records, and for each that cannot be, why.
+    """Numbers as they are computed from records, and for each that cannot be computed, why.
 
     Args:
-        records: of one model, the sets apart by their ``set``.
+        records: of one model; ``set`` tells the sets apart.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -210,11 +209,11 @@ class Computed:
         self.missing: dict[str, str] = {}
 
     def put(self, name: str, compute: Callable[[], float | None], *lacking: str | None) -> None:
-        """Compute a number unless something that it needs is lacking, or the metric says why it cannot be had."""
+        """Compute a number, unless `lacking` has a reason against it, or the metric raises one as a ValueError."""
         reason = next(filter(None, lacking), None)
         try:
             self.numbers[name] = None if reason else compute()
-        except UserError:  # records that do not belong together are no matter of one number
+        except UserError:  # records that do not belong together: not an error of one number
             raise
         except ValueError as error:
             self.numbers[name], reason = None, str(error)
@@ -224,7 +223,7 @@ class Computed:
     def aggregate(
         self, name: str, compute: Callable[[Mapping[str, float | None]], float | None], parts: Sequence[str]
     ) -> None:
-        """Compute a number of other numbers unless one of them is lacking."""
+        """Compute a number from other numbers, unless one of them is missing."""
         absent = [part for part in parts if self.numbers[part] is None]
         self.put(name, partial(compute, self.numbers), f"needs {absent[0]}, not computed" if absent else None)
 
@@ -233,7 +232,7 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
     """The numbers in `METRICS`.
 
     Args:
-        records: of one model, the sets apart by their ``set``.
+        records: of one model; ``set`` tells the sets apart.
         retrained: the records of a model that never saw the rows to forget, on the sets "forget" and "holdout".
     """
     computed = Computed(records)
@@ -275,7 +274,7 @@ Put = Callable[..., None]
 
 
 def six_metrics(name: str, records: Sequence[Record], notes: Mapping[str, str], put: Put) -> None:
-    """The six metrics of a set; it is one to forget where its name begins so."""
+    """The six metrics of a set; it is one to forget if its name begins with "forget"."""
     empty = None if records else f"the set {name} has no records"
     put(f"{name}_rouge_l", lambda: mean([r["rouge_l"] for r in records]), empty)
     put(f"{name}_token_entropy", lambda: mean([r["token_entropy"] for r in records]), empty)
@@ -302,25 +301,25 @@ def six_metrics(name: str, records: Sequence[Record], notes: Mapping[str, str], 
 
 
 def _truth_ratios(records: Sequence[Record]) -> list[float]:
-    """How much likelier the truth is than falsehoods; the answer itself where the data have no paraphrase of it."""
+    """How much more probable the truth is than false answers: the truth's paraphrase, or the answer if it has none."""
     true = [r["paraphrased_nlls"][0] if r.get("paraphrased_nlls") else r["nll"] for r in records]
     return metrics.truth_ratio_samples(true, [r["perturbed_nlls"] for r in records])
 
 
 def entailed(records: Sequence[Record], which: str) -> float:
-    """The entailment score of the replies; with "idk_", of them as refusals."""
+    """The entailment score of the replies; with "idk_", that of refusals."""
     return metrics.entailment_score([r[f"{which}entailment"] for r in records], [r[f"{which}rouge_l"] for r in records])
 
 
 def lacks(records: Sequence[Record], key: str, notes: Mapping[str, str]) -> str | None:
-    """Why records lack what `judged` writes, if they do."""
+    """Why records lack a key that `judged` adds, if they do."""
     if all(key in record for record in records):
         return None
     return notes.get(key.removeprefix("idk_"), f"the records hold no {key}")
 
 
 def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[Record] | None, put: Put) -> None:
-    """What is measured against rows that were never seen, and against a model that never saw the rows to forget."""
+    """Numbers that compare with rows that were never seen, or with a model that never saw the rows to forget."""
     forget, holdout = sets.get("forget", []), sets.get("holdout", [])
     gold = {name: {r["question"]: r for r in retrained or () if r["set"] == name} for name in ("forget", "holdout")}
     no_model = None if retrained else "no model retrained without the forget set was given (retrained)"

@@ -1,6 +1,6 @@
-"""Memorization and membership: per-token scores → how much of a text a model still holds, and whether it shows.
+"""Memorization and membership: per-token scores → how much of a text a model still holds, and whether that shows.
 
-Every membership score is the higher the more likely the text was trained on, in whatever sign its authors have it.
+A higher membership score always means that the text was more likely trained on, whatever sign its authors give it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def at_least_one(values: Sequence[T], what: str) -> Sequence[T]:
-    """The values themselves, or one sentence where there are none: a mean over nothing is no number."""
+    """The values themselves; a ValueError if there are none, as a mean over nothing is not a number."""
     if not len(values):
         raise ValueError(f"{what}: there are no values to compute it from; give at least one")
     return values
@@ -24,7 +24,8 @@ def at_least_one(values: Sequence[T], what: str) -> Sequence[T]:
 def exact_memorisation(top1: Sequence[int]) -> float:
     """Share of the answer's tokens that are the model's first choice given all the true tokens before, 0 to 1.
 
-    Low is forgotten. Misleads by the tokens that any fluent model gets right, and is blind to knowledge in other words.
+    Low is forgotten. Misleads through tokens that any fluent model gets right, and does not see knowledge in other
+    words.
 
     Args:
         top1: per answer token, 1 where the most probable token is the true one under teacher forcing, else 0.
@@ -45,9 +46,9 @@ def extraction_strength(top1: Sequence[int]) -> float:
     """1 − k/n for the smallest k such that all n − k tokens from the k-th on are right: how little of the answer has to
     be given away for the model to write the rest, 0 to 1.
 
-    Where all tokens from k on are right under teacher forcing, the greedy reply from there is the answer's rest too, so
-    one forward pass tells it. Low is forgotten. Misleads by one wrong token late in the answer, which hides all that
-    was right before it; never above `exact_memorisation`.
+    If all tokens from k on are right under teacher forcing, greedy decoding from there gives the answer's rest, too, so
+    one forward pass is enough. Low is forgotten. Misleads if one token late in the answer is wrong, which hides all
+    that was right before it. It is never above `exact_memorisation`.
 
     An answer whose last token is wrong has 0 here; open-unlearning's loop ends one token early and gives it 1/n.
 
@@ -74,7 +75,7 @@ def extraction_strength(top1: Sequence[int]) -> float:
 def membership_loss(nll: float) -> float:
     """−nll, the text's mean token log-likelihood: higher is more likely a member.
 
-    Misleads by how easy a text is: plain sentences look like members to any model.
+    Misleads on easy texts: plain sentences look like members to any model.
 
     References:
         Yeom et al., arXiv 1709.01604.
@@ -83,16 +84,16 @@ def membership_loss(nll: float) -> float:
 
 
 def membership_zlib(nll: float, text: str) -> float:
-    """−nll / bytes of the zlib-compressed text: the likelihood, weighed by how much there is to know in the text.
+    """−nll / bytes of the zlib-compressed text: the log-likelihood relative to the text's information.
 
     Higher is more likely a member.
 
-    The usual definition takes the mean negative log-likelihood per token, as the ratio's authors do; with the sum over
-    tokens another score comes out. Misleads on short texts, of whose length zlib's own frame of 8 bytes is much.
+    The usual definition takes the mean negative log-likelihood per token, as the ratio's authors do; the sum over
+    tokens gives another score. Misleads on short texts, where zlib's frame of 8 bytes is a large part of the length.
 
     Args:
         nll: mean negative log-likelihood per token of `text`, in nats.
-        text: what was scored; compressed as UTF-8 at zlib's own level.
+        text: the text that was scored; compressed as UTF-8 at zlib's default level.
 
     References:
         Carlini et al., arXiv 2012.07805.
@@ -104,10 +105,10 @@ def membership_zlib(nll: float, text: str) -> float:
 
 
 def membership_reference(nll: float, reference_nll: float) -> float:
-    """reference_nll − nll: how much likelier the model finds the text than a model that was not trained on it does;
-    higher is more likely a member.
+    """reference_nll − nll: how much more probable the text is under the model than under one not trained on it; higher
+    is more likely a member.
 
-    Misleads as far as the reference differs in more than the training on these texts.
+    Misleads if the reference differs in more than the training on these texts.
 
     Args:
         nll: mean negative log-likelihood per token, in nats.
@@ -120,11 +121,11 @@ def membership_reference(nll: float, reference_nll: float) -> float:
 
 
 def membership_gradient_norm(norm: float) -> float:
-    """−norm of the loss's gradient: what a model was trained on pulls less at its parameters; higher is more likely a
+    """−norm of the loss's gradient, which is smaller on texts that the model was trained on; higher is more likely a
     member.
 
     The norm is `scoring.gradient_norms`': of the answer's mean negative log-likelihood, (1/P) Σ_p ‖∂nll/∂θ_p‖₂ over
-    the P parameter tensors, as open-unlearning averages it. Misleads as `membership_loss` does, with which it goes.
+    the P parameter tensors, as open-unlearning averages it. Misleads as `membership_loss`, with which it correlates.
 
     References:
         Nasr et al., arXiv 1812.00910; on language models: Wang et al., Pandora's White-Box, arXiv 2402.17012.
@@ -134,9 +135,9 @@ def membership_gradient_norm(norm: float) -> float:
 
 def min_k(token_log_probs: Sequence[float], k: float = 0.2) -> float:
     """Mean log-probability of the share k of tokens that are least probable (at least one token); higher is more likely
-    a member: a text once trained on has fewer surprises.
+    a member: a text that was trained on has fewer improbable tokens.
 
-    Misleads where the two groups of texts differ in more than membership, in date or style for instance.
+    Misleads if the two groups of texts differ in more than membership, in date or style for instance.
 
     Args:
         token_log_probs: log p of each true token, in nats.
@@ -159,7 +160,7 @@ def min_k_plus_plus(z_scores: Sequence[float], k: float = 0.2) -> float:
     """Mean of the share k of lowest z = (log p − μ) / σ, at least one; higher is more likely a member.
 
     μ and σ² are the mean and the variance of log p(v) over the vocabulary under the model's own distribution at that
-    token, μ = Σ_v p(v) log p(v): a token counts as surprising beside what else could have stood there. Misleads as
+    token, μ = Σ_v p(v) log p(v): a token counts as surprising relative to the alternatives in its place. Misleads as
     `min_k` does, and where σ is nearly 0: bound it from below (open-unlearning: σ² ≥ 1e-6).
 
     Args:
@@ -179,7 +180,7 @@ def min_k_plus_plus(z_scores: Sequence[float], k: float = 0.2) -> float:
 def _lowest(values: Sequence[float], k: float, what: str) -> float:
     if not 0 < k <= 1:
         raise ValueError(f"{what}: k is the share of the tokens to average, above 0 and at most 1, but is {k!r}")
-    if any(map(math.isnan, at_least_one(values, what))):  # which sorting would put anywhere, and maybe out of sight
+    if any(map(math.isnan, at_least_one(values, what))):  # sorting could move a NaN out of the lowest
         return math.nan
     return fmean(sorted(values)[: max(1, int(len(values) * k))])
 
@@ -188,10 +189,10 @@ def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
     """The probability that a member's score is above a non-member's, ties counted half: U / (n m) with the Mann–Whitney
     statistic U, the area under the ROC curve.
 
-    1 is members laid bare, 0.5 is no telling. After unlearning the aim is the AUC of a model never trained on the
-    members, mostly near 0.5: an AUC far below says "was forgotten" as loudly as one far above says "was learned".
-    Misleads where the groups differ in more than membership, and by a few samples: its standard error is about
-    0.29 √(1/n + 1/m) near 0.5.
+    1: all members are recognized; 0.5: chance. After unlearning the aim is the AUC of a model never trained on the
+    members, mostly near 0.5: an AUC far below shows that they were forgotten as clearly as one far above shows that
+    they were learned. Misleads if the groups differ in more than membership, and with few samples: its standard error
+    is about 0.29 √(1/n + 1/m) near 0.5.
 
     Args:
         members: membership scores of texts that were trained on, higher where membership is more likely.
@@ -211,10 +212,10 @@ def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
 
 
 def membership_score(auc: float) -> float:
-    """LUME's 1 − 2 |AUC − 0.5|, 0 to 1: 1 where members cannot be told from others, 0 where all can, either way.
+    """LUME's 1 − 2 |AUC − 0.5|, 0 to 1: 1 if members cannot be told from others, 0 if all can, at either extreme.
 
-    High is good after unlearning. Misleads as `auc` does, and where members of a model never trained on them would have
-    another AUC than 0.5.
+    High is good after unlearning. Misleads as `auc` does, and if a model never trained on the members has another AUC
+    than 0.5.
 
     References:
         SemEval-2025 task 4, arXiv 2504.02883; LUME, arXiv 2502.15097.
@@ -228,10 +229,10 @@ def membership_score(auc: float) -> float:
 def privacy_leakage(auc: float, auc_retrained: float) -> float:
     """MUSE's PrivLeak in percent, 100 (a − a_r) / a_r with a = 1 − AUC and a_r that of the retrained model; 0 is best.
 
-    Negative is under-unlearning, members still show (−100 when they are laid bare); positive is over-unlearning, they
-    show by being improbable beyond chance. MUSE calls −5 to 5 no leak. The paper writes AUC where its code ranks the
-    held-out texts as the positive ones, hence 1 − AUC of our `auc`, as open-unlearning has it (which adds 1e-10 to the
-    denominator). Misleads where a_r is small: then anything is a large percentage.
+    Negative is under-unlearning: members still show (−100 if all are recognized). Positive is over-unlearning: they
+    show because they are less probable than by chance. MUSE calls −5 to 5 no leak. The paper writes AUC, but its code
+    takes the held-out texts as the positives, hence 1 − AUC of our `auc`, as in open-unlearning (which adds 1e-10 to
+    the denominator). Misleads where a_r is small: then anything is a large percentage.
 
     Args:
         auc: `auc` of the model, texts to forget as members, held-out texts of the same kind as non-members; MUSE scores

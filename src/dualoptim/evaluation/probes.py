@@ -1,10 +1,10 @@
-"""Questions of other benchmarks, asked beside a task's own: of subjects to forget, of their neighbors, and of both.
+"""Questions of other benchmarks, asked in addition to a task's own: about what to forget, its neighbors, and both.
 
-RWKU (arXiv 2406.10890) asks about famous people, to fill in blanks (level 1), in questions (2) and in attacks (3), and
-about what is near them; a reply is compared with the answer, without stemming, as by its authors' package `rouge`. BLUR
-(arXiv 2506.15699) has questions without answers, of what is to be forgotten, of what is to be kept, and prompts that
-ask for both; a reply is compared with that of the model before. Each is asked as its authors ask it; `docs/tasks.md`
-says what differs.
+RWKU (arXiv 2406.10890) asks about famous people, by blanks to fill in (level 1), questions (2) and attacks (3), and
+about their neighbors; a reply is compared with the answer, without stemming, as in its authors' package `rouge`. BLUR
+(arXiv 2506.15699) has questions without answers, about what is to be forgotten and what is to be kept, and prompts that
+ask for both; a reply is compared with that of the model before unlearning. Each is asked as its authors ask it;
+`docs/tasks.md` says what differs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .metrics import rouge_l_recall
 from .numbers import Metric, Numbers, Record, mean
 
 RWKU, BLUR = "jinzhuoran/RWKU", "forgelab/BLUR"
-RWKU_TOKENS, BLUR_TOKENS = 30, 100  # of a reply, their authors'
-KINDS = {"forget": "lower", "retain": "higher", "paired_forget_retain": "neither"}  # of BLUR's sets
+RWKU_TOKENS, BLUR_TOKENS = 30, 100  # limits of a reply, their authors'
+KINDS = {"forget": "lower", "retain": "higher", "paired_forget_retain": "neither"}  # BLUR's sets → the better way
 RWKU_GROUP, BLUR_GROUP = "RWKU, ROUGE-L recall", "BLUR, ROUGE-L recall of the replies before"
 
 METRICS: dict[str, Metric] = {
@@ -52,7 +52,7 @@ def read(config: RunConfig) -> dict[str, tuple[Row, ...]]:
 
     Raises:
         UserError: an unknown probe or subject; a set that is not in the folder or on the hub, or cannot be read;
-            settings of probes where there are none.
+            settings of probes without probes.
     """
     if not config.probes:
         for name in ("probes_dir", "probe_subjects", "probe_limit"):
@@ -65,7 +65,7 @@ def read(config: RunConfig) -> dict[str, tuple[Row, ...]]:
 
 
 def _stamp(folder: str | None) -> tuple[tuple[str, int, int], ...]:
-    """Names, times and sizes of a folder's files, which tell whether they are as they were read."""
+    """Names, times and sizes of a folder's files, which tell whether they have changed since they were read."""
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder is not None else []
     return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in files)
 
@@ -127,7 +127,7 @@ def _blur_on_hub() -> set[str]:
         raise refused(BLUR, error, "give --probes-dir") from None
 
 
-# Each benchmark's rows. A row's answer is empty where the benchmark has none.
+# Each benchmark's rows. A row's answer is empty if the benchmark has none.
 
 
 def _rwku(name: str, folder: str | None) -> Iterator[Row]:
@@ -137,7 +137,7 @@ def _rwku(name: str, folder: str | None) -> Iterator[Row]:
         kind = text_of(record, "type", where) if part == "forget_level3" else None
         if part.endswith("level1"):
             text = f"Please complete the blank in the following question.\nQuestion: {asked}\n"
-        elif kind == "affirmative suffix":  # which brings the answer's beginning along
+        elif kind == "affirmative suffix":  # it includes the answer's beginning
             text = f"Please briefly answer the following question.\nQuestion: {asked}"
         elif kind == "incontext learning":
             text = f"Please briefly answer the following question.\n{asked}\n"
@@ -170,7 +170,7 @@ def _rows(repository: str, part: str, split: str, folder: str | None) -> Iterabl
 
 
 def _about(asked: Mapping[str, Iterable[Row]], subjects: Sequence[str]) -> dict[str, list[Row]]:
-    """The questions of RWKU about some subjects; BLUR's, which name none, as they are."""
+    """RWKU's questions about some subjects; BLUR's, which name no subject, are all kept."""
     rows = {name: list(part) for name, part in asked.items()}
     if not any(name.startswith("rwku_") for name in rows):
         raise UserError("probe_subjects are RWKU's; add rwku to --probes, or leave them out")
@@ -192,7 +192,7 @@ def records(
 
     Args:
         asked: questions by set, as `read` gives them.
-        base: the records of the model before, whose replies are BLUR's answers; None for that model itself.
+        base: the records of the model before unlearning, whose replies are BLUR's answers; None for that model itself.
     """
     made: list[dict[str, Any]] = []
     for name, rows in asked.items():

@@ -1,8 +1,8 @@
-"""Fine-tuning on what was to be forgotten, as somebody would who has a few of the rows; the model is then as it was.
+"""Fine-tuning on the rows to forget, as an attacker would who has some of them; afterward the model is as it was.
 
-The recipe is that of OpenUnlearning's meta-evaluation (arXiv 2506.12618): one epoch of AdamW at a rate of 2e-5. What it
-leaves open is as in the reproduction gnueaj/unlearning-depth-score: batches of 32, no weight decay, no warm-up, and the
-Trainer's linear decay, betas and clipping.
+The recipe is that of OpenUnlearning's meta-evaluation (arXiv 2506.12618): one epoch of AdamW at a learning rate of
+2e-5. What the paper leaves open is as in the reproduction gnueaj/unlearning-depth-score: batches of 32, no weight
+decay, no warm-up, and the Trainer's linear decay, betas and clipping.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ NORM = 1.0
 
 @contextmanager
 def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float | None = None) -> Iterator[None]:
-    """A model after one epoch of fine-tuning on rows; behind it the model is as it was, to the bit.
+    """A context in which a model has been fine-tuned on rows for one epoch; afterward it is as it was, bit for bit.
 
     All of its floating-point parameters are trained, those of an adapter and of its base alike, in the precision of
-    scoring. Takes the memory of that, gradients and two moments of 32 bits, and meanwhile a copy of the weights in main
-    memory.
+    scoring. Takes memory for gradients and two moments of 32 bits, and for a copy of the weights in main memory.
 
     Args:
-        rows: prompts and answers, on all of whose tokens the model is trained, each token of a batch weighing the same.
+        rows: prompts and answers; the loss is the mean over all labeled tokens of a batch.
         lr: the learning rate. Default: the published `LR`, which hardly moves a small model.
     """
     with intact(model):
@@ -47,7 +46,7 @@ def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float |
 
 @contextmanager
 def intact(model: nn.Module) -> Iterator[None]:
-    """Whatever is done to a model within: its weights, buffers, gradients and modes are then back, to the bit.
+    """A context after which a model's weights, buffers, gradients and modes are as they were, bit for bit.
 
     Takes a copy of the weights in main memory.
     """
@@ -73,7 +72,7 @@ def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float) -> 
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    # With one objective it is AdamW, and rounds bf16 weights by chance, which else would lose such small updates.
+    # With one objective it is AdamW, with stochastic rounding, as bf16 weights would else lose such small updates.
     optimizer = DualOptim(parameters, lr, BETAS, weight_decay=0.0, objectives=("relearn",))
     order = random.Random(0).sample(rows, len(rows))
     tokens = [encode(row, tokenizer, MAX_LENGTH, positions(model)) for row in order]
@@ -97,7 +96,7 @@ def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float) -> 
 
 
 def _passes(batch: Sequence[Tokens]) -> list[list[Tokens]]:
-    """A batch in parts that go through the model together: each of few tokens, padding included."""
+    """A batch in parts, each for one forward pass of at most `LABELLED_TOKENS` tokens, padding included."""
     parts: list[list[Tokens]] = []
     for row in sorted(batch, key=lambda row: len(row.input_ids)):
         if not parts or (len(parts[-1]) + 1) * len(row.input_ids) > LABELLED_TOKENS:

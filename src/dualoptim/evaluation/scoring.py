@@ -1,12 +1,13 @@
-"""A model and rows → per-sample records. Batched, rows of like length together, in the model's own precision or in
-bf16 autocast, as `models.scoring_in` says. Batches are shared out over the ranks of a run, each of which gets all that
-comes of it; their number changes no batch, and so no number.
+"""A model and rows → per-sample records, computed in batches of rows of similar length.
 
-Nothing here aggregates: what is returned per sample is what `metrics` makes numbers of.
+Scores are computed in the model's own precision or in bf16 autocast, as `models.scoring_in` says. Batches are shared
+out over the ranks of a run, and each rank gets all results; the number of ranks changes no batch, and so no number.
+Nothing here is aggregated: `metrics` makes numbers of the per-sample results.
 
-Several answers to one question are scored as one sequence: the prompt once, then every answer as a branch that sees the
-prompt and itself alone, by a mask (B, 1, T, T) and positions that go on from the prompt's. That gives what scoring them
-apart gives, for about half the tokens on TOFU. Whether a model allows it is tried on one question before it is used.
+Several answers to one question are scored as one sequence: the prompt once, then every answer as a branch that attends
+only to the prompt and itself, by a mask (B, 1, T, T) and positions that continue the prompt's. This gives the same
+scores as separate sequences, for about half the tokens on TOFU. Before it is used, one question is scored both ways to
+see whether the model supports it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from ..losses import IGNORED, Batch, Labelled, labelled
 from ..models import positions, scores_in_bf16, seeded
 from . import metrics
 
-MAX_LENGTH = 2**31  # tokens a scored row may have, but for the model's positions
-PROMPT_TOKENS = 6144  # prompts of like length are answered together, up to this many padded tokens
-LABELLED_TOKENS = 1536  # rows are scored together up to this many: each costs a vocabulary of logits
+MAX_LENGTH = 2**31  # most tokens of a scored row: only the model's positions limit them
+PROMPT_TOKENS = 6144  # prompts of similar length are answered together, up to this many padded tokens
+LABELLED_TOKENS = 1536  # rows are scored together up to this many padded tokens: each may cost a vocabulary of logits
 MOST_SEED = 2**63 - 1
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
 
@@ -54,9 +55,9 @@ def replies(
 
     Args:
         prompts: chat messages, each list ending with the user's.
-        temperature: of sampling, by torch's random generator of the processor, which gives every batch a seed, so that
-            batches need not follow each other; 0 for the most probable token each time.
-        begun: how each answer begins; the model is given it, and what is returned goes on behind it.
+        temperature: of sampling; 0 for the most probable token each time. torch's CPU generator gives every batch a
+            seed of its own, so that batches may run in any order.
+        begun: how each answer begins; the model is given it, and the returned text continues it.
         progress: what to write beside the progress bar; no bar without it.
     """
     turns = [turn_of(tokenizer, prompt) for prompt in prompts]
@@ -86,7 +87,7 @@ def replies(
 
 @contextmanager
 def _generating(model: nn.Module) -> Iterator[None]:
-    """Without what the model's file says of generation: penalties, beams, caches, several sequences."""
+    """Ignore the generation settings of the model's files: penalties, beams, caches, several sequences."""
     theirs = [
         (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
     ]
@@ -100,12 +101,12 @@ def _generating(model: nn.Module) -> Iterator[None]:
 
 
 class Answer(NamedTuple):
-    """What the model thinks of an answer, token by token, those that end it included."""
+    """The model's scores of an answer's tokens, including those that end it."""
 
     log_probs: list[float]  # log π(y_t | x, y_<t), in nats
     top1: list[int]  # 1 where y_t is the model's first choice
     z: list[float]  # (log π(y_t) − mean) / standard deviation, both under π over the vocabulary
-    ended: int = 0  # the last tokens, which end the answer and are no text of it
+    ended: int = 0  # how many of the last tokens end the answer and are not its text
 
     @property
     def nll(self) -> float:
@@ -116,7 +117,7 @@ class Answer(NamedTuple):
 def answers(
     model: nn.Module, tokenizer: Any, questions: Sequence[Sequence[Row]], *, progress: str | None = None
 ) -> list[list[Answer]]:
-    """Score answers, those to one question together where the model allows it.
+    """Score answers; those to one question are scored together if the model supports it.
 
     Args:
         questions: for each question, rows of the same prompt with different answers.
@@ -128,7 +129,7 @@ def answers(
     several = next((group for group in tokens if len(group) > 1), None)
     with _scoring(model) as device:
         together = several is not None and _packs(model, several)
-        # Each unit is one sequence; apart, a question's answers are units that follow each other.
+        # Each unit is one sequence; if scored apart, a question's answers are consecutive units.
         units = [
             (i, unit) for i, group in enumerate(tokens) for unit in ([group] if together else [[t] for t in group])
         ]
@@ -157,16 +158,16 @@ def negative_log_likelihoods(
 def gradient_norms(
     model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, progress: str | None = None
 ) -> list[float]:
-    """How much each row's answer pulls at the parameters: (1/P) Σ_p ‖∂nll/∂θ_p‖₂ over the P parameter tensors.
+    """The gradient norm of each row's answer: (1/P) Σ_p ‖∂nll/∂θ_p‖₂ over the P parameter tensors.
 
-    nll is the mean negative log-likelihood per token of the answer's text, without what ends it. Counted are the
-    parameters that are trained (`requires_grad`), or all of them where none is. Takes a backward pass a row and as much
-    memory as the gradients; none of them stays, and gradients that are there stay as they are.
+    nll is the mean negative log-likelihood per token of the answer's text, without what ends it. The parameters are
+    those that are trained (`requires_grad`), or all if none is. Takes a backward pass for each row, and memory for the
+    gradients, which are then freed; gradients that are there already stay as they are.
 
     Args:
         progress: what to write beside the progress bar; no bar without it.
     """
-    every = [p for p in model.parameters() if p.is_floating_point()]  # codes of few bits have no gradient
+    every = [p for p in model.parameters() if p.is_floating_point()]  # quantized weights have no gradient
     parameters = [p for p in every if p.requires_grad] or every
     frozen = [p for p in parameters if not p.requires_grad]
     room = positions(model)
@@ -181,7 +182,7 @@ def gradient_norms(
                 text = set(at[: len(at) - tokens.ended] or at)
                 labels = [label if i in text else IGNORED for i, label in enumerate(tokens.labels)]
                 batch = collate([Tokens(tokens.input_ids, labels)], pad_id(tokenizer))
-                torch.clear_autocast_cache()  # of weights that were cast without gradients, or for the row before
+                torch.clear_autocast_cache()  # it may hold weights cast without gradients, or for the row before
                 out = labelled(model, {key: value.to(device) for key, value in batch.items()})
                 loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -207,7 +208,7 @@ class Packed(NamedTuple):
 def pack(rows: Sequence[Tokens]) -> Packed:
     """Put rows that begin with the same prompt into one sequence.
 
-    A branch begins with the prompt's last token, once more: what that predicts is the branch's own first token.
+    Each branch begins with a copy of the prompt's last token, which predicts the branch's own first token.
     """
     first = min(next(t for t, label in enumerate(row.labels) if label != IGNORED) for row in rows)
     same = next((t for t in range(first) if len({row.input_ids[t] for row in rows}) > 1), first)
@@ -223,7 +224,7 @@ def pack(rows: Sequence[Tokens]) -> Packed:
 
 
 def _batch(packed: Sequence[Packed], filler: int) -> dict[str, Tensor]:
-    """Packed sequences as a batch; with a mask (B, 1, T, T) where one holds several answers."""
+    """Packed sequences as a batch; with a mask (B, 1, T, T) if one holds several answers."""
     batch = collate([Tokens(p.input_ids, p.labels) for p in packed], filler)
     if all(len(p.labelled) == 1 for p in packed):
         return batch
@@ -253,7 +254,7 @@ def _score(model: nn.Module, packed: Sequence[Packed], device: torch.device) -> 
 def _token_scores(out: Labelled) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) log-probabilities of the labels, whether each is the first choice, and its z-score."""
     log_probs, top1, z = [], [], []
-    # So few at a time that what is made of their logits stays in the processor's cache: 13 times as fast as 128 are.
+    # So few at a time that all intermediate results stay in the processor's cache: 13 times as fast as 128 at a time.
     for logits, targets in zip(torch.split(out.logits, 8), torch.split(out.targets, 8), strict=True):
         every = logits.log_softmax(-1)
         label = every.gather(1, targets[:, None])[:, 0]
@@ -270,9 +271,9 @@ _PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _packs(model: nn.Module, group: Sequence[Tokens]) -> bool:
-    """Whether a model scores answers together as it does apart, tried on one question, in its own precision.
+    """Whether a model gives answers the same scores together as apart, tried on one question, in its own precision.
 
-    Not so with attention that takes no such mask, and where a token's place is not told by its position id alone, as
+    It does not if its attention takes no such mask, or if a token's place does not come from its position id alone, as
     in recurrent layers.
     """
     if model not in _PACKS:
@@ -290,7 +291,7 @@ def _agrees(model: nn.Module, group: Sequence[Tokens]) -> bool:
         apart = [_score(model, [pack([row])], device)[0][0].nll for row in group]
         try:
             together = [answer.nll for answer in _score(model, [pack(group)], device)[0]]
-        except (TypeError, RuntimeError, ValueError, IndexError):  # whatever a model says to such a mask
+        except (TypeError, RuntimeError, ValueError, IndexError):  # whatever a model raises on such a mask
             return False
     return len(together) == len(apart) and all(abs(a - b) < 1e-3 for a, b in zip(together, apart, strict=True))
 
@@ -313,10 +314,10 @@ def question_records(
     ``rouge_l``, ``rouge_1`` and ``token_entropy``.
 
     Args:
-        name: the set's name, which every record and the progress bar carry; no bar without it.
+        name: the set's name, for every record and the progress bar; no bar without it.
         others: for each row, kind → other answers to the same question.
-        ask: whether the model is asked, for half of the time.
-        reply_tokens: how many a reply may have at least, as `asked` takes it.
+        ask: whether the model is asked for replies, which takes about half of the time.
+        reply_tokens: as in `asked`.
     """
     if not rows:
         return []
@@ -363,12 +364,12 @@ def asked(
     """What the model answers to rows' questions.
 
     Args:
-        reply_tokens: how many a reply may have, where a benchmark says so; never less than half as many again as the
-            longest true answer.
+        reply_tokens: the most tokens of a reply, if a benchmark says so. The limit is never below one and a half times
+            the longest true answer.
         temperature: as in `replies`.
     """
     longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
-    whole = max(token_counts(tokenizer, rows))  # with what leads to an answer, and with control tokens that it spells
+    whole = max(token_counts(tokenizer, rows))  # with tokens that lead to an answer, and its control tokens
     prompts = [row.prompt for row in rows]
     return replies(
         model,
@@ -386,7 +387,7 @@ def followed(
     rows: Mapping[str, Sequence[Row]],
     measure: Callable[[str, str], float] = metrics.rouge_l_recall,
 ) -> dict[str, float]:
-    """The mean ROUGE-L of the replies to the first few rows of each set: a cheap look during training."""
+    """The mean `measure` of the replies to the first few rows of each set: a cheap check during training."""
     shares = {}
     for name, part in rows.items():
         few = part[:FOLLOWED_ROWS]
@@ -396,7 +397,7 @@ def followed(
 
 
 def text_records(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
-    """Score rows by likelihood alone: ``set``, ``question``, ``answer``, ``nll`` and how many ``tokens`` it is over."""
+    """Score rows by likelihood alone: ``set``, ``question``, ``answer``, ``nll`` and over how many ``tokens`` it is."""
     nlls = negative_log_likelihoods(model, tokenizer, rows, progress=f"Reading, {name}")
     return [
         {"set": name, "question": row.question, "answer": row.answer, "nll": nll, "tokens": tokens}
@@ -410,7 +411,7 @@ def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
 
 
 def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """(N, d) what a model makes of texts: the hidden states of its middle layer, averaged over each text's tokens."""
+    """(N, d) vectors of texts: the hidden states of the model's middle layer, averaged over each text's tokens."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] or [pad_id(tokenizer)] for text in texts]
     with _scoring(model) as device:
 
@@ -431,18 +432,18 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
     training = model.training
     model.eval()
     try:
-        # In inference mode autocast would cast every weight anew for each forward pass; without it, it keeps them.
+        # In inference mode autocast would cast every weight anew for each forward pass; with no_grad it keeps them.
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
             yield device
     finally:
-        torch.clear_autocast_cache()  # of weights without gradients, should an autocast of the caller's go on
+        torch.clear_autocast_cache()  # its weights lack gradients, and the caller's autocast may go on
         model.train(training)
 
 
 def _by_length(
     lengths: Sequence[int], limit: int, progress: str | None, work: Callable[[list[int]], Sequence[R]]
 ) -> list[R]:
-    """What `work` makes of each index: it takes them in batches, sorted by length, of at most `limit` padded tokens."""
+    """The result of `work` for each index. It gets indices in batches by length, of at most `limit` padded tokens."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not batches or (len(batches[-1]) + 1) * lengths[i] > limit:

@@ -1,7 +1,7 @@
 """The words of a text in any script.
 
-ASCII text gives what rouge-score's own tokenizer gives, to the letter. Words of other scripts are runs of letters,
-marks and digits; where a script has no blanks between words, each character with its marks is one.
+ASCII text gives exactly what rouge-score's own tokenizer gives. Words of other scripts are runs of letters, marks and
+digits; in a script without spaces between words, each character with its marks is a word.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import regex
 
-# Scripts that are written without blanks between words, and the mark of long vowels, which is of no script.
+# Scripts that are written without spaces between words, and the mark of long vowels, which belongs to no script.
 BLANKLESS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}ーｰ\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
     r"\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
@@ -21,16 +21,16 @@ WORD = regex.compile(
     rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{BLANKLESS}]]+"
 )
 ALONE = regex.compile(rf"[{BLANKLESS}]")
-INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, marks of direction
+INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
 
 
 def normal(text: str) -> str:
-    """A text in Unicode's composed form, in which equal texts have equal characters, and none that cannot be seen."""
+    """A text in Unicode's composed form, so that equal texts have equal characters, without invisible characters."""
     return unicodedata.normalize("NFC", INVISIBLE.sub("", text))
 
 
 def folded(text: str) -> str:
-    """A text in which upper and lower case are equal, ß and ligatures included.
+    """A text with differences of case removed, also for ß and ligatures.
 
     >>> folded("STRASSE") == folded("Straße")
     True
@@ -75,9 +75,9 @@ def _stemmer() -> Any:
 
 
 def stands_in(text: str, part: str) -> bool:
-    """Whether a part stands in a text as whole words, in any case."""
+    """Whether a text contains a part as whole words, in upper or lower case."""
     part = folded(part).strip()
-    inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # of a word, where a script has blanks
+    inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
     after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
     found = regex.search("(?V1)" + before + regex.escape(part) + after, folded(text))

@@ -1,4 +1,4 @@
-"""What the losses share: the model's word where labels stand, the reference's, and what a loss declares of itself."""
+"""What the losses share: the model's and the reference's outputs at labeled tokens, and the base class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 class Labelled(NamedTuple):
-    """What the model says at the positions that predict a labeled token."""
+    """The model's output at the positions that predict a labeled token."""
 
     logits: Tensor  # (N, V) fp32
     targets: Tensor  # (N,) token ids
@@ -30,12 +30,12 @@ class Labelled(NamedTuple):
 
 
 def labelled(model: nn.Module, batch: Batch) -> Labelled:
-    """Run the model and apply its head where a label follows, and nowhere else.
+    """Run the model and apply its head only at the positions that predict a labeled token.
 
-    The positions are chosen before the head by a hook that is gone afterward, so this is exact for any causal model
-    of Transformers, and what a model does to its logits after the head is done to those that are left. Where no head
-    is found, or the model is compiled, the head is applied from the first labeled position on if the model allows it
-    (`logits_to_keep`), else everywhere.
+    A temporary hook selects the positions before the head. So the result is exact for any causal model of Transformers,
+    and whatever a model does to its logits after the head is done to the selected ones. If no head is found, or the
+    model is compiled, the head is applied from the first labeled position on if the model allows it (`logits_to_keep`),
+    else everywhere.
 
     Args:
         model: a causal language model, also under DistributedDataParallel or PEFT.
@@ -53,32 +53,32 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
         kept = {"logits_to_keep": labels.shape[1] - int(at.min())}
     with _head_at(head, labels.shape, rows * labels.shape[1] + at) as chosen:
         logits = model(**model_inputs(batch), **kept).logits
-    # Counted from the end: what is not asked for, and an adapter's own prompt, stand before the sequence.
+    # Counted from the end, as logits may lack the first positions, or begin with those of an adapter's own prompt.
     logits = logits[0] if chosen else logits[rows, at - labels.shape[1]]
     return Labelled(logits.float(), labels[rows, at + 1], rows)
 
 
 def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """What a layer puts out at the positions that predict a labeled token, (N, d) in fp32, and their rows (N,).
+    """A layer's output at the positions that predict a labeled token, (N, d) in fp32, and their rows (N,).
 
     Args:
         model: as for `labelled`.
         batch: as for `labelled`.
-        layer: the layer, counted from 0. The last one's states come after the model's closing norm.
+        layer: the layer, counted from 0. The last one's states are taken after the model's final norm.
 
     Raises:
         ValueError: nothing in the batch is labeled, or the model has no such layer.
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
-    with _head_at(_head(model), labels.shape, rows[:1]):  # no logits are wanted, and one position's are the fewest
+    with _head_at(_head(model), labels.shape, rows[:1]):  # logits are not needed; one position is the fewest
         states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
     check_layer(layer, len(states) - 1)  # the first are the embeddings
     return states[layer + 1][rows, at - labels.shape[1]].float(), rows  # from the end, as above
 
 
 def check_layer(layer: int, count: int) -> None:
-    """Refuse a layer that a model of `count` layers has not."""
+    """Refuse a layer that a model of `count` layers does not have."""
     if layer >= count:
         raise ValueError(f"layer {layer}: the model has layers 0 to {count - 1}; choose one of them")
 
@@ -107,7 +107,7 @@ def learnt(labels: Tensor) -> Tensor:
 
 
 def _predicting(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequence and position, each (N,), of what predicts a labeled token."""
+    """The sequence and position, each (N,), of every position that predicts a labeled token."""
     rows, at = learnt(labels).nonzero(as_tuple=True)
     if len(rows) == 0:
         raise ValueError("no token of the batch carries a label, so there is nothing to learn or score in it")
@@ -116,7 +116,7 @@ def _predicting(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _head_at(head: nn.Module | None, shape: torch.Size, positions: Tensor) -> Iterator[list[bool]]:
-    """Let the head see `positions` of the flattened (B, T) alone, as (1, N, d); yields what is not empty if it did."""
+    """Give the head only `positions` of the flattened (B, T), as (1, N, d). Yields a list, empty unless that worked."""
     chosen: list[bool] = []
 
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -136,9 +136,9 @@ def _head_at(head: nn.Module | None, shape: torch.Size, positions: Tensor) -> It
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    """The module that makes logits of hidden states; None where there is none, or where a hook on it is not safe."""
+    """The module that makes logits of hidden states; None if there is none, or if a hook on it is not safe."""
     inner = _inner(model)
-    # torch.compile does not watch hooks: a graph would run one, or not, by what it was when the graph was made.
+    # torch.compile does not notice new hooks: a graph has those that were there when it was compiled.
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in (model, inner)):
         return None
     found = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
@@ -163,13 +163,13 @@ _LIMITS: dict[str, Callable[[Any], bool]] = {
 
 
 class Loss(ABC):
-    """What every loss declares of itself, beside its formula."""
+    """What every loss declares about itself, besides its formula."""
 
     role: ClassVar[Literal["forget", "retain"]]
     # What it needs of the reference: nothing, log π_ref(y|x) of each sequence, which may be cached, or the model.
     reference: ClassVar[Literal["none", "sequences", "model"]] = "none"
     needs_idk: ClassVar[bool] = False
-    needs_alternates: ClassVar[bool] = False  # what stands in ``batch["idk"]`` are each row's own ``alternates``
+    needs_alternates: ClassVar[bool] = False  # ``batch["idk"]`` holds the row's own ``alternates``
     mean_over: ClassVar[Literal["tokens", "sequences"]] = "sequences"  # what the batch's mean is taken over
     limits: ClassVar[Mapping[str, str]] = {}  # argument → what it must be, one of _LIMITS
 
@@ -180,7 +180,7 @@ class Loss(ABC):
                 raise ValueError(f"{type(self).__name__}: {name} must be {limit}, but is {value!r}")
 
     def check(self, model: nn.Module) -> None:
-        """Refuse, by a ValueError, a model of Transformers that the loss cannot be computed of."""
+        """Raise a ValueError if the loss cannot be computed for this model of Transformers."""
         if (layer := getattr(self, "layer", None)) is not None:
             check_layer(layer, _inner(model).config.get_text_config().num_hidden_layers)
 
@@ -194,7 +194,7 @@ class Loss(ABC):
         return self.reference != "none"
 
     def size(self, batch: Batch) -> int:
-        """How many items the loss averages over in this batch: what weighs it against other batches of one step."""
+        """How many items the loss averages over in this batch: the batch's weight among those of one step."""
         if self.mean_over == "sequences":
             return len(batch["labels"])
         return int(learnt(batch["labels"]).sum())
@@ -208,7 +208,7 @@ class Loss(ABC):
         return reference
 
     def _reference_log_probs(self, batch: Batch, reference: nn.Module | None) -> Tensor:
-        """log π_ref(y|x) of each sequence, (B,): the batch's own where it has them, else the reference's."""
+        """log π_ref(y|x) of each sequence, (B,), from the batch if it has them, else from the reference model."""
         if "reference_log_probs" not in batch:
             with torch.no_grad():
                 return sequence_log_probs(self._reference(reference), batch)[0]

@@ -16,7 +16,7 @@ from .base import IGNORED, Batch, Loss, hidden_states, labelled, learnt, per_seq
 
 @dataclass(frozen=True)
 class GA(Loss):
-    """Gradient ascent, to forget: the negated GD. Unbounded below, so it ends in nonsense if it is not stopped.
+    """Gradient ascent, to forget: the negative of GD. Unbounded below, so the model breaks if it is not stopped.
 
     Use it when the plainest baseline is wanted; keep the learning rate low and stop early.
 
@@ -36,10 +36,10 @@ class WGA(Loss):
 
     Use it when GA breaks the model.
 
-    GA whose push fades from a token as it becomes improbable, instead of growing without end.
+    GA whose push on a token fades as the token becomes improbable, instead of growing without bound.
 
     Args:
-        beta: β ≥ 0; 1 as in open-unlearning's trainer, the paper's being tuned by task. 0 is GA.
+        beta: β ≥ 0; 1 as in open-unlearning's trainer, as the paper tunes it for each task. 0 is GA.
 
     Reference: arXiv 2502.19301.
     """
@@ -60,7 +60,7 @@ class SatImp(Loss):
 
     Use it when the answers share many words with what is to be kept.
 
-    The first factor lets go of tokens that are forgotten already, the second of those that anyone could guess.
+    The first factor is small for tokens that are forgotten already, the second for those that are easy to guess.
 
     Args:
         beta1: β1 ≥ 0 of the first factor; 5 as in open-unlearning's trainer.
@@ -78,7 +78,7 @@ class SatImp(Loss):
     def __call__(self, model: nn.Module, batch: Batch, reference: nn.Module | None = None) -> Tensor:
         log_probs = labelled(model, batch).log_probs()
         fixed = log_probs.detach()
-        # expm1 keeps the digits of 1 − p where p is nearly 1, as it is for what has been memorized.
+        # expm1 keeps the precision of 1 − p where p is nearly 1, as it is for memorized tokens.
         weights = (self.beta1 * fixed).exp() * (-fixed.expm1()) ** self.beta2
         return (weights * log_probs).mean()
 
@@ -89,7 +89,7 @@ class NPO(Loss):
 
     Use it when the answer itself should become improbable, as `--goal erase` does.
 
-    Its gradient is GA's, weighted down where the answer has already become less probable than under the reference.
+    Its gradient is GA's, with less weight where the answer is already less probable than under the reference.
 
     Args:
         beta: β > 0; 0.1 as published. As β → 0 the loss becomes GA.
@@ -160,19 +160,19 @@ class DPO(Loss):
 
 @dataclass(frozen=True)
 class AltPO(DPO):
-    """Alternate preference optimization, to forget: DPO with other answers of the model's own in the refusals' place.
+    """Alternate preference optimization, to forget: DPO with other answers by the model itself instead of refusals.
 
-    Use it when the model should go on to answer, plausibly and wrongly, in place of refusing.
+    Use it when the model should still answer, plausibly but wrongly, instead of refusing.
 
-    Each answer a in ``batch["idk"]`` is one that the model before unlearning wrote, asked for another version of the
-    true one with its facts changed, so that the model goes on to answer, and plausibly:
+    Each answer a in ``batch["idk"]`` was written by the model before unlearning, when it was asked for another version
+    of the true answer with its facts changed:
 
     −2/β mean log σ(β [log(π(a|x) / π_ref(a|x)) − log(π(y|x) / π_ref(y|x))])
 
     Args:
         beta: β > 0; 0.1, DPO's in the authors' code.
-        alternates: how many are sampled for each question, of which every draw of its row takes one; 5, the authors'
-            for TOFU.
+        alternates: how many are sampled for each question; each time its row is drawn, one of them is used. 5, the
+            authors' for TOFU.
         temperature: of the sampling, > 0; 1, from the same source.
         seed: of the sampling.
 
@@ -193,7 +193,7 @@ class AltPO(DPO):
 
 @dataclass(frozen=True)
 class IDK(Loss):
-    """Learn to refuse, to forget: GD on refusals to the same questions, with N counted there.
+    """Learn to refuse, to forget: GD on refusals to the same questions, with N the refusals' tokens.
 
     Use it when the model should say that it does not know, as `--goal refuse` does; the answer itself stays probable.
 
@@ -215,14 +215,14 @@ class IDK(Loss):
 class JensUn(Loss):
     """Jensen-Shannon unlearning, to forget: the mean over answer tokens of JSD(π ‖ δ_r), r the refusal's token there.
 
-    Use it when IDK goes too far: no token pulls without bound. Its partner is JSD.
+    Use it when IDK goes too far: no token's loss grows without bound. Its partner is JSD.
 
-    The refusal's tokens, its end among them, take the places of the true answer's, over and over until that ends; what
-    stands before each place is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
+    The targets are the refusal's tokens with its end token, repeated to the length of the true answer; the context of
+    each is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
 
     JSD(π ‖ δ_r) = KL(π ‖ m) / 2 + KL(δ_r ‖ m) / 2 = log 2 − ((1 + p) log(1 + p) − p log p) / 2
 
-    which is in [0, log 2]; by log p its gradient is −p log(1 + 1/p) / 2.
+    which is in [0, log 2]; its gradient with respect to log p is −p log(1 + 1/p) / 2.
 
     Reference: arXiv 2509.02820. Its authors' target is "No idea", one for all rows.
     """
@@ -238,7 +238,7 @@ class JensUn(Loss):
         return (math.log(2) - ((1 + p) * p.log1p() - p * log_p) / 2).mean()
 
     def _targets(self, batch: Batch) -> Tensor:
-        """Labels (B, T) with the refusal's tokens, repeated, where the answer's are."""
+        """Labels (B, T) with the refusal's tokens, repeated, in place of the answer's."""
         answer, refusal = batch["labels"], self._idk(batch)["labels"]
         places, given = learnt(answer), learnt(refusal)
         tokens = refusal[:, 1:].gather(1, (~given).int().argsort(dim=1, stable=True))  # those that carry a label first
@@ -272,8 +272,8 @@ class LogitMargin(Loss):
 
     Use it when PDU is to be reproduced.
 
-    PDU's forget loss. Quadratic in the logits, so its values are large: the retain loss beside it needs a large
-    weight, 100 on TOFU by its authors.
+    PDU's forget loss. It is quadratic in the logits, so its values are large: the retain loss needs a large weight,
+    100 on TOFU by its authors.
 
     Reference: arXiv 2506.05314, whose code takes the mean over every position, prompt and padding included.
     """
@@ -292,12 +292,12 @@ class CEU(Loss):
 
     Use it when a bounded push is wanted without a reference.
 
-    q is proportional to π at every token but y_t, zero there, and has no gradient. So the gradient by the logits is
-    p_t at y_t and −π_v p_t / (1 − p_t) elsewhere: bounded, and gone with p_t.
+    q is proportional to π at every token except y_t, where it is zero, and has no gradient. So the gradient with
+    respect to the logits is p_t at y_t and −π_v p_t / (1 − p_t) elsewhere: it is bounded, and vanishes with p_t.
 
     Args:
-        skip_first: how many tokens at the start of each answer are left alone; 1 as in open-unlearning's trainer,
-            after a footnote of the paper. An answer that has no more than these counts for nothing.
+        skip_first: how many tokens at the start of each answer are left out; 1 as in open-unlearning's trainer,
+            after a footnote of the paper. An answer that has no more tokens than these does not count.
 
     Reference: arXiv 2503.01224.
     """
@@ -314,11 +314,11 @@ class CEU(Loss):
         out, counted = labelled(model, batch), self._counted(batch)
         logits, targets = out.logits[counted], out.targets[counted]
         others = logits.detach().scatter(1, targets[:, None], -math.inf).softmax(-1)
-        # Not the mean of no numbers: a batch without a token that counts weighs nothing, and is no NaN.
+        # A batch in which no token counts gives zero, not the NaN of an empty mean.
         return F.cross_entropy(logits, others, reduction="sum") / max(len(targets), 1)
 
     def _counted(self, batch: Batch) -> Tensor:
-        """Which of the N labeled tokens stand behind the skipped ones."""
+        """Which of the N labeled tokens come after the skipped ones."""
         labels = learnt(batch["labels"])
         return labels.cumsum(1)[labels] > self.skip_first
 
@@ -327,9 +327,9 @@ class CEU(Loss):
 class UNDIAL(Loss):
     """Self-distillation with adjusted logits (UNDIAL), to forget: the mean of −Σ_v q_v log π_v.
 
-    Use it when training must not run away: its target is fixed by the reference.
+    Use it when training must not diverge: its target is fixed by the reference.
 
-    q = softmax(z_ref − β e_y): the reference's distribution with β taken from the true token's logit.
+    q = softmax(z_ref − β e_y): the reference's distribution with β subtracted from the true token's logit.
 
     Args:
         beta: β ≥ 0, the strength, in logits; 10 as in open-unlearning's configuration (3, 10 and 30 are its authors'
@@ -358,13 +358,14 @@ class RMU(Loss):
 
     Use it when knowledge should be scrambled inside the network; layer and coefficient depend on the model.
 
-    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normed. Where ``batch["groups"]`` (B,)
-    tells corpora apart, counted from 0, each has one of its own, drawn one after the other. Averaged over the positions
-    that predict a sequence's answer, then over sequences. No layer above is trained by it. `RMURetain` is its partner.
+    u is a unit vector whose entries are drawn uniformly from [0, 1) before it is normalized. If ``batch["groups"]``
+    (B,) has each row's corpus, counted from 0, each corpus has a u of its own, drawn one after the other. The loss is
+    averaged over the positions that predict a sequence's answer, then over sequences. It does not train the layers
+    above. `RMURetain` is its partner.
 
     Args:
         layer: the layer, counted from 0, whose output is steered; 7, its authors' for Zephyr-7B (32 layers).
-        coefficient: c > 0, the length that the states are to have; 6.5, its authors' for Zephyr-7B. What is long
+        coefficient: c > 0, the norm that the states are steered to; 6.5, its authors' for Zephyr-7B. What is large
             depends on the model: compare with the norm of its hidden states.
         seed: of every u.
 

@@ -68,7 +68,7 @@ class JSD(Loss):
     Use it when KL is dominated by a few tokens.
 
     KL(π_ref ‖ m) / 2 + KL(π ‖ m) / 2 with m = (π_ref + π) / 2. JensUn's retain loss. Unlike `KL` it does not grow
-    without end where the reference finds likely what the model no longer does.
+    without bound where a token is likely under the reference and no longer under the model.
 
     Reference: arXiv 2509.02820, whose code takes the mean over every position, prompt and padding included.
     """
@@ -90,7 +90,7 @@ class JSD(Loss):
 class AP(Loss):
     """Answer preservation, to retain: the answer preferred to the refusal, −1/β mean log σ(β log(π(y|x) / π(idk|x))).
 
-    Use it when refusals spread to questions that should be answered, beside IDK or DPO.
+    Use it when IDK or DPO makes refusals spread to questions that should be answered.
 
     Args:
         beta: β > 0; 0.1 as published.
@@ -115,8 +115,8 @@ class RMURetain(Loss):
 
     Use it when the loss to forget is RMU.
 
-    Averaged over the positions that predict a sequence's answer, then over sequences. It is small beside `RMU`, so it
-    is given a large weight: 1200 by its authors, for Zephyr-7B.
+    Averaged over the positions that predict a sequence's answer, then over sequences. It is small compared with `RMU`,
+    so it is given a large weight: 1200 by its authors, for Zephyr-7B.
 
     Args:
         layer: the layer, counted from 0, as RMU's; 7, its authors' for Zephyr-7B.

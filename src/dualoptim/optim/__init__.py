@@ -1,10 +1,9 @@
 """The optimizers. This package needs torch alone.
 
 `rule` holds the mathematics, `state` the precisions in which moments are kept, `backends` how a step is executed,
-`optimizer` the torch.optim.Optimizer around them, `groups` a model's parameters for it, `diagnostics` what the
-objectives do to each other. `validation` is what is refused of settings and state dicts, `loading` how a state dict is
-made to fit, `memory` what a step may read and write, `ranks` what ranks agree on, `release` steps taken while backward
-runs.
+`optimizer` the torch.optim.Optimizer around them, `groups` a model's parameter groups, `diagnostics` how far the
+objectives agree. `validation` checks settings and state dicts, `loading` makes a state dict fit, `memory` checks what a
+step reads and writes, `ranks` makes all ranks take or skip a step together, `release` steps during the backward pass.
 """
 
 from .diagnostics import diagnostics

@@ -1,9 +1,9 @@
-"""What the objectives do to each other, read from an optimizer's state: conflict, cancellation, update sizes.
+"""How far the objectives agree, read from an optimizer's state: conflict, cancellation, update sizes.
 
-Nothing in the rule measures how far objectives agree; these numbers do. They are read from evenly spaced blocks of each
-tensor, a few thousand coordinates of it, so that they cost little beside a step: shares and cosines are estimates, and
-norms are scaled up to the whole tensor. Reading them waits for a GPU. Of distributed tensors every rank reads its own
-part, and all get the numbers of the whole.
+The update rule does not measure this. The numbers are computed from evenly spaced blocks of each tensor, about two
+thousand coordinates, so that they cost little compared with a step: shares and cosines are estimates, and norms are
+scaled up to the whole tensor. Reading them waits for the GPU. With distributed tensors each rank reads its own part,
+and all ranks get the numbers of the whole.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from .optimizer import DualOptimPlus
 from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
 Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
-Sums = dict[tuple[str, ...], float]  # by what is summed and whose it is
-BLOCKS, WIDTH = 8, 256  # blocks of that many coordinates, read of each tensor
+Sums = dict[tuple[str, ...], float]  # key: the quantity summed and its objectives
+BLOCKS, WIDTH = 8, 256  # blocks read from each tensor, and coordinates in each
 
 
 @torch.no_grad()
 def diagnostics(
     optimizer: DualOptimPlus, named_parameters: Iterable[tuple[str, Tensor]] | None = None
 ) -> dict[str, dict[str, float]]:
-    r"""Layer → measure → value, and under ``"all"`` the same over all layers.
+    r"""Measures of each layer, layer → measure → value, and under ``"all"`` the same over all layers.
 
-    With u_o the update of objective o as the state stands, before its bound and the learning rate, the measures are
+    Let u_o be the update of objective o from the current state, before the bound and the learning rate. The measures
+    are
 
-    - ``cosine/a/b``: cos(u_a, u_b), 1 where two objectives pull alike, −1 where they undo each other;
-    - ``cancelling/o``: share of coordinates whose second-moment sum v_o + v_B is negative: its size means little;
-    - ``update/o``: root mean square of u_o, bounded as the step bounds it; ``largest/o``: its maximum, not bounded;
+    - ``cosine/a/b``: cos(u_a, u_b), both clamped to [−1, 1]: 1 where two objectives agree, −1 where they are opposed;
+    - ``cancelling/o``: share of coordinates where v_o + v_B is negative, so that the update's size means little;
+    - ``update/o``: root mean square of u_o after the step's bound; ``largest/o``: the largest \|u_o\|, without it;
     - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
 
     Args:
-        optimizer: one that has stepped; objectives that have not stepped yet are left out. Where its parameters are
-            distributed tensors, every rank of its `process_group` has to ask.
-        named_parameters: a model's, for the layers' names; without it, layers are numbered by parameter.
+        optimizer: one that has stepped; objectives that have not stepped yet are left out. If its parameters are
+            distributed tensors, every rank of its `process_group` must call this function.
+        named_parameters: the model's, which name the layers; without it, each parameter is a layer named by its index.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(4))
@@ -75,7 +76,7 @@ def diagnostics(
 
 
 def _added(parts: Iterable[Sums]) -> Sums:
-    """The sums of several layers, or of one layer's parts on several ranks."""
+    """The sums of several layers, or of one layer's parts on several ranks, added up."""
     total: Sums = {}
     for part in parts:
         for key, value in part.items():
@@ -84,7 +85,7 @@ def _added(parts: Iterable[Sums]) -> Sums:
 
 
 def _copies(param: Any, ranks: int) -> int:
-    """On how many ranks each element of a parameter is, of those that read a distributed one beside it."""
+    """How many ranks hold each element of a parameter; all of them if it is not distributed."""
     if not hasattr(param, "to_local"):
         return ranks
     sizes = (param.device_mesh.size(i) for i, place in enumerate(param.placements) if not place.is_shard())
@@ -92,13 +93,13 @@ def _copies(param: Any, ranks: int) -> int:
 
 
 def _layer(name: str) -> str:
-    """A parameter's layer: its name up to the first number, or without its last part."""
+    """A parameter's layer, such as "layers.3": its first part with a number, else its name without the last part."""
     numbered = re.match(r"(?:.*?\.)?(\w+\.\d+)(?=\.|$)", name)
     return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
 
 
 def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums:
-    """Sums over a layer's coordinates of what the measures are made of."""
+    """The sums over a layer's coordinates that the measures are computed from."""
     parts: dict[tuple[str, ...], list[Tensor]] = {}
 
     def add(*key: str, value: Tensor) -> None:
@@ -106,7 +107,7 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums
 
     for param, own, group in entries:
         with_base = group["base_betas"] is not None
-        if not local(param).numel():  # on this rank
+        if not local(param).numel():  # no elements on this rank
             continue
         scale = local(param).numel() / min(local(param).numel(), _sampled(local(param))) / _copies(param, ranks)
 
@@ -159,12 +160,12 @@ def _measures(sums: Sums) -> dict[str, float]:
 
 
 def _sampled(tensor: Tensor) -> int:
-    """How many coordinates are read of a tensor."""
+    """How many coordinates are read from a tensor."""
     return min(tensor.numel(), BLOCKS * WIDTH)
 
 
 def _sample(stored: Stored, name: str, with_base: bool) -> Tensor:
-    """The coordinates that are read of a moment."""
+    """The values of a moment at the coordinates that are read."""
     values = stored["codes"] if isinstance(stored, dict) else stored
     length, flat = state.rows_of(values)[1], values.detach().reshape(-1)
     places = torch.arange(min(len(flat), BLOCKS * WIDTH), dtype=torch.int64, device=values.device)

@@ -1,4 +1,4 @@
-"""A model's parameters → groups for an optimizer, and the bytes that its state of them will take."""
+"""A model's parameter groups for an optimizer, and the bytes that the optimizer's state of them will take."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def estimate_state_memory(
     """Bytes that an optimizer's state will take once every parameter has had a gradient, without allocating any.
 
     Args:
-        model: a module, taken by its `parameter_groups`, or what an optimizer takes as its `params`.
+        model: a module, split by `parameter_groups`, or anything that an optimizer takes as its `params`.
         cls: `DualOptimPlus` or `DualOptim`.
-        **arguments: the optimizer's own: objectives, base_bits, delta_bits, …
+        **arguments: the optimizer's arguments: objectives, base_bits, delta_bits, …
 
     Example:
         >>> layer = torch.nn.Linear(512, 512, bias=False)
@@ -53,7 +53,7 @@ def estimate_state_memory(
         6.0938...
     """
     given = parameter_groups(model) if isinstance(model, nn.Module) else list(model)
-    groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds to them
+    groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds keys
     optimizer = cls(groups, **arguments)
     total = 0
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""A state dict → one that fits an optimizer: moments in its own precision, bit for bit where that is theirs."""
+"""Make a state dict fit an optimizer: moments are converted to its precision, or copied if they have it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .validation import BY_OBJECTIVE, KEPT_ON_LOAD, check_loadable
 
 @dataclass(frozen=True)
 class Loaded:
-    """A parameter's state on its way through torch's `load_state_dict`, which does not look into it."""
+    """A parameter's state, wrapped so that torch's `load_state_dict` does not look into it."""
 
     state: dict[str, Any]
 
 
 def prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict that fits an optimizer, with the states as copies in its own precision."""
+    """A state dict that fits an optimizer, with copies of the states in the optimizer's precision."""
     groups, settings = optimizer.param_groups, []
     loadable = check_loadable(state_dict, groups, optimizer.objectives)
     states, converted = dict(state_dict["state"]), 0
@@ -48,7 +48,7 @@ def prepared(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> tuple[Loaded, int]:
-    """A parameter's saved state in this optimizer's precision, as a copy, and how many moments changed theirs."""
+    """A copy of a parameter's saved state in this optimizer's precision, and how many moments were converted."""
     own: dict[str, Any] = {}
     changed, with_base = 0, group["base_betas"] is not None
     for key, value in saved.items():
@@ -67,7 +67,7 @@ def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -
             state.keep(own, key, state.converted(moved, param, bits, code_of(key, with_base=with_base)))
         elif kind in (STEP, DELTA_STEP):
             own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(()))
-        elif kind != state.SCALES:  # somebody else's
+        elif kind != state.SCALES:  # an entry that is not this optimizer's
             own[key] = _copied(value, param) if isinstance(value, Tensor) else copy.deepcopy(value)
     return Loaded(own), changed
 

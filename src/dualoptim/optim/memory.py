@@ -1,7 +1,8 @@
-"""What a step reads and writes, looked through before anything is written.
+"""What a step reads and writes, checked before anything is written.
 
-Kernels go by addresses. So what they get is memory of its own, real, of one shape, on one device and in row-major
-order; what is not, such as a view with gaps, is stepped as a copy and written back; what no step could mean is refused.
+Kernels work on addresses. So the tensors that they get must have real memory of their own, one shape, one device and
+row-major order. Others, such as a view with gaps, are copied, and the copy is stepped and written back. What cannot be
+stepped is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, UntypedStorage, nn
 from .state import BASE, CODES, SCALES, Stored, code_of, has_values, local, num_blocks, precision
 
 SCALED = (torch.float32,)
-PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # of which the elements lie where `data_ptr` says
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # types whose elements lie at their `data_ptr`
 
 
 class Keys(NamedTuple):
-    """Of a moment, and in 8 bits of its codes and scales."""
+    """The state's keys of a moment: in 32 bits the moment's, in 8 bits those of its codes and scales."""
 
     moment: str
     codes: str
@@ -41,9 +42,9 @@ class Entry(NamedTuple):
     group: dict[str, Any]
     there: Tensor  # the parameter's elements on this rank
     theta: Tensor  # the same in row-major order: itself or a copy
-    grad: Tensor  # the gradient's, in row-major order
-    moments: list[Stored]  # of the step, in the order of its keys; fewer before they are made
-    real: bool  # whether there are values
+    grad: Tensor  # the gradient's elements on this rank, in row-major order
+    moments: list[Stored]  # those that the step writes, in the order of its keys; fewer before they are made
+    real: bool  # whether the tensors hold values: not on the meta device, nor if they are fake
 
 
 class Candidate(NamedTuple):
@@ -63,14 +64,14 @@ def entries(candidates: Sequence[Candidate], name_of: Callable[[int], str]) -> l
         name_of: a parameter's name for a message, from its place.
 
     Raises:
-        ValueError: parameter, gradient and moments do not go together, or have no memory that could be written.
+        ValueError: a parameter, its gradient and its moments do not fit together, or cannot be written.
     """
     as_they_are = [
         Entry(place, param, group, param, param, grad, [own[each.moment] for each in keys if each.moment in own], True)
         for place, param, group, own, keys in candidates
         if (grad := param.grad) is not None
     ]
-    # Moments in 8 bits are not among these.
+    # Moments in 8 bits have other keys, so these entries lack them, and each parameter is checked by itself.
     whole = all(
         not each.own or (len(entry.moments) == len(each.keys) and has_base(each.own) == (len(each.keys) == 4))
         for entry, each in zip(as_they_are, candidates, strict=True)
@@ -83,9 +84,9 @@ COMMON = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def _all_in_order(some: Sequence[Entry]) -> bool:
-    """Whether nothing has to be done for any of them: nearly always so, and found in a fraction of `_entry`'s time."""
+    """Whether all can be stepped as they are. They nearly always can, and this takes a fraction of `_entry`'s time."""
     params, grads = [each.param for each in some], [each.grad for each in some]
-    given = [*params, *grads]  # by somebody else, and so of any kind; moments are made here
+    given = [*params, *grads]  # made by the caller, so of any kind; moments are made here
     moments: list[Any] = [moment for each in some for moment in each.moments]
     tensors = [*given, *moments]
     devices, shapes = set(map(DEVICE, tensors)), list(map(SHAPE, params))
@@ -116,7 +117,7 @@ def _ends(tensors: Sequence[Tensor]) -> Iterable[int]:
 
 
 def _entry(candidate: Candidate, name_of: Callable[[int], str]) -> Entry:
-    """One parameter, looked at by itself: what can be mended is, and what cannot is refused."""
+    """One parameter's part in a step: what does not fit is converted or copied, and refused if that is impossible."""
     place, param, group, own, keys = candidate
 
     def name() -> str:
@@ -156,7 +157,7 @@ def _entry(candidate: Candidate, name_of: Callable[[int], str]) -> Entry:
             raise ValueError(f"{name()} was made in inference mode, so it cannot be trained; make it outside")
         if not _lies_in_order(theta):
             theta = _in_order(theta, name)
-        # A gradient of higher precision than its step is computed in is rounded first, as it may not be finite there.
+        # A gradient of another precision, such as fp64 in an fp32 step, is rounded first, as it may overflow.
         if grad.dtype not in COMMON and grad.dtype is not dtype:
             grad = grad.to(dtype)
         if not _lies_in_order(grad):
@@ -192,7 +193,7 @@ def _ready(
     real: bool,
     name: Callable[[], str],
 ) -> Tensor:
-    """A moment that fits its parameter; one that lies otherwise in memory is laid out anew."""
+    """A moment that fits its parameter, copied if it is not in row-major order; refused if it does not fit."""
     moment: Tensor = local(own[key])
     fitting = moment.shape == shape and moment.dtype in dtypes and moment.device == device
     if fitting and type(moment) is Tensor and _lies_in_order(moment) and not moment.is_inference():
@@ -213,7 +214,7 @@ def _ready(
 
 
 def _lies_in_order(tensor: Tensor) -> bool:
-    """Whether a tensor is a plain one, its elements lie in row-major order in its memory, and are what lies there."""
+    """Whether a tensor is a plain one whose memory holds its elements' values in row-major order."""
     return (
         type(tensor) in PLAIN
         and tensor.is_contiguous()
@@ -240,7 +241,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 
 def overlapping(ready: Sequence[Entry]) -> bool:
-    """Whether parameters share memory, such as two that are made of one tensor."""
+    """Whether parameters may share memory, such as two views of one tensor."""
     plain = [each.there for each in ready if type(each.there) in PLAIN]
     starts = list(map(Tensor.data_ptr, plain))
     spans = sorted(zip(starts, map(operator.add, starts, map(_reach, plain)), strict=True))
@@ -248,12 +249,12 @@ def overlapping(ready: Sequence[Entry]) -> bool:
 
 
 def _reach(tensor: Tensor) -> int:
-    """From a tensor's first element to its last, in bytes."""
+    """The memory from a tensor's first element to its last, in bytes."""
     return tensor.nbytes if tensor.is_contiguous() else _extent(tensor) * tensor.itemsize
 
 
 def _extent(tensor: Tensor) -> int:
-    """From a tensor's first element to its last, in elements."""
+    """The memory from a tensor's first element to its last, in elements."""
     if tensor.is_contiguous():
         return tensor.numel()
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

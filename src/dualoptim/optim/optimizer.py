@@ -51,22 +51,22 @@ logger = logging.getLogger(__name__)
 
 
 class DualOptimPlus(Optimizer):
-    r"""DualOptim+: AdamW for alternating training on several objectives, with what they share kept apart from what not.
+    r"""DualOptim+: AdamW for alternating training on several objectives, with a shared state and one per objective.
 
-    One *base* Adam state per parameter is fed by every objective's gradients; each objective has a *delta* Adam state
-    for what is left over. With both corrected for their bias, and lr_o = lr · lr_scales[o], the update of objective
-    o is
+    Each parameter has one *base* Adam state, updated with the gradients of all objectives, and for each objective a
+    *delta* Adam state, updated with the difference between its gradients and the base. With both bias-corrected, and
+    lr_o = lr · lr_scales[o], the update of objective o is
 
         θ ← θ (1 − lr_o λ) − lr_o (m_o + m_B) / (√|v_o + v_B| + ε)
 
-    and the whole rule stands in `dualoptim.optim.rule`. Base and deltas are kept in fp32 whatever the parameter's
-    precision (fp64 for fp64 parameters, which are stepped in it), 8 bytes per parameter each, or in 8 bits, about 2.03
-    bytes per parameter each. A parameter's state is made, for all objectives, when it first has a gradient;
-    `estimate_state_memory` tells its size beforehand.
+    `dualoptim.optim.rule` has the whole rule. The base and each delta are kept in fp32 whatever the parameter's
+    precision, at 8 bytes per parameter each, or in 8 bits, at about 2.03 bytes per parameter each. For fp64 parameters
+    they are kept, and the steps computed, in fp64. A parameter's state for all objectives is made when it first has a
+    gradient; `estimate_state_memory` tells its size beforehand.
 
     A step with a gradient that is not finite, or whose square is not, is skipped as a whole: no parameter, state or
-    counter changes, `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of
-    `process_group` has to take every step. On a GPU nothing of this waits for the host.
+    counter changes, and `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of
+    `process_group` must take every step. On a GPU none of this waits for the host.
 
     Args:
         params: parameters or parameter groups, as for any torch optimizer; every hyperparameter may differ by group.
@@ -78,22 +78,24 @@ class DualOptimPlus(Optimizer):
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
         lr_scales: a factor on the learning rate for each objective named; 1 for the others.
-        base_weights: how much a step of each objective named feeds the base; 1 for the others, the published rule. Of
-            objectives that step in different shares, `dualoptim.schedule.equal_weights` gives those with which all
-            weigh alike in the base: ``{"forget": 3, "retain": 0.6}`` for one step to forget and five to keep.
+        base_weights: a factor on what a step of each objective named adds to the base; 1 for the others, the published
+            rule. If objectives take different numbers of steps, `dualoptim.schedule.equal_weights` gives the factors
+            with which all weigh the same in the base: ``{"forget": 3, "retain": 0.6}`` for one step to forget and five
+            to retain.
         base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
-            Parameters of one dimension, of fp64, or distributed by other dimensions than the first stay in 32; those of
-            one dimension do not in a group with ``flat=True``, for matrices that DeepSpeed's ZeRO is to flatten.
+            They stay in 32 bits for parameters of one dimension, in fp64, or sharded along a dimension other than the
+            first. Parameters of one dimension may have 8 in a group with ``flat=True``, which is for matrices that
+            DeepSpeed's ZeRO flattens.
         delta_bits: the same for the deltas' moments.
-        max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: v is a difference of
-            two averages that may cancel, and unbounded updates of thousands of learning rates were measured. None is
-            the published rule.
-        min_8bit_size: parameters of fewer elements stay in 32 bits (of the whole parameter, where it is distributed).
+        max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: the two terms of v may
+            cancel, and without a bound, updates of thousands of learning rates were measured. None is the published
+            rule.
+        min_8bit_size: parameters of fewer elements stay in 32 bits (elements of the whole parameter, if it is sharded).
             Default 4096, the published implementation's. Embeddings are better kept in 32 bits too, as
             `parameter_groups(model)` does.
         stochastic_rounding: round bf16 parameters up or down at random, so that updates below their precision count
-            in the mean; at lr 1e-5 a bf16 weight of 0.02 would never move. False: round to the nearest.
-        seed: of that chance. The same seed gives the same run, whatever was drawn elsewhere.
+            on average. False: round to the nearest; then at lr 1e-5 a bf16 weight of 0.02 would never move.
+        seed: of the stochastic rounding. The same seed gives the same run, whatever other random numbers are drawn.
         backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
             fastest that runs on the parameters' device.
         process_group: the ranks that step together under `torch.distributed`; None for all.
@@ -140,7 +142,7 @@ class DualOptimPlus(Optimizer):
         self.backend = checked_backend(backend)
         self.seed = int(seed)
         self.process_group = process_group
-        self._choice: list[str] = []  # none or one; a list, as some wrappers share this optimizer's attributes
+        self._choice: list[str] = []  # none or one; a list, so that wrappers that copy the attributes share it
         self._skipped: dict[str, Tensor] = {}
         settings = {
             "lr": lr,
@@ -160,10 +162,10 @@ class DualOptimPlus(Optimizer):
         super().__init__(params, checked_settings(settings, self.objectives))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, its keys and hyperparameters checked as the constructor's arguments are."""
+        """Add a parameter group; its keys and hyperparameters are checked as the constructor's arguments are."""
         check_group_keys(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
-        # Mappings of its own for each group, or a change to one would be a change to all; and none is empty, as torch's
+        # Each group has mappings of its own, so that a change to one does not change all. None is empty, as torch's
         # checkpoints would lose it.
         for key in BY_OBJECTIVE:
             settings[key] = {**dict.fromkeys(self.objectives, 1.0), **settings[key]}
@@ -192,7 +194,7 @@ class DualOptimPlus(Optimizer):
         for param, own in state["state"].items():
             if isinstance(own, Loaded):
                 state["state"][param] = own.state
-        if "_skipped" not in state:  # from `load_state_dict`, which hands over states and groups alone
+        if "_skipped" not in state:  # from `load_state_dict`, which passes only states and groups
             groups = state["param_groups"]
             counts = (groups[0].get("num_skipped") if groups else None) or {}
             state["_skipped"] = {
@@ -201,7 +203,7 @@ class DualOptimPlus(Optimizer):
         super().__setstate__(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DualOptimPlus:
-        memo[id(self.process_group)] = self.process_group  # of this process, and there is one of it
+        memo[id(self.process_group)] = self.process_group  # not copied: it belongs to the process
         memo[id(self)] = again = type(self).__new__(type(self))
         again.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return again
@@ -210,7 +212,7 @@ class DualOptimPlus(Optimizer):
         """Add an objective; its delta starts at its first step, from the base as it is then.
 
         Raises:
-            ValueError: it is there already, or is no name.
+            ValueError: there is one of this name already, or it is not a name.
         """
         self.objectives = checked_objectives((*self.objectives, name))
         for group in self.param_groups:
@@ -219,12 +221,12 @@ class DualOptimPlus(Optimizer):
 
     @property
     def num_skipped(self) -> dict[str, int]:
-        """How many steps of each objective were skipped because a gradient was not finite. Waits for a GPU."""
+        """How many steps of each objective were skipped because a gradient was not finite. Waits for the GPU."""
         return {name: int(self._skipped[name]) if name in self._skipped else 0 for name in self.objectives}
 
     @property
     def objective(self) -> str | None:
-        """The objective of the next `step()`, and of that one alone. None: not chosen yet."""
+        """The objective of the next `step()` only. None: not chosen yet."""
         return self._choice[0] if self._choice else None
 
     @objective.setter
@@ -248,12 +250,12 @@ class DualOptimPlus(Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss; it may choose the objective.
-            objective: whose gradients these are; without it, the property `objective` says, and where there is one
-                objective alone, it is that one's step.
+            objective: the one whose gradients these are. Without it, the property `objective` decides; an optimizer
+                with a single objective needs neither.
 
         Raises:
             ValueError: no objective chosen since the last step, an unknown one, or something that cannot be stepped;
-                then nothing was changed.
+                then nothing has changed.
         """
         if isinstance(closure, str):
             raise ValueError(f"step takes a closure first; to choose the objective, call step(objective={closure!r})")
@@ -269,7 +271,7 @@ class DualOptimPlus(Optimizer):
             self._step_of(objective)
         return loss
 
-    @_disable_dynamo  # within a compiled function it is taken as it is
+    @_disable_dynamo  # torch.compile must not trace it
     def _step_of(self, objective: str | None) -> None:
         if objective is None and not self._choice and self._is_probed():
             for param, group in self._parameters():
@@ -277,20 +279,20 @@ class DualOptimPlus(Optimizer):
                     self._make_state(param, group)
             return
         sound = self._unscaled()
-        if not sound and objective is None and not self._choice:  # skipped, whosever it would have been
+        if not sound and objective is None and not self._choice:  # skipped, whatever its objective
             agreed(False, self._device(), self.process_group)
             return
         self._step(self._whose(objective), sound=sound)
 
     def _device(self) -> torch.device:
-        """The first parameter's, as a rank without gradients must take part where the others do."""
+        """The first parameter's device, whether or not it has a gradient: a rank without gradients takes part, too."""
         return next((local(param).device for param, _ in self._parameters()), torch.device("cpu"))
 
-    # So that torch.amp.GradScaler hands over its skipping, too: else a choice would outlive a step that it skips.
+    # torch.amp.GradScaler then leaves the skipping to step(): else a chosen objective would outlive a skipped step.
     _step_supports_amp_scaling = True
 
     def _unscaled(self) -> bool:
-        """Divide the gradients by a gradient scaler's factor, if there is one; whether it found them finite."""
+        """Divide the gradients by a gradient scaler's factor, if there is one. False: it found some not finite."""
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and bool(found):
             return False
@@ -308,7 +310,7 @@ class DualOptimPlus(Optimizer):
         logger.warning("step of %r skipped: a gradient is not finite (%d skipped so far)", objective, skipped)
 
     def _whose(self, objective: str | None) -> str:
-        """The objective of this step; whatever was chosen serves no other."""
+        """The objective of this step; the choice is cleared, so that it serves no other step."""
         chosen = self._choice[0] if self._choice else None
         self._choice.clear()
         if objective is not None:
@@ -321,7 +323,7 @@ class DualOptimPlus(Optimizer):
         return self._known(chosen or self.objectives[0])
 
     def _is_probed(self) -> bool:
-        """Whether somebody asks for the state by a first step of zeros: torch.distributed.checkpoint or DeepSpeed."""
+        """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state."""
         grads = [] if self.state or len(self.objectives) == 1 else list(self._local_gradients())
         return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
 
@@ -345,7 +347,7 @@ class DualOptimPlus(Optimizer):
         raise AssertionError(place)
 
     def _entries(self, objective: str) -> list[Entry]:
-        """All that a step will read and write; what cannot be stepped is refused here, before anything is written."""
+        """All that a step reads and writes. What cannot be stepped is refused here, before anything is written."""
         candidates, place = [], 0
         for group in self.param_groups:
             keys = _keys(objective, group)
@@ -365,7 +367,7 @@ class DualOptimPlus(Optimizer):
             agreed(None, self._device(), self.process_group)
             raise
         finite = self._all_finite(ready, sound=sound)
-        if isinstance(finite, Tensor):  # decided on a GPU, which goes on without the host and leaves all as it is
+        if isinstance(finite, Tensor):  # known on the GPU alone, whose kernels then change nothing if it is false
             skipped = self._skipped.get(objective)
             skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
             self._skipped[objective] = skipped.to(finite.device).add_(~finite)
@@ -379,17 +381,17 @@ class DualOptimPlus(Optimizer):
             self._step_on(device, some, objective, finite if isinstance(finite, Tensor) else None, real=real)
 
     def _all_finite(self, ready: list[Entry], *, sound: bool) -> bool | Tensor:
-        """Whether every gradient of every rank is finite, and its square too; a tensor where that is known on GPUs.
+        """Whether every gradient of every rank is finite, and its square too; a tensor if the answer is on the GPU.
 
         Args:
-            sound: false where a gradient scaler found them not to be.
+            sound: false if a gradient scaler found a gradient that is not finite.
         """
         grads: dict[torch.device, list[Tensor]] = {}
         for each in ready:
             if each.real:
                 grads.setdefault(each.there.device, []).append(each.grad)
         if ready and not grads:
-            return True  # there is nothing that could be infinite
+            return True  # no gradient holds values
         found: list[Any] = [False]
         if sound:
             found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
@@ -404,7 +406,7 @@ class DualOptimPlus(Optimizer):
     def _step_on(
         self, device: torch.device, ready: list[Entry], objective: str, proceed: Tensor | None, *, real: bool
     ) -> None:
-        """Update the parameters on one device; with `proceed`, where that is true, which the host does not ask."""
+        """Update the parameters on one device; with `proceed`, only if it is true, which the device reads."""
         if proceed is not None:
             proceed = proceed.to(device, non_blocking=True)
         states = [self._make_state(each.param, each.group) for each in ready]
@@ -414,10 +416,10 @@ class DualOptimPlus(Optimizer):
             for name in (STEP, count):
                 value = own[name]
                 if type(value) is not type(like) or value.dtype is not like.dtype or value.device != like.device:
-                    own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # others moved or cast it
+                    own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # moved or cast by others
         steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
         more = 1 if proceed is None else proceed.long()
-        if not real:  # shapes alone are followed, and there is nothing to compute
+        if not real:  # meta or fake tensors: there is nothing to compute
             torch._foreach_add_([*steps, *delta_steps], more)
             return
         t, t_o = torch.stack(steps) + 1, torch.stack(delta_steps) + 1
@@ -436,7 +438,7 @@ class DualOptimPlus(Optimizer):
         )
         in_8_bits = on_device(quantised, torch.bool, t.device)
         rows, first = [], 0
-        for group in self.param_groups:  # they stand in their groups' order
+        for group in self.param_groups:  # `ready` is in the groups' order
             last = first + sum(each.group is group for each in ready)
             if last > first:
                 settings = {key: group[key] for key in ("betas", "base_betas", "eps", "weight_decay", "max_update")}
@@ -445,7 +447,7 @@ class DualOptimPlus(Optimizer):
                 own_rows = slice(first, last)
                 rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], **settings))
             first = last
-        # Stochastic rounding hashes the step, the parameter and the element, counted over all ranks.
+        # Stochastic rounding hashes the step, the parameter and the element's index in the whole parameter.
         places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
         firsts = on_device(tuple(offsets), torch.int64, t.device)
         seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
@@ -464,13 +466,13 @@ class DualOptimPlus(Optimizer):
                 if each.theta is not each.there:
                     each.there.copy_(each.theta)
         torch._foreach_add_([*steps, *delta_steps], more)
-        # As operations of torch do, so that autograd knows a saved weight that has changed since.
+        # As torch's in-place operations do, so that autograd detects a saved weight that has changed since.
         torch.autograd.graph.increment_version([each.param for each in ready])
         if parts := [each.there for each in ready if each.there is not each.param]:
             torch.autograd.graph.increment_version(parts)
 
     def _make_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameter's state, with what it lacks of every objective's made."""
+        """The parameter's state; entries that are missing for an objective are made."""
         own = self.state[param]
         with_base = group["base_betas"] is not None
         if own.keys() >= _all_keys(self.objectives, with_base):
@@ -482,30 +484,31 @@ class DualOptimPlus(Optimizer):
             if name not in own and f"{CODES}/{name}" not in own:
                 kind, slash, objective = name.partition("/")
                 first, second = DELTA if kind in DELTA else BASE
-                other = (second if kind == first else first) + slash + objective  # of the pair, alike in both
+                other = (second if kind == first else first) + slash + objective  # the pair's other; same bits
                 bits = 32 if other in own else 8 if f"{CODES}/{other}" in own else bits_of(param, group, name)
                 state.keep(own, name, state.zeros(param, bits, code_of(name, with_base=with_base)))
         return own
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; the counts of skipped steps stand in each group."""
+        """As torch's, with the counts of skipped steps in each group."""
         skipped = self.num_skipped
         for group in self.param_groups:
             group["num_skipped"] = dict(skipped)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, bit for bit: moments stay fp32 also where parameters are bf16 or fp16.
+        """Load what `state_dict()` gave, bit for bit: moments stay in fp32 even if parameters are bf16 or fp16.
 
-        `base_bits`, `delta_bits`, `min_8bit_size` and `stochastic_rounding` stay this optimizer's own.
+        `base_bits`, `delta_bits`, `min_8bit_size`, `flat` and `stochastic_rounding` stay this optimizer's own; moments
+        in other bits are converted, with a warning.
 
         Raises:
             ValueError: states of another optimizer, of parameters of other shapes, or of objectives that this one does
-                not have; then nothing was changed.
+                not have; then nothing has changed.
         """
         with torch.inference_mode(False), torch.no_grad():
-            # The last of torch's own hooks, so that it reads what others made of the state dict. It hands the states
-            # over as objects that torch does not look into: it would cast moments to the parameters' precision.
+            # Registered last, so that it reads what other hooks made of the state dict. It wraps the states in objects
+            # that torch does not look into, as torch would cast moments to the parameters' precision.
             hook = self.register_load_state_dict_pre_hook(prepared)
             try:
                 super().load_state_dict(state_dict)
@@ -519,8 +522,8 @@ class DualOptimPlus(Optimizer):
 class DualOptim(DualOptimPlus):
     """DualOptim: one AdamW state per objective and no base, the predecessor of `DualOptimPlus`.
 
-    The arguments are those of `DualOptimPlus` less the base's. Defaults: betas (0.9, 0.999) as published, and no bound
-    on the update, whose second moment is an average of squares here and cannot cancel.
+    The arguments are those of `DualOptimPlus` without the base's. Defaults: betas (0.9, 0.999) as published, and no
+    bound on the update: here its second moment is an average of squares and cannot cancel.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -576,7 +579,7 @@ class DualOptim(DualOptimPlus):
 
 
 def _keys(objective: str, group: Mapping[str, Any]) -> tuple[Keys, ...]:
-    """Of the moments that a step of an objective reads and writes."""
+    """The keys of the moments that a step of an objective reads and writes."""
     return _keys_of(objective, group["base_betas"] is not None)
 
 
@@ -587,6 +590,6 @@ def _keys_of(objective: str, with_base: bool) -> tuple[Keys, ...]:
 
 @functools.cache
 def _all_keys(objectives: tuple[str, ...], with_base: bool) -> frozenset[str]:
-    """Of all that a parameter's state has, but for scales."""
+    """All keys of a parameter's state whose moments are in 32 bits."""
     counts = (of(DELTA_STEP, objective) for objective in objectives)
     return frozenset((STEP, *counts, *state.moment_keys(objectives, with_base=with_base)))

@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def agreed(finite: bool | Tensor | None, device: torch.device, group: Any = None) -> bool | Tensor:
-    """Whether the gradients of all ranks are finite; a tensor where this rank's own answer is one.
+    """Whether the gradients of all ranks are finite; a tensor if this rank's own answer is one.
 
     Args:
-        finite: of this rank's; None where it refuses the step, which the others are told, or they would wait for it.
+        finite: whether this rank's are; None if it refuses the step: the others are told, as they would wait for it.
         device: where the answer is wanted.
         group: the ranks that step together; None for all.
 
     Raises:
-        ValueError: the group serves no device that is there, or another rank refused the step.
+        ValueError: the group has no backend for a device of this rank, or another rank refused the step.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) <= 1:
         return bool(finite) if finite is None else finite
@@ -33,7 +33,7 @@ def agreed(finite: bool | Tensor | None, device: torch.device, group: Any = None
 
 
 def _served(device: torch.device, group: Any) -> torch.device:
-    """The device itself where the group's backends serve its kind, else one that they do."""
+    """The device itself if the group has a backend for its kind, else a device of a kind that it has one for."""
     backends = dist.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
     kinds = [part.partition(":")[0] for part in backends.split(",")]
     if device.type in kinds:

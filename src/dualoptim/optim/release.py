@@ -1,4 +1,4 @@
-"""Steps taken while backward runs, parameter by parameter, so that gradients never lie beside each other in memory."""
+"""Steps taken during the backward pass, parameter by parameter, so that gradients are never all in memory at once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .optimizer import DualOptimPlus, logger
 
 @contextmanager
 def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None) -> Iterator[None]:
-    """Within it a backward pass is the optimizer's step, too: each gradient is used as soon as it is whole, and freed.
+    """A context in which backward takes the optimizer's step too: each complete gradient is used at once, then freed.
 
-    The result is that of backward and then `step()`, bit for bit. What is lost: gradients cannot be clipped by their
-    norm, scaled or accumulated over several backward passes, and a gradient that is not finite holds back its own
-    parameter alone (`num_skipped` still counts one step). It works in one process, since what averages gradients over
-    ranks comes after them.
+    The result is that of backward and then `step()`, bit for bit. In exchange, gradients cannot be clipped by their
+    norm, scaled, or accumulated over several backward passes. A gradient that is not finite makes only its own
+    parameter skip the step (`num_skipped` still counts one step). It works in one process only, as averaging over ranks
+    would come after the step.
 
     Args:
-        optimizer: any that keeps its counters with each parameter, as this package's and torch's do.
-        objective: the objective of the step, for a `DualOptimPlus`; without it, its property `objective` says.
+        optimizer: any that keeps a step counter for each parameter, as this package's and torch's do.
+        objective: the objective of the step, for a `DualOptimPlus`; without it, its property `objective` decides.
 
     Raises:
-        ValueError: there is a gradient already; or a parameter gets a second one; or there are several ranks.
+        ValueError: there is a gradient already, a parameter gets a second one, or there are several processes.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -50,7 +50,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
     told: list[str] = []
 
     def told_first(record: logging.LogRecord) -> bool:
-        """Whether a message is the step's first of its kind: parameters are stepped, and held back, one by one."""
+        """Whether a message is the step's first of its kind: each parameter takes or skips the step by itself."""
         told.append(str(record.msg))
         return told.count(told[-1]) == 1
 
@@ -69,7 +69,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
         logger.removeFilter(told_first)
         for handle in handles:
             handle.remove()
-        if several is not None and name in several._skipped:  # of one step, however many parameters were held back
+        if several is not None and name in several._skipped:  # one step, however many parameters skipped it
             after = several._skipped[name]
             once = (torch.zeros_like(after) if before is None else before.to(after.device)) + 1
             several._skipped[name] = torch.minimum(after, once)

@@ -1,8 +1,8 @@
 """The update rule: the whole of the optimizer's mathematics, as one pure function.
 
-DualOptim+ (arXiv 2605.21539) keeps one *base* Adam state that every objective's gradients feed and, for each
-objective o, one *delta* Adam state for what the base leaves over. One step of objective o with gradient g, where t
-counts all steps of the parameter and t_o those of o, both already raised::
+DualOptim+ (arXiv 2605.21539) keeps one *base* Adam state, updated with the gradients of all objectives, and for each
+objective o one *delta* Adam state, updated with the difference between its gradients and the base. This is one step of
+objective o with gradient g, where t counts all steps of the parameter and t_o those of o, both including this step::
 
     m̂_B = m_B / (1 − β_B1^(t−1))                         the base before this step, bias-corrected (0 at t = 1)
     v̂_B = v_B / (1 − β_B2^(t−1))
@@ -17,18 +17,18 @@ counts all steps of the parameter and t_o those of o, both already raised::
     m_B ← β_B1 m_B + (1 − β_B1) w_o g                    the base comes last
     v_B ← β_B2 v_B + (1 − β_B2) w_o g²                   w_o (`base_weights`): 1 for the published rule
 
-Where objectives step in different shares, w_o = 1 makes the base mostly that of the one that steps most;
-w_o = T / (K T_o) makes all K of them weigh alike in it, where T_o of T steps are those of o.
+If objectives take different numbers of steps, w_o = 1 lets the objective with most steps dominate the base;
+w_o = T / (K T_o) gives all K objectives the same weight in it, where T_o of the T steps are those of o.
 
 Without a base (m̂_B = v̂_B = 0) this is AdamW with one state per objective: `DualOptim`, and AdamW itself when there is
 one objective.
 
-In 8 bits the two terms of v are each off by about a hundredth, so that a sum below a thousandth of v̂_B is noise, and an
-update divided by its root would be anything: there f = 10⁻³, and 2⁻²⁰, which is fp32's own noise, at an objective's
-first step, when v_o is not stored yet (`docs/log.md` has the measurements).
+In 8 bits each of the two terms of v has an error of about a hundredth. So a sum below a thousandth of v̂_B is noise,
+and an update divided by its root would be arbitrary: there f = 10⁻³. At an objective's first step v_o is not stored
+yet, and f = 2⁻²⁰, the noise of fp32 (`docs/log.md` has the measurements).
 
-The function is elementwise and calls nothing but the handful of torch functions below, so that a backend may run it on
-tensors (`backends.plain`) or trace it and write the same operations down in another language (`backends.source`).
+The function is elementwise and calls only the few torch functions below, so that a backend may run it on tensors
+(`backends.plain`), or trace it and write the same operations in another language (`backends.source`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Moments(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The numbers of one parameter's step. Each is rounded once to the precision of the step, from fp64."""
+    """The numbers of one parameter's step. They are computed in fp64 and rounded once to the step's precision."""
 
     weight1: Any  # 1 − β1
     beta2: Any  # β2
@@ -75,14 +75,14 @@ def update(
     """One step of one objective: the new parameter, delta and base.
 
     Args:
-        param: θ in fp32.
-        grad: g in fp32.
+        param: θ in fp32, or in fp64 for a parameter in fp64.
+        grad: g in the same precision.
         delta: (m_o, v_o) of the objective that steps.
         base: (m_B, v_B), or None for separate states without a base.
         c: the step's coefficients.
     """
     # The order of the operations, and which of them round once (`lerp`, `addcmul` and `add` with alpha are fused
-    # multiply-adds), is the published implementation's: where moments nearly cancel, another leaves other digits.
+    # multiply-adds), are the published implementation's: where moments nearly cancel, others give other digits.
     if base is None:
         delta = Moments(
             torch.lerp(delta.exp_avg, grad, c.weight1),
@@ -139,7 +139,7 @@ def coefficients(
         return torch.where(count > 0, 1 - beta**count, 1.0)
 
     (beta1, beta2), (base1, base2) = betas, base_betas or (0.0, 0.0)
-    # Filled in, not copied there: a GPU would be waited for.
+    # Made on the device and not copied to it, which would wait for the GPU.
     rate = (
         lr.detach().double().reshape(())
         if isinstance(lr, Tensor) and lr.device == t.device
@@ -157,7 +157,7 @@ def coefficients(
         base_correction1=correction(base1, t - 1),
         base_correction2=correction(base2, t - 1),
         eps=eps,
-        # In fp64 by its own, where two plain numbers would be of the default precision.
+        # `full_like` makes it fp64; two plain numbers would give the default precision.
         floor=torch.where(quantised, torch.where(t_o > 1, torch.full_like(t, FLOOR), FIRST_FLOOR), 0.0),
         bound=float("inf") if max_update is None else max_update,
         lr=rate,

@@ -2,22 +2,22 @@
 
 A moment is a tensor in fp32 (fp64 for fp64 parameters), or 8-bit codes with one fp32 scale for every block of 256
 elements. Blocks do not cross the rows of dimension 0, so that codes and scales are sharded alike and can be resharded.
-Elements stand in row-major order, whatever the parameter's own order in memory is.
+Elements are in row-major order, whatever the parameter's own order in memory.
 
 The state is flat, as torch's tools expect it: ``step``, ``base_exp_avg``, ``delta_step/forget``,
-``delta_exp_avg/forget`` and so on; in 8 bits ``codes/base_exp_avg`` and ``scales/base_exp_avg`` in its place. Those
-names differ, as torch.distributed.checkpoint casts what has one name to the precision that it finds there.
+``delta_exp_avg/forget`` and so on; in 8 bits ``codes/base_exp_avg`` and ``scales/base_exp_avg`` replace the moment.
+The names differ because torch.distributed.checkpoint casts an entry to the precision of the one it finds of that name.
 
-A block's scale s is the largest magnitude in it, with no floor, so that gradients of any size keep their digits. A code
-c of at most L levels stands for::
+A block's scale s is the largest magnitude in it. It has no floor, so that gradients of any size keep their precision. A
+code c, at most L in magnitude, stands for::
 
     x = s · (c / L)^4,     L = 127 with a sign, 255 without
 
-whose steps are finest near zero, as moments are spread over many orders of magnitude within a block. The fourth power
-and its root are plain arithmetic, which every backend can do on vectors, and `decode` and `encode` are the only place
-where they stand. Without a sign, which is for averages of squares, what is not zero never gets the code of zero: an
-update is divided by its root. Of the powers 1, 2 and 4, with the published dynamic map beside them, this one was the
-nearest to fp32 (`docs/log.md`).
+The steps between values are finest near zero, because the moments in a block span many orders of magnitude. The fourth
+power and its root are plain arithmetic, which every backend can vectorize; they are written in `decode` and `encode`
+alone. The unsigned map is for averages of squares. It never gives the code zero to a value above zero, as the update is
+divided by its root. Of the powers 1, 2 and 4 and the published dynamic map, this one was the nearest to fp32
+(`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 256
-SMALLEST = torch.finfo(torch.float32).tiny  # scales below it, whose inverse may overflow, code zeros
+SMALLEST = torch.finfo(torch.float32).tiny  # a smaller scale's inverse may overflow, so its block gets zeros
 
 
 class Code(NamedTuple):
-    """A map between 8-bit codes and values of −1 to 1, or 0 to 1."""
+    """A map between 8-bit codes and values from −1 to 1, or from 0 to 1 without a sign."""
 
     signed: bool
 
@@ -54,8 +54,8 @@ SIGNED, UNSIGNED = Code(signed=True), Code(signed=False)
 
 
 def code_of(name: str, *, with_base: bool) -> Code:
-    """The map of a moment, named with or without its objective: averages of squares have no sign, but a delta's with a
-    base is a difference."""
+    """The map of a moment, named with or without its objective. Averages of squares have no sign; a delta's second
+    moment beside a base has one, as it is a difference."""
     kind = name.partition("/")[0]
     return UNSIGNED if kind == "base_exp_avg_sq" or (kind == "delta_exp_avg_sq" and not with_base) else SIGNED
 
@@ -76,7 +76,7 @@ def encode(value: Any, scale: Any, map: Code) -> Any:
 
 
 def fourth_root(x: Any) -> Any:
-    """x^(1/4) of a number of 0 to 1; one operation to backends, which may have a faster way than two roots."""
+    """x^(1/4) of a number from 0 to 1. Backends see one operation, as they may have a faster way than two roots."""
     if torch.overrides.has_torch_function((x,)):  # when traced
         return torch.overrides.handle_torch_function(fourth_root, (x,), x)
     return torch.sqrt(torch.sqrt(x))
@@ -89,7 +89,7 @@ STEP, DELTA_STEP, CODES, SCALES = "step", "delta_step", "codes", "scales"
 
 
 def of(name: str, objective: str) -> str:
-    """The key of what an objective has of its own."""
+    """The key of an objective's own entry, such as ``delta_step/forget``."""
     return f"{name}/{objective}"
 
 
@@ -119,7 +119,7 @@ def keep(own: dict[str, Any], key: str, stored: Stored) -> None:
 
 
 def zeros(param: Tensor, bits: int, map: Code) -> Stored:
-    """A moment that is zero, on the ranks on which the parameter is."""
+    """A moment that is zero, distributed over ranks as the parameter is."""
     if bits == 32:
         return _zeros(param, precision(param))
     codes: Any = _zeros(param, map.dtype)
@@ -135,29 +135,29 @@ def zeros(param: Tensor, bits: int, map: Code) -> Stored:
 def _zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
     if hasattr(param, "to_local") or not has_values(param):
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format, requires_grad=False)
-    return torch.zeros(param.shape, dtype=dtype, device=param.device)  # of a subclass, too, a plain one
+    return torch.zeros(param.shape, dtype=dtype, device=param.device)  # plain, even for a subclass
 
 
 def precision(param: Tensor) -> torch.dtype:
-    """In which a parameter's moments are kept and its steps are computed."""
+    """The precision of a parameter's steps, and of its moments unless they are in 8 bits."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
 def rows_of(tensor: Tensor) -> tuple[int, int]:
-    """How many rows dimension 0 has, and the elements of each; what has one dimension or none is a single row."""
+    """The number of rows in dimension 0, and of elements in each; a tensor of fewer than two dimensions is one row."""
     if tensor.ndim < 2:
         return 1, tensor.numel()
     return tensor.shape[0], math.prod(tensor.shape[1:])
 
 
 def num_blocks(tensor: Tensor) -> tuple[int, int]:
-    """The rows and, in each of them, the blocks, the last one partial perhaps."""
+    """The number of rows, and of blocks in each row, the last of which may be partial."""
     rows, length = rows_of(tensor)
     return rows, math.ceil(length / BLOCK)
 
 
 def stored_bits(stored: Stored) -> int:
-    """32 or 8; moments in fp64 count as 32, that is, not as 8."""
+    """32 or 8; moments in fp64 count as 32."""
     return 8 if isinstance(stored, dict) else 32
 
 
@@ -176,7 +176,7 @@ def nbytes(param: Tensor, bits: int) -> int:
 
 
 def local(tensor: Any) -> Any:
-    """A distributed tensor's part on this rank, and anything else itself, the codes of a dict too."""
+    """A distributed tensor's part on this rank, also for each value of a dict; anything else as it is."""
     if type(tensor) is Tensor or type(tensor) is nn.Parameter:
         return tensor
     if isinstance(tensor, dict):
@@ -185,12 +185,12 @@ def local(tensor: Any) -> Any:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether there are numbers behind a tensor: not on the meta device, nor when only shapes are followed."""
+    """Whether a tensor holds numbers: not on the meta device, nor if it is a fake tensor."""
     return tensor.device.type != "meta" and not isinstance(tensor, torch._subclasses.FakeTensor)
 
 
 def first_element(param: Any) -> int:
-    """Where a parameter's part on this rank begins, counted in elements of the whole."""
+    """The index, in the whole parameter, of the first element of its part on this rank."""
     if not hasattr(param, "to_local"):
         return 0
     return _first_row(param.shape, param.device_mesh, param.placements) * math.prod(param.shape[1:])
@@ -226,7 +226,7 @@ def in_rows(tensor: Tensor) -> Tensor:
 
 
 def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
-    """A moment of a parameter in other bits."""
+    """A parameter's moment, converted to other bits if need be."""
     if stored_bits(stored) == bits:
         return stored
     result = zeros(param, bits, map)
@@ -239,6 +239,6 @@ def converted(stored: Stored, param: Tensor, bits: int, map: Code) -> Stored:
 
 
 def counter(param: Tensor) -> Tensor:
-    """A count of steps. On a GPU it stays there, so that no step waits for the host; elsewhere on the CPU."""
+    """A new step counter: on the GPU for a parameter there, so that no step waits for the host, else on the CPU."""
     there = param.device if param.device.type == "cuda" else torch.device("cpu")
     return torch.zeros((), dtype=torch.int64, device=there)

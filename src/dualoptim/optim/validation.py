@@ -1,4 +1,4 @@
-"""What the optimizers refuse: settings, groups and state dicts that no step could mean."""
+"""What the optimizers refuse: settings, groups and state dicts that are not valid."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from .state import (
 
 BY_OBJECTIVE = ("lr_scales", "base_weights")  # mappings of objective → factor
 RULE_SETTINGS = {"lr", "betas", "base_betas", "eps", "weight_decay", *BY_OBJECTIVE, "max_update"}
-# How this optimizer keeps its state and writes parameters back, whatever the state dict it loads was kept in.
+# How this optimizer keeps its state and writes parameters back; a loaded state dict does not change these.
 KEPT_ON_LOAD = ("base_bits", "delta_bits", "min_8bit_size", "flat", "stochastic_rounding")
 SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
-SINCE_THEN = {"stochastic_rounding", "flat", "base_weights"}  # which earlier versions' state dicts have not
-# What torch and its schedulers put beside settings, and what this optimizer counts.
+SINCE_THEN = {"stochastic_rounding", "flat", "base_weights"}  # missing in state dicts of earlier versions
+# What torch and its schedulers add to a group's settings, and this optimizer's own count.
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "num_skipped"}
 
 
@@ -45,7 +45,7 @@ def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
     names = tuple(objectives)
     if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"objectives must be one or more different names, but is {names!r}")
-    return tuple(map(str.__str__, names))  # of an enumeration of strings, the strings
+    return tuple(map(str.__str__, names))  # members of a string enumeration become plain strings
 
 
 def checked_backend(backend: str | None) -> str | None:
@@ -56,21 +56,21 @@ def checked_backend(backend: str | None) -> str | None:
 
 
 def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, loaded: bool = False) -> dict[str, Any]:
-    """The settings among some values, as plain numbers, tuples and dicts; what no step could mean is refused.
+    """The settings among the given values, as plain numbers, tuples and dicts; invalid ones are refused.
 
     Args:
-        given: all settings, and what else there is, which is left out.
-        loaded: whether they come from a state dict. Its learning rate may be negative, which a schedule may have made
-            it, with a warning.
+        given: all settings; other keys are left out.
+        loaded: whether they come from a state dict. Its learning rate and weight decay may be negative, as a schedule
+            may have made them so; a negative learning rate gives a warning.
 
     Raises:
-        ValueError: names the argument, the value and the range.
+        ValueError: an invalid setting; the message names the argument, the value and the range.
     """
 
     def number(name: str, value: Any, low: float, *, strictly: bool = False, below: float = math.inf) -> Any:
-        if loaded and name in ("lr", "weight_decay"):  # what a schedule made, and was stepped with, loads
+        if loaded and name in ("lr", "weight_decay"):  # a schedule may have made them negative
             low = -math.inf
-        # NumPy's numbers and others that are as good, but neither True nor "1e-5".
+        # NumPy's and other libraries' numbers are accepted, but neither True nor "1e-5".
         try:
             if isinstance(value, (bool, str)) or (isinstance(value, Tensor) and value.numel() != 1):
                 raise TypeError
@@ -124,7 +124,7 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
 
 
 def check_group_keys(param_group: Mapping[str, Any]) -> None:
-    """Refuse a key that is no setting, with the nearest one that is."""
+    """Refuse a key that is not a setting, and suggest the nearest one that is."""
     for key in set(param_group) - SETTINGS - OTHER_GROUP_KEYS:
         close = difflib.get_close_matches(key, SETTINGS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
@@ -136,7 +136,7 @@ def check_loadable(
     groups: Sequence[Mapping[str, Any]],
     objectives: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    """The settings of a state dict's groups; one of another optimizer, of other objectives or shapes is refused."""
+    """The settings of a state dict's groups; a state dict of another optimizer, objectives or shapes is refused."""
     saved_groups, indices = _checked_parts(state_dict)
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
@@ -178,7 +178,7 @@ def check_loadable(
 
 
 def _checked_parts(state_dict: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
-    """A state dict's groups, and the places of their parameters; refused where it is not made of what torch's are."""
+    """A state dict's groups, and the indices of their parameters; refused if it is not built as torch's are."""
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not isinstance(groups, (list, tuple)) or not isinstance(state_dict.get("state"), Mapping):
         raise ValueError("a state dict must hold a mapping 'state' and a list 'param_groups', as state_dict() gives")
@@ -202,7 +202,7 @@ def _checked_parts(state_dict: Mapping[str, Any]) -> tuple[Sequence[Mapping[str,
 
 
 def _is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 on, as a number or a tensor of one element."""
+    """Whether a value is a whole number ≥ 0 (and < 2^53), as a number or a tensor of one element."""
     try:
         return not isinstance(value, (str, bytes)) and 0 <= float(value) < 2**53 and float(value).is_integer()
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -218,7 +218,7 @@ def _shown(value: Any) -> str:
 
 
 def _objectives(own: Mapping[str, Any]) -> list[str]:
-    """The objectives that a parameter's saved state has something of."""
+    """The objectives that have entries in a parameter's saved state."""
     found: dict[str, None] = {}
     for key in own:
         kind, _, rest = str(key).partition("/")
@@ -230,7 +230,7 @@ def _objectives(own: Mapping[str, Any]) -> list[str]:
 
 
 def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any], name: str) -> None:
-    """Refuse a saved state that lacks something, is not of the parameter's shape, or not what its group says it is."""
+    """Refuse a saved state that is incomplete, of another shape than the parameter, or not as its group's settings."""
     stepped, with_base = tuple(_objectives(own)), group["base_betas"] is not None
     for key in (STEP, *(f"{DELTA_STEP}/{objective}" for objective in stepped)):
         count = own.get(key)
@@ -286,7 +286,7 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
         raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
     if tensor.is_floating_point() and not local(tensor).isfinite().all():
         raise ValueError(f"the state dict's {key!r} of {name} holds numbers that are not finite; load an earlier one")
-    # What has no sign is an average of squares, or a scale.
+    # Averages of squares and scales have no sign.
     if tensor.is_floating_point() and (not whole or code is torch.uint8) and (local(tensor) < 0).any():
         raise ValueError(f"the state dict's {key!r} of {name} holds numbers below zero; load an earlier one")
 

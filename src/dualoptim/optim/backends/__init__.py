@@ -1,11 +1,11 @@
 """How the rule is executed. Every backend gives the same results, within rounding, from the same items.
 
-- `plain`: torch operations on slices that stay in the cache. Runs anywhere, and is what the others are held against.
-- `compiled`: a CPU kernel made of the traced rule by the machine's C++ compiler, once.
-- `gpu`: a Triton kernel made in the same way, with all parameters in one launch.
+- `plain`: torch operations on slices that stay in the cache. Runs anywhere; the others are tested against it.
+- `compiled`: a CPU kernel, made from the traced rule and compiled once by the machine's C++ compiler.
+- `gpu`: a Triton kernel made from the traced rule, which steps all parameters of one kind in one launch.
 
-Each module has `missing(device_type)`, what it lacks to run there, or None; `finite(grads)`, whether every gradient and
-its square are finite; and `step(items, coefficients, seeds)`.
+Each module has `missing(device_type)`, what it lacks to run on such a device, or None; `finite(grads)`, whether every
+gradient and its square are finite; and `step(items, coefficients, seeds)`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FASTEST = {"cpu": "compiled", "cuda": "gpu"}
 
 
 class Item(NamedTuple):
-    """One parameter's step. All tensors are row-major, with memory of their own (`memory.entry`)."""
+    """One parameter's step. All tensors are row-major, with memory of their own (`memory.entries`)."""
 
     param: Tensor
     grad: Tensor

@@ -1,8 +1,8 @@
 """The rule as a CPU kernel: `kernel.cpp` with the traced rule written in, compiled on first use and kept in a cache.
 
-One call of the kernel steps all parameters of one kind: nothing depends on shapes, counters, learning rates or
-objectives, so nothing is ever compiled again for them. A compilation takes a second or two; it is kept in
-$DUALOPTIM_CACHE, else the user's cache folder, under a name made of the source, the compiler and the processor.
+One call of the kernel steps all parameters of one kind. The kernel does not depend on shapes, counters, learning rates
+or objectives, so that it is not compiled again for them. A compilation takes a second or two; its result is kept in
+$DUALOPTIM_CACHE, else in ~/.cache/dualoptim, under a name made of the source, the compiler and the processor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Kind = tuple[torch.dtype, torch.dtype, int, int]  # parameter, gradient, bits of
 
 
 def missing(device_type: str) -> str | None:
-    """What it lacks to run."""
+    """What the backend lacks to run, or None."""
     if device_type != "cpu":
         return f"it runs on a CPU, and the parameters are on {device_type}"
     if compiler() is None:
@@ -94,7 +94,7 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
 
 
 def _pointers(item: Item) -> list[int | None]:
-    """Where an item's data lie, in the order of kernel.cpp's enum."""
+    """The addresses of an item's data, in the order of kernel.cpp's enum."""
     moments = [*item.delta, *(item.base or (None, None))]
     data = [moment["codes"] if isinstance(moment, dict) else moment for moment in moments]
     scales = [moment["scales"] if isinstance(moment, dict) else None for moment in moments]
@@ -142,7 +142,7 @@ def library(kind: Kind) -> ctypes.CDLL:
     assert path is not None
     refusal = ""
     for tuning in TUNING:
-        # The compiler's own macros tell its version and what the processor can do: a cache folder may be shared.
+        # The predefined macros tell the compiler's version and the processor's features; a cache folder may be shared.
         probe = subprocess.run([path, *tuning, "-dM", "-E", "-x", "c++", "-"], input="", capture_output=True, text=True)
         if probe.returncode != 0:
             continue
@@ -160,7 +160,7 @@ def library(kind: Kind) -> ctypes.CDLL:
 
 
 def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
-    """Compile, one process at a time and to the end or not at all; what the compiler has against it."""
+    """Compile, one process at a time, without ever leaving a partial file. Returns the compiler's error, if any."""
     partial = made.with_suffix(".partial")
     with FileLock(made.with_suffix(".lock")):
         if made.is_file():  # another process was faster

@@ -22,22 +22,22 @@ from . import Item, plain
 from .tables import on_device
 
 SUPPORTED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # others step by `plain`
-# Blocks of 256 elements and warps of a program: four elements a thread are 16 bytes of fp32, the widest load there is.
+# A program's blocks of 256 elements, and its warps: four elements per thread are 16 bytes of fp32, the widest load.
 BLOCKS, WARPS = 4, 8
 
-# Parameter, gradient, bits of the deltas, bits of the base or 0, and whether all is aligned to 16 bytes and elements.
+# Parameter, gradient, bits of the deltas, bits of the base or 0, and whether addresses and lengths are multiples of 16.
 Kind = tuple[torch.dtype, torch.dtype, int, int, bool]
 
 
 def missing(device_type: str) -> str | None:
-    """What it lacks to run. Triton's interpreter, for tests, takes CPU tensors."""
+    """What the backend lacks to run, or None. Triton's interpreter, for tests, takes CPU tensors."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device_type != "cuda":
         return f"it runs on a GPU, and the parameters are on {device_type}"
-    try:  # Triton needs a C compiler, and a GPU that it knows
+    try:  # Triton needs a C compiler, and a GPU that it supports
         some = torch.zeros(1, dtype=torch.float32, device="cuda")
         step(
             [Item(some, some, Moments(some, some), None)],
@@ -51,7 +51,7 @@ def missing(device_type: str) -> str | None:
 
 
 def finite(grads: Sequence[Tensor]) -> Tensor:
-    """Whether every gradient and its square are finite, in fp32 or, where the gradient is, in fp64: a 0-dim tensor on
+    """Whether every gradient and its square are finite, in fp64 for fp64 gradients and else in fp32: a 0-dim tensor on
     their device."""
     largest: list[Tensor] = []
     for dtype in {grad.dtype for grad in grads}:
@@ -68,7 +68,7 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
     """As `plain.step`, on one device.
 
     Args:
-        proceed: 0-dim, bool, on the device; where it is false nothing is changed.
+        proceed: 0-dim, bool, on the device; if it is false, nothing is changed. None to proceed.
     """
     kinds: dict[Kind, list[tuple[int, ...]]] = defaultdict(list)
     others = []
@@ -94,7 +94,7 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
 
 
 def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, seeds: Tensor, proceed: Tensor) -> None:
-    import triton.language as tl  # here, as the module is imported where Triton is not installed too
+    import triton.language as tl  # here, as this module must load without Triton, too
 
     from . import gpu_kernel
 
@@ -132,7 +132,7 @@ def _owners(programs: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
 
 
 def _addresses(item: Item) -> list[int]:
-    """Where an item's data lie, in the order of the kernel's table; 0 for what it has not."""
+    """The addresses of an item's data, in the order of the kernel's table; 0 for what it does not have."""
     moments: list[Any] = [*item.delta, *(item.base or (None, None))]
     data = [moment["codes"] if isinstance(moment, dict) else moment for moment in moments]
     scales = [moment["scales"] if isinstance(moment, dict) else None for moment in moments]

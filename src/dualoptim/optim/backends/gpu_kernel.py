@@ -1,8 +1,8 @@
 """The Triton kernel: loads, stores and rounding by hand, the mathematics from the traced rule.
 
-A program steps some blocks of up to 256 elements of one tensor, which do not cross its rows. Which tensor and which
-blocks it finds in tables, so that any number of tensors is stepped by one launch; where their data lie is read from a
-table too, and made a pointer here.
+A program steps a few blocks of one tensor, each of up to 256 elements of one row. It reads from tables which tensor and
+blocks are its own and where their data are, so that one launch steps any number of tensors. Addresses from the table
+are made pointers here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .source import TRITON, code_lines, rule_lines
 WIDTH = 14
 
 
-# What the dialect calls
+# Functions that the dialect calls
 
 
 @triton.jit
 def quotient(x, y):
-    """x / y, rounded as a division is, for a y that many elements share: one division then serves all of them."""
+    """x / y, rounded as a division is, for a y that many elements share: one division serves all of them."""
     inverse = 1.0 / y
     estimate = x * inverse
     return tl.fma(tl.fma(-estimate, y, x), inverse, estimate)
@@ -48,14 +48,14 @@ def signed_like(size, sign):
 
 @triton.jit
 def lerped(start, end, weight):
-    """torch.lerp, with its choice of the end to start from."""
+    """torch.lerp, which starts from the nearer end."""
     difference = end - start
     return tl.where(weight < 0.5, tl.fma(weight, difference, start), tl.fma(weight - 1.0, difference, end))
 
 
 @triton.jit
 def clamped(x, low, high):
-    """Between two bounds; a NaN stays one."""
+    """x, clamped to two bounds; a NaN stays one."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
 
@@ -78,11 +78,11 @@ def root4(x):
     return tl.sqrt(tl.sqrt(x))
 
 
-# What is written from the traced rule
+# Functions written from the traced rule
 
 
 def _written(name: str, arguments: Iterable[str], lines: Iterable[str], results: str) -> Any:
-    """A @triton.jit function of these lines. Triton reads a function's source, which linecache holds for it."""
+    """A @triton.jit function of these lines. Triton reads a function's source, so linecache is given it."""
     body = "".join(f"    {line}\n" for line in [*lines, f"return {results}"])
     text = f"@triton.jit\ndef {name}({', '.join(arguments)}):\n{body}"
     file = f"<dualoptim rule: {name}>"
@@ -116,7 +116,7 @@ encoded_unsigned = _written("encoded_unsigned", ("x", "scale"), code_lines(TRITO
 
 @triton.jit
 def pointer(at, KIND: tl.constexpr, ALIGNED: tl.constexpr):
-    """An address in the table as a pointer. Known to be aligned, it is read 16 bytes at a time."""
+    """An address in the table as a pointer. If it is known to be aligned, 16 bytes are read at a time."""
     found = tl.load(at).to(tl.pointer_type(KIND))
     if ALIGNED:
         found = tl.multiple_of(found, 16)
@@ -149,7 +149,7 @@ def write(
     SIGN: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """A moment's block, written back as it is kept."""
+    """Write a moment's block back in the bits that it is kept in."""
     if BITS == 32:
         tl.store(pointer(at, tl.float32, ALIGNED) + offsets, values, mask=mask)
     else:
@@ -203,7 +203,7 @@ def step_block(
     if ALIGNED:
         length = tl.multiple_of(length, 16)
     place = tl.load(at + 12)
-    rows = (program - tl.load(at + 13)) * BLOCKS + tl.arange(0, BLOCKS)[:, None]  # of scales, one for each block
+    rows = (program - tl.load(at + 13)) * BLOCKS + tl.arange(0, BLOCKS)[:, None]  # of the scales, one for each block
     per_row = (length + 255) // 256
     row = rows // per_row
     columns = (rows - row * per_row) * 256 + tl.arange(0, 256)[None, :]
@@ -214,7 +214,7 @@ def step_block(
     theta = pointer(at, PARAM, ALIGNED) + offsets
     param = tl.load(theta, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(pointer(at + 1, GRAD, ALIGNED) + offsets, mask=mask, other=0.0).to(tl.float32)
-    # A second delta has a sign with a base, where it is a difference, and none without: `state.code_of`.
+    # A delta's second moment has a sign with a base, where it is a difference, and none without: `state.code_of`.
     mean = read(at + 2, at + 6, offsets, mask, rows, rows_mask, DELTA_BITS, True, ALIGNED)
     square = read(at + 3, at + 7, offsets, mask, rows, rows_mask, DELTA_BITS, BASE_BITS != 0, ALIGNED)
     own = coefficients + place * NUM_COEFFICIENTS

@@ -1,6 +1,6 @@
 // One optimizer step over many tensors, block by block. The lines marked by $ are written by
-// compiled.py from the traced rule: the update, and how 8-bit codes are decoded and encoded. PARAM, GRAD, DELTA_BITS and
-// BASE_BITS (0 without a base) are given on the compiler's command line.
+// compiled.py from the traced rule: the update, and how 8-bit codes are decoded and encoded. It also puts #define lines
+// before this one: PARAM, GRAD, DELTA_BITS, BASE_BITS (0 without a base) and NUM_COEFFICIENTS.
 
 #include <algorithm>
 #include <atomic>
@@ -58,8 +58,9 @@ inline uint32_t hashed(uint32_t x) {
   x = (x ^ (x >> 15)) * 0x846CA68Bu;
   return x ^ (x >> 16);
 }
-// x^(1/4) for x of 0 to 1, to a few units in the last place: an estimate y of x^(-1/4) from x's bits, off by at most 3 %,
-// and x y^3 (1 - r)^(-3/4), where r = 1 - x y^4, by a polynomial fitted for |r| < 0.124. Half a second root's time.
+// x^(1/4) for x from 0 to 1, to a few units in the last place: an estimate y of x^(-1/4) from x's bits, off by at most
+// 3 %, then x y^3 (1 - r)^(-3/4), where r = 1 - x y^4, by a polynomial fitted for |r| < 0.124. It takes half the time
+// of a second root.
 inline float root4(float x) {
   const float y = from_bits(0x4F581800u - (to_bits(x) >> 2)), cube = x * (y * y * y), r = fma(-cube, y, 1.0f);
   float series = fma(r, 0.5482861f, 0.57590526f);
@@ -173,7 +174,7 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
   const auto in_tensor = [&](int64_t k) { return numels[k] ? numels[k] / lengths[k] * in_row(k) : 0; };
   int64_t total = 0;
   for (int64_t k = 0; k < count; k++) total += in_tensor(k);
-  // Little is done by this thread alone, which also serves a process that was forked: others' threads are not in it.
+  // Small work is done by this thread alone. That also serves a forked process, which lacks the parent's threads.
   if (total * BLOCK < 32768) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int share = 0; share < threads; share++) {
@@ -202,7 +203,7 @@ void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, 
   });
 }
 
-// The largest magnitude among all gradients: an infinity or a NaN is larger than all numbers, as its bits are.
+// The largest magnitude among all gradients, by their bits: those of an infinity or a NaN are larger than any number's.
 float largest(void* const* gradients, const int64_t* numels, int64_t count, int threads) {
   std::atomic<uint32_t> found{0};
   for_blocks(numels, numels, count, threads, [&](int64_t tensor, Block block, int64_t n) {

@@ -1,7 +1,7 @@
-"""The rule by torch operations, slice by slice: what every other backend is held against, on any device.
+"""The rule in torch operations, slice by slice, on any device. Every other backend is tested against it.
 
 The operations are those of `rule.update`, one by one, each writing into a buffer that is used again: a slice and its
-buffers stay in the cache, and no memory is taken and given back.
+buffers stay in the cache, and no operation allocates memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def missing(device_type: str) -> str | None:
 
 
 def finite(grads: Sequence[Tensor]) -> bool:
-    """Whether every gradient and its square are finite, in fp32 or, where the gradient is, in fp64."""
+    """Whether every gradient and its square are finite, in fp64 for fp64 gradients and else in fp32."""
     largest = [torch.linalg.vector_norm(grad, torch.inf, dtype=state.precision(grad)) for grad in grads if grad.numel()]
     return all(bool((norm * norm).isfinite()) for norm in largest)
 
@@ -62,7 +62,7 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
 
 
 def flattened(item: Item) -> Item:
-    """The item with one-dimensional tensors, but for codes and scales, which stand in rows."""
+    """The item with one-dimensional tensors, except codes and scales, which are in rows."""
 
     def flat(stored: Stored) -> Stored:
         if isinstance(stored, dict):
@@ -74,7 +74,7 @@ def flattened(item: Item) -> Item:
 
 
 def _slices(item: Item, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most so many elements; where there are codes, of whole rows, or of blocks of one row."""
+    """Ranges of at most `size` elements; with 8-bit codes, of whole rows or of whole blocks of one row."""
     numel = item.param.numel()
     codes = [moment["codes"] for moment in (*item.delta, *(item.base or ())) if isinstance(moment, dict)]
     length = codes[0].shape[1] if codes else numel
@@ -121,7 +121,7 @@ class Operation(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[int, ...]
     named: dict[str, int]
-    out: int | None  # None: numbers, that no buffer is needed for
+    out: int | None  # None: the result is a number, which needs no buffer
     result: int
 
 
@@ -129,8 +129,8 @@ class Operation(NamedTuple):
 def _plan(*, with_base: bool) -> tuple[list[Operation], list[int], int]:
     """The rule's operations in order, the registers of its results, and how many buffers they need.
 
-    An operation writes where one of its inputs lies that nothing reads later, be it a buffer, a moment or the
-    parameter, but for the gradient, which is the user's.
+    An operation overwrites one of its inputs that nothing reads later: a buffer, a moment or the parameter, but not the
+    gradient, which is the user's. If there is none, it writes into a free buffer.
     """
     graph, results = rule_graph(with_base=with_base)
     register: dict[Node, int] = {}  # of a node's value; operations that write in place share their input's
@@ -190,7 +190,7 @@ def _part(stored: dict[str, Tensor], start: int, end: int) -> tuple[Tensor, Tens
 
 
 def stochastically_rounded(values: Tensor, seed: int, start: int) -> Tensor:
-    """fp32 values cut to the 16 bits of bf16 after 16 random bits were added, so that the mean is kept.
+    """fp32 values rounded to bf16: 16 random bits are added and the lower 16 bits cut, which keeps the mean.
 
     The random bits are a hash of the element's index and the seed: the same whatever the backend and the slices.
     """

@@ -1,4 +1,4 @@
-"""The rule written down in another language: torch functions → traced graph → lines of source.
+"""The rule in another language: torch functions → traced graph → lines of source.
 
 `rule.update`, `state.decode` and `state.encode` are traced with torch.fx, and every operation in the graph becomes one
 line. A backend's kernel is a template with loads, loops and stores; its mathematics comes from here, so that it is the
@@ -22,7 +22,7 @@ from ..state import Code, decode, encode, fourth_root
 Dialect = Mapping[Any, str]
 UNIFORM = (*Coefficients._fields, "scale")  # inputs that are the same for a whole block; the others differ by element
 
-# Operation → expression. {0}, {1}, … are its arguments. `fma` rounds once, as torch's own vectorised lerp and add do.
+# Operation → expression. {0}, {1}, … are its arguments. `fma` rounds once, as torch's own vectorized lerp and add do.
 CPP: Dialect = {
     float: "{0!r}f",
     operator.add: "({0} + {1})",
@@ -89,7 +89,7 @@ def code_lines(dialect: Dialect, map: Code, *, encoding: bool, declare: str = ""
 
 
 def _graph() -> tuple[Graph, Callable[..., list[Proxy]]]:
-    """An empty graph, and what makes its inputs."""
+    """An empty graph, and a function that makes its inputs."""
     graph = Graph()
     tracer = GraphAppendingTracer(graph)
     return graph, lambda *names: [Proxy(graph.placeholder(name), tracer) for name in names]

@@ -1,4 +1,4 @@
-"""Small tables that a device reads, uploaded without waiting for it and only when their contents change."""
+"""Small tables that a device reads, uploaded without waiting for it, and only when their contents change."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = 64  # gradients may come at new addresses with every step, so that not every table can be kept
+KEPT = 64  # gradients may have new addresses in every step, so that not every table can be kept
 
 _lock = threading.Lock()
 _recent: OrderedDict[Any, Tensor] = OrderedDict()
-_captured: dict[Any, Tensor] = {}  # a CUDA graph goes on reading what it has read when it was captured
+_captured: dict[Any, Tensor] = {}  # a CUDA graph goes on reading the tables that it read when it was captured
 
 
 def on_device(
@@ -26,10 +26,10 @@ def on_device(
     """The tensor `make(values, dtype=dtype, device="cpu")` on a device; the same tensor again for the same values.
 
     Args:
-        values: numbers; they are what the table is known by.
+        values: numbers that identify the table.
         dtype: the table's.
         device: where it is read.
-        make: makes it on a device.
+        make: makes the table on the CPU.
     """
     key = (values, dtype, device, make)
     with _lock:
@@ -43,7 +43,7 @@ def _on_device(key: tuple[Any, ...]) -> Tensor:
         table = _recent.get(key)
         if table is None:
             table = make(values, dtype=dtype, device="cpu")
-            if type(table) is not Tensor:  # made while shapes alone are followed: not for others
+            if type(table) is not Tensor:  # a fake tensor, which is not for others
                 return table
             if device.type == "cuda":
                 table = table.pin_memory().to(device, non_blocking=True)
