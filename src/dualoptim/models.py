@@ -517,7 +517,7 @@ def without_cache() -> Iterator[None]:
 
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """The result of `compute`, read from the cache if it was computed before for the same key, versions and device."""
+    """The result of `compute`, cached by key, versions, device and precision."""
     if not _CACHING.get():
         return compute()
     how = device_and_precision()[0], scores_in_bf16()
