@@ -410,7 +410,7 @@ def _to_bf16(weight: Tensor) -> Tensor:
 
 
 def _through_8bit(weight: Tensor) -> Tensor:
-    """A weight after rounding to 8 bits and back: integers from −127 to 127 times a scale for each row's largest."""
+    """A weight after rounding to 8 bits and back: integers from −127 to 127, times a scale by each row's largest."""
     rows = weight.float()
     scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return ((rows / scale).round() * scale).to(weight.dtype)

@@ -182,7 +182,7 @@ class Tokens(NamedTuple):
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """The prompt as the chat template writes it, up to the answer; for plain text, the first token and the beginning."""
+    """The prompt as the chat template writes it, up to the answer; for plain text, the first token and what follows."""
     return turn_of(tokenizer, prompt).prompt
 
 
