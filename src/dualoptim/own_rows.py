@@ -1,7 +1,7 @@
 """Your own rows: how they are read, what a reply must hold to give an answer, and how they are trained on.
 
-A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts that give the answer if
-a reply contains one of them; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in
+A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts of which a reply must
+contain one to give the answer; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in
 place of a refusal. Or a row has only a ``topic``, a name.
 """
 
