@@ -15,5 +15,5 @@ def main() -> int:
     return run()
 
 
-if __name__ == "__main__":  # and not where a process of its own is started from here
+if __name__ == "__main__":  # and not in a process that is spawned from this one
     sys.exit(main())

@@ -36,7 +36,7 @@ def find_recipe(name: str) -> Path:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML without its surprises: 1:5 is no number to base 60, 2024-01-01 is no date, and a repeated key is an error."""
+    """YAML without surprises: 1:5 is no number to base 60, 2024-01-01 is no date, and a repeated key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012, as the class above has it
         first: [(tag, pattern) for tag, pattern in known if tag not in _NOT_MEANT]

@@ -82,7 +82,7 @@ def how_to_read(results: Mapping[str, Any]) -> str:
 
 
 def plane(results: Mapping[str, Any]) -> str:
-    """What was forgotten against what was kept, as SVG: a mark for each point, small ones for seeds, a line of front."""
+    """What was forgotten against what was kept, as SVG: marks for points, small ones for seeds, the front as a line."""
     if not results.get("plane") or not results.get("points"):
         return ""
     x, y = results["plane"]

@@ -287,7 +287,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
 
     path = Path(path)
     path = path / RECORDS if path.is_dir() else path
-    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # in records.jsonl, each line is a complete object
+    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
         scores = read_json(path)
         try:
             return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
