@@ -1,4 +1,4 @@
-"""The command, `dualoptim` or `python -m dualoptim`: what it needs is looked for before anything else."""
+"""The command, `dualoptim` or `python -m dualoptim`: it first checks for the packages that it needs."""
 
 import sys
 

@@ -78,7 +78,7 @@ def remove(folder: Path) -> None:
 
 
 def without_empty(partial: Path) -> None:
-    """Remove the folder of what is being written, if nothing is."""
+    """Remove the folder of what is being written, if it is empty."""
     with contextlib.suppress(OSError):  # it holds something else
         partial.rmdir()
 

@@ -248,7 +248,7 @@ def _tell(results: dict[str, Any], config: RunConfig) -> None:
 
 
 def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
-    """What the goal chose, as options that would choose the same."""
+    """Print what the goal chose, as options that would set the same."""
     settings = config.as_dict()
     chosen = rerun.options({key: settings[key] for key in GOALS_OWN if key not in given})
     if chosen:
@@ -315,7 +315,7 @@ def _evaluate_records(parsed: Namespace) -> None:
 
 
 def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
-    """A line for each number, with what it was before, and why it is missing if it is."""
+    """Print a line for each number, with its value before, and the reason if it is missing."""
     from . import report
     from .evaluation import general
 
@@ -440,7 +440,7 @@ def _verify(parsed: Namespace) -> int:
 
 
 def _print_limits(said: dict[str, Any]) -> None:
-    """What a record does not say."""
+    """Print what a record does not say."""
     for remark in said["remarks"]:
         print(one_line(f"· {remark}"))
     missing = said["not_measured"]

@@ -32,8 +32,8 @@ def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any
 class RunConfig:
     """One unlearning run: a model, what to forget and keep, the losses, the optimizer, the schedule, the output.
 
-    Defaults are the published settings for Phi-1.5 on TOFU (arXiv 2605.21539), but for the batch size and the number
-    of steps, which are a laptop's.
+    Defaults are the published settings for Phi-1.5 on TOFU (arXiv 2605.21539), except for the batch size and the number
+    of steps, which are for a laptop.
     """
 
     forget: str | None = option(

@@ -36,7 +36,7 @@ from .schedule import Turn
 
 @dataclass(frozen=True)
 class Row:
-    """What is asked and what is answered.
+    """A prompt and its answer.
 
     A row of plain text has no prompt, or one message of the role "text": the beginning that the answer continues.
     """

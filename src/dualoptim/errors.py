@@ -1,4 +1,4 @@
-"""The user's mistakes."""
+"""The errors for a user's mistakes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     with _one_sentence(model, "its tokenizer could not be loaded"), quiet():
         place, options = _described(_TOKENIZERS.get(named := _with_tokenizer(model), named))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where none is
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one if there is none
         raise UserError(
             f"model {model!r}: there is no tokenizer beside it; save the one of the model that it was made from "
             "in the same folder, by its save_pretrained"
@@ -76,7 +76,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
 
 
 def _with_tokenizer(model: str) -> str:
-    """The model whose tokenizer is taken: an adapter's own, if it was saved with one, else its base's."""
+    """The model whose tokenizer is used: an adapter itself, if it was saved with one, else its base."""
     base = adapters.base_of(model)
     if base is None or cached_file(model, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
         return model

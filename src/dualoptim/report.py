@@ -48,7 +48,7 @@ def looks(results: Mapping[str, Any]) -> dict[str, Look]:
 
 
 def text(value: float | None, spec: str) -> str:
-    """A number for people; a dash for none."""
+    """A number as it is shown; a dash for none."""
     return "—" if value is None or math.isnan(value) else format(value, spec)
 
 

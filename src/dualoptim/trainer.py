@@ -305,7 +305,7 @@ class UnlearnTrainer(Trainer):
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of what the run is made of: the rows, their order, and what was given."""
+        """Hashes of the run's inputs: the rows, their order, and the given fingerprints."""
 
         def digest(*values: Any) -> str:
             return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -141,7 +141,7 @@ def roles_of(sets: Any, objectives: Mapping[str, Any]) -> dict[str, str]:
 
 
 def have_score(roles: Mapping[str, str]) -> bool:
-    """Whether there is something to forget and something to keep."""
+    """Whether there are sets to forget and sets to keep."""
     return {"forget", "retain"} <= set(roles.values())
 
 

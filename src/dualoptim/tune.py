@@ -382,7 +382,7 @@ class _Trials:
 
 
 def _text(value: Any) -> str:
-    """A value as an estimator can hold it."""
+    """A value as text, for the estimator."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -479,9 +479,9 @@ def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], sa
 
     Args:
         config: as it was given, on the recipe's own rows.
-        chosen: the trial's.
-        settings: those that were searched.
-        said: sentences.
+        chosen: the trial's config.
+        settings: those that were searched, with the trial's values.
+        said: sentences on how it was chosen.
     """
     method = {key: getattr(chosen, key) for key in (*PLAIN, "optimizer", "multiplier_lr")}
     whole = config.replace(**method, **settings).as_dict()

@@ -74,7 +74,7 @@ class Scores(NamedTuple):
 class Prepared:
     """What every method of a comparison starts from."""
 
-    model: str  # folder or hub id; each method loads it anew, since a copy kept for that would be one more in memory
+    model: str  # folder or hub id; each method loads it anew, as keeping a copy for that would take memory
     reference: PreTrainedModel | None  # the model as it is, where a loss needs all of its logits
     before: Scores
     retrained: Records | None  # of a model that never saw the rows to forget

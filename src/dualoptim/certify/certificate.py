@@ -89,7 +89,7 @@ def certify(
     subject = [{"name": f"model/{name}", "digest": {"sha256": file["sha256"]}} for name, file in files.items()]
     statement = {
         "_type": STATEMENT,
-        # A statement is about something: without a model, about the run's results.
+        # A statement needs a subject: without a model, it is the run's results.
         "subject": subject or [{"name": "results", "digest": {"sha256": said["run"]["results_sha256"]}}],
         "predicateType": PREDICATE,
         "predicate": said,
