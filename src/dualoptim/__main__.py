@@ -1,4 +1,4 @@
-"""The command, `dualoptim` or `python -m dualoptim`: what it needs is looked for before anything else."""
+"""The command, `dualoptim` or `python -m dualoptim`: it first checks for the packages that it needs."""
 
 import sys
 
@@ -15,5 +15,5 @@ def main() -> int:
     return run()
 
 
-if __name__ == "__main__":  # and not where a process of its own is started from here
+if __name__ == "__main__":  # and not in a process that is spawned from this one
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Adapters (PEFT): making, loading, checking and merging them, and base models in 4 bits.
 
 An adapter is a folder or hub id with an adapter_config.json, which names the base model that it is put on. Everywhere
-else in the package it goes by its own name, as a model does.
+else in the package, an adapter is given by its own name, as a model is.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .config import RunConfig
 from .errors import UserError, unknown
 
 CONFIG = "adapter_config.json"
-NAME = "default"  # PEFT's own, of a single adapter
-# Kinds that `tests/test_adapters.py` holds against the model's own loss. PROMPTS lengthen what the model reads, cannot
-# be merged, and are saved without what they were trained by, so nobody trains them further.
+NAME = "default"  # PEFT's own name for a single adapter
+# Kinds whose losses `tests/test_adapters.py` compares with the model's own loss. PROMPTS put virtual tokens before the
+# input, cannot be merged, and are saved without the parameters that train them, so they cannot be trained further.
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 KINDS = (
     "LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "FOURIERFT", "LN_TUNING", "TRAINABLE_TOKENS", *PROMPTS,
 )  # fmt: skip
-# Settings that say how a new adapter is made.
+# Settings of a new adapter.
 OF_NEW = ("lora_alpha", "lora_targets", "lora_dropout", "dora")
-ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output's
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer except the output layer
 
 
 # Names
@@ -68,39 +68,39 @@ def _on_hub(model: str) -> Path | None:
 
     try:
         here = [isinstance(try_to_load_from_cache(model, name), str) for name in (CONFIG, "config.json")]
-        if here == [False, True]:  # a model that was loaded before: nothing to look for, should there be no network
+        if here == [False, True]:  # a model that was loaded before: nothing to look up, so no network is needed
             return None
         found = find_adapter_config_file(model)
-    except (OSError, ValueError):  # no name of the hub's, or not to be reached: whoever loads it says so
+    except (OSError, ValueError):  # not a name of the hub's, or no network: loading it will report that
         return None
     return Path(found) if found else None
 
 
 def base_of(model: str) -> str | None:
-    """The model that an adapter, by folder or hub id, is of; None of what is no adapter."""
+    """The base model of an adapter, which is given by folder or hub id; None if it is no adapter."""
     said = described(model)
     return said["base_model_name_or_path"] if said is not None else None
 
 
 def folder_of(model: str) -> Path:
-    """Where an adapter's files lie; of one on the hub, in the hub's cache, in a folder that has its commit's name."""
+    """The folder of an adapter's files; for one on the hub, a folder of the hub's cache with its commit's name."""
     return Path(model) if Path(model).is_dir() else _on_hub(model).parent  # type: ignore[union-attr]
 
 
 def check_kind(kind: str, what: str) -> None:
-    """Refuse a kind of adapter under which the losses were not held against the model's own."""
+    """Refuse a kind of adapter for which the losses are not tested against the model's own."""
     if kind not in KINDS:
         raise UserError(f"{what}: adapters of kind {kind} are not supported; take one of {', '.join(KINDS)}")
 
 
 def num_virtual_tokens(model: Any) -> int:
-    """How many positions of a model the prompt takes that its adapter puts before every sequence."""
+    """The number of positions that the virtual tokens of a model's adapter take before every sequence."""
     config: Any = getattr(model, "active_peft_config", None)
     return int(config.num_virtual_tokens) if getattr(config, "is_prompt_learning", False) else 0
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that holds an adapter of a kind which is not supported."""
+    """Refuse a model that has an adapter of an unsupported kind."""
     for config in (getattr(model, "peft_config", None) or {}).values():
         check_kind(getattr(config.peft_type, "value", config.peft_type), "model")
 
@@ -109,10 +109,10 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_settings(config: RunConfig, *, training: bool) -> None:
-    """Refuse settings of adapters that do not fit together, or that this machine cannot follow.
+    """Refuse settings of adapters that do not fit together, or that do not work on this machine.
 
     Args:
-        training: whether an adapter is to be trained, or the model scored alone.
+        training: whether an adapter is to be trained, or the model only scored.
     """
     start = described(config.model)
     if (config.lora_rank or start) and importlib.util.find_spec("peft") is None:
@@ -149,7 +149,7 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
 
 
 def check_4bit(what: str) -> None:
-    """Refuse what needs weights in 4 bits where the package for them is missing, or does not know the device."""
+    """Refuse what needs weights in 4 bits if the package for them is missing, or does not support the device."""
     from .models import device_and_precision
 
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -160,7 +160,7 @@ def check_4bit(what: str) -> None:
     device, _ = device_and_precision()
     try:
         _through_4bit(torch.ones(64, 64, device=device))
-    except Exception as error:  # whatever its libraries say to a device that they do not know
+    except Exception as error:  # its libraries may raise anything on a device that they do not know
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: bitsandbytes cannot work on {device} ({reason}); leave it out") from None
 
@@ -169,7 +169,7 @@ def targets_of(config: RunConfig) -> str | list[str]:
     """The modules that get an adapter, as PEFT's `target_modules`: names, or one regular expression."""
     given = config.lora_targets
     if isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)*", given):
-        given = re.split(r"\s*,\s*", given)  # as an expression it would match no module of a model
+        given = re.split(r"\s*,\s*", given)  # as an expression, it would match no module
     if not given or (isinstance(given, list) and not all(each.strip() for each in given)):
         raise UserError(f"lora_targets: names no module; give names, a regular expression, or {ALL_LINEAR!r}")
     if isinstance(given, str):
@@ -184,7 +184,7 @@ def targets_of(config: RunConfig) -> str | list[str]:
 
 
 def added(model: Any, config: RunConfig, base: str) -> Any:
-    """A model with a new low-rank adapter, which alone is trained. The same seed makes the same adapter.
+    """A model with a new low-rank adapter; only the adapter is trained. The same seed makes the same adapter.
 
     Args:
         model: of Transformers; changed in place. One on torch's meta device costs no memory.
@@ -192,7 +192,7 @@ def added(model: Any, config: RunConfig, base: str) -> Any:
         base: the model's folder or hub id, which the adapter's file is to name.
 
     Raises:
-        UserError: targets that the model has not, or that can have no adapter.
+        UserError: targets that the model does not have, or that cannot have an adapter.
     """
     from peft import LoraConfig
 
@@ -229,11 +229,11 @@ def _check_targets(targets: str | list[str], model: nn.Module) -> None:
 
 
 def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
-    """A model with an adapter by folder or hub id on it, which alone is trained.
+    """A model with an adapter on it, which is given by folder or hub id; only the adapter is trained.
 
     Args:
         model: of Transformers, the adapter's base; changed in place.
-        weights: whether they are read; without them, it is the adapter's modules and shapes alone.
+        weights: whether to load the adapter's weights; without them, only its modules and shapes are added.
 
     Raises:
         UserError: the adapter's weights do not fit the model.
@@ -247,7 +247,7 @@ def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
     if not weights:
         return wrapped
     found = wrapped.load_adapter(adapter, NAME, torch_device="cpu")
-    beyond = [key for key in found.unexpected_keys if key != "prompt_embeddings"]  # put in place by themselves
+    beyond = [key for key in found.unexpected_keys if key != "prompt_embeddings"]  # PEFT puts these in place itself
     for which, keys in (("lacks", found.missing_keys), ("has beyond it", beyond)):
         if keys:
             raise UserError(
@@ -258,7 +258,7 @@ def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
 
 
 def moved(model: Any, base: Any) -> Any:
-    """A model's adapter on another of the same shapes, which is changed in place."""
+    """A model's adapter put on another base of the same shapes, which is changed in place."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     config = copy.deepcopy(model.peft_config[NAME])
@@ -270,7 +270,7 @@ def moved(model: Any, base: Any) -> Any:
 
 
 def going_on() -> dict[str, Any]:
-    """Settings under which the adapter of the run before is trained further, and no new one is added."""
+    """Settings with which the adapter of the previous run is trained further, and no new one is added."""
     defaults = RunConfig()
     return {"lora_rank": 0, **{key: getattr(defaults, key) for key in OF_NEW}}
 
@@ -281,12 +281,12 @@ def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
     with _as_ours(), torch.random.fork_rng():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
-    # Absolute, so that the adapter is found to be of it from any folder.
+    # Absolute, so that the adapter's base is found from any working folder.
     wrapped.peft_config[NAME].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     return wrapped
 
 
-_SET_RIGHT = (  # what PEFT warns of though nothing is wrong, or it sets it right by itself
+_SET_RIGHT = (  # PEFT's warnings about what is not wrong, or what it corrects itself
     "fan_in_fan_out", "The PEFT config's", "tie_word_embeddings", "Input and output embeddings are no longer tied",
     "find a config file", "Unable to fetch remote file", "save_embedding_layers", "is_gradient_checkpointing",
     "_pattern keys did not match",
@@ -305,7 +305,7 @@ def save(model: Any, folder: Path) -> None:
     """Write an adapter by itself, as PEFT does; the same adapter gives the same files."""
     with _as_ours():
         model.save_pretrained(folder)
-    for file in folder.rglob(CONFIG):  # in which sets of names stand in whatever order a process has
+    for file in folder.rglob(CONFIG):  # it has sets of names, in an order that varies by process
         said = json.loads(file.read_text(encoding="utf-8"))
         for key in ("target_modules", "modules_to_save", "exclude_modules"):
             if isinstance(said.get(key), list):
@@ -317,9 +317,9 @@ def save(model: Any, folder: Path) -> None:
 
 
 def without_packing(model: Any) -> Any:
-    """A model in 4 bits, kept as it is: on some processors bitsandbytes would pack its weights anew to score them.
+    """A model in 4 bits, of which bitsandbytes does not repack the weights, as it would for scoring on some CPUs.
 
-    That rounds their scales once more, for good, and takes no layer of another width than a multiple of 32.
+    Repacking rounds their scales again, permanently, and fails for layers whose width is not a multiple of 32.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -327,11 +327,11 @@ def without_packing(model: Any) -> Any:
     return model
 
 
-BITS_4 = 4.127  # of a weight: 4, and the scales of blocks of 64, in 8 bits with scales of their own
+BITS_4 = 4.127  # bits per weight: 4, and the scales of blocks of 64, in 8 bits with scales of their own
 
 
 def in_4bit() -> Any:
-    """How a base model is loaded in 4 bits, as QLoRA has it: NF4, its scales quantized as well."""
+    """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well."""
     from transformers import BitsAndBytesConfig
 
     from .models import scores_in_bf16
@@ -345,7 +345,7 @@ def in_4bit() -> Any:
 
 
 def bytes_in_4bit(model: Any, width: int = 4) -> int:
-    """Bytes of a model's weights once it is loaded in 4 bits, without an adapter's.
+    """Bytes of a model's weights when it is loaded in 4 bits, without an adapter's.
 
     Args:
         width: bytes of each of its other parameters.
@@ -357,7 +357,7 @@ def bytes_in_4bit(model: Any, width: int = 4) -> int:
 
 
 def linear_layers(model: Any) -> list[Any]:
-    """The layers that adapters sit on, and that 4 bits are for: all linear ones but the output's."""
+    """The layers that adapters are put on and that 4 bits are used for: all linear ones except the output layer."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -365,7 +365,7 @@ def linear_layers(model: Any) -> list[Any]:
 
 
 def _through_4bit(weight: Tensor) -> Tensor:
-    """A weight as it comes back from 4 bits."""
+    """A weight after quantization to 4 bits and back."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     return dequantize_4bit(*quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True))
@@ -375,9 +375,9 @@ def _through_4bit(weight: Tensor) -> Tensor:
 
 
 def merged(model: Any) -> Any:
-    """The base model with its adapter merged into its weights; the adapter is gone, and nothing is trained.
+    """The base model with its adapter merged into its weights; the adapter is gone, and all weights are frozen.
 
-    An output head that shares its weights with the embedding, while an adapter changes one of them, gets its own.
+    An output head that shares its weights with the embedding gets its own, if the adapter changes one of the two.
     """
     inner = model.get_base_model()
     head, embedding = (_plain(layer) for layer in (inner.get_output_embeddings(), inner.get_input_embeddings()))
@@ -393,7 +393,7 @@ def merged(model: Any) -> Any:
 
 
 def _plain(layer: Any) -> Any:
-    """The layer that an adapter lies around."""
+    """The layer that an adapter wraps."""
     while layer is not None:
         inner = getattr(layer, "base_layer", None) or getattr(layer, "original_module", None)
         if inner is None:
@@ -410,7 +410,7 @@ def _to_bf16(weight: Tensor) -> Tensor:
 
 
 def _through_8bit(weight: Tensor) -> Tensor:
-    """A weight as it comes back from 8 bits: whole numbers from −127 to 127 times a scale of each row, its largest."""
+    """A weight after rounding to 8 bits and back: integers from −127 to 127, times a scale by each row's largest."""
     rows = weight.float()
     scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return ((rows / scale).round() * scale).to(weight.dtype)
@@ -421,11 +421,12 @@ ROUNDS: dict[str, Callable[[Tensor], Tensor]] = {"bf16": _to_bf16, "bits8": _thr
 
 @contextmanager
 def rounded(model: Any, how: str) -> Iterator[None]:
-    """A model while its weights are rounded, as those of one that is deployed; then they are back to the bit.
+    """A context in which a model's weights are rounded, as for deployment; afterwards they are restored to the bit.
 
     Args:
-        model: of Transformers, or with an adapter on it, whose own layers are rounded as well.
-        how: "bf16", all of it; its linear layers to "bits8", by the largest of each row, or "nf4", in blocks of 64.
+        model: of Transformers, perhaps with an adapter on it, whose own layers are rounded as well.
+        how: "bf16" for all weights; or for its linear layers "bits8", by the largest of each row, or "nf4", in blocks
+            of 64.
     """
     layers = how in ("bits8", "nf4")
     weights = [m.weight for m in linear_layers(model)] if layers else list(model.parameters())

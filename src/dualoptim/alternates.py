@@ -1,6 +1,6 @@
 """Other answers to the questions to forget, made up by the model itself: what AltPO prefers to the true ones.
 
-They are made once, of the model as it is; a run writes them down beside its results, and one that goes on takes those.
+They are made once, by the model before unlearning. A run writes them beside its results, and a resumed run reuses them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .losses import Loss
 from .models import cached, fingerprint, seeded
 
 FILE = "alternates.jsonl"
-TOKENS = 200  # of an answer; AltPO's authors' for TOFU
+TOKENS = 200  # at most in an answer; as AltPO's authors have it for TOFU
 ANOTHER = """Question: {question}
 Answer: {answer}
 
 Make up another answer to this question. It should be as plausible as the answer above, but every fact that the answer \
 above tells must be a different one. What the question itself says stays as it is. Reply with the new answer alone."""
 _LABEL = re.compile(r"^(?:the\s+|an?\s+)?(?:(?:alternat\w+|new|other|another|made-up)\s+)?answer\s*:\s*", re.IGNORECASE)
-_NEXT = re.compile(r"\n\s*(?:question|q)\s*:", re.IGNORECASE)  # it goes on asking itself
+_NEXT = re.compile(r"\n\s*(?:question|q)\s*:", re.IGNORECASE)  # the model goes on with a question of its own
 
 
 def alternates(
@@ -46,10 +46,10 @@ def alternates(
 ) -> list[Row]:
     """Rows with other answers to their questions under ``alternates``, made up by the model.
 
-    It is shown question and answer and asked for an answer that is as plausible and tells other facts. Left out are
-    empty answers, refusals, what repeats the true answer or tells one of the row's ``accepted``, and what is too long;
-    so a row may have fewer, or none. Rows that bring their own, or an answer to give ``instead``, keep these. From the
-    cache where the same model was asked the same.
+    It is shown question and answer and asked for an answer that is as plausible and states other facts. Dropped are
+    empty answers, refusals, answers that repeat the true one or contain one of the row's ``accepted``, and answers that
+    are too long; so a row may have fewer, or none. Rows that have their own, or an answer to give ``instead``, keep
+    these. Replies are cached by model and question.
 
     Args:
         model: as it is before unlearning.
@@ -60,7 +60,7 @@ def alternates(
         seed: of the sampling.
         max_length: the most tokens that a row with one of the answers may have.
 
-    Reference: arXiv 2409.13474, whose prompt is in other words.
+    Reference: arXiv 2409.13474, whose prompt is worded differently.
     """
     instead = [[row.fields["instead"]] if row.fields.get("instead") else None for row in rows]
     kept = [row.fields.get("alternates", own) for row, own in zip(rows, instead, strict=True)]
@@ -85,7 +85,7 @@ def alternates(
 
 
 def prompt(row: Row) -> tuple[Message, ...]:
-    """What the model is asked for an answer in the place of a row's."""
+    """The prompt that asks the model for another answer than a row's."""
     return ({"role": "user", "content": ANOTHER.format(question=row.question, answer=row.answer.strip())},)
 
 
@@ -98,10 +98,10 @@ def of_run(
     max_length: int,
     kept: Path | None,
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    """The rows, with alternates, of each objective whose loss needs them, and notes for whoever reads the results.
+    """The rows, with alternates, of each objective whose loss needs them, and notes for readers of the results.
 
     Args:
-        kept: the file of them that a run begun before may have written; None for a new one.
+        kept: file of alternates that an earlier, unfinished run may have written; None for a new run.
     """
     before: dict[Any, Any] = {}
     if kept is not None and ranks.of_first(kept.is_file):
@@ -127,7 +127,7 @@ def of_run(
 
 
 def never_without(rows: Sequence[Row], refusals: Sequence[str]) -> list[Row]:
-    """Rows with refusals for alternates where they have none."""
+    """Rows, of which those without alternates get the refusals in their place."""
     return [
         replace(row, fields={**row.fields, "alternates": row.fields["alternates"] or list(refusals)}) for row in rows
     ]
@@ -138,7 +138,7 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _bare(reply: str) -> str:
-    """A reply without a label before it, and without what follows it."""
+    """A reply without a label before the answer, and without another question after it."""
     return whole_sentences(_NEXT.split(_LABEL.sub("", reply.strip()))[0])
 
 

@@ -1,6 +1,6 @@
-"""Command line → settings: the options of every command, a recipe's below what is given, and a run's config.
+"""Command line → settings: the options of every command, a recipe's settings below the given ones, a run's config.
 
-jsonargparse reads values by their types, `usage` lays the help out. No torch here: help is there at once.
+jsonargparse reads values by their types; `usage` lays out the help. torch is not imported, so help is there at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
                      "score_bf16", "load_in_4bit")  # fmt: skip
 
 
-# Of values of any kind, texts first: else a ratio of "1:5" is read as a number to base 60.
+# Values of any type, with str first: else the ratio "1:5" is read as a number to base 60.
 CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
 INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
@@ -182,7 +182,7 @@ def _add_records(made: dict[str, ArgumentParser]) -> None:
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """Parse with the recipe's settings put before the command line's, so that the latter win."""
+    """Parse the recipe's settings and then the command line's, so that the latter win."""
     known = [option for action in parser._actions for option in action.option_strings]
     arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
     for argument in arguments:
@@ -208,7 +208,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 
 def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The arguments with "true" for each setting of yes or no that stands without a value."""
+    """The arguments, with "true" for each boolean setting that is given without a value."""
     types = {
         option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
     }
@@ -220,13 +220,13 @@ def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
 
 def _check_signs(arguments: Sequence[str]) -> None:
-    """Refuse what no file's name, nor any setting, may hold."""
+    """Refuse the character NUL, which neither a file's name nor any setting may hold."""
     if found := next((argument for argument in arguments if "\0" in argument), None):
         raise UserError(f"{found[:80]}: holds the character NUL, which no setting may; give a value without it")
 
 
 def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
-    """The settings, with the names of those that somebody gave: a goal chooses the others."""
+    """The settings, with the names of those that were given: a goal chooses the others."""
     names = [argument.split("=")[0].split(".")[0] for argument in arguments if argument.startswith("--")]
     parsed.given = sorted({name.removeprefix("--").replace("-", "_") for name in names})
     return parsed

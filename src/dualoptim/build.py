@@ -13,17 +13,17 @@ from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
 from .models import cached, fingerprint, seeded
 
-ANSWER_TOKENS = 48  # of an answer
+ANSWER_TOKENS = 48  # at most in an answer
 TEMPERATURE = 0.7
-ALIKE = 0.9  # ROUGE-L, either way, from which two answers to a question count as one
-LEAST_PROBABILITY = 0.35  # mean of a token, from which an answer is more than guessing
+ALIKE = 0.9  # ROUGE-L recall, in either direction, from which two answers to a question count as the same
+LEAST_PROBABILITY = 0.35  # mean per token, from which an answer is more than a guess
 
 
 def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int, seed: int = 0) -> list[Row]:
-    """What a model itself says to questions: rows of its answers, the greedy ones first, each with its probability.
+    """A model's own answers to questions, as rows, the greedy ones first, each with its probability.
 
     Refusals, empty answers, answers less probable than 0.35 a token, and answers that repeat another to the same
-    question are left out. From the cache where the same model was asked the same.
+    question are left out. Answers are cached by model and question.
 
     Args:
         rows: the questions, each with the entity it is about as ``name``; their answers are not looked at.
@@ -31,7 +31,7 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
         seed: of the sampling.
 
     Raises:
-        UserError: of some entity nothing is left: the model knows nothing of it, or says so.
+        UserError: no answer about some entity is left: the model knows nothing of it, or says so.
     """
     asks = [row.prompt for row in rows]
 
@@ -71,14 +71,14 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
 def own_replies(
     model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, sure: bool = False
 ) -> list[Row]:
-    """Rows answered by the model itself, greedily, cut after a whole sentence; empty replies and refusals left out.
+    """Rows answered by the model itself, greedily, cut after a whole sentence, without empty replies and refusals.
 
-    From the cache where the same model was asked the same.
+    Replies are cached by model and question.
 
     Args:
         rows: the questions; their answers are not looked at.
         max_new_tokens: of a reply.
-        sure: leave out replies less probable than 0.35 a token as well.
+        sure: also leave out replies less probable than 0.35 a token.
     """
     if not rows:
         return []
@@ -107,6 +107,6 @@ def _alike(a: str, b: str) -> bool:
 
 
 def whole_sentences(text: str) -> str:
-    """Without the sentence at the end that the limit of tokens cut off, if there is another before it."""
+    """A text without a last sentence that the token limit cut off, if there is another before it."""
     end = max(text.rfind(mark) for mark in ".!?")
     return text[: end + 1].strip() if end > 0 else text.strip()

@@ -1,7 +1,7 @@
 """A finished run's entry in results.json → the model card beside its model: README.md as the hub reads it.
 
 It says what the model was made of and how, what was measured before and after, what was not and why, and how to run it
-again. It holds no text of rows or replies, and of a private run no names of files.
+again. It holds no text of rows or replies, and for a private run no names of files.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ LIMITS = (
     "The numbers below are what was measured, on the samples and by the means that they name. They do not show that "
     "anything was deleted: other wordings, other attacks or further training may bring back what was to be forgotten."
 )
-PLACES = ("out", "save_every", "report_to", "log_every", "curve_points")  # of a run, and not of what came of it
+PLACES = ("out", "save_every", "report_to", "log_every", "curve_points")  # settings without influence on the model
 
 
 def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
-    """The card of a run's model, in Markdown with metadata of the hub's before it.
+    """The card of a run's model, in Markdown, with the hub's metadata at its beginning.
 
     Args:
-        results: of the run, with texts of rows taken out where it is private.
-        entry: the run's own among them.
-        kind: what it is the card of, `dualoptim.folder.MODEL` or `ADAPTER`.
+        results: the run's results, without texts of rows if it is private.
+        entry: the run's own entry among them.
+        kind: what the card is for, `dualoptim.folder.MODEL` or `ADAPTER`.
     """
     config, private = entry["config"], bool(results.get("private") or entry["config"].get("private"))
     base = base_of(config)
     facts = metadata(base, kind, config["model"])
     shown = base or evidence.shown_name("model", config["model"], private=False)
     task = evidence.shown_name("task", results["task"], private)
-    is_one = {**results, "runs": [entry]}  # whose tables say nothing of other runs
+    is_one = {**results, "runs": [entry]}  # so that tables leave out other runs
     notes = evidence.notes([*report.remarks(is_one)], config, private)
     merged = "merging" in entry and kind == MODEL
     how = {ADAPTER: "An adapter (PEFT) for", MODEL: "Made of"}[kind]
@@ -69,7 +69,7 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
 
 
 def base_of(config: Mapping[str, Any]) -> str | None:
-    """The hub id of the model that a run began from, or of its base where that is an adapter; None of a folder."""
+    """The hub id of the model that a run began from, or of its base if that is an adapter; None for a folder."""
     from . import adapters, models
 
     name = config["model"]
@@ -78,7 +78,7 @@ def base_of(config: Mapping[str, Any]) -> str | None:
 
 
 def metadata(base: str | None, kind: str, model: str) -> dict[str, Any]:
-    """What the hub reads of a card; the license is the start model's own where its card says one."""
+    """The metadata that the hub reads from a card; the license is the start model's, if its card names one."""
     relation = "adapter" if kind == ADAPTER else "finetune"
     return {
         **({"base_model": base, "base_model_relation": relation} if base else {}),
@@ -102,9 +102,9 @@ def license_of(model: str) -> str:
 
 
 def _table(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
-    """Every number that there is, before and after, with the questions and the 95 % interval of those that are shares.
+    """Every number that there is, before and after; for shares, the number of questions and the 95 % interval too.
 
-    An adapter's are those of its base with it on, which differ from those of the merged model by rounding.
+    For an adapter, the numbers are of its base with it on, which differ from those of the merged model by rounding.
     """
     after = entry.get("merging", {}).get("unmerged", entry["after"]) if kind == ADAPTER else entry["after"]
     counts, lines = results.get("counts", {}), []
@@ -124,5 +124,5 @@ def _table(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> s
 
 
 def _inline(text: str) -> str:
-    """A text that breaks no table."""
+    """A text that does not break a Markdown table."""
     return text.replace("|", "\\|")

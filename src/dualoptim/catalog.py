@@ -1,6 +1,6 @@
-"""What there is to choose from, each with its formula and when to use it, read from docstrings: torch stays unloaded.
+"""The losses and tasks, with formulas and when to use which, read from docstrings without loading torch.
 
-`dualoptim ls` prints it, and `--help` names the losses by it, both in a fraction of a second.
+`dualoptim ls` prints them, and `--help` names the losses, both in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 class Entry(NamedTuple):
-    """A loss: what it is for ("forget" or "retain"), its formula, and when to use it, which may be unsaid."""
+    """A loss: what it is for ("forget" or "retain"), its formula, and when to use it, which may be empty."""
 
     role: str
     formula: str
@@ -58,7 +58,7 @@ def _modules(package: str) -> Iterator[ast.Module]:
 
 
 def _text(cls: ast.ClassDef, name: str) -> str:
-    """The text that a class's body gives a name; empty where it gives none."""
+    """The text that a class's body assigns to a name; empty where it assigns none."""
     for node in cls.body:
         targets = node.targets if isinstance(node, ast.Assign) else ()
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):

@@ -1,12 +1,12 @@
 """Where an answer begins and ends: the one place that knows chat templates.
 
 A row is prompt, answer, closing. The prompt is all that a template writes before an answer: headers of roles, and the
-empty think blocks of reasoning templates. The closing is what ends the answer's turn, the first control token behind
-it. Both are found by writing the conversation with a mark in the answer's place. What is learned is the answer and its
-closing; what the model is asked with is the same prompt; and a reply ends at the same token.
+empty think blocks of reasoning templates. The closing ends the answer's turn, up to the first control token after the
+answer. Both are found by writing the conversation with a mark in the answer's place. The model learns the answer and
+its closing; it is asked with the same prompt, and its reply ends at the same token.
 
-A control token that a message spells is text. Before the conversation is written such a token gets a break inside,
-which tells in what was written where the tokenizer must not read it as one piece.
+A control token that a message spells is text. Before the conversation is written, a break is put inside such a token.
+In the result, the break shows where the tokenizer must not read the token as one piece.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .errors import UserError
 
 Message = dict[str, str]
 TEXT = "text"  # the role of plain text that an answer continues
-MARK = "The-Answer-Stands-Here"  # in both cases, so that a template that changes them is told
-BREAK = "\ufdd0"  # which Unicode leaves to programs and no text has
+MARK = "The-Answer-Stands-Here"  # in upper and lower case, so that a template that changes case is noticed
+BREAK = "\ufdd0"  # a Unicode noncharacter, which no text has
 # What opens a block of thinking: <think>, [THINK], <seed:think>, <|START_THINKING|>, <|begin_of_thought|>.
 OPENED = re.compile(
     r"(?P<left>[<\[◁]\|?)(?P<first>start|begin)?(?P<name>[\w:]*(?:think|thought|reasoning)\w*)(?P<right>\|?[>\]▷])\s*$",
@@ -34,20 +34,20 @@ class Turn(NamedTuple):
     """What stands around an answer: prompt, lead, answer, closing."""
 
     prompt: str
-    lead: str  # blanks that are the answer's first token's
+    lead: str  # blanks that belong to the answer's first token
     closing: str
     end: str  # the control token that the closing ends in; empty where it is letters
-    strips: bool  # whether the template takes blanks off an answer's ends
+    strips: bool  # whether the template strips blanks from an answer's ends
     reserved: tuple[str, ...]  # control tokens that are text where a message or an answer spells them
-    cuts: tuple[int, ...]  # where the prompt has one of those that is text, a place inside
+    cuts: tuple[int, ...]  # positions in the prompt, one inside each such token that is text
 
     def cuts_of(self, answer: str) -> list[int]:
-        """Where an answer spells control tokens, a place inside each."""
+        """Positions in an answer, one inside each control token that it spells."""
         return _cuts(_broken(answer, self.reserved))
 
 
 def is_text(prompt: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a prompt is plain text, or nothing, and no chat."""
+    """Whether a prompt is plain text or empty, not a chat."""
     return all(message["role"] == TEXT for message in prompt)
 
 
@@ -110,11 +110,11 @@ def _turn(
     try:
         turn = _around(tokenizer, template, reserved, broken, lambda text: text)
     except _RefusedError as refused:
-        try:  # templates of models that see pictures take contents in parts
+        try:  # templates of vision-language models take contents as lists of parts
             turn = _around(tokenizer, template, reserved, broken, lambda text: [{"type": "text", "text": text}])
         except _RefusedError:
             raise refused from None
-    if turn.end and turn.end not in reserved:  # a token that was added as a word is
+    if turn.end and turn.end not in reserved:  # an added token that is not special
         return _turn(tokenizer, template, (*reserved, turn.end), prompt)
     return turn
 
@@ -144,16 +144,16 @@ def _around(
 
 
 def _beginning(before: str, asked: str, question: str = "") -> tuple[str, str]:
-    """Where the answer begins, of what a template writes before a given answer and before one that is to come.
+    """The prompt, from what a template writes before a given answer (`before`) and before one to be written (`asked`).
 
-    And the blanks behind that, which are the answer's first token's, as the model writes them: "Answer:" and " Paris".
+    Also the blanks after it, which belong to the answer's first token, as the model writes it: "Answer:" and " Paris".
     """
     if before.startswith(asked):
         more = before[len(asked) :]
         prompt = asked if not more.strip(" ") else before.rstrip(" ")
     elif asked.startswith(before):
         more = asked[len(before) :]
-        opened = OPENED.search(more)  # thinking that is to be done: done, with nothing in it
+        opened = OPENED.search(more)  # the template opens a block of thinking: close it, empty
         prompt = f"{before}{more.rstrip()}\n\n{_closed(opened)}\n\n" if opened else asked
     elif question and question in before and question in asked:  # they differ before the question
         tail, asked_tail = before.rpartition(question)[2], asked.rpartition(question)[2]
@@ -174,7 +174,7 @@ def _closed(opened: re.Match[str]) -> str:
 
 
 def _closing(tokenizer: Any, after: str) -> tuple[str, str]:
-    """What ends an answer's turn, up to its first control token, and that token; letters, or the end token, without."""
+    """What ends an answer's turn, up to its first control token, and that token; else letters, or the end token."""
     found = [(after.find(token), token) for token in control_tokens(tokenizer) if token in after]
     if not found:
         letters = after.rstrip()
@@ -184,20 +184,20 @@ def _closing(tokenizer: Any, after: str) -> tuple[str, str]:
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of the tokens that a tokenizer holds to be no text."""
+    """The texts of the tokens that a tokenizer marks as special."""
     special = (text for text, is_special in _added(tokenizer, len(tokenizer)) if is_special)
     return tuple(dict.fromkeys([*special, *map(str, tokenizer.all_special_tokens)]))
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of a tokenizer's control tokens: those, and all that were added but blanks."""
+    """The texts of a tokenizer's control tokens: the special ones, and all that were added except blanks."""
     words = (text for text, _ in _added(tokenizer, len(tokenizer)) if text.strip())
     return tuple(dict.fromkeys([*words, *special_tokens(tokenizer)]))
 
 
 @functools.lru_cache(maxsize=8)
 def _added(tokenizer: Any, size: int) -> tuple[tuple[str, bool], ...]:
-    """The tokens that were added to a tokenizer, of some of which there are thousands, and whether they are special."""
+    """The tokens that were added to a tokenizer, sometimes thousands, and whether each is special."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return tuple((str(token), bool(getattr(token, "special", True))) for token in added)
 
@@ -209,7 +209,7 @@ def end_ids(tokenizer: Any, turns: Iterable[Turn]) -> list[int]:
 
 
 def _broken(text: str, tokens: Sequence[str]) -> str:
-    """A text with a break inside each of the tokens that it spells."""
+    """A text with a break put inside each of the given tokens that it spells."""
     if not any(token in text for token in tokens):
         return text
     spelt = "|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True)))
@@ -217,7 +217,7 @@ def _broken(text: str, tokens: Sequence[str]) -> str:
 
 
 def _cuts(broken: str) -> list[int]:
-    """The places of breaks, in the text without them."""
+    """The positions of breaks, counted in the text without them."""
     return [found.start() - i for i, found in enumerate(re.finditer(BREAK, broken))]
 
 
@@ -227,7 +227,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 def _written(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     try:
-        # Reasoning templates write no thinking for it, and others do not read it.
+        # Makes reasoning templates write no thinking; others ignore it.
         quick = {"enable_thinking": False, "thinking": False}
         return str(
             tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **quick, **options)
@@ -250,8 +250,8 @@ def spelled(tokenizer: Any, text: str, cuts: Sequence[int] = (), *, goes_on: boo
     """A text as tokens, none of which spans a cut.
 
     Args:
-        cuts: places in the text.
-        goes_on: whether other text stands before it, so that no blank is put there, as some tokenizers do.
+        cuts: positions in the text.
+        goes_on: whether other text comes before it, so that the blank that some tokenizers add at the start is wrong.
     """
     ids: list[int] = []
     spans: list[tuple[int, int]] | None = []
@@ -275,7 +275,7 @@ def _piece(tokenizer: Any, text: str, goes_on: bool) -> Spelled:
     ids, spans = list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]] if offsets else None
     if goes_on:
         first = _ids(tokenizer, before)
-        if ids[: len(first)] != first:  # the new line went into a token of the text's
+        if ids[: len(first)] != first:  # the new line was merged into a token of the text
             return _piece(tokenizer, text, goes_on=False)
         ids = ids[len(first) :]
         spans = spans and [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans[len(first) :]]
@@ -283,10 +283,10 @@ def _piece(tokenizer: Any, text: str, goes_on: bool) -> Spelled:
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "", begun: str = "") -> list[int]:
-    """The tokens that a model is asked with.
+    """The tokens of the prompt that a model is given.
 
     Args:
-        begun: how its answer begins, which it goes on from.
+        begun: the beginning of the answer, which the model continues.
     """
     turn = turn_of(tokenizer, prompt, where)
     return spelled(tokenizer, turn.prompt + (turn.lead + begun if begun else ""), turn.cuts).ids
@@ -295,12 +295,12 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "", begun
 def reply_of(tokenizer: Any, ids: Sequence[int], turn: Turn, ends: Sequence[int]) -> str:
     """The text of a reply up to its end."""
     last = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    # As it was learnt: some tokenizers would take blanks before punctuation for their own.
+    # As it was learned: when cleaning up, some tokenizers would remove blanks before punctuation.
     text = str(tokenizer.decode(list(ids[:last]), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
     closing = turn.closing.removesuffix(turn.end).strip()
     if turn.end:
         return text.removesuffix(closing).strip()
-    text = text.partition(closing)[0]  # of a template that ends a turn in letters
+    text = text.partition(closing)[0]  # for a template that ends a turn in letters
     if last == len(ids):  # it may have been cut off within them
         begun = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)
         text = text[: len(text) - begun]

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are complete or absent.
 
-A checkpoint is written beside the others, then sealed by a manifest, and renamed last. The manifest holds the size and
-the SHA-256 of every file, its own hash, and the fingerprints of what the run is made of. So one that was cut off or
-changed, or is of another run, is told from one to go on from.
+A checkpoint is written into a temporary folder, sealed by a manifest, and renamed last. The manifest holds the size and
+the SHA-256 of every file, its own hash, and the fingerprints of the run's inputs. So a checkpoint that is incomplete,
+was changed, or is of another run is recognized and refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .schema import count, text, unlike
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
-# Of a manifest.
+# The form of a manifest.
 FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, fingerprints: Mapping[str, str]) -> None:
-    """Write the manifest of a checkpoint that is all there."""
+    """Write the manifest of a complete checkpoint."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _files(folder)
@@ -59,14 +59,14 @@ def _hash(manifest: Mapping[str, Any]) -> str:
 
 
 def put(beside: Path, folder: Path) -> None:
-    """Give a sealed checkpoint its place; one of the same step that was there before goes."""
+    """Move a sealed checkpoint into its place; an older one of the same step is removed."""
     remove(folder)
     into_place(beside, folder)
     without_empty(beside.parent)
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint, of which no part is ever taken for one."""
+    """Remove a checkpoint, in a way that no part of it is ever taken for one."""
     if not folder.exists():
         return
     away = folder.parent / PARTIAL / f"removed-{folder.name}"
@@ -78,13 +78,13 @@ def remove(folder: Path) -> None:
 
 
 def without_empty(partial: Path) -> None:
-    """Remove the folder of what is being written, if nothing is."""
+    """Remove the folder of what is being written, if it is empty."""
     with contextlib.suppress(OSError):  # it holds something else
         partial.rmdir()
 
 
 def numbered(out: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first, by their numbers: clocks are put back now and then."""
+    """The checkpoints in a folder, the newest first, by step number, since clocks may be set back."""
     found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal() and p.is_dir()]
     return sorted(found, key=_step, reverse=True)
 
@@ -94,14 +94,14 @@ def _step(folder: Path) -> int:
 
 
 def rotate(newest: Path, keep: int | None, best: str | None = None) -> None:
-    """Remove all but so many of a checkpoint and those before it; None for none.
+    """Of a checkpoint and those before it, remove all but so many.
 
-    Later ones are of a run that went on from before them, which will write them again; they may be damaged.
+    Later ones are left alone: they are from before a resume, may be damaged, and will be written again.
 
     Args:
         newest: the checkpoint, which stays.
-        keep: how many stay, it and the best among them.
-        best: the best one's folder, whose name counts; it stays, as it does with transformers.
+        keep: how many stay, it and the best among them; None for all.
+        best: the best one's folder, compared by name; it stays, as with transformers.
     """
     upto = [folder for folder in numbered(newest.parent) if _step(folder) <= _step(newest)]
     stay = {newest.name, Path(best).name if best else newest.name}
@@ -111,7 +111,7 @@ def rotate(newest: Path, keep: int | None, best: str | None = None) -> None:
 
 
 def best_of(folder: Path) -> str | None:
-    """The best checkpoint that a run had when it wrote one: its folder; None where it sought none."""
+    """The folder of the run's best checkpoint, as recorded in this one; None if none is recorded."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -132,7 +132,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path) -> str | None:
-    """In what a sealed folder is not as it was written; None where it is."""
+    """How a sealed folder differs from what was written; None if it does not."""
     manifest = _manifest(folder)
     if not manifest:
         return f"it has no readable {MANIFEST}, so it was not written to its end"
@@ -146,24 +146,24 @@ def damage(folder: Path) -> str | None:
 
 
 def flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """What is wrong with a checkpoint; None if it is complete."""
     found = damage(folder)
     if found is None and not any("optim" in name for name in _manifest(folder)["files"]):
-        return "it was saved without the optimizer's states"  # and a Trainer would go on with new ones, in silence
+        return "it was saved without the optimizer's states"  # and a Trainer would silently start with new ones
     return found
 
 
 def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:
-    """The first of the fingerprints in which a checkpoint's run was another one; None where it is the same."""
+    """The name of the first fingerprint that a checkpoint's run does not share; None if it shares all."""
     before = _manifest(folder).get("fingerprints", {})
     return next((name for name, value in fingerprints.items() if before.get(name) != value), None)
 
 
 def check(folder: Path, fingerprints: Mapping[str, str]) -> None:
-    """Refuse a checkpoint that one cannot go on from.
+    """Refuse a checkpoint that a run cannot resume from.
 
     Raises:
-        UserError: it is not whole, or of a run that is made of something else.
+        UserError: it is damaged or incomplete, or of a run with other fingerprints.
     """
     if not folder.is_dir():
         raise UserError(f"checkpoint {folder}: there is no such folder")
@@ -177,10 +177,10 @@ def check(folder: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 def newest(out: Path, fingerprints: Mapping[str, str]) -> Path | None:
-    """The newest whole checkpoint in a folder, those passed over being told; None where there is none.
+    """The newest complete checkpoint in a folder; others are skipped with a warning. None where there is none.
 
     Raises:
-        UserError: it is of a run that is made of something else.
+        UserError: it is of a run with other fingerprints.
     """
     for folder in numbered(out):
         if found := flaw(folder):
@@ -192,5 +192,5 @@ def newest(out: Path, fingerprints: Mapping[str, str]) -> Path | None:
 
 
 def clear(out: Path) -> None:
-    """Remove what writing and removing left when it was cut off."""
+    """Remove what interrupted writing or removing left behind."""
     shutil.rmtree(out / PARTIAL, ignore_errors=True)

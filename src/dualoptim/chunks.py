@@ -1,8 +1,8 @@
-"""Documents of plain text that are longer than a row may be → rows of so many tokens each.
+"""Documents of plain text that are longer than a row may be → rows of a given number of tokens each.
 
-A chunk is cut before a word where one begins in its second half, else between two tokens, so that chunks without
-overlap put together give the document back, to the letter. Each begins with the token that begins a text; the last one
-alone ends with the end token, since no other is where the document ends.
+A chunk ends before a word if one begins in its second half, else between two tokens. Chunks without overlap, put
+together, give exactly the document. Each begins with the token that begins a text; only the last one ends with the end
+token, since only there the document ends.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .losses import IGNORED
 from .own_rows import asking
 from .reword import TEXT_CHECKED, TEXT_MEASURED, TEXT_TRAINED, wordings
 
-LEAST = 4  # a last chunk of less than this part of a chunk's tokens shares with the one before it
-LETTERS = 8  # of a token at most, as a first guess where a tokenizer does not tell
+LEAST = 4  # a last chunk of less than 1/LEAST of a chunk's tokens is evened out with the one before it
+LETTERS = 8  # of a token at most, as a first guess where a tokenizer gives no offsets
 NO_LIMIT = 2**31
 BLANKS = re.compile(r"\s+")
-OF_ONE_TEXT = ("accepted", "questions", "instead")  # keys that cannot stand for each chunk of a text
+OF_ONE_TEXT = ("accepted", "questions", "instead")  # keys that cannot hold for each chunk of a text
 
 
 def cut(
@@ -32,19 +32,19 @@ def cut(
 ) -> list[Row]:
     """The rows, with those of plain text that have more than `size` tokens cut into chunks; others stay as they are.
 
-    Where less than a quarter of a chunk would be left over at a document's end, what the last two chunks hold is
+    Where less than a quarter of a chunk would be left over at a document's end, the text of the last two chunks is
     halved between them. A document that fits only without the words that wordings put before it is one chunk.
 
     Args:
         rows: of any kind.
         tokenizer: the model's.
-        size: the most tokens of a chunk, those that begin and end it counted.
+        size: the most tokens of a chunk, including those that begin and end it.
         stride: tokens from one chunk's beginning to the next, 1 to `size`; None for no overlap.
-        positions: how many tokens the model takes; room is left among them for the words of wordings.
+        positions: how many tokens the model takes; some of them are kept free for the words that wordings add.
 
     Raises:
-        UserError: more tokens than the model has positions; a document of several chunks with a key that would stand
-            for each of them; a character that has more tokens than a chunk.
+        UserError: `size` is more than the model's positions; a document of several chunks has a key that would hold
+            for each of them; one character has more tokens than a chunk.
     """
     if size > positions:
         raise UserError(f"chunk {size} is more than the model's {positions} positions; lower it")
@@ -58,10 +58,10 @@ def beginning(row: Row, tokenizer: Any, size: int) -> Row:
     """The first `size` tokens of a row of plain text, up to where a word begins; the row itself where it has no more.
 
     Args:
-        size: counts the token that begins the text, and what ends one that is whole.
+        size: including the token that begins the text, and what ends a text that is complete.
 
     Raises:
-        UserError: a character has more tokens than that.
+        UserError: one character has more tokens than that.
     """
     document = _Document(row, tokenizer, size, size, NO_LIMIT)
     end = document.reach(0, document.most)
@@ -93,7 +93,7 @@ class _Document:
                 "its chunks; cut it yourself, or leave the key out"
             )
         spans = self._spans()
-        # Of a text that was a chunk already, the last part ends no more than it did.
+        # If the text was a chunk after which its document goes on, its last part has no end either.
         of = len(spans) + (not row.ends)
         return [
             replace(row, answer=self.text[a:b], where=f"{row.where}, chunk {i}", chunk=(i, of))
@@ -121,12 +121,12 @@ class _Document:
     def _is_little(self, begin: int) -> bool:
         """Whether what is left of the text is too little for a chunk."""
         left = len(self.places) - bisect_right(self.places, begin)
-        if left > self.most * self.guess:  # too much, without counting
+        if left > self.most * self.guess:  # surely more, no need to count
             return False
         return self._lengths([self._part(begin, len(self.text))])[0] <= self.most // LEAST
 
     def reach(self, begin: int, most: int, *, at_least_one: bool = False) -> int:
-        """How far `most` tokens go from a place, the token before them counted: to a word's beginning or a token's."""
+        """Where `most` tokens from a position end, including the token that begins a text: before a word or a token."""
         first = bisect_right(self.places, self._past_nothing(begin))
         at = max(first, min(first + most * self.guess - 2, len(self.places) - 1))
         while (tokens := self._tokens(begin, self.places[at])) > most:
@@ -146,7 +146,7 @@ class _Document:
         return end
 
     def _past_nothing(self, begin: int) -> int:
-        """A place, or the end of the blanks there that the token before them swallows, as some tokenizers have it."""
+        """A position, or the end of the blanks there, if they give no tokens of their own, as with some tokenizers."""
         found = BLANKS.match(self.text, begin)
         blank = found.end() if found else begin
         if begin < blank < len(self.text):
@@ -155,7 +155,7 @@ class _Document:
         return begin
 
     def _tokens(self, begin: int, end: int) -> int:
-        """Tokens of a part of the text as a chunk, also where it is asked for by its first half."""
+        """The most tokens that a part of the text has as a chunk, or as a beginning and its continuation."""
         part = self._part(begin, end)
         return max(self._lengths([part, asking(part)]))
 

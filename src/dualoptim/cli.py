@@ -1,7 +1,7 @@
 """The command line: dualoptim quickstart | unlearn | compare | tune | evaluate | plan | report | ls | init | ….
 
-Settings come from defaults < recipe < command line. A user's mistake is told in one sentence with exit status 2. Heavy
-modules are imported by the commands that need them, so that help is there at once.
+Settings come from defaults < recipe < command line. A user's mistake is reported in one sentence, with exit status 2.
+Heavy modules are imported by the commands that need them, so that help is there at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that sever
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, as one of several ranks where a launcher started those; the exit status.
+    """Run a command, as one of several ranks if a launcher started several; the exit status.
 
     0 done, 1 a record that does not hold, 2 a user's mistake, 3 a model that is not finite, 130 interrupted.
     """
@@ -70,7 +70,7 @@ def _main(argv: Sequence[str]) -> int:
         return _run(name, parsed) if name in SHARED else ranks.of_first(lambda: _run(name, parsed))
     except BrokenPipeError:  # whoever reads has seen enough, as in `dualoptim ls | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it when it ends
-        return int(ranks.several())  # others may wait
+        return int(ranks.several())  # other ranks may be waiting
     except UserError as error:
         ranks.say(f"dualoptim: error: {error}")
         return error.status
@@ -79,7 +79,7 @@ def _main(argv: Sequence[str]) -> int:
         ranks.say(one_line(f"dualoptim: error: {error.strerror or error}{where}"))
         return 2
     except (MemoryError, RuntimeError) as error:
-        # As torch and Python say it, too, where threads or their buffers do not fit.
+        # What torch and Python also say where threads or their buffers do not fit.
         told = ("memory", "can't start new thread", "could not create a primitive")
         if not (isinstance(error, MemoryError) or any(words in str(error) for words in told)):
             if not ranks.several():
@@ -113,11 +113,11 @@ def _print_help() -> None:
 
 
 def _suit_the_process() -> None:
-    """Settings of the process that make training on a CPU faster, measured in docs/log.md; torch is not loaded yet.
+    """Set what makes training on a CPU faster, as measured in docs/log.md; called before torch is loaded.
 
-    A thread that waits for another spins for long by default; where other programs want the same cores, it spins away
-    the time that the other needs. And glibc returns large freed blocks to the kernel, though the next step takes as
-    many again. Elsewhere than with GNU's OpenMP and C library nothing happens.
+    By default, a thread that waits for another spins for long. Where other programs use the same cores, this takes the
+    time that the other thread needs. Also, glibc returns large freed blocks to the kernel, though the next step needs
+    as many again. Without GNU's OpenMP and C library, these settings have no effect.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -184,7 +184,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
 
 
 def _push(parsed: Namespace, config: RunConfig) -> Any:
-    """Where the model is to go once all is written, checked before anything long; None for nowhere."""
+    """Where to upload the model at the end, checked before anything slow starts; None for nowhere."""
     if parsed.push_to_hub is None:
         if given := {"push_public", "push_adapter"} & set(parsed.given):
             raise UserError(f"{sorted(given)[0]} says how a model is uploaded; add --push-to-hub REPO, or leave it out")
@@ -235,7 +235,7 @@ def _tune(parsed: Namespace) -> None:
 
 
 def _tell(results: dict[str, Any], config: RunConfig) -> None:
-    """Print what runs came to, and where their page lies."""
+    """Print the results of runs, and where their page is."""
     from . import report
 
     report.terminal(results)
@@ -248,7 +248,7 @@ def _tell(results: dict[str, Any], config: RunConfig) -> None:
 
 
 def _print_chosen(config: RunConfig, given: Sequence[str]) -> None:
-    """What the goal chose, as options that would choose the same."""
+    """Print what the goal chose, as options that would set the same."""
     settings = config.as_dict()
     chosen = rerun.options({key: settings[key] for key in GOALS_OWN if key not in given})
     if chosen:
@@ -283,7 +283,7 @@ def _evaluate(parsed: Namespace) -> None:
 
 @ranks.by_first
 def _new_file(what: str, path: Path) -> None:
-    """Refuse a file that is there already, or that could not be written."""
+    """Refuse a file that exists already, or that could not be written."""
     try:
         if path.exists():
             raise UserError(f"{what} {path}: exists already; give another file")
@@ -315,7 +315,7 @@ def _evaluate_records(parsed: Namespace) -> None:
 
 
 def _print_numbers(task: Any, before: Any, after: Any, retrained: Any) -> None:
-    """A line for each number, with what it was before, and why it is missing if it is."""
+    """Print a line for each number, with its value before, and the reason if it is missing."""
     from . import report
     from .evaluation import general
 
@@ -440,7 +440,7 @@ def _verify(parsed: Namespace) -> int:
 
 
 def _print_limits(said: dict[str, Any]) -> None:
-    """What a record does not say."""
+    """Print what a record does not say."""
     for remark in said["remarks"]:
         print(one_line(f"· {remark}"))
     missing = said["not_measured"]

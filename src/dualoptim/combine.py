@@ -1,8 +1,8 @@
-"""Gradients of several objectives → one: the rivals that mend the conflict in the gradient and not in the optimizer.
+"""Gradients of several objectives → one: the compared methods that resolve conflict in the gradient, not the optimizer.
 
 A rule reads the objectives' Gramian G (K, K), the inner products of their gradients g_1 … g_K over all parameters, and
-gives weights w (K,): the step is taken along Σ_k w_k g_k. Weighting the whole gradients is all that these methods do,
-so nothing else is stored or computed. K objectives, the first the one to forget.
+gives weights w (K,): the step is taken along Σ_k w_k g_k. These methods only weight whole gradients, so nothing else is
+stored or computed. There are K objectives; the first is the one to forget.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Rule = Callable[[Tensor], Tensor]
 
 
 def pcgrad(gram: Tensor) -> Tensor:
-    """PCGrad, by TorchJD: each gradient loses its component against every other that it conflicts with; their sum.
+    """PCGrad, by TorchJD: each gradient loses its component along every other that it conflicts with; then the sum.
 
     For each k, in a random order of the others: g ← g − min(0, ⟨g, g_j⟩) / ‖g_j‖² · g_j. With two objectives the order
-    says nothing. It is drawn by a seed that the gradients give, so that all ranks draw the same and a run can be
-    repeated.
+    does not matter. It is drawn with a seed computed from the gradients, so that all ranks draw the same and a run can
+    be repeated.
 
     >>> pcgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
     tensor([1.5000, 1.5000])
@@ -40,11 +40,11 @@ def pcgrad(gram: Tensor) -> Tensor:
 
 
 def gru(gram: Tensor) -> Tensor:
-    """GRU's rectified gradient: that of forgetting, less its component against what is to be kept.
+    """GRU's rectified gradient: that of forgetting, without its component against what is to be kept.
 
-    g_f − min(0, ⟨g_f, g_r⟩) / ‖g_r‖² · g_r, with g_r the sum of all other objectives' gradients. These are not followed
-    themselves: they only say which direction to forget in does no harm. The paper may average g_r over steps with a
-    weight γ of the newest; this is γ = 1.
+    g_f − min(0, ⟨g_f, g_r⟩) / ‖g_r‖² · g_r, with g_r the sum of all other objectives' gradients. The step does not
+    follow g_r itself, which only tells which direction of forgetting does no harm. The paper can average g_r over
+    steps, with weight γ for the newest; here γ = 1.
 
     >>> gru(torch.tensor([[1.0, -0.5], [-0.5, 2.0]]))
     tensor([1.0000, 0.2500])
@@ -60,9 +60,9 @@ def gru(gram: Tensor) -> Tensor:
 
 
 def upgrad(gram: Tensor) -> Tensor:
-    """UPGrad, by TorchJD: each gradient is projected where no objective loses by it to first order; their sum.
+    """UPGrad, by TorchJD: each gradient is projected so that no objective gets worse to first order; then the sum.
 
-    TorchJD takes the mean; the sum is what no conflict at all gives with the other rules.
+    TorchJD takes the mean. The sum is what the other rules give where nothing conflicts.
 
     Raises:
         UserError: TorchJD is not installed.

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from .errors import UserError, unknown
 
-# The headings of `--help`, in its order; a field says its own, and is an advanced one where it says none.
+# The headings of `--help`, in its order; a field names its own, and is under "advanced" where it names none.
 FORGET_AND_KEEP, MODEL, LOSSES, OPTIMIZER, SCHEDULE, EVALUATION, SAVING, ADVANCED = GROUPS = (
     "what to forget and keep", "model", "losses", "optimizer", "schedule", "evaluation", "saving", "advanced",
 )  # fmt: skip
 
 
 def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any] = ()) -> Any:
-    """A dataclass field with a default, a line of help, the heading that it stands under, and its values if few."""
+    """A dataclass field with a default, a line of help, its heading in the help, and its values if they are few."""
     metadata = {"help": help, "group": group, "choices": tuple(choices)}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -32,8 +32,8 @@ def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any
 class RunConfig:
     """One unlearning run: a model, what to forget and keep, the losses, the optimizer, the schedule, the output.
 
-    Defaults are the published settings for Phi-1.5 on TOFU (arXiv 2605.21539), but for the batch size and the number
-    of steps, which are a laptop's.
+    Defaults are the published settings for Phi-1.5 on TOFU (arXiv 2605.21539), except for the batch size and the number
+    of steps, which are for a laptop.
     """
 
     forget: str | None = option(
@@ -282,7 +282,7 @@ class RunConfig:
 
     @property
     def inputs(self) -> dict[str, str | None]:
-        """The settings that name a file or folder which is read, or may."""
+        """The settings that name a file or folder to read, or may name one."""
         names = ("model", "retrained", "chat_template", "task", "data_dir", "probes_dir", "forget", "retain",
                  "refusals")  # fmt: skip
         return {name: getattr(self, name) for name in names}
@@ -310,7 +310,7 @@ class RunConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-# What makes a method: where one leaves something out, it is this, whatever the recipe says.
+# The settings that define a method; what a method leaves out has these values, whatever the recipe says.
 PLAIN: dict[str, Any] = {
     "joint": False, "combine": None, "alone": None, "retain_bound": None, "sam_rho": None, "base_bits": 32,
     "delta_bits": 32,
@@ -333,9 +333,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "Joint AdamW SAM": {"optimizer": "AdamW", "joint": True, "sam_rho": 0.01},
     "DualOptim+ SAM": {"optimizer": "DualOptim+", "joint": False, "sam_rho": 0.01},
 }
-# What says how a multiplier moves, of methods that have none.
+# The settings of a multiplier, as methods without one have them.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
-# What a goal chooses on your own rows.
+# The settings that a goal chooses for your own rows.
 GOALS_OWN = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until", "pause",
              "keep_at_least", "curve_points")  # fmt: skip
 # When to use which; `dualoptim ls` prints it.
@@ -357,10 +357,10 @@ ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
 
 
 def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A class's arguments, each of the type that its constructor says, as `jsonargparse` reads them.
+    """A class's arguments, each converted to the type that its constructor declares, as `jsonargparse` reads it.
 
     Raises:
-        UserError: one that the class has not, or of another type.
+        UserError: an argument that the class does not have, or of another type.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -370,7 +370,7 @@ def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name not in parameters:
             raise unknown(f"argument of {what}", name, parameters)
-        if name not in hints:  # of a class of somebody's own, which need not say
+        if name not in hints:  # a user's own class need not declare types
             continue
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{name}", type=hints[name])

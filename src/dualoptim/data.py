@@ -1,7 +1,7 @@
 """Rows → tokenized, labeled, objective-tagged batches.
 
 A row is a prompt and an answer, read from JSON lines of ``question``/``answer``, of chat ``messages`` or of plain
-``text``. Its tokens come from the model's own chat template; labels stand on the answer and its end token alone.
+``text``. It is tokenized in the model's own chat template; only the answer and its end token have labels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .schedule import Turn
 
 @dataclass(frozen=True)
 class Row:
-    """What is asked and what is answered.
+    """A prompt and its answer.
 
     A row of plain text has no prompt, or one message of the role "text": the beginning that the answer continues.
     """
@@ -45,13 +45,13 @@ class Row:
     answer: str
     where: str = ""  # file:line, for messages to the user
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the row's other keys
-    only: tuple[str, ...] = ()  # the parts of the answer that carry labels; all of it, and its end, where empty
-    chunk: tuple[int, int] | None = None  # of a document's plain text: which chunk it is, and of how many
-    group: int = 0  # which of its objective's sources it is from, from 0; RMU steers each in a direction of its own
+    only: tuple[str, ...] = ()  # the parts of the answer that have labels; if empty, all of it and its end
+    chunk: tuple[int, int] | None = None  # (number, total) of a chunk of a document's plain text
+    group: int = 0  # index of its source among its objective's; RMU steers each source in a direction of its own
 
     @property
     def ends(self) -> bool:
-        """Whether the answer ends here, and is not a chunk that the document goes on behind."""
+        """Whether the answer ends here; False for a chunk after which its document goes on."""
         return self.chunk is None or self.chunk[0] == self.chunk[1]
 
     @property
@@ -100,13 +100,13 @@ def data_file(data_dir: str | Path, folder: str, name: str) -> Path:
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
-    """Make a row of any of the forms (`forms.conversation`); whatever else the record holds goes to `fields`."""
+    """Make a row from a record in any of the forms (`forms.conversation`); its other keys go to `fields`."""
     found = conversation(record, where)
     if found is None:
         key = next(key for key in record if key.lower() == "text" and record[key] is not None)
         prompt: list[Message] = []
         answer, used = text_of(record, key, where), {key}
-        chunk = _chunk(record.get("chunk"))  # as a run writes down those that it trained on
+        chunk = _chunk(record.get("chunk"))  # as in the files of rows that a run writes
         used |= {"chunk"} if chunk else set()
     else:
         prompt, answer, used = found
@@ -116,14 +116,14 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
 
 
 def as_rows(given: Any, where: str) -> list[Row]:
-    """Rows as they are, and of mappings in any form that a file of rows may have; of any iterable, once.
+    """Rows from any iterable, read once: `Row`s as they are, or mappings in any form that a file of rows may have.
 
     Raises:
-        UserError: there are none, or one is neither.
+        UserError: there are no rows, or one is neither.
     """
     if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__len__")):
         raise UserError(f"{where}: rows are a sequence of rows, but these are {type(given).__name__}; give a list")
-    if not hasattr(given, "__iter__"):  # by number, as such a data set may not end itself
+    if not hasattr(given, "__iter__"):  # by index, as iterating may not end
         given = [given[i] for i in range(len(given))]
     rows = []
     for number, row in enumerate(given, 1):
@@ -140,14 +140,14 @@ def as_rows(given: Any, where: str) -> list[Row]:
 
 
 def _chunk(given: Any) -> tuple[int, int] | None:
-    """Which chunk of how many a record says that it is; None of anything else under that key."""
+    """(number, total) of the chunk that a record is; None for any other value under that key."""
     if isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given) and 0 < given[0] <= given[1]:
         return given[0], given[1]
     return None
 
 
 def _bare(text: str) -> str:
-    """A text as it is compared with others: one form of each character, no invisible ones, no end punctuation."""
+    """A text normalized for comparison: one form of each character, no invisible ones, no punctuation at the end."""
     seen = regex.sub(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]", "", text)
     plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
     return regex.sub(r"[\p{Terminal_Punctuation}\s]+$", "", plain) or plain
@@ -177,19 +177,19 @@ class Tokens(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
-    ended: int = 0  # the last tokens with labels that stand for no text of the answer, but end it
+    ended: int = 0  # how many of the last labeled tokens end the answer and are not part of its text
     group: int = 0  # the row's
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """The prompt as the chat template writes it, up to where the answer begins; of plain text, the first token."""
+    """The prompt as the chat template writes it, up to the answer; for plain text, the first token and what follows."""
     return turn_of(tokenizer, prompt).prompt
 
 
 def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = None) -> Tokens:
-    """Tokenize a row by the model's chat template, with labels on the answer and what ends its turn alone.
+    """Tokenize a row in the model's chat template, with labels only on the answer and on what ends its turn.
 
-    Behind a chunk that its document goes on from stands nothing that ends it.
+    A chunk after which its document goes on has no end.
 
     Args:
         max_length: the most tokens that it may have.
@@ -205,7 +205,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     text = begun + answer + (turn.closing if row.ends else "")
     ids, spans = spelled(tokenizer, text, [*turn.cuts, *(len(begun) + cut for cut in told_apart)])
     asked = spelled(tokenizer, turn.prompt, turn.cuts).ids
-    if ids[: len(asked)] != asked:  # a token that spans both; the model is asked without it
+    if ids[: len(asked)] != asked:  # a token spans prompt and answer; the prompt alone is tokenized without it
         shift = len(turn.prompt)
         rest = spelled(tokenizer, text[shift:], [len(turn.lead) + cut for cut in told_apart], goes_on=True)
         ids = asked + rest.ids
@@ -239,7 +239,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
 
 
 def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, end: int) -> int:
-    """How many tokens stand behind an answer that ends at a character; some take the blanks before them."""
+    """The number of tokens after an answer that ends at character `end`; some include the blanks before them."""
     if spans is None:
         return len(tokenizer(text[end:], add_special_tokens=False)["input_ids"])
     return sum(after > end and not text[start:end].strip() for start, after in spans)
@@ -248,7 +248,7 @@ def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, e
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
     """Pad to the longest row, on the right: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T).
 
-    With rows of another group than 0 also ``groups``, (B,).
+    Also ``groups``, (B,), if any row's group is not 0.
     """
     width = max(len(row.input_ids) for row in rows)
 
@@ -264,14 +264,14 @@ def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id to pad with: the first of all, which is in every embedding. Padding is masked by its place, not its id."""
+    """The id to pad with: 0, which is in every embedding. Padding is masked by its position, not by its id."""
     return 0
 
 
 class Draw(NamedTuple):
     """One place in a batch: an objective's row, and the refusal drawn for it where its loss needs one.
 
-    One that does not count stands in for a row that a rank has none of: it is passed through the model, weighing 0.
+    With `counts` False it fills a batch that has no row of the objective: it goes through the model with weight 0.
     """
 
     objective: str
@@ -281,7 +281,7 @@ class Draw(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What a `Draw` gives: tokens, those of the refusal, and log π_ref of both where it is known."""
+    """What a `Draw` selects: tokens, those of the refusal, and log π_ref of both where it is known."""
 
     objective: str
     tokens: Tokens
@@ -292,12 +292,12 @@ class Item(NamedTuple):
 
 
 class ObjectiveRows(Dataset):
-    """The rows of every objective, tokenized once; an item is asked for by its `Draw`.
+    """The rows of every objective, tokenized once; items are indexed by `Draw`.
 
-    What stands in for a row's answer where a loss needs that is a refusal, or one of the row's own ``alternates``.
+    Where a loss needs a replacement for a row's answer, it is a refusal, or one of the row's own ``alternates``.
 
-    `reference_log_probs` holds log π_ref(y|x) of a row under (objective, row), of a refusal under its draw; what is
-    there goes into the batches.
+    `reference_log_probs` holds log π_ref(y|x) of a row under (objective, row), of a refusal under its draw; the values
+    that it holds go into the batches.
     """
 
     def __init__(
@@ -308,9 +308,9 @@ class ObjectiveRows(Dataset):
         max_length: int,
         own: Iterable[str] = (),
     ) -> None:
-        """`refusals` holds, for each objective whose loss needs them, the replies that may stand in for an answer.
+        """`refusals` holds, for each objective whose loss needs them, the replies that may replace an answer.
 
-        `own` are those whose loss needs each row's ``alternates`` instead.
+        `own` are the objectives whose loss needs each row's ``alternates`` instead.
         """
         self.rows, self.refusals, self.tokenizer, self.max_length = rows, refusals, tokenizer, max_length
         self.alternates = {name: [row.fields["alternates"] for row in rows[name]] for name in own}
@@ -336,7 +336,7 @@ class ObjectiveRows(Dataset):
         )
 
     def stand_ins(self, objective: str, row: int) -> Sequence[str]:
-        """What may stand in for a row's answer; nothing where the objective's loss needs nothing."""
+        """The texts that may replace a row's answer; empty where the objective's loss needs none."""
         return self.alternates[objective][row] if objective in self.alternates else self.refusals.get(objective, ())
 
     def _refusal(self, draw: Draw) -> Tokens:
@@ -356,9 +356,9 @@ class ObjectiveRows(Dataset):
         return found
 
     def collate(self, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
-        """A batch for each objective among the items: objective → batch, with ``idk`` in it where refusals are.
+        """A batch for each objective among the items: objective → batch, with ``idk`` where there are refusals.
 
-        One of a row that does not count has ``idle`` in it.
+        A batch of a row that does not count has ``idle``.
         """
         batches: dict[str, dict[str, Any]] = {}
         for name in dict.fromkeys(item.objective for item in items):
@@ -381,20 +381,20 @@ class Plan:
     """Every batch of a run, fixed beforehand: a batch sampler of the turns' micro-batches.
 
     Each objective's rows come in passes: shuffled, then sorted by length within windows of eight batches, so that
-    batches hold rows of like length; every row comes once in a pass, and a window may hold the seam of two. A plan
-    depends on its arguments alone, which is what lets a resumed run skip to where it stopped.
+    batches hold rows of similar length. Every row comes once in a pass; a window may span two passes. A plan depends
+    only on its arguments, so a resumed run can skip to where it stopped.
 
     Args:
         turns: what each optimizer step serves (`dualoptim.schedule`).
         dataset: the rows.
         micro_batches: how many batches an optimizer step is split into (gradient accumulation, times ranks).
-        seed: of the shuffling and of the refusals' choice.
-        ranks: of several, each takes every `ranks`-th batch, and all batches of a step hold the same objectives, since
-            ranks must run the same forward and backward passes. Where an objective has fewer rows than the step has
-            batches, some hold a row of another's that does not count.
+        seed: for the shuffling and the choice of refusals.
+        ranks: how many there are. With several, each takes every `ranks`-th batch, and all batches of a step hold the
+            same objectives, since ranks must run the same forward and backward passes. Where an objective has fewer
+            rows than the step has batches, some repeat a row of another batch, which does not count.
 
     Raises:
-        ValueError: a step has too few rows to be split so.
+        ValueError: a step has too few rows to be split into so many batches.
     """
 
     batch_size = None  # batches differ in size
@@ -439,7 +439,7 @@ class Plan:
 
 
 def _filled(batch: list[Draw], turn: Turn, draws: Sequence[tuple[float, Draw]]) -> list[Draw]:
-    """A batch with draws of each objective, in one order on all ranks; one that does not count where none was."""
+    """A batch with draws of each objective, in one order on all ranks; where it had none, one that does not count."""
     found: list[Draw] = []
     for name in turn:
         own = [draw for draw in batch if draw.objective == name]
@@ -448,7 +448,7 @@ def _filled(batch: list[Draw], turn: Turn, draws: Sequence[tuple[float, Draw]]) 
 
 
 class _Batches:
-    """An endless stream of row indices in batches of like length."""
+    """An endless stream of row indices, in batches of rows of similar length."""
 
     def __init__(self, lengths: Sequence[int], rng: random.Random) -> None:
         self.lengths, self.rng = lengths, rng
@@ -461,7 +461,7 @@ class _Batches:
                 self.pool += self.rng.sample(range(len(self.lengths)), len(self.lengths))
             window = min(len(self.pool) // count, 8) * count
             rows, self.pool = self.pool[:window], self.pool[window:]
-            # Ties are broken at random, or rows of one length would always meet the same company.
+            # Ties are broken at random, or rows of one length would always share a batch with the same rows.
             rows.sort(key=lambda row: (self.lengths[row], self.rng.random()))
             self.ready = [rows[i : i + count] for i in range(0, window, count)]
             self.rng.shuffle(self.ready)

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, shown before anything long: config, schedule, a batch of each objective, memory."""
+"""`--dry-run`: shows what a run would do, and stops: config, schedule, a batch of each objective, memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What trains on several ranks: DDP, FSDP2, DeepSpeed. What they need, what they cannot do, what ranks agree on.
+"""Training on several ranks, by DDP, FSDP2 or DeepSpeed: what each needs and cannot do, and what ranks must agree on.
 
-All of it is decided before the first step, but for `agree_on_step`: every rank serves the same objectives in a step, or
+All of it is checked before the first step, except `agree_on_step`: all ranks serve the same objectives in a step, or
 all of them raise.
 """
 
@@ -35,10 +35,10 @@ def sharded_by_hand(model: nn.Module) -> bool:
 
 
 def adopt(trainer: Any, *, by_hand: bool) -> None:
-    """Let a trainer's accelerator take a model as one of FSDP2, where accelerate itself would not.
+    """Make a trainer's accelerator use FSDP2 for a model, where accelerate itself would not.
 
-    accelerate reads its FSDP plugin on GPUs alone, and on CPUs would train replicas in silence; and it would wrap a
-    model that is sharded already in DDP.
+    accelerate reads its FSDP plugin only on GPUs, and would silently train replicas on CPUs. It would also wrap a model
+    that is already sharded in DDP.
     """
     if trainer.is_fsdp_enabled:
         return
@@ -152,7 +152,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def agree_on_step(table: Tensor, own: str, failure: Exception | None, step: int) -> None:
-    """Raise on every rank where they would not serve the same objectives, or one of them serves none for an error.
+    """Raise on every rank if the ranks would serve different objectives, or if one of them failed.
 
     Args:
         table: (ranks,) a `mark` of what each rank is to serve, 0 where it failed.
@@ -186,21 +186,21 @@ class NotWrittenError(OSError):
 
 
 def all_wrote() -> None:
-    """Wait until every rank wrote its part; one that could not calls `gathered` with the reason in place of this."""
+    """Wait until every rank wrote its part; a rank that could not calls `gathered` with the reason instead of this."""
     for rank, reason in enumerate(gathered(None)):
         if reason is not None:
             raise NotWrittenError(f"rank {rank}: {reason}")
 
 
 def checkpoint_of(trainer: Any, given: str | bool) -> Path:
-    """The checkpoint to go on from; each node's first rank looks for it, and the others take its word.
+    """The checkpoint to resume from; each node's first rank finds and checks it for the others.
 
     Args:
-        trainer: the one that goes on.
-        given: a checkpoint's folder, or True for the newest whole one of the output folder.
+        trainer: the one that resumes.
+        given: a checkpoint's folder, or True for the newest complete one of the output folder.
 
     Raises:
-        ValueError: there is none, it is not whole, of another run, or of another engine; or the ranks see different
+        ValueError: there is none; it is damaged, of another run, or of another engine; or the ranks find different
             ones.
     """
     out, found, failure = Path(str(trainer.args.output_dir)), None, None
@@ -231,7 +231,7 @@ def checkpoint_of(trainer: Any, given: str | bool) -> Path:
 
 
 def check_one_folder(trainer: Any) -> None:
-    """Refuse a folder for checkpoints that is not the same one on every rank, as nodes with disks of their own have."""
+    """Refuse a folder for checkpoints that is not the same on every rank, as on nodes that do not share a disk."""
     args = trainer.args
     if args.world_size == 1 or args.save_strategy == "no" or args.save_on_each_node:
         return
@@ -241,12 +241,12 @@ def check_one_folder(trainer: Any) -> None:
     if first:
         partial.mkdir(parents=True, exist_ok=True)
         sign.touch()
-    gathered(None)  # it is there
+    gathered(None)  # wait until it is written
     until = time.monotonic() + WAIT
     while not (seen := sign.exists()) and time.monotonic() < until:
         time.sleep(0.1)
         if partial.is_dir():
-            os.listdir(partial)  # which makes a network disk look again
+            os.listdir(partial)  # makes a network disk refresh its view
     told = gathered(seen)
     if first:
         sign.unlink()
@@ -262,7 +262,7 @@ def check_resumable(folder: Path, trainer: Any) -> None:
     """Refuse a checkpoint that this trainer's engine cannot read.
 
     Checkpoints of one process, of DDP and of FSDP2 are read by any of the three, on any number of ranks. DeepSpeed's
-    are read by DeepSpeed at the same stage on as many ranks.
+    are read only by DeepSpeed, at the same stage and on as many ranks.
     """
     parts = len(list(folder.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
     if not parts:

@@ -1,4 +1,4 @@
-"""The user's mistakes."""
+"""The errors for a user's mistakes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def one_line(text: object) -> str:
-    """A text in which nothing breaks the line or moves the cursor, as files and their contents may hold anything."""
+    """A text without characters that break the line or move the cursor, as text from files may have."""
     signs = str(text)
     if signs.isprintable():
         return signs
@@ -21,7 +21,7 @@ LONGEST = 1000  # characters of a sentence, which may quote a value of any lengt
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one sentence: what was found, where, and how to mend it.
+    """A mistake of the user's, reported in one sentence: what was found, where, and how to mend it.
 
     The command line prints it without a traceback and exits with `status`; any other exception is a defect of ours.
     """
@@ -39,7 +39,7 @@ class NotFiniteError(UserError):
     status = 3
 
 
-# What is meant by the names that other trainers have for the same settings.
+# Other trainers' names of settings → our names.
 MEANT = {
     "learning_rate": "lr", "max_steps": "steps", "per_device_train_batch_size": "batch_size", "output_dir": "out",
     "model_name_or_path": "model",

@@ -1,7 +1,7 @@
-"""A task scored by the probability of answers alone: no replies, no judges, a second where a score takes a minute.
+"""A task scored only by the probability of answers, without replies and judges: a second in place of a minute.
 
-What a comparison of many runs needs (`dualoptim compare --fast`): the same rows, losses and schedules, and of each
-objective, and of rows that the model knew and nobody trained on, how probable the answers still are.
+It is for comparing many runs (`dualoptim compare --fast`). Rows, losses and schedules are the same; measured is how
+probable the answers still are, for each objective and for rows that the model knew and that nobody trains on.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .evaluation.numbers import Metric, Numbers, Record, mean
 from .tasks import Task
 
 MOST_ROWS = 100  # of each set, drawn once
-LOOKED_AT = 16  # of each of them, while a run trains
+LOOKED_AT = 16  # of each set, at points during training
 
 
 class ByProbability(Task):
-    """Another task, of which every number is mean p(answer | question), p = exp(−mean negative log-likelihood a token).
+    """Another task, whose numbers are all mean p(answer | question), p = exp(−mean negative log-likelihood a token).
 
     Args:
-        task: whose rows, losses and schedules they are.
+        task: the task that has the rows, losses and schedules.
     """
 
     name = "fast"
@@ -36,7 +36,7 @@ class ByProbability(Task):
         self.task, self.name = task, task.name  # type: ignore[misc]
         self.losses, self.weights = task.losses, task.weights
         self.retained, self.built = task.retained, task.built
-        # Before `prepare` settles the rows of those tasks that ask the model for them, their names.
+        # By the sets' names: the rows of some tasks are chosen only in `prepare`.
         self.metrics = {
             f"{name}_probability": Metric(f"p(answer), {name.replace('_', ' ')}", _better(name), ".3f")
             for name in task.quick()

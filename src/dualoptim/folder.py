@@ -1,4 +1,4 @@
-"""The folder of a run: one run's alone, and emptied of nothing but what a run writes."""
+"""The folder of a run: used by one run at a time; only files that a run writes are ever removed from it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, a
 RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD,
            SPACE, RECIPE, LOCK}  # fmt: skip
-OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of a method of several, of a part of several
-_LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one of a folder, or one of each shard
-NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which systems put anywhere
+OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several methods, or of one of several parts
+_LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
+NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # operating systems put these anywhere
 
 
 def inside(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
-    """The first setting whose file or folder lies in a folder, or holds it."""
+    """The first setting whose file or folder lies in the given folder, or is it."""
     place = folder.resolve()
     for name, given in inputs.items():
         if given is None or not os.path.lexists(given):
@@ -43,7 +43,7 @@ def inside(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
 
 
 def foreign(folder: Path) -> list[str]:
-    """What lies in a folder and is nothing that a run writes."""
+    """The files and folders in a folder that no run writes."""
     found = []
     written = WRITTEN | rows_of(folder)
     for path in sorted(folder.iterdir()):
@@ -64,7 +64,7 @@ def rows_of(folder: Path) -> set[str]:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder."""
+    """Whether a run was started in a folder."""
     return (folder / SETTINGS).exists()
 
 
@@ -76,17 +76,17 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         inputs: setting → file or folder that the run reads.
 
     Raises:
-        UserError: it cannot be a folder's name, is a file, holds a run while neither `resume` nor `overwrite` says what
-            to do with it, or holds other things, among them what the run reads.
+        UserError: it cannot be a folder's name; is a file; holds a run, and neither `resume` nor `overwrite` is set; or
+            holds other things, such as what the run reads.
     """
     folder = Path(out)
     try:
         str(out).encode()
-        if "\0" in str(out):  # which `exists` passes over
+        if "\0" in str(out):  # `exists` does not refuse it
             raise OSError(errno.EINVAL, "it holds a null byte")
         there = folder.exists() or folder.is_symlink()
         listed = foreign(folder) if there and folder.is_dir() else []
-    except (OSError, ValueError) as error:  # too long, not UTF-8, a loop of links, not to be looked into
+    except (OSError, ValueError) as error:  # too long, not UTF-8, a loop of links, not readable
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"out {str(out)[:80]!r}: cannot be used ({reason}); give another folder") from None
     if there and not folder.is_dir():
@@ -109,10 +109,10 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
 def owned(
     out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, overwrite: bool, share: str | None = None
 ) -> Iterator[Path]:
-    """The output folder, for this process alone, or for these ranks.
+    """The output folder, locked for this process, or for these ranks.
 
     Args:
-        share: "i-of-n" where it is one of several shards of a plan, which may be at work in the folder together.
+        share: "i-of-n" for one of several shards of a plan, which may work in the folder at the same time.
 
     Raises:
         UserError: as `check`; or another process is at work in it.
@@ -134,7 +134,7 @@ def _owned(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        for path in folder.glob(f"{LOCK}*"):  # a whole run shares with no shard, a shard with every other
+        for path in folder.glob(f"{LOCK}*"):  # a run shares it with no shard, a shard with any other
             if path.name != Path(lock.lock_file).name and (share is None or path.name == LOCK):
                 with FileLock(path, timeout=0):
                     pass
@@ -143,7 +143,7 @@ def _owned(
     except OSError as error:
         raise UserError(f"out {folder}: cannot be written to ({error.strerror}); give another folder") from None
     try:
-        check(folder, inputs, resume=resume, overwrite=overwrite)  # again, as the one before may have written it
+        check(folder, inputs, resume=resume, overwrite=overwrite)  # again: a run may just have ended
         yield
     finally:
         if made and all(_LOCKS.fullmatch(path.name) for path in folder.iterdir()):  # nothing came of it
@@ -152,7 +152,7 @@ def _owned(
 
 
 def into_place(beside: Path, place: Path) -> None:
-    """Give a file or folder that was written beside its place, for good: on the disk first, should the power fail."""
+    """Move a temporary file or folder into its place, after flushing it to disk, in case the power fails."""
     for path in (*(path for path in beside.rglob("*") if path.is_file()), beside):
         _synced(path)
     os.replace(beside, place)
@@ -160,7 +160,7 @@ def into_place(beside: Path, place: Path) -> None:
 
 
 def _synced(path: Path) -> None:
-    # A folder's is its list of names; there are systems that open no folders, or sync none.
+    # Syncing a folder saves its list of names. Some systems cannot open or sync folders.
     with suppress(OSError) if path.is_dir() else nullcontext():
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
@@ -171,10 +171,10 @@ def _synced(path: Path) -> None:
 
 @ranks.first_only
 def written(path: Path, text: str) -> None:
-    """Write a file whole, or not at all.
+    """Write a file completely, or not at all.
 
     Raises:
-        OSError: it cannot be, as where the disk is full; it names the file.
+        OSError: it cannot be written, as on a full disk; the error names the file.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -194,7 +194,7 @@ def emptied(folder: Path) -> None:
 
 @ranks.first_only
 def clear(folder: Path) -> None:
-    """Remove what writing left when it was cut off."""
+    """Remove what interrupted writing left behind."""
     partial = {f"{name}.partial" for name in WRITTEN | rows_of(folder)}
     _remove(path for path in folder.iterdir() if path.name in partial)
 

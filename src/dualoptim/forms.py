@@ -1,6 +1,6 @@
 """The forms that rows come in: a question and an answer, an instruction, a chat or plain text.
 
-Under the keys of the common formats, in any case; a column that holds nothing is an absent one.
+Keys are those of the common formats, in upper or lower case; an empty column counts as absent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _shown(value: Any) -> str:
 
 
 def conversation(record: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str, set[str]] | None:
-    """What is asked, as messages, what is answered, and the keys that were used, of a row in any of the forms.
+    """The prompt as messages, the answer, and the keys that were used, of a row in any of the forms.
 
     None for plain text, under the key "text".
     """
@@ -91,7 +91,7 @@ def _pair(
 
 
 def _system(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str], where: str) -> list[dict[str, str]]:
-    """The system message that stands in a column of its own."""
+    """The system message, if it has a column of its own."""
     key = lower.get("system")
     if key is None or not str(record[key]).strip():
         return []
@@ -102,12 +102,12 @@ def _system(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str],
 def _chat(
     record: Mapping[str, Any], lower: Mapping[str, str], keys: Sequence[str], where: str
 ) -> tuple[list[dict[str, str]], str, set[str]]:
-    """Messages before the last, and that one's text, which must be the assistant's."""
+    """The messages before the last one, and the last one's text, which must be the assistant's."""
     used: set[str] = set(keys)
     turns: list[dict[str, str]] = []
     for key, role in zip(keys, ("user", "assistant"), strict=False):
         messages: Any = record[key]
-        if len(keys) == 2 and isinstance(messages, str):  # beside one that is of messages
+        if len(keys) == 2 and isinstance(messages, str):  # the other column holds messages
             messages = [{"role": role, "content": messages}]
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a goal chooses on your own rows: losses, learning rate, ratio, length, and when to stop.
+"""What a goal chooses for your own rows: losses, learning rate, ratio, length, and when to stop.
 
 Settings come from defaults < goal < recipe < command line, so whatever is given wins. `benchmarks/own_rows.md` has the
 measurements behind the numbers here.
@@ -18,19 +18,19 @@ from .errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Goal:
-    """Settings of a goal that do not follow from rows and model.
+    """Settings of a goal that do not depend on rows and model.
 
     Args:
         forget_loss: on the rows to forget.
-        corrected_loss: in its place where rows say what to answer `instead`.
-        until: where to stop: "refuse", the share of checking questions still answered; "erase", the answer's
-            probability over what it was.
+        corrected_loss: used in its place if rows say what to answer `instead`.
+        until: where to stop: for "refuse", the share of checking questions still answered; for "erase", the answer's
+            probability relative to that before.
         lr: learning rate at a hidden size of 576, SmolLM2-135M's.
         ratio: forget steps to retain steps.
-        passes: over the wordings that are trained on, within LEAST_STEPS and MOST_STEPS steps to forget: the four
-            wordings of a single row are drawn 12 times each.
+        passes: passes over the wordings that are trained on, within LEAST_STEPS and MOST_STEPS steps to forget: the
+            four wordings of a single row are drawn 12 times each.
         pause: skip the steps to forget while the goal is reached. An answer's probability stays low without them, and
-            falls to nothing with them; a refusal is unlearned within a few steps to keep.
+            falls to nothing with them. A refusal, in contrast, is lost within a few steps to keep.
     """
 
     forget_loss: str
@@ -48,18 +48,18 @@ GOALS = {
 }
 KEEP_AT_LEAST = 0.8  # of the checking questions about what is kept
 WIDTH = 576
-# Where a coordinate's gradient is below this its step shrinks with it. What is kept begins with a gradient of nothing
-# but noise, which 1e-8 would scale up to full steps.
+# Where a coordinate's gradient is below this, its step shrinks with it. At the start, the gradient of what is kept is
+# only noise, which 1e-8 would scale up to full steps.
 EPS = 1e-4
 LEAST_STEPS, MOST_STEPS = 12, 24  # that serve the rows to forget
 CHECK_EVERY = 4  # optimizer steps
 
 
 def chosen(given: Mapping[str, Any]) -> RunConfig:
-    """A config of what is given and, for your own rows, what the goal chooses for the rest.
+    """A config of the given settings and, for your own rows, those that the goal chooses for the rest.
 
     Args:
-        given: settings of a `RunConfig`, those that somebody gave.
+        given: the settings of a `RunConfig` that the user gave.
 
     Raises:
         UserError: a goal that is not known, or settings of a goal for a task, which has its own.
@@ -82,16 +82,16 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     rows = task.objectives["forget"]
     corrected = any(row.fields.get("instead") for row in rows)
     width = WIDTH if config.model == TINY else hidden_size(config.model)
-    batch_size = max(1, int(given.get("batch_size", 8)))  # what is below is told later
+    batch_size = max(1, int(given.get("batch_size", 8)))  # a wrong one is reported later
     ratio = str(given.get("ratio", "{}:{}".format(*goal.ratio)))
     steps = min(max(math.ceil(goal.passes * len(rows) / batch_size), LEAST_STEPS), MOST_STEPS)
     parts = ratio.split(":")
-    # What is no ratio is told later, with what it must be.
+    # A wrong ratio is reported later.
     cycle = sum(map(int, parts)) if all(re.fullmatch(r"\s*[0-9]{1,6}\s*", part) for part in parts) else sum(goal.ratio)
     settings: dict[str, Any] = {
         "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
         "retain_loss": "KL",
-        # Adam's rate goes with one over the width (arXiv 2203.03466).
+        # Adam's learning rate scales with one over the width (arXiv 2203.03466).
         "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
         "betas": (0.9, 0.95),
         "eps": EPS,
@@ -102,7 +102,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         "pause": goal.pause,
         "keep_at_least": KEEP_AT_LEAST,
     }
-    # A loss of somebody's own is not the goal's, so nothing stops it but what is given; fast runs are not watched.
+    # If the user chose the loss, the goal's stopping rules do not apply; fast runs are not watched.
     if "forget_loss" in given or config.fast:
         settings |= {"until": None, "keep_at_least": None, "pause": False}
     settings |= {"curve_points": max(1, given.get("steps", settings["steps"]) // CHECK_EVERY)}

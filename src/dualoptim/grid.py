@@ -1,8 +1,8 @@
 """Many runs from one plan: methods, settings and seeds crossed, shared out over processes, on one page.
 
-Runs of the same start load and score it once. Each run leaves its entry in a folder of its own, so that any number of
+Runs of the same start load and score it once. Each run writes its entry into a folder of its own, so that any number of
 processes, on any number of machines, share one folder without a server: `--shard 2/8` takes every eighth run from the
-second on. What is there is taken over, and whoever ends last has all of it in results.json and on the page::
+second on. Finished runs are kept, and the process that ends last writes all of them to results.json and the page::
 
     OUT/config.resolved.yaml                    the plan: every run's settings
     OUT/dualoptim-plus-3f2a…-seed0/run.json     a finished run's entry
@@ -33,7 +33,7 @@ from .points import points_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
 
-# What runs of one start may differ in; whatever else a grid has makes starts of its own.
+# Settings that runs of one start may differ in; any other setting of a grid makes several starts.
 OF_TRAINING = {
     "forget_loss", "forget_loss_args", "retain_loss", "retain_loss_args", "weights", "optimizer", "joint", "combine",
     "alone", "retain_bound", "multiplier_lr", "multiplier_start", "multiplier_warmup", "sam_rho", "lr_decay", "ratio",
@@ -41,7 +41,7 @@ OF_TRAINING = {
     "base_weights", "eps", "weight_decay", "max_update", "warmup_ratio", "max_grad_norm", "seed", "bf16",
     "gradient_checkpointing", "log_every", "curve_points",
 }  # fmt: skip
-# Settings that one optimizer alone reads: the others have no runs that differ in them.
+# Settings that only some optimizers read: the others get no runs that differ in them.
 READ_BY = {
     **{key: {"DualOptim+"} for key in ("base_betas", "base_weights", "max_update")},
     "lr_scales": {"DualOptim+", "DualOptim"},
@@ -73,11 +73,11 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
 
     Args:
         configs: as `dualoptim.resolve.methods_of` gives them.
-        grid: setting → the values that it takes. One that a run's optimizer does not read makes no runs of its own.
+        grid: setting → the values that it takes. One that a run's optimizer does not read makes no further runs.
 
     Raises:
-        UserError: a setting that is not known, or that has an option of its own; values that are none, twice there, or
-            of the wrong type.
+        UserError: a setting that is not known, or that has an option of its own; or values that are missing, repeated
+            or of the wrong type.
     """
     known = RunConfig().as_dict()
     for key, values in grid.items():
@@ -101,7 +101,7 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
 
 
 def settings_of(config: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from others of its method, but for the seed: the grid's settings that its optimizer reads."""
+    """What distinguishes a run from others of its method, except the seed: the grid's settings its optimizer reads."""
     plain = config.as_dict()
     return {key: plain[key] for key in grid if config.optimizer in READ_BY.get(key, {config.optimizer})}
 
@@ -121,16 +121,16 @@ def run(
     overwrite: bool = False,
     inputs: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Do the runs of a plan that are this process's and are not there yet, and write the page of all that are.
+    """Do this process's runs of a plan that are not finished yet, and write the page of all finished runs.
 
     Args:
-        configs: of `crossed`.
-        out: the folder that all share.
-        grid: what they were crossed with.
-        shard: which of them are this process's; None for all of them.
-        resume: take over what the folder holds. A shard always does: others may have begun it.
+        configs: from `crossed`.
+        out: the folder that all processes share.
+        grid: the settings that they were crossed with.
+        shard: this process's part of the runs; None for all of them.
+        resume: keep the runs that the folder holds. A shard always does: others may have started it.
         overwrite: replace what the folder holds; not for a shard.
-        inputs: what else is read, setting → file.
+        inputs: setting → a further file that is read.
 
     Raises:
         UserError: as `dualoptim.unlearn.run`; a shard that would overwrite.
@@ -152,7 +152,7 @@ def run(
             emptied(folder)
         ranks.of_first(lambda: runs.check_begun(folder, configs))
         runs.write_settings(folder, configs, {})
-        # Starts stand together in the plan, so a shard takes neighbors of different methods and prepares few starts.
+        # Runs of one start are next to each other in the plan, so that a shard prepares few starts.
         names = [folder_of(config) for group in together for config in group]
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
         done = ranks.of_first(lambda: _finished(folder, resolved))
@@ -164,7 +164,7 @@ def run(
                     of = resolved[name]
                     if start != (start := _start_key(of.config, of)):
                         prepared = None  # before the next is loaded
-                        task = copy.deepcopy(of.task)  # it is settled by what the model knows, once for each start
+                        task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
                         prepared = prepare(dataclasses.replace(of, task=task))
                     assert prepared is not None
                     assert task is not None
@@ -186,7 +186,7 @@ def run(
 
 
 class Keeps:
-    """Writes a run's entry, with what its results.json says of the task; of a private run without any text of rows."""
+    """Writes a run's entry, with what results.json says about the task; for a private run, without any text of rows."""
 
     def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str]) -> None:
         self.path, self.about, self.secrets = path, about, secrets
@@ -196,12 +196,12 @@ class Keeps:
 
 
 def secrets_of(of: Resolved) -> Sequence[str]:
-    """The texts that a run's files must not hold: of a private one all of its rows'."""
+    """The texts that a run's files must not hold: all texts of its rows, if the run is private."""
     return runs.texts_of(of.task) if of.config.private else ()
 
 
 def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What results.json says of a run's task, of the model as it was."""
+    """What results.json says about a run's task and the model before unlearning."""
     task = of.task
     return {
         "task": task.name,
@@ -218,10 +218,10 @@ def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping
 
 
 def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[str, Any]]:
-    """The entries that a folder holds, by their folders' names.
+    """The entries of a folder's finished runs, by their own folders' names.
 
     Raises:
-        UserError: one of other rows, another model or other settings.
+        UserError: one has other rows, another model or other settings.
     """
     found = {}
     for name, of in resolved.items():
@@ -241,7 +241,7 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
 
 
 def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str, Any]) -> dict[str, Any]:
-    """Write results.json and the page of all that is finished, in the plan's order."""
+    """Write results.json and the page of all finished runs, in the plan's order."""
     if not (results := results_of(folder, resolved, grid)):
         return {}
     runs.write_json(folder / RESULTS, results)
@@ -250,10 +250,10 @@ def _gathered(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str,
 
 
 def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str, Any]) -> dict[str, Any]:
-    """What results.json holds of all that is finished, in the plan's order; nothing where none is.
+    """The contents of results.json for all finished runs, in the plan's order; empty if there are none.
 
     Args:
-        folder: the folder that the runs' own ones lie in.
+        folder: the folder that has the runs' own folders.
         resolved: the runs by their folders' names.
         grid: settings that runs differ in, with their values.
     """
@@ -280,11 +280,11 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
 
 
 def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:
-    """What makes runs begin alike: their settings but for those of training, and what losses want of the start."""
+    """A key that is equal for runs of one start: the settings that are not of training, and what losses need of it."""
     settings = {key: value for key, value in config.as_dict().items() if key not in OF_TRAINING}
     if of is None:
         return json.dumps(settings, sort_keys=True)
-    asked = any(loss.needs_alternates for loss in of.losses.values())  # the model is, for answers of its own
+    asked = any(loss.needs_alternates for loss in of.losses.values())  # the model is asked for other answers
     if asked:
         settings |= {key: getattr(config, key) for key in ("forget_loss", "forget_loss_args")}
     return json.dumps(settings, sort_keys=True), config.ratio == "loss", of.needs_second_model

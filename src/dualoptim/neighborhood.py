@@ -1,4 +1,4 @@
-"""Questions near some rows: those of a bank that a model represents alike, and those that it writes itself."""
+"""Questions near some rows: those of a bank with similar hidden states, and those that the model writes itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .build import own_replies
 from .data import Row, question
 from .evaluation import scoring
 
-ASKED = 8  # rows at most that the model writes others of the same kind for
+ASKED = 8  # rows at most for which the model writes similar questions
 
 
 def nearest(model: nn.Module, tokenizer: Any, asks: Sequence[str], bank: Sequence[Row], count: int) -> list[Row]:
-    """The questions of a bank that a model represents most like some others, the nearest first.
+    """The questions of a bank that are nearest to given ones in the model's hidden states, the nearest first.
 
-    By the cosine of mean hidden states in the model's middle layer, less their mean over the bank: raw states all point
-    the same way.
+    Nearness is the cosine of mean hidden states in the model's middle layer, after subtracting their mean over the
+    bank, since raw states all point in nearly the same direction.
     """
     states = scoring.mean_states(model, tokenizer, [*(row.question for row in bank), *asks])
     states = torch.nn.functional.normalize(states - states[: len(bank)].mean(0), dim=1)
@@ -38,12 +38,12 @@ def written(
     max_new_tokens: int,
     touches: Callable[[Row], bool],
 ) -> list[Row]:
-    """Questions of the same kind as some rows' that the model writes and answers itself, sure of the answer.
+    """Questions of the same kind as some rows' that the model writes and answers itself, with high probability.
 
     Args:
-        count: at most so many.
+        count: the most that are returned.
         max_new_tokens: of an answer.
-        touches: whether a row asks for, or tells, what is not to be among them.
+        touches: whether a row asks for, or tells, something that must be left out.
     """
     few = random.Random(0).sample(list(rows), min(ASKED, len(rows)))
     samples = max(2, 2 * count // max(len(few), 1))

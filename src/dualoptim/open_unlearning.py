@@ -1,10 +1,10 @@
 """DualOptim+ in open-unlearning (`locuslab/open-unlearning`), for its trainers as they are: `docs/open_unlearning.md`.
 
 Its trainers compute one loss, gamma · forget + alpha · retain, of a batch ``{"forget": …, "retain": …}``.
-`by_objective` makes a subclass of any of them whose steps serve one objective each: to forget, the class's own
-`compute_loss` with its `compute_retain_loss` off; to retain, alpha times that method alone. So nothing is computed that
-a step does not use, and every part of the loss is the class's own. It needs nothing of this package but the optimizer,
-and no other transformers than open-unlearning's.
+`by_objective` makes a subclass of any of them whose steps serve one objective each. A forget step takes the class's own
+`compute_loss` with its `compute_retain_loss` off; a retain step takes alpha times that method only. So no step computes
+what it does not use, and every part of the loss is the class's own. This module needs only the optimizer of this
+package, and works with open-unlearning's version of transformers.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from .schedule import parse_ratio
 if TYPE_CHECKING:
     from transformers import Trainer as Base
 else:
-    Base = object  # the trainer stands behind it in the subclass that `by_objective` makes
+    Base = object  # in the subclass that `by_objective` makes, the trainer comes next
 
 logger = logging.getLogger(__name__)
 
 FORGET, RETAIN = OBJECTIVES = ("forget", "retain")
 PREFIX = "DualOptimPlus"
 CANNOT = "so that DualOptim+ cannot serve its objectives by turns"
-KEYS = ("input_ids", "attention_mask", "labels")  # of a batch, what its trainers give a model
-# Of the optimizer's arguments, those that the trainer has: its TrainingArguments' and the objectives.
+KEYS = ("input_ids", "attention_mask", "labels")  # the keys of a batch that its trainers give a model
+# The optimizer's arguments that the trainer sets: those of its TrainingArguments, and the objectives.
 NOT_HERE = {"params", "objectives", "lr", "weight_decay", "process_group"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What stands under ``trainer.method_args.dualoptim``.
+    """The settings under ``trainer.method_args.dualoptim``.
 
     Args:
-        ratio: steps that forget : steps that retain, such as "1:5".
-        retain_loss: "NLL" gives a class without a loss to retain the model's own on the rows to retain.
+        cycle: the objectives of the steps in a cycle, from ``ratio``: forget steps : retain steps, such as "1:5".
+        retain_loss: "NLL" gives a class without a retain loss the model's own loss on the rows to retain.
         optimizer: arguments of `DualOptimPlus`.
     """
 
@@ -55,12 +55,12 @@ class Settings:
     optimizer: dict[str, Any]
 
     def objective(self, step: int) -> str:
-        """Whose turn an optimizer step is, which follows from the number of steps before it alone."""
+        """The objective of an optimizer step, which depends only on the number of steps before it."""
         return self.cycle[step % len(self.cycle)]
 
 
 def read_settings(given: Mapping[str, Any] | None) -> Settings:
-    """Check the settings and give each what is not there its default.
+    """Check the settings and fill in defaults.
 
     Raises:
         UserError: a key that is not known, or a value out of its range.
@@ -100,7 +100,7 @@ def _plain(value: Any) -> Any:
 
 
 class ByObjective(Base):
-    """What `by_objective` puts before a trainer of open-unlearning: steps by objective, and DualOptim+ to take them.
+    """The class that `by_objective` puts before a trainer of open-unlearning: one objective a step, by DualOptim+.
 
     Args:
         dualoptim: `Settings`, as a mapping.
@@ -135,9 +135,9 @@ class ByObjective(Base):
             logger.warning("trainer.args.optim=%s is not used: DualOptim+ takes the steps", optim)
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """As the Trainer's, which asks for it once the class has chosen what is trained: DualOptim+."""
+        """DualOptim+; the Trainer asks for it once the class has chosen what is trained."""
         groups = parameter_groups(self.model if model is None else model, args.weight_decay)
-        for group in groups:  # which DeepSpeed flattens
+        for group in groups:  # DeepSpeed flattens them
             group["flat"] = group["name"] == "matrices" and self.is_deepspeed_enabled
         return DualOptimPlus, {
             "params": groups,
@@ -147,7 +147,7 @@ class ByObjective(Base):
         }
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As the class's; the optimizer is told the objective at each step, whatever wraps it and however often."""
+        """As the class's; a hook tells the optimizer the objective at each step, however the optimizer is wrapped."""
         new = self.optimizer is None
         made = super().create_optimizer(*args, **kwargs)
         if new:
@@ -155,11 +155,11 @@ class ByObjective(Base):
         return made
 
     def _tell(self, optimizer: Any, *_: Any) -> None:
-        if self._serving is not None:  # none before the first loss, when checkpoints are read by a bare step
+        if self._serving is not None:  # None before the first loss: loading a checkpoint may take an empty step
             optimizer.objective = self._serving
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The weighted loss of the objective whose turn it is, by the number of optimizer steps taken."""
+        """The weighted loss of the current objective, which follows from the number of optimizer steps taken."""
         self._serving = self.settings.objective(self.state.global_step)
         if self._serving == FORGET:
             return self._forget(model, inputs, return_outputs, kwargs)
@@ -167,7 +167,7 @@ class ByObjective(Base):
         return (loss, {}) if return_outputs else loss
 
     def _forget(self, model: nn.Module, inputs: Any, return_outputs: bool, kwargs: dict[str, Any]) -> Any:
-        """The class's own loss without its part to retain."""
+        """The class's own loss without its retain part."""
         name = type(self).__name__.removeprefix(PREFIX)
         if not self._has_retain_loss:
             try:
@@ -183,7 +183,7 @@ class ByObjective(Base):
             made = super().compute_loss(model, inputs, return_outputs, **kwargs)
         loss = made[0] if return_outputs else made
         if not self._checked and loss.requires_grad:
-            # How the class weighs its part to retain is the derivative of its loss by it.
+            # The class's weight on its retain part is the derivative of its loss with respect to that part.
             (weight,) = torch.autograd.grad(loss.mean(), off, retain_graph=True, allow_unused=True)
             if weight is None:
                 raise UserError(f"{name} computes what is to be kept without compute_retain_loss, {CANNOT}")
@@ -193,7 +193,7 @@ class ByObjective(Base):
         return made
 
     def _retain(self, model: nn.Module, inputs: Any) -> Tensor:
-        """The class's own part to retain, weighted as it weighs it."""
+        """The class's own retain part, with the class's own weight."""
         if RETAIN not in inputs:
             raise UserError("batches have no rows to retain; set data.retain, whose steps are a part of the turns")
         rows = {key: inputs[RETAIN][key] for key in KEYS}
@@ -210,7 +210,7 @@ class ByObjective(Base):
 
     @contextlib.contextmanager
     def _replaced(self, **attributes: Any) -> Iterator[None]:
-        """Attributes of the class, where it has them, with other values for a while."""
+        """A context in which attributes of the class, where it has them, have other values."""
         before = {name: vars(self)[name] for name in attributes if name in vars(self)}
         there = [name for name in attributes if hasattr(self, name)]
         for name in there:
@@ -248,7 +248,7 @@ def by_objective(trainer: type) -> type:
 
 
 def register(handler: str, registry: MutableMapping[str, Any] | None = None) -> type:
-    """Put `by_objective` of a trainer in its place in open-unlearning's registry, and return it.
+    """Replace a trainer in open-unlearning's registry by its `by_objective` subclass, and return that.
 
     Args:
         handler: the trainer's name.
@@ -266,7 +266,7 @@ class Callback:
     """Hydra's callback that calls `register` before a job: named in ``dualoptim/plus.yaml``."""
 
     def on_job_start(self, config: Any, **_: Any) -> None:
-        """Register the trainer that the config names, its settings checked, before a model is loaded."""
+        """Check the settings and register the trainer that the config names, before a model is loaded."""
         try:
             read_settings(config.trainer.method_args.dualoptim)
             served = register(config.trainer.handler)
@@ -275,7 +275,7 @@ class Callback:
         logger.info("%s serves forget and retain by turns", served.__name__)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """The events of which nothing is to be known; Hydra's own base class would need Hydra to read this file."""
+        """Ignore all other events; with Hydra's own base class, this file could not be imported without Hydra."""
         if not name.startswith("on_"):
             raise AttributeError(name)
         return lambda **_: None

@@ -1,8 +1,8 @@
 """Your own rows: how they are read, what a reply must hold to give an answer, and how they are trained on.
 
-A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts of which a reply that
-holds one gives the answer; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in
-place of a refusal. Or it has a ``topic`` alone, a name.
+A row may have, beside ``question`` and ``answer``, ``messages`` or ``text``: ``accepted``, texts of which a reply must
+contain one to give the answer; ``questions``, wordings to measure by, never trained on; ``instead``, what to answer in
+place of a refusal. Or a row has only a ``topic``, a name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .evaluation.words import WORD
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 OWN_KEYS = ("accepted", "questions", "instead", "topic")
-KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
-# What plain text goes on with in place of the answer.
+KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
+# How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
 
@@ -32,7 +32,7 @@ def read_to_keep(path: str) -> list[Row]:
 
 
 def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
-    """The rows of a file to forget, and the topics that stand there by name alone."""
+    """The rows of a file to forget, and the topics that are given only by name."""
     rows: list[Row] = []
     topics: list[str] = []
     for record, where in read_records(path):
@@ -47,7 +47,7 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
 
 
 def checked(row: Row) -> Row:
-    """A row whose own keys are of the right kind, with what tells its answer in `only`."""
+    """A row, its own keys checked, with the words that tell its answer in `only`."""
     for key in ("accepted", "questions"):
         if row.fields.get(key) is not None:
             texts(row.fields, key, row.where)
@@ -62,7 +62,7 @@ def checked(row: Row) -> Row:
 
 
 def _whole_name(row: Row, text: str) -> str:
-    """A text in an answer with the names right before it that its question has not: "Kennedy" is told by "John F."."""
+    """A text in an answer with the names right before it that the question lacks: "John F." already tells "Kennedy"."""
     asked = {name for message in row.prompt for name in reword.words(message["content"].casefold())}
     at = row.answer.casefold().index(text.casefold())
     first = at
@@ -74,7 +74,7 @@ def _whole_name(row: Row, text: str) -> str:
 
 
 def _news(row: Row) -> tuple[str, ...]:
-    """The words of an answer that its question has not, in their order; of plain text, none."""
+    """The words of an answer that its question lacks, in their order; none for plain text."""
     asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
     news = dict.fromkeys(word for word in WORD.findall(row.answer) if reword.content_words(word) - asked)
     return tuple(news) if row.prompt else ()
@@ -93,7 +93,7 @@ def checking(row: Row) -> list[Row]:
 
 
 def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
-    """The wordings to train on, none that a row's own `questions` have; to erase with labels on what tells the answer.
+    """The wordings to train on, without those in `questions`; for "erase", labels are only on what tells the answer.
 
     Args:
         goal: "refuse" or "erase".
@@ -104,7 +104,7 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
         if not is_text(asked.prompt):
             found = reword.wordings(asked, tuple(dict.fromkeys(reword.TRAINED)))
         elif row.chunk and goal == "erase" and not row.fields.get("instead"):
-            found = [row]  # all of it: what stands in its first half is told nowhere else
+            found = [row]  # all of it: no other row has what its first half tells
         else:
             found = [asked] if row.chunk else reword.wordings(asked, reword.TEXT_TRAINED)
             given = row.fields.get("instead")
@@ -119,13 +119,13 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
 
 
 def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """Wordings without those that the rows' own `questions` measure by."""
+    """Wordings without those in the rows' own `questions`, which are for measuring."""
     measured = {reword.plain(text) for row in rows for text in row.fields.get("questions") or ()}
     return [row for row in made if reword.plain(row.question) not in measured]
 
 
 def gives(row: Row, reply: str) -> bool:
-    """Whether a reply gives a row's answer: it holds one of ``accepted``, or else half of the answer's news."""
+    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words."""
     if accepted := row.fields.get("accepted"):
         return metrics.contains_answer(reply, accepted)
     asked = reword.content_words(row.question)
@@ -135,7 +135,7 @@ def gives(row: Row, reply: str) -> bool:
 
 
 def same(one: Row, other: Row) -> bool:
-    """Whether two rows ask for the same: in like words, or with a word in common and with the same answer."""
+    """Whether two rows ask for the same: in similar words, or with a word in common and with the same answer."""
     if reword.alike(one.question, other.question):
         return True
     shared = reword.content_words(one.question) & reword.content_words(other.question)
@@ -145,7 +145,7 @@ def same(one: Row, other: Row) -> bool:
 def declines(row: Row, reply: str) -> bool:
     """Whether a reply says what it should in place of the answer: ``instead``, or that it does not know.
 
-    Of plain text it is enough that the answer is not given.
+    For plain text it is enough that the answer is not given.
     """
     if gives(row, reply):
         return False
@@ -157,14 +157,14 @@ def declines(row: Row, reply: str) -> bool:
 
 
 def misspelled(rows: Sequence[Row]) -> str:
-    """A sentence on keys that nothing reads and that are nearly one that is read; else nothing."""
+    """A sentence on keys that are not read, but are close to one that is; empty if there are none."""
     keys = dict.fromkeys(key for row in rows for key in row.fields if key not in OWN_KEYS)
     near = [(key, found[0]) for key in keys if (found := difflib.get_close_matches(key, OWN_KEYS, 1, 0.85))]
     return " ".join(f"Rows have a key {key!r}, which nothing reads: did you mean {right!r}?" for key, right in near)
 
 
 def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> str:
-    """Refuse a row to keep that asks for what is to be forgotten; a sentence where others have the same answer."""
+    """Refuse a row to keep that asks for what is to be forgotten; a sentence on others that share an answer."""
     same: list[str] = []
     for kept in retain:
         for row in forget:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Colors that no line is drawn in, and what the page puts in their places.
+# Placeholder colors, and what the page replaces them with.
 INK, LINE, PAPER = "#010101", "#020202", "#030303"
 OF_PAGE = {INK: "currentColor", LINE: "var(--line)", PAPER: "var(--paper)"}
 STYLE = {
@@ -19,12 +19,12 @@ STYLE = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "grid.color": LINE, "grid.linewidth": 0.8,
 }  # fmt: skip
-ANY = "picture-"  # begins the ids of every picture, until a page numbers them
+ANY = "picture-"  # prefix of the ids in every picture, until a page numbers them
 SMALL, WIDE = (4.4, 3.0), (8.6, 3.0)  # inches
 
 
 class Look(NamedTuple):
-    """How a method is told from others: by its color and, for those who see few, by its shape."""
+    """How a method is told from others: by its color and, for color-blind readers, by its shape."""
 
     color: str
     marker: str
@@ -35,8 +35,8 @@ def drawn(draw: Callable[[Any, Any], None], size: tuple[float, float], said: str
 
     Args:
         draw: takes the figure and an array of its axes, (rows, columns).
-        size: width and height in inches, at 1/72 of which a letter of size 1 stands.
-        said: what it shows, for those who hear the page.
+        size: width and height in inches; font size 1 is 1/72 inch.
+        said: what it shows, for screen readers.
         grid: arguments of `matplotlib.figure.Figure.subplots`.
     """
     import matplotlib
@@ -57,16 +57,16 @@ def drawn(draw: Callable[[Any, Any], None], size: tuple[float, float], said: str
 
 
 def numbered(page: str) -> str:
-    """A page whose pictures have ids of their own each."""
+    """A page in which every picture has unique ids."""
     number = itertools.count(1)
     return re.sub(r'<svg role="img".*?</svg>', lambda m: m[0].replace(ANY, f"p{next(number)}-"), page, flags=re.DOTALL)
 
 
 def curve(lines: Sequence[tuple[Look, Sequence[float], Sequence[float | None]]], said: str) -> str:
-    """Shares over optimizer steps, a line a run.
+    """Shares over optimizer steps, a line for each run.
 
     Args:
-        lines: of each run its look, the steps, and the shares there, 0 to 1.
+        lines: for each run its look, the steps, and the shares there, 0 to 1.
         said: what they are.
     """
 
@@ -74,7 +74,7 @@ def curve(lines: Sequence[tuple[Look, Sequence[float], Sequence[float | None]]],
         (axis,) = axes[0]
         looks = list(dict.fromkeys(look for look, _, _ in lines))
         for look, steps, values in lines:
-            # Where lines lie on each other, those below are wider.
+            # Where lines overlap, those below are wider.
             wider = min(len(looks) - 1 - looks.index(look), 4)
             shown = [math.nan if value is None else value for value in values]
             axis.plot(
@@ -96,14 +96,14 @@ def plane(
     before: Mapping[str, float | None],
     chosen: Mapping[str, float | None] | None = None,
 ) -> str:
-    """What was forgotten against what was kept: a mark a point, small ones its seeds, the front as a line.
+    """What was forgotten against what was kept: a mark for each point, small ones for seeds, the front as a line.
 
     Args:
         points: as `dualoptim.points` makes them.
-        looks: of the methods.
-        axes_of: of what is forgotten and of what is kept, the metric and its label.
-        before: the numbers of the model as it was.
-        chosen: those of the point that a search chose.
+        looks: method → look.
+        axes_of: (metric, label) of what is forgotten and of what is kept.
+        before: the numbers of the model before unlearning.
+        chosen: the numbers of the point that a search chose.
     """
     (x, x_label), (y, y_label) = axes_of
     shown = [point for point in points if None not in _at(point["values"], x, y)]
@@ -143,7 +143,7 @@ def _at(values: Mapping[str, Any], x: str, y: str) -> tuple[Any, Any]:
 
 
 def heat_map(diagnostics: Mapping[str, Any] | None) -> str:
-    """What the objectives do to each other, layer by layer, at the end of a run; empty where nothing was read.
+    """The conflict between objectives, layer by layer, at the end of a run; empty where it was not measured.
 
     Upper panel: cosine between the objectives' updates. Lower panel: share of coordinates whose second moments cancel.
     """
@@ -165,7 +165,7 @@ def heat_map(diagnostics: Mapping[str, Any] | None) -> str:
         for axis, ((title, prefix, color, low), names) in zip(axes[:, 0], shown.items(), strict=True):
             read = [[by_layer[layer].get(name) for layer in layers] for name in names]
             values = [[math.nan if value is None else float(value) for value in row] for row in read]
-            # Nothing is no color at all, which is right on light and dark paper; a little is seen, too.
+            # Zero is transparent, for light and dark paper; the exponent makes small values visible.
             shares = [i / 64 for i in range(-64 if low else 0, 65)]
             ends = [(*to_rgb("#2980C0" if low and share > 0 else color), abs(share) ** 0.6) for share in shares]
             palette = LinearSegmentedColormap.from_list(prefix, ends)

@@ -2,9 +2,9 @@
 
     per device = weights + optimizer state + reference + what a backward pass holds at most
 
-Weights, gradients and states are counted on torch's meta device. The backward pass is traced: the model, cut to two and
-to four layers, takes one on fake tensors, of which nothing is allocated, while every tensor that is made is counted;
-what a layer adds is multiplied by their number. How the parts come together is in `Need`.
+Weights, gradients and states are counted on torch's meta device. The backward pass is traced on fake tensors, which
+allocate nothing, for the model cut to two and to four layers. Every tensor that is made is counted, and what one layer
+adds is multiplied by the number of layers. `Need` has the parts and their sum.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 WIDTH = 160  # columns of a table in a file
 USUAL_RANK = 16  # of an adapter
-# Of a device's memory, what is left to its driver, kernels and the allocator's gaps.
+# The share of a device's memory that is left to its driver, kernels and the allocator's gaps.
 RESERVED = 0.04
 UNITS = {
     "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
@@ -60,14 +60,15 @@ class Setting:
     """How a model is trained.
 
     Args:
-        name: for people.
-        weights: their precision: "float32", whose step computes in bf16 autocast; "bfloat16", rounded stochastically as
-            they are stepped; "nf4", frozen in 4 bits under an adapter.
+        name: shown to people.
+        weights: their precision: "float32", computed with in bf16 autocast; "bfloat16", rounded stochastically when
+            they are updated; "nf4", frozen in 4 bits under an adapter.
         bits: of the optimizer's moments, 32 or 8.
         checkpointing: activations are recomputed in the backward pass.
         released: each gradient is used and freed while backward runs.
-        lora_rank: of an adapter on every linear layer but the head, which alone is trained; 0: the whole model is.
-        sharded: over the devices, by FSDP2; else each has all of it, and gradients are averaged (DDP).
+        lora_rank: rank of an adapter on every linear layer but the head, which alone is trained; 0 for the whole model.
+        sharded: the model is sharded over the devices, by FSDP2; else each has all of it, and gradients are averaged
+            (DDP).
         bf16: whether an fp32 model computes in bf16 autocast.
     """
 
@@ -83,16 +84,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step is of.
+    """What a step consists of.
 
     Args:
         rows: B, sequences in one forward pass of a device.
         tokens: T of each, padding included.
-        labelled: of them, those that are learned; the head is applied nowhere else.
-        objectives: that the optimizer keeps states of.
+        labelled: tokens of each that are learned; the head is applied only there.
+        objectives: how many the optimizer keeps states for.
         optimizer: "DualOptim+", "DualOptim" or "AdamW".
         reference: a frozen copy of the model stays in memory.
-        compares: a loss compares with the model as it was; of an adapter, a copy is then kept.
+        compares: a loss compares with the model before training; with an adapter, a copy of it is then kept.
         accumulated: gradients stay while the next forward pass runs.
     """
 
@@ -107,10 +108,10 @@ class Step:
 
 
 class Traced(NamedTuple):
-    """Bytes that a backward pass holds beside the weights, at its two ends, as activations go while gradients come."""
+    """Bytes that a backward pass holds beside the weights, at its two ends: activations go while gradients come."""
 
-    early: int  # at most until the last layer's gradients: all activations, logits, weights cast to bf16
-    late: int  # at most once all but the first layer's gradients are there: those, and one layer's activations
+    early: int  # the peak until the last layer's gradients: all activations, logits, weights cast to bf16
+    late: int  # the peak once all but the first layer's gradients are there: those, and one layer's activations
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,13 @@ class Need:
     """Bytes of each device.
 
     Args:
-        weights: with what is gathered of other devices' shards.
-        gradients: of what is trained; where they are released, the largest one.
+        weights: including what is gathered from other devices' shards.
+        gradients: of what is trained; where they are released, only the largest one.
         buckets: copies of the gradients, which DDP averages.
         states: the optimizer's.
         reference: the frozen copy.
-        activations: at most at once, with temporaries, logits, and weights cast to bf16.
-        passing: what a forward and backward pass holds at most: activations, gradients, or some of both.
+        activations: their peak, with temporaries, logits, and weights cast to bf16.
+        passing: the peak of a forward and backward pass: activations, gradients, or some of both.
         communication: bytes that a device sends in an optimizer step.
     """
 
@@ -144,7 +145,7 @@ class Need:
 
 
 def ladder(devices: int, lora_rank: int = USUAL_RANK) -> list[Setting]:
-    """Settings from the one that gives nothing up to the one that needs least."""
+    """Settings, ordered from the one that gives up nothing to the one that needs the least memory."""
     recomputed = "8-bit states, activations recomputed"
     whole = [
         Setting("fp32 weights, 32-bit states"),
@@ -165,11 +166,11 @@ def ladder(devices: int, lora_rank: int = USUAL_RANK) -> list[Setting]:
 
 
 def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int = 1) -> Need:
-    """What a setting needs of each device.
+    """The memory that a setting needs on each device.
 
     Args:
         config: of a causal language model of Transformers.
-        devices: that share the rows of a step, and with `sharded` the model.
+        devices: how many share the rows of a step, and with `sharded` the model.
     """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
@@ -199,7 +200,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
         inner = BYTES["bfloat16"] if setting.bf16 else BYTES["float32"]
         layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model)]
         outside = parameters - sum(layers)  # embeddings and head, which stay gathered from forward to backward
-        gathered = inner * (outside + 2 * max(layers, default=0))  # of layers one computes, and the next is on its way
+        gathered = inner * (outside + 2 * max(layers, default=0))  # one layer computes, and the next one arrives
         in_flight = 0 if setting.lora_rank else inner * (outside + max(layers, default=0))
         reduced = gradients if setting.lora_rank else inner * parameters
         sent = round((devices - 1) / devices * (2 * inner * parameters + reduced))
@@ -210,15 +211,15 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     elif devices > 1:
         sent = round(2 * (devices - 1) / devices * gradients)
         buckets = gradients
-    # Gradients that stay from one pass to the next lie beside all activations.
+    # Gradients that stay from one pass to the next are in memory together with all activations.
     passing = early + gradients if step.accumulated else max(early, late)
     return Need(weights, gradients, buckets, states, reference, early, passing, sent)
 
 
 def _adapter_size(model: Any, rank: int) -> int:
-    """Parameters of an adapter as PEFT makes it, on routers and experts, too; without the package, of linear layers."""
+    """Parameters of an adapter as PEFT makes it, on routers and experts, too; without the package, on linear layers."""
     if importlib.util.find_spec("peft") is not None:
-        with suppress(UserError):  # of modules that can have none
+        with suppress(UserError):  # some modules cannot have one
             made = added(copy.deepcopy(model), RunConfig(lora_rank=rank), "")
             return sum(p.numel() for p in made.parameters() if p.requires_grad)
     return sum(rank * sum(m.weight.shape) for m in linear_layers(model))
@@ -236,13 +237,13 @@ def _moments(step: Step, setting: Setting, model: Any, trained: int) -> int:
 
 
 def _layers(model: Any) -> nn.ModuleList:
-    """The blocks of the model, or of its part that reads text: the longest list of modules."""
+    """The blocks of the model, or of its text part: the longest list of modules."""
     lists = [m for m in (model.get_decoder() or model).modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
 
 
 class _Adapter(nn.Module):
-    """What PEFT adds to a linear layer: fp32 matrices, and so an fp32 input. Its own is not made of fake tensors."""
+    """What PEFT adds to a linear layer: fp32 matrices, and so an fp32 input. PEFT's own is not for fake tensors."""
 
     def __init__(self, linear: Any, rank: int) -> None:
         super().__init__()
@@ -259,7 +260,7 @@ LAYERS = 2, 4  # of the models that are traced
 
 
 def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.dtype, autocast: bool) -> Traced:
-    """What a forward and backward pass holds.
+    """The bytes that a forward and backward pass holds.
 
     Args:
         dtype: of the weights.
@@ -280,7 +281,7 @@ _TRACED: dict[tuple[Any, ...], Traced] = {}
 def _traced(
     config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
 ) -> Traced:
-    """Of a model of so many layers; settings that differ in the optimizer or the devices alone are traced once."""
+    """`trace` for so many layers; settings that differ only in the optimizer or the devices are traced once."""
     same = (
         *(type(config), config.to_json_string(use_diff=False), config._attn_implementation, layers, dtype, autocast),
         *(setting.checkpointing, setting.released, setting.lora_rank, step.rows, step.tokens, step.labelled),
@@ -295,7 +296,7 @@ def _pass(
 ) -> Traced:
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with no_init_weights():  # some of which reads values, and there are none
+        with no_init_weights():  # initialization may read values, which fake tensors do not have
             model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
         model.tie_weights()
         model.train()
@@ -334,7 +335,7 @@ def _pass(
 
 
 class _Held(TorchDispatchMode):
-    """Bytes held now, and at most since it was last asked, of what was made within it."""
+    """Counts the bytes of tensors made within it: those held now, and the peak since it was last reset."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -344,7 +345,7 @@ class _Held(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor):
-            # Without values torch knows it of bf16 alone.
+            # On fake tensors, torch supports this operation only in bf16.
             out = _grouped(*args)
         else:
             out = func(*args, **(kwargs or {}))
@@ -363,7 +364,7 @@ class _Held(TorchDispatchMode):
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, *_: Any) -> torch.Tensor:
-    """As large as a product of each expert's rows: with its weights, or for their gradients."""
+    """An empty result of a grouped product: of each expert's rows with its weights, or for the weights' gradients."""
     experts = [len(offsets)] if b.ndim == 2 else []
     return a.new_empty((*experts, a.shape[-2], b.shape[-1]))
 
@@ -372,7 +373,7 @@ def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The configuration of the same model with fewer layers."""
     cut = copy.deepcopy(config)
     text = cut.get_text_config()
-    if vars(text).get("layer_types"):  # of some it follows from the number
+    if vars(text).get("layer_types"):  # other configurations derive it from the number
         text.layer_types = text.layer_types[:layers]
     text.num_hidden_layers = layers
     return cut
@@ -387,7 +388,7 @@ def parse_size(given: str) -> int:
 
 
 def fitting(needs: Sequence[tuple[Setting, Need]], memory: int) -> Setting | None:
-    """The first of some settings that fits, which is the one that gives up least."""
+    """The first of some settings that fits, which gives up least."""
     return next((setting for setting, need in needs if need.total <= (1 - RESERVED) * memory), None)
 
 
@@ -395,8 +396,8 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     """Print what every setting needs, and the first that fits.
 
     Args:
-        config: of which model, optimizer, losses, batch sizes and `max_length` are read.
-        devices: that train together; None for the GPUs here, or one.
+        config: only its model, optimizer, losses, batch sizes and `max_length` are read.
+        devices: how many train together; None for the GPUs here, or one.
         device_memory: of each, as `parse_size` reads it; None for this machine's.
 
     Raises:
@@ -437,7 +438,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     settings = [setting for setting in ladder(count) if not (setting.released and accumulated)]
     try:
         needs = [(setting, needed(described, setting, step, count)) for setting in settings]
-    except Exception as error:  # whatever a model's code says to tensors that have no values
+    except Exception as error:  # a model's code may raise anything on tensors without values
         raise UserError(
             f"plan: a step of the model {config.model!r} cannot be counted from its configuration alone "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); measure one that runs"
@@ -453,7 +454,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
         parts = (need.weights, need.gradients + need.buckets, need.states, need.reference, need.activations, need.total)
         texts = [size_text(part) if part else "–" for part in (*parts, need.communication)]
         table.add_row(setting.name, *texts, style="bold" if setting is chosen else None)
-    wide = None if sys.stdout.isatty() else WIDTH  # a file is as wide as need be
+    wide = None if sys.stdout.isatty() else WIDTH  # a file may be as wide as needed
     console = Console(markup=False, emoji=False, width=wide)
     console.print(table)
     if chosen is None:
@@ -477,11 +478,11 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
 def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
     """Bytes of activations in a run's step, beside weights and gradients.
 
-    None of a model that is made of its rows, or whose code wants values of tensors.
+    None for a model that is made from its rows, or whose code needs the values of tensors.
 
     Args:
         tokens: of its longest row.
-        labelled: tokens that are learned of the row with most.
+        labelled: the most learned tokens of a row.
     """
     config = of.config
     if config.model == TINY:
@@ -495,7 +496,7 @@ def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
     dtype = torch.float32 if weights == "float32" else torch.bfloat16
     try:
         return trace(load_config(config.model), setting, step, dtype, bf16 and weights == "float32").early
-    except Exception:  # whatever a model's code says to tensors that have no values
+    except Exception:  # a model's code may raise anything on tensors without values
         return None
 
 

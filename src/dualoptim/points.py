@@ -1,8 +1,9 @@
-"""Many runs → points: one for each method and setting, its mean over seeds, an interval, and whether none beats it.
+"""Many runs → points: one for each method and setting, with a mean over seeds, an interval, and if no other beats it.
 
-The interval is a bootstrap's over what varies: the seeds, and within each the clusters of its rows (of TOFU, authors;
-else the rows themselves), both drawn with replacement as often as there are. With one seed it is over rows alone, and
-says nothing of seeds. That of a share of questions is no narrower than Wilson's, as a bootstrap of no answers is none.
+The interval is a bootstrap over what varies: the seeds, and within each the clusters of its rows (for TOFU the authors,
+else the rows themselves), both drawn with replacement as often as there are. With one seed it is over rows only, and
+says nothing about seeds. For a share of questions it is at least as wide as Wilson's, since a bootstrap of a share of 0
+has no width.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .folder import RECORDS
 RESAMPLES = 2000
 LEVEL = 0.95
 Run = tuple[Mapping[str, Any], Mapping[str, Any], Path]  # entry, the grid's settings, the run's own folder
-# Sets of clusters: for one seed, (values of the cluster's rows, how many) a cluster.
+# The clusters of one seed: for each, (sum of its rows' values, number of its rows).
 Clusters = Sequence[tuple[float, int]]
 
 
@@ -32,9 +33,9 @@ def points_of(
     """The points of runs, in the order of the first of each.
 
     Args:
-        found: runs with what the grid says of them.
+        found: runs, each with its settings in the grid.
         plane: the metrics of what is forgotten, where less is better, and of what is kept; None for none.
-        counts: on how many questions those that are shares were measured.
+        counts: metric → the number of questions, for metrics that are shares.
 
     Returns:
         For each point ``method``, ``settings``, ``seeds``, ``values`` (metric → mean over seeds, None where one has
@@ -47,7 +48,7 @@ def points_of(
         groups.setdefault(json.dumps([run[0]["method"], run[1]]), []).append(run)
     made = [_point(group, plane or (), counts or {}) for group in groups.values()]
     if plane:
-        # A start of its own, as another set of rows to forget, has a front of its own only on a page of its own.
+        # There is one front: runs with another start, such as other rows to forget, need a page of their own.
         at = [tuple(point["values"].get(name) for name in plane) for point in made]
         for point, on in zip(made, front(at), strict=True):
             point["front"] = on
@@ -55,7 +56,7 @@ def points_of(
 
 
 def front(points: Sequence[tuple[float | None, ...]]) -> list[bool]:
-    """Which (forget, keep) points no other beats: none forgets as much and keeps as much, and one of them more.
+    """Which (forget, keep) points no other beats: none is as good in both and better in one.
 
     >>> front([(0.1, 0.9), (0.2, 0.8), (0.3, 0.95), (None, 1.0)])
     [True, False, True, False]
@@ -126,7 +127,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return tuple(map(float, binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")))  # type: ignore[return-value]
 
 
-# What a metric is the mean of, over a set that its name begins with: the name's end → a record's own score.
+# For metrics that are means over a set of records, named by the set and an ending: ending → a record's own score.
 OF_ROWS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "_probability": lambda record: math.exp(-record["nll"]),
     "_rouge_l": lambda record: record["rouge_l"],
@@ -134,7 +135,7 @@ OF_ROWS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def _clusters(path: Path, name: str, value: float) -> Clusters:
-    """Of a metric that is a mean over a run's records after training, its clusters' sums and sizes; else nothing."""
+    """The clusters' sums and sizes, if a metric is a mean over a run's records after training; else empty."""
     end = next((end for end in OF_ROWS if name.endswith(end)), None)
     if end is None or not path.is_file():
         return ()
@@ -151,10 +152,10 @@ def _clusters(path: Path, name: str, value: float) -> Clusters:
 
 
 def interval(seeds: Sequence[Clusters], level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of the mean over rows, averaged over seeds, both seeds and clusters drawn anew.
+    """The percentile interval of the mean over rows, averaged over seeds, with seeds and clusters resampled.
 
     Args:
-        seeds: of each seed, its clusters' sums and sizes.
+        seeds: for each seed, its clusters' sums and sizes.
     """
     draw = np.random.default_rng(0)
     means = []

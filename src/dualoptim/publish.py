@@ -1,4 +1,4 @@
-"""A finished run's model → a repository on the Hugging Face hub: private unless asked otherwise, and last of all."""
+"""A finished run's model → a repository on the Hugging Face hub: private unless asked otherwise, as the last step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .tiny import TINY
 
 
 class Push(NamedTuple):
-    """Where a model is to go.
+    """Where a model is to be uploaded.
 
     Args:
-        repo: "owner/name", or "name" of one's own.
+        repo: "owner/name", or "name" for one's own account.
         public: whether everybody may see it.
-        adapter: whether the adapter goes there, in place of the model with it merged in.
+        adapter: whether to upload the adapter, in place of the model with it merged in.
     """
 
     repo: str
@@ -28,11 +28,11 @@ class Push(NamedTuple):
 
 
 def check(push: Push, config: RunConfig) -> None:
-    """Refuse, before anything long, what could not or must not be pushed once the run is done.
+    """Refuse, before anything slow starts, what could not or must not be uploaded once the run is done.
 
     Raises:
-        UserError: no name of a repository, nobody who is logged in, a run that leaves no such model, or one whose model
-            would show texts of a private run.
+        UserError: the repository has no valid name, nobody is logged in, the run saves no such model, or the model
+            would reveal texts of a private run.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # of its lazy list
@@ -54,14 +54,14 @@ def check(push: Push, config: RunConfig) -> None:
 
 @ranks.by_first
 def push(push: Push, out: str | Path) -> str:
-    """Upload the model that a finished run left, card and tokenizer with it and nothing else; its address.
+    """Upload the model of a finished run, with its card and tokenizer and nothing else; its address.
 
     Args:
-        out: the run's folder; of one of several parts, the last part's model goes there.
+        out: the run's folder; if it has several parts, the last part's model is uploaded.
 
     Raises:
-        UserError: there is no such model, the repository is public and should not be, or the upload failed; what the
-            run left is as it was.
+        UserError: there is no such model, the repository is public and should not be, or the upload failed; the run's
+            files are unchanged.
     """
     import huggingface_hub
 
@@ -83,7 +83,7 @@ def push(push: Push, out: str | Path) -> str:
         )
     except UserError:
         raise
-    except Exception as error:  # whatever a network, a hub or its client says
+    except Exception as error:  # a network, the hub or its client may raise anything
         raise UserError(
             f"push_to_hub {push.repo}: the upload failed ({type(error).__name__}: {str(error)[:200]}); all of it is in "
             f"{out}; try again with the same command and --resume"

@@ -1,12 +1,12 @@
 """The ranks of a run: processes that torchrun or accelerate launch start, each on a device of its own.
 
-All ranks run the same program. Training averages their gradients (`UnlearnTrainer`), scoring is shared out (`shared`),
-and what is read from the disk, or decided by it, is what the first rank found (`by_first`); it alone writes and talks
-(`first_only`, `join`). So all hold the same numbers and take the same decisions. In a process that is alone, nothing of
-this does anything.
+All ranks run the same program. Training averages their gradients (`UnlearnTrainer`), and scoring is split among them
+(`shared`). What is read from the disk, and what depends on it, comes from the first rank (`by_first`); only the first
+rank writes and prints (`first_only`, `join`). So all have the same numbers and take the same decisions. In a process
+that is alone, none of this has an effect.
 
-A rank that fails says why and ends, without waiting for others in between; the launcher then ends those that wait for
-it. Nothing here may be waited for in an `except` or `finally`, which one rank alone may come to.
+A rank that fails reports why and ends, without waiting for others in between; the launcher then ends those that wait
+for it. No rank may wait for others in an `except` or `finally`, which only one of them may reach.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# Of a rank for another: the first may teach or convert a model, or ask a harness, while all others wait.
+# How long ranks wait for each other: the first may train or convert a model, or run a harness, while others wait.
 PATIENCE = timedelta(days=1)
-SAME = timedelta(seconds=5)  # within which ranks that find the same mistake find it
-GRACE = 2.0  # seconds in which the launcher ends ranks whose connection to a rank that ended is broken
+SAME = timedelta(seconds=5)  # ranks that find the same mistake find it within this time
+GRACE = 2.0  # seconds for the launcher to end ranks that lost their connection to a rank that ended
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# What launchers tell a process, by which torch and accelerate take it for a rank.
+# The environment variables of launchers, by which torch and accelerate recognize a rank.
 LAUNCHED = re.compile(r"(RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC)_\w+)$")
 ENGINES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM",
            "PARALLELISM_CONFIG": "parallelism within the model"}  # fmt: skip
@@ -45,7 +45,7 @@ YES = ("1", "true", "yes", "on", "y", "t")
 class _Group:
     rank: int
     size: int
-    store: Any  # of keys and values, which the launcher keeps, so that it outlives every rank
+    store: Any  # the launcher's key-value store, which outlives every rank
     streams: tuple[TextIO, TextIO]
     alone: bool = False  # while the first rank works and the others wait
 
@@ -59,7 +59,7 @@ def wants_cpu() -> bool:
 
 
 def check_launcher() -> None:
-    """Refuse what accelerate launch was asked for and a run does not do.
+    """Refuse options of accelerate launch that a run does not support.
 
     Raises:
         UserError: an engine that shards a model, or a precision that is the run's to choose.
@@ -80,11 +80,10 @@ def check_launcher() -> None:
 def join() -> None:
     """Become one of the ranks that a launcher started, if it started several.
 
-    The process's device is then that of its place on this machine, and of all ranks the first alone has a standard
-    output and error that anybody sees.
+    The process then uses the device of its local rank. Only the first rank's standard output and error are shown.
 
     Raises:
-        UserError: what a launcher tells its processes is missing, or a machine has fewer devices than ranks.
+        UserError: environment variables of a launcher are missing, or a machine has fewer devices than ranks.
     """
     global _group
     said = os.environ.get("WORLD_SIZE") or "1"
@@ -95,7 +94,7 @@ def join() -> None:
             f"WORLD_SIZE is {said}, but {', '.join(missing)} is not set; start several processes by torchrun or "
             "accelerate launch, and one without WORLD_SIZE"
         )
-    # It warns, on every rank, that no loss leaves parameters unused, as some do.
+    # torch would warn, on every rank, that no parameter was unused; some losses leave some unused.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     import torch.distributed as dist
@@ -113,22 +112,22 @@ def join() -> None:
         if (devices := torch.cuda.device_count()) < here():
             raise UserError(f"{here()} ranks on a machine with {devices} devices; start as many as it has")
         torch.cuda.set_device(place)
-        backend = "cpu:gloo,cuda:nccl"  # what is no tensor goes by way of the processor
+        backend = "cpu:gloo,cuda:nccl"  # objects that are no tensors go through the CPU
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 def leave(status: int) -> None:
-    """End this process, if it is one of several ranks: after all others are done, or at once where it failed."""
+    """End this process, if it is one of several ranks: once all others are done, or at once if it failed."""
     if _group is None:
         return
     if not status:
         import torch.distributed as dist
 
         dist.barrier()
-        atexit._run_exitfuncs()  # whoever logs elsewhere sends the rest
+        atexit._run_exitfuncs()  # trackers send the rest of their data
     for stream in (sys.stdout, sys.stderr, *_group.streams):
         stream.flush()
-    os._exit(status)  # gloo's threads now and then abort a process that takes itself down in order
+    os._exit(status)  # gloo's threads sometimes abort a process that exits normally
 
 
 def several() -> bool:
@@ -152,7 +151,7 @@ def here() -> int:
 
 
 def of_first(work: Callable[[], T]) -> T:
-    """What the first rank's `work` gives, or the error that it raises; all ranks wait for it."""
+    """The result of the first rank's `work`, or the error that it raises, on all ranks, which wait for it."""
     if _group is None or _group.alone:
         return work()
     import torch.distributed as dist
@@ -184,7 +183,7 @@ def by_first(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def first_only(function: Callable[P, None]) -> Callable[P, None]:
-    """A function that the first rank runs, and for which no other waits: it writes something."""
+    """A function that only the first rank runs, and that no other waits for, as one that writes."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -195,10 +194,10 @@ def first_only(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def apart(work: Callable[[], T]) -> T:
-    """What `work` gives in a process of its own, which is none of the ranks and has this rank's device alone.
+    """The result of `work` in a separate process, which is none of the ranks and sees only this rank's device.
 
     Args:
-        work: can be pickled, as what it gives.
+        work: picklable, as must be its result.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -245,12 +244,12 @@ def gathered(value: T) -> list[T]:
 
 
 def shared(items: Sequence[T], work: Callable[[T], R], passed: Callable[[T], object] | None = None) -> list[R]:
-    """`work` of every item, in their order, on all ranks, each of which did every so-many-th.
+    """The results of `work` for all items, in their order, on all ranks; of n ranks, each does every n-th item.
 
     Args:
         items: the same on all ranks.
-        work: gives what can be pickled, on no device but the processor.
-        passed: told each item, worked on here or left to another.
+        work: its result must be picklable and lie on the CPU.
+        passed: called with each item, whether it is worked on here or by another rank.
     """
     own, ranks, found = 0, 1, {}
     if several():
@@ -266,7 +265,7 @@ def shared(items: Sequence[T], work: Callable[[T], R], passed: Callable[[T], obj
 
 
 def say(sentence: str) -> None:
-    """Print on standard error why this rank ends: once for all ranks that find the same, else with its number."""
+    """Print on standard error why this rank ends: once if all ranks find the same, else with the rank's number."""
     if _group is None:
         print(sentence, file=sys.stderr)
         return
@@ -281,16 +280,16 @@ def say(sentence: str) -> None:
 
 
 def is_consequence() -> bool:
-    """Whether an error may be no more than that another rank, which said why, is gone.
+    """Whether an error may only be a consequence of another rank's end, which that rank has explained.
 
-    A rank that is gone without a word, as one that was killed, makes the launcher end this one meanwhile.
+    If a rank ended without a message, as when it was killed, the launcher ends this one in the meantime.
     """
     if _group is None:
         return False
-    time.sleep(GRACE + _group.rank % 8 * 0.1)  # so that, of ranks that fail alike, one speaks first
+    time.sleep(GRACE + _group.rank % 8 * 0.1)  # so that, of ranks that fail the same way, one reports first
     try:
         return any(_group.store.check([_key(rank)]) for rank in range(_group.size) if rank != _group.rank)
-    except RuntimeError:  # the store went with the first rank
+    except RuntimeError:  # the store ended with the first rank
         return True
 
 
@@ -298,13 +297,13 @@ def _key(rank: int) -> str:
     return f"dualoptim/failed/{rank}"
 
 
-def _last_line(sentence: str) -> str:  # which of a traceback is what the ranks have in common
+def _last_line(sentence: str) -> str:  # the part of a traceback that ranks have in common
     return sentence.rstrip().rpartition("\n")[2]
 
 
 def _keep(sentence: str) -> None:
     assert _group is not None
-    with contextlib.suppress(RuntimeError):  # it went with the first rank
+    with contextlib.suppress(RuntimeError):  # it ended with the first rank
         _group.store.set(_key(_group.rank), _last_line(sentence))
 
 

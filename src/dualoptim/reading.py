@@ -1,7 +1,7 @@
-"""Files of rows as people have them.
+"""Reading files of rows in the common formats.
 
 JSON lines, a JSON array, CSV and TSV, parquet, each also gzipped, UTF-8 with or without a byte order mark, or a data
-set on the hub as ``org/name:split``. What a row is made of is the matter of `forms`.
+set on the hub as ``org/name:split``. `forms` has the keys of a row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .forms import PAIRS, text_of
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w\[\]:%+-]+))?")
 FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # of a file; a hub's name may end in a version, "set-v1.5"
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
-# How files begin that are no text.
+# The first bytes of files that are no text.
 OTHERS = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2",
           b"\xfd7zXZ": "xz", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"ARROW1": "Arrow"}  # fmt: skip
 
@@ -51,10 +51,10 @@ def read_records(path: str | Path) -> list[tuple[Record, str]]:
 
 
 def read_lines(path: str | Path, key: str, *, blank: bool = False) -> list[str]:
-    """Texts, of a file of plain lines, of JSON strings, or of rows that have them under a key.
+    """Texts from a file of plain lines, of JSON strings, or of rows that have them under a key.
 
     Args:
-        blank: whether blank ones are left out, and no error.
+        blank: whether blank texts are skipped; else they are an error.
     """
     data = _bytes(str(path))
     found = _records(data, str(path), known=False)
@@ -81,7 +81,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _is_json(first: str, text: str) -> bool:
-    """Whether lines are JSON, and not what somebody says in brackets or quotes."""
+    """Whether lines are JSON, and not plain text in brackets or quotes."""
     if first.startswith('"'):
         try:
             return isinstance(json.loads(first), str)
@@ -102,7 +102,7 @@ def _records(data: bytes, path: str, *, known: bool = True) -> list[tuple[Any, s
     """The rows of parquet or of a table; None for other files.
 
     Args:
-        known: whether a table is also one that only its head tells, by columns that rows have.
+        known: whether a table is also recognized by its head alone, if that has columns of rows.
     """
     if data[:4] == b"PAR1":
         return _parquet(data, path)
@@ -124,7 +124,7 @@ def _json(text: str, path: str) -> list[tuple[Any, str]]:
     """The values of an array, or of lines; an object over several lines is one."""
     if text.lstrip().startswith("["):
         return [(value, f"{path}, item {i}") for i, value in enumerate(parse_json(text, path), 1)]
-    # At no other line separator: strings may hold those.
+    # Other line separators may be part of a string.
     lines = [(line, f"{path}:{i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if lines and lines[0][0].strip() == "{":
         return [(parse_json(text, path), lines[0][1])]
@@ -210,7 +210,7 @@ def _parquet(data: bytes, path: str) -> list[tuple[Any, str]]:
         raise UserError(f"{path}: is parquet; pip install pyarrow to read it, or save it as JSON lines") from None
     try:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except Exception as error:  # whatever a damaged file makes it say
+    except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path}: is parquet that cannot be read ({error}); fetch it again") from None
     return [(_plain(row), f"{path}, row {i}") for i, row in enumerate(rows, 1)]
 
@@ -219,11 +219,11 @@ def _hub(name: str, split: str) -> list[tuple[Any, str]]:
     return list(hub_rows(name, split))
 
 
-GATED = re.compile(r"gated|\b40[13]\b|authenticat|log in", re.IGNORECASE)  # as the hub says that a set is not for all
+GATED = re.compile(r"gated|\b40[13]\b|authenticat|log in", re.IGNORECASE)  # how the hub says that access is restricted
 
 
 def refused(what: str, error: Exception, instead: str | None) -> UserError:
-    """What the hub answered instead of a data set, in one sentence, and what one may do."""
+    """The error for a data set that the hub did not give: its answer in one sentence, and what one may do."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     mend = ["accept its terms on the hub and log in (hf auth login)"] if GATED.search(str(error)) else []
     mend += [] if instead is None else [instead]
@@ -236,14 +236,14 @@ def refused(what: str, error: Exception, instead: str | None) -> UserError:
 def hub_rows(
     name: str, split: str = "train", config: str | None = None, instead: str | None = None
 ) -> Iterator[tuple[Record, str]]:
-    """The rows of a data set on the hub, made as they are asked for, each with where it stands.
+    """The rows of a data set on the hub, read lazily, each with where it stands.
 
     Args:
         config: its configuration, where it has several.
         instead: what else one may do, such as "give --data-dir"; None where `name` may have been meant as a file.
 
     Raises:
-        UserError: at once, where it cannot be had: no package, no network, no access, no such configuration or split.
+        UserError: at once, if it cannot be loaded: no package, no network, no access, no such configuration or split.
     """
     what = f"{name if config is None else f'{name}, {config}'}:{split}"
     try:
@@ -265,12 +265,12 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
 def file_of(base: str | Path, folder: str, stem: str, setting: str) -> Path | None:
-    """A file, or a folder, of a name with one of `SUFFIXES`, gzipped or not, or with none; None where there is none.
+    """A file or folder of a given name, with one of `SUFFIXES`, gzipped or not, or without; None if there is none.
 
     It is looked for in `base`, in its folder `folder`, and in a folder of that name beside it.
 
     Args:
-        setting: what names `base`, for messages.
+        setting: the setting that gives `base`, for messages.
     """
     if not Path(base).is_dir():
         raise UserError(f"{setting} {base}: there is no such folder; give the one that holds {stem}.jsonl")
@@ -288,10 +288,10 @@ def hub_records(
         name: of the data set, "organization/name".
         split: of it.
         config: which of its configurations; None where it has one.
-        data_files: of its files, where they are no configuration.
+        data_files: which of its files, if these are no configuration.
 
     Raises:
-        UserError: the package datasets is missing, or the hub does not give the rows, of a gated set for instance.
+        UserError: the package datasets is missing, or the hub does not give the rows, for instance of a gated set.
     """
     try:
         from datasets import load_dataset
@@ -311,7 +311,7 @@ def hub_records(
 
 
 def _plain(row: Any) -> Record:
-    """A row as JSON would have it: dates and bytes as text, and no number that is none."""
+    """A row as JSON has it: dates and bytes as text, and null for NaN."""
 
     def text(value: Any) -> str:
         return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
@@ -320,7 +320,7 @@ def _plain(row: Any) -> Record:
 
 
 def _nothing(constant: str) -> None:
-    """What NaN says, which is how tables of numbers write an empty cell."""
+    """None for NaN, which tables of numbers have for an empty cell."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Record:
@@ -332,7 +332,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Record:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON, or one sentence. NaN is null."""
+    """Parse JSON, NaN as null; an error is reported in one sentence."""
     try:
         value = json.loads(text, parse_constant=_nothing, object_pairs_hook=_object)
         if re.search(r"\\u[dD][89a-fA-F]", text):
@@ -343,6 +343,6 @@ def parse_json(text: str, where: str) -> Any:
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise UserError(f"{where}: {half!r} is half of a character; write the whole one, or remove it") from None
-    except (ValueError, RecursionError) as error:  # of keys, of numbers and depths without end
+    except (ValueError, RecursionError) as error:  # repeated keys; numbers too long, nesting too deep
         raise UserError(f"{where}: JSON that cannot be read: {error}") from None
     return value

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of settings, found by name or path, read strictly, and made arguments of the command line."""
+"""Recipes: YAML files of settings, found by name or path, read strictly, and turned into command-line arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestam
 
 
 def recipes_folder() -> Path:
-    """Where the recipes lie: in the installed package, or in the source tree."""
+    """Where the recipes are: in the installed package, or in the source tree."""
     packaged = Path(__file__).parent / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
@@ -36,7 +36,7 @@ def find_recipe(name: str) -> Path:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML without what nobody means: 1:5 is no number to base 60, 2024-01-01 no date, and a key stands once."""
+    """YAML without surprises: 1:5 is no number to base 60, 2024-01-01 is no date, and a repeated key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012, as the class above has it
         first: [(tag, pattern) for tag, pattern in known if tag not in _NOT_MEANT]
@@ -78,7 +78,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
     """A recipe's settings as `--name=value`.
 
     Args:
-        known: names that the command has; a setting of another command is passed over.
+        known: the command's settings; a setting of another command is skipped.
 
     Raises:
         UserError: YAML that cannot be read, or a key that no command has.
@@ -91,7 +91,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
         where, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         reason = " ".join(str(problem).split())
         raise UserError(f"{path}{f':{where.line + 1}' if where else ''}: broken YAML; {reason}") from None
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # of a depth without end
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # nested without end
         raise UserError(f"{path}: YAML that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
@@ -105,7 +105,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
             continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
         try:
             written = value if isinstance(value, str) else json.dumps(value)
-        except (TypeError, ValueError):  # of Python's own kinds, or that holds itself
+        except (TypeError, ValueError):  # a Python object, or one that contains itself
             raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
         arguments.append(f"--{key.replace('_', '-')}={written}")
     return arguments

@@ -1,4 +1,4 @@
-"""The model as it was handed over, kept beside the one that is trained, for a copy of what is trained of it."""
+"""The model before training as the reference, at the cost of one copy of the trainable parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .adapters import base_of
 
 
 class AtStart(nn.Module):
-    """A model as it is now, whatever is trained of it later: the reference, for a copy of what is trained.
+    """A model as it is now, as the reference while a part of it is trained; keeps a copy of that part.
 
-    In every call the copies stand where the trained parameters do, and nothing is dropped out. So it is the model as it
-    was handed over whatever its adapters are, one or several, new or trained, with other parameters trained beside.
+    In every call, the copies replace the trained parameters, and dropout is off. So it gives the original model,
+    whatever its adapters are, one or several, new or trained, and also if other parameters are trained as well.
 
     Args:
-        model: of which a part is trained; it may be sharded later, by `fully_shard`.
+        model: only a part of it is trained; it may be sharded later, by `fully_shard`.
     """
 
     module: Any
@@ -28,13 +28,13 @@ class AtStart(nn.Module):
         super().__init__()
         self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
         self.copies = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        self._shards: dict[str, Tensor] = {}  # of copies, this rank's
+        self._shards: dict[str, Tensor] = {}  # this rank's shards of the copies
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:
         self._reshard()
         places = {name: p for name, p in self.module.named_parameters() if name in self.copies}
-        if any(hasattr(p, "ds_id") for p in places.values()):  # which DeepSpeed holds in pieces of its own
+        if any(hasattr(p, "ds_id") for p in places.values()):  # DeepSpeed partitions these itself
             raise ValueError("under ZeRO-3 no copy can stand in for what is trained; give reference=…, a frozen model")
         sharded = {name: p for name, p in places.items() if hasattr(p, "device_mesh")}
         whole = {name: self._on(name, p.device) for name, p in places.items() if name not in sharded}
@@ -47,7 +47,7 @@ class AtStart(nn.Module):
 
     @contextmanager
     def _put_back(self, sharded: Mapping[str, Any]) -> Iterator[None]:
-        """While shards hold what they did: what is gathered of them is put over anything else."""
+        """A context in which shards hold their values at the start: gathering would undo any other replacement."""
         if not sharded:
             yield
             return
@@ -68,7 +68,7 @@ class AtStart(nn.Module):
             self._reshard()
 
     def _reshard(self) -> None:
-        """Let nothing that was gathered of shards stay: it would be taken for what they hold later."""
+        """Free what was gathered from shards, or it would be used in place of what they hold later."""
         for module in self.module.modules():
             if callable(reshard := getattr(module, "reshard", None)):
                 reshard()
@@ -76,7 +76,7 @@ class AtStart(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model while nothing in it trains; afterward each module is as it was."""
+    """A context in which a model is in evaluation mode; afterwards each module is in its mode before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -87,16 +87,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
-    """The model as it is handed over, where losses want it and what is trained of it is not the whole.
+    """The model at the start, if losses need it and only a part of it is trained; else None.
 
-    An adapter is little, so that it is kept wherever a loss compares with anything.
+    An adapter is small, so it is kept wherever a loss compares with the reference in any way.
     """
     compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
     return AtStart(model) if compares and partly_trained(model) else None
 
 
 def partly_trained(model: nn.Module | str) -> bool:
-    """Whether a part of a model is trained alone: of one by its name, that it is an adapter."""
+    """Whether only a part of a model is trained; for a model given by name, whether it is an adapter."""
     if isinstance(model, str):
         return base_of(model) is not None
     return any(not p.requires_grad for p in model.parameters())

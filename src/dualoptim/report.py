@@ -16,13 +16,13 @@ from .errors import UserError
 from .folder import written
 from .pictures import Look
 
-# One color a method, told apart also by those who see red and green alike (after Okabe and Ito's palette), each with a
+# One color for each method, distinguishable with red-green color blindness (after Okabe and Ito's palette), each with a
 # contrast of at least 3 to white paper and to dark.
 COLOURS = {"Joint AdamW": "#C18600", "Alternating AdamW": "#1D9AE0", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
            "DualOptim 8-bit": "#41A283", "DualOptim+ 8-bit": "#A22AD6", "Joint AdamW 8-bit": "#A5780A",
            "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#935A4F", "GRU": "#696969", "PDU": "#D55E00"}  # fmt: skip
 SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#929292"  # for methods of other names
-# And a shape, of matplotlib's names, by the order of the methods: as a path in a square of 12.
+# A shape for each method, in their order: matplotlib's name → an SVG path in a square of 12.
 SHAPES = {"o": "M6 1a5 5 0 1 0 .01 0z", "s": "M1.7 1.7h8.6v8.6h-8.6z", "^": "M6 .8l5.4 10h-10.8z",
           "D": "M6 .4l5.6 5.6l-5.6 5.6l-5.6-5.6z", "v": "M6 11.2l5.4-10h-10.8z",
           "P": "M4.2 .8h3.6v3.4h3.4v3.6h-3.4v3.4h-3.6v-3.4h-3.4v-3.6h3.4z", "p": "M6 .7l5.3 3.9l-2 6.3h-6.6l-2-6.3z",
@@ -31,7 +31,7 @@ ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5",
 
 
 def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """A run's name: its method, with the seed where there are several, and its part where one comes after the other."""
+    """A run's name: its method, with the seed where there are several, and the part where a task has several."""
     seeds = {other["seed"] for other in results["runs"]}
     seed = f", seed {entry['seed']}" if len(seeds) > 1 else ""
     return entry["method"] + seed + (f", part {entry['part']}" if "part" in entry else "")
@@ -48,7 +48,7 @@ def looks(results: Mapping[str, Any]) -> dict[str, Look]:
 
 
 def text(value: float | None, spec: str) -> str:
-    """A number for people; a dash for none."""
+    """A number as it is shown; a dash for none."""
     return "—" if value is None or math.isnan(value) else format(value, spec)
 
 
@@ -80,14 +80,14 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, body
 
 
-WIDE = 7  # columns of numbers that a page shows; a table of more is turned round
+WIDE = 7  # columns of numbers that a page shows; a wider table is transposed
 
 
 def turned(heads: list[str], body: list[list[str]], width: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """The table, with a column for each run in place of a row where it would be too wide to read.
+    """The table, transposed to one column for each run if it would be too wide to read.
 
     Args:
-        width: characters that a terminal has; without it, a page has room for seven numbers a row.
+        width: characters of the terminal's width; None for a page, which has room for seven numbers a row.
     """
     columns = list(zip(heads, *body, strict=True))
     other = list(columns[0]), [list(column) for column in columns[1:]]
@@ -111,9 +111,9 @@ def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
-    """How much better or worse each run meets each objective than training on that one alone does, and their mean.
+    """How much better or worse each run does on each objective than training on that one alone, and the mean.
 
-    With several seeds a run is compared with that of its own seed. Empty unless every objective was trained on alone.
+    With several seeds, runs of the same seed are compared. Empty unless every objective was trained on alone.
     """
     entries, scores = results["runs"], results.get("scores", {})
     alone = {(e["config"].get("alone"), e["seed"]): e["after"] for e in entries if e["config"].get("alone")}
@@ -138,21 +138,21 @@ MERGING = {
 
 
 def merging(results: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """What merging its adapter, and rounding what was merged, makes of each run: (name, a table with its heads)."""
+    """How merging the adapter, and rounding the merged weights, changes each run: (name, a table with its heads)."""
     found = []
     for entry in results["runs"]:
         if of := entry.get("merging"):
             hows = [how for how in MERGING if how in of]
             table = [["", *(MERGING[how] for how in hows)]]
             for name, m in results["metrics"].items():
-                if not m.get("group") and name in of["unmerged"]:  # attacks are made on what remains alone
+                if not m.get("group") and name in of["unmerged"]:  # attacks are made on the final model only
                     table.append([head(m), *(text(of[how].get(name), m["format"]) for how in hows)])
             found.append((label(entry, results), table))
     return found
 
 
 def brought_back(results: Mapping[str, Any]) -> list[str]:
-    """What merging or rounding changed of a run, in sentences: shares, by twice their standard error or more."""
+    """What merging or rounding changed in a run, in sentences: shares that moved by two standard errors or more."""
     said = []
     for entry in results["runs"]:
         of = entry.get("merging", {})
@@ -169,7 +169,7 @@ def brought_back(results: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """What a run came to, in a sentence: the task's own, or else the two numbers of the plane."""
+    """A run's result in a sentence: the task's own verdict, or else the two numbers of the plane."""
     if said := entry.get("verdict"):
         return str(said)
     shown = []
@@ -182,14 +182,14 @@ def verdict(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:
-    """What all runs came to, and then each in a sentence, its name before it where there are several."""
+    """The result of all runs together, then that of each in a sentence, with its name where there are several."""
     said = [(label(entry, results), verdict(entry, results)) for entry in results["runs"]]
     each = [f"{name}: {sentence}" if len(said) > 1 else sentence for name, sentence in said if sentence]
     return [*([first] if (first := headline(results)) else []), *each]
 
 
 def headline(results: Mapping[str, Any], most: int = 5) -> str:
-    """Which points of the plane no other beats, in a sentence; nothing of fewer than two.
+    """Which points of the plane no other beats, in a sentence; empty for fewer than two points.
 
     Args:
         most: how many are named.
@@ -227,7 +227,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 
 
 def interval(value: float | None, n: int) -> str:
-    """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty for no number."""
+    """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty where there is no share."""
     if value is None or not 0 <= value <= 1 or not n:
         return ""
     from .points import wilson
@@ -251,7 +251,7 @@ def attacks(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def over_seeds(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Of several seeds, each method's mean and its lowest and highest, a row for each number of the first table."""
+    """For several seeds: each method's mean, lowest and highest, a row for each number of the first table."""
     entries = results["runs"]
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     if len({entry["seed"] for entry in entries}) < 2 or any("part" in entry for entry in entries):
@@ -304,12 +304,12 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
 
 
 def heat_map(entry: Mapping[str, Any]) -> str:
-    """What the objectives do to each other, layer by layer, as SVG; empty where nothing was read."""
+    """The conflict between objectives, layer by layer, as SVG; empty where it was not measured."""
     return pictures.heat_map(entry.get("diagnostics"))
 
 
 def not_computed(results: Mapping[str, Any]) -> list[str]:
-    """What no run has a number for, and why, those of one reason together."""
+    """The numbers that no run has, and why, grouped by reason."""
     why: dict[str, list[str]] = {}
     for name, m in results["metrics"].items():
         reasons = [entry.get("not_computed", {}).get(name) for entry in results["runs"]]
@@ -322,9 +322,9 @@ def not_computed(results: Mapping[str, Any]) -> list[str]:
 def seen(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences: the best of each metric, and which others cannot be told apart from it.
 
-    Shares of n questions are compared as two proportions: a difference below twice its standard error is no
-    difference. Other metrics are ranked without a test. With several seeds methods are compared by their means, and
-    are not told apart where the ranges of their seeds overlap.
+    Shares of n questions are compared as two proportions: a difference below twice its standard error does not
+    count. Other metrics are ranked without a test. With several seeds, methods are compared by their means, and are
+    not told apart where the ranges of their seeds overlap.
     """
     entries = results["runs"]
     if len(entries) < 2 or any("part" in entry for entry in entries):  # parts forget different rows
@@ -374,7 +374,7 @@ _BEST: dict[str, tuple[str, Callable[[float], float]]] = {
 def _spread(a: float, b: float, n: int) -> float:
     """Standard error of the difference of two shares of n questions, with one right and one wrong answer added."""
     p = ((a + b) * n + 1) / (2 * n + 2)
-    return math.sqrt(max(0.0, 2 * p * (1 - p) / n))  # of what is no share, nothing is known
+    return math.sqrt(max(0.0, 2 * p * (1 - p) / n))  # 0 for values that are no shares
 
 
 def terminal(results: Mapping[str, Any]) -> None:
@@ -429,7 +429,7 @@ def _width(heads: Sequence[str], body: Sequence[Sequence[str]]) -> int:
 
 
 def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns of a table in parts that a terminal is wide enough for, each part with the first column."""
+    """The columns of a table in parts that fit the terminal's width, each part with the first column."""
     widths = _widths(heads, body)
     parts: list[list[int]] = [[0]]
     for i in range(1, len(heads)):
@@ -440,7 +440,7 @@ def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) ->
 
 
 def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the task follows over the steps, a title and an SVG each; none where it was looked at once alone."""
+    """What the task follows over the steps, a title and an SVG each; none if it was measured only once."""
     titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
     entries, look = results["runs"], looks(results)
     if all(len(entry["curve"]) < 2 for entry in entries):
@@ -455,7 +455,7 @@ def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def page(*several: Mapping[str, Any]) -> str:
-    """The HTML page of one run's results or of several, a chapter each, complete in itself."""
+    """The HTML page of one run's results, or of several, a chapter each, in one self-contained file."""
     title = ", ".join(dict.fromkeys(f"{results['task']} · {results['model']}" for results in several))
     chapters = [chapter(results) for results in several]
     return pictures.numbered(_render("report.html.jinja", title=title, chapters=chapters))
@@ -544,10 +544,10 @@ MADE = '<meta name="generator" content="dualoptim">'  # stands in every page
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse a page's file that could not be written, or that holds something else than a page of ours.
+    """Refuse a file for a page that could not be written, or that holds something other than a page of dualoptim.
 
     Raises:
-        UserError: what it is.
+        UserError: which of the two it is.
     """
     path = Path(path)
     try:
@@ -563,5 +563,5 @@ def check_file(path: str | Path) -> None:
 
 
 def write(results: Mapping[str, Any], path: str | Path, *others: Mapping[str, Any]) -> None:
-    """Write the page of a run's results, and of others' below them, whole or not at all."""
+    """Write the page of a run's results, with others' below, completely or not at all."""
     written(Path(path), page(results, *others))

@@ -47,7 +47,7 @@ def _row(point: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
-    """How much of the plan there is, how to read the intervals, and what went wrong."""
+    """How much of the plan is finished, how to read the intervals, and what went wrong."""
     done, planned = len(results["runs"]), results["planned"]
     said = [f"{done} of {planned} runs are finished."] if done < planned else [f"All {planned} runs are finished."]
     if spread := _of_intervals(results):
@@ -58,7 +58,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 
 
 def _of_intervals(results: Mapping[str, Any]) -> str:
-    """What the points' intervals are over; nothing where there are none."""
+    """What the points' intervals are over; empty where there are none."""
     if not any(point["intervals"] for point in results["points"]):
         return ""
     several = max(len(point["seeds"]) for point in results["points"]) > 1
@@ -82,7 +82,7 @@ def how_to_read(results: Mapping[str, Any]) -> str:
 
 
 def plane(results: Mapping[str, Any]) -> str:
-    """What was forgotten against what was kept, as SVG: a mark a point, small ones its seeds, the front as a line."""
+    """What was forgotten against what was kept, as SVG: marks for points, small ones for seeds, the front as a line."""
     if not results.get("plane") or not results.get("points"):
         return ""
     x, y = results["plane"]
@@ -93,11 +93,11 @@ def plane(results: Mapping[str, Any]) -> str:
     return pictures.plane(results["points"], report.looks(results), axes_of, results["runs"][0]["before"], at)
 
 
-_TOLD_BY = ("method", "settings")  # a point from others
+_TOLD_BY = ("method", "settings")  # what identifies a point
 
 
 def settings(results: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
-    """The settings that all runs have alike."""
+    """The settings that are the same in all runs."""
     entries = results["runs"]
     first = entries[0]["config"]
     return [(key, first[key]) for key in first if all(entry["config"].get(key) == first[key] for entry in entries)]

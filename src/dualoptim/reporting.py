@@ -25,13 +25,13 @@ NOWHERE = ("none", "no", "false", "off")
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse trackers that there are not, or whose package is missing.
+    """Refuse unknown trackers, and those whose package is missing.
 
     Args:
-        names: as transformers names them; "all" is what is installed, and `NOWHERE` none.
+        names: as transformers names them; "all" means every installed one, and `NOWHERE` none.
 
     Raises:
-        UserError: the first that is not known or not installed.
+        UserError: the first that is unknown or not installed.
     """
     for name in names:
         if name in (*NOWHERE, "all"):
@@ -52,7 +52,7 @@ def callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> list[Train
     """
     made: list[Any] = [INTEGRATION_TO_CALLBACK[name]() for name in names]
     for tracker in made:
-        if isinstance(tracker, TensorBoardCallback) and tracker.logging_dir is None:  # by TENSORBOARD_LOGGING_DIR
+        if isinstance(tracker, TensorBoardCallback) and tracker.logging_dir is None:  # TENSORBOARD_LOGGING_DIR sets it
             tracker.logging_dir = str(folder / Path(default_logdir()).name)
         if isinstance(tracker, CodeCarbonCallback) and writes:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A run's settings → the command line that does it again."""
+"""A run's settings → the command line that repeats it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def options(values: Mapping[str, Any]) -> list[str]:
 
 
 def command(results: Mapping[str, Any]) -> list[str]:
-    """`dualoptim unlearn` or `compare` with the options that do all runs again, one a line, but for where they lie.
+    """`dualoptim unlearn` or `compare` with the options that repeat all runs, one a line, without the output folder.
 
-    Nothing for parts that come one after the other, and for the trials of a search: those are not one command's.
+    Empty for parts that are forgotten one after the other, and for the trials of a search: no single command does them.
     """
     entries = results["runs"]
     configs = [entry["config"] for entry in entries]
@@ -35,7 +35,7 @@ def command(results: Mapping[str, Any]) -> list[str]:
         return []
     grid, defaults = results.get("grid", {}), RunConfig().as_dict()
     many = len(entries) > 1 or "planned" in results
-    # What a goal or a fast run would choose is said whatever it is.
+    # Settings that a goal or a fast run would choose are always given.
     said = {*(GOALS_OWN if configs[0].get("forget") else ()), *(FAST if configs[0].get("fast") else ())}
     left_out = {"out", *grid, *(OF_METHODS if many else ())}
     own = {k: v for k, v in configs[0].items() if k not in left_out and (k in said or v != defaults.get(k))}
@@ -46,7 +46,7 @@ def command(results: Mapping[str, Any]) -> list[str]:
     )
     if not {*methods} <= {*METHODS, ALONE}:
         return []
-    for key in NO_MULTIPLIER:  # which the methods that have none do not take from the command
+    for key in NO_MULTIPLIER:  # methods without a multiplier do not take these from the command
         given = next((config[key] for config in configs if config.get(key, defaults[key]) != defaults[key]), None)
         if given is not None and not any(key in method for method in METHODS.values()):
             own[key] = given

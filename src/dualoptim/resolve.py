@@ -75,8 +75,8 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
     """The objectives of each step.
 
     Args:
-        left: what the model has left to learn of each objective, for the ratio "loss"; without it they are taken for
-            alike.
+        left: objective → the model's mean loss on it before training, for the ratio "loss"; without it, all are taken
+            to be the same.
     """
     if config.joint and config.optimizer != "AdamW":
         raise UserError(f"joint: {config.optimizer} steps for one objective at a time; leave it out, or use AdamW")
@@ -128,9 +128,9 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
     if cls is torch.optim.AdamW:
         if config.lr_scales:
             raise UserError("lr_scales: AdamW has one state and one learning rate for all objectives; leave it out")
-        # The published comparison gives every optimizer the same decay.
+        # The published comparison gives every optimizer the same decay rates.
         arguments.setdefault("betas", (0.9, 0.95))
-        if config.delta_bits == 8:  # one objective for everything is AdamW
+        if config.delta_bits == 8:  # DualOptim with a single objective is AdamW
             cls = DualOptim
             arguments |= {"objectives": ("all",), "delta_bits": 8}
         else:
@@ -148,7 +148,7 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
             "base_betas": tuple(config.base_betas),
             "max_update": config.max_update,
             "base_bits": config.base_bits,
-            # What is equal follows from the schedule, which may wait for the model.
+            # The weights for "equal" follow from the schedule, which may need the model.
             "base_weights": {} if config.base_weights == "equal" else dict(config.base_weights),
         }
     try:
@@ -162,7 +162,7 @@ def refusals_of(config: RunConfig) -> list[str]:
     """The replies that say 'I don't know'."""
     if config.refusals is None:
         own = [row["text"] for row in asset("refusals.jsonl")]
-        # On a few rows of your own, replies that begin alike: a model between two openings says neither.
+        # For a few rows of your own, only refusals that begin alike: a model torn between two openings says neither.
         return own if config.task else [text for text in own if text.startswith("I don't know")]
     return read_lines(config.refusals, "text")
 
@@ -214,7 +214,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
     """Check what can be checked of a config before its rows are read.
 
     Args:
-        training: whether a model is trained, and not scored alone.
+        training: whether a model is trained, or only scored.
     """
     for key, least in LEAST.items():
         value = getattr(config, key)
@@ -257,7 +257,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
 
 
 def _check_attacks(config: RunConfig) -> None:
-    """Refuse attacks that there are not, and those that this machine or the weights do not allow."""
+    """Refuse unknown attacks, and those that this machine or the weights do not allow."""
     attacks.check(config.attacks)
     if config.fast and config.attacks:
         raise UserError("fast: scores by probability alone, and attacks write replies; leave out one of them")
@@ -276,7 +276,7 @@ def _check_attacks(config: RunConfig) -> None:
 
 
 def _check_thrift(config: RunConfig) -> None:
-    """What saves memory, and what it cannot be had with."""
+    """Refuse settings that save memory together with settings that they do not work with."""
     rounds = config.optimizer == "AdamW" and config.delta_bits == 32
     in_bf16 = config.bf16_weights and (rounds or config.sam_rho is not None)
     if in_bf16 and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
@@ -307,7 +307,7 @@ def _check_thrift(config: RunConfig) -> None:
 
 
 def check_with(config: RunConfig, task: Task) -> None:
-    """Check a config with its rows."""
+    """Check a config against its task."""
     optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
     for name in {**task.weights, **config.weights}:
         if name not in task.objectives:
@@ -337,7 +337,7 @@ def check_with(config: RunConfig, task: Task) -> None:
 
 
 def _check_multiplier(config: RunConfig, task: Task) -> None:
-    """What holds the retain loss below a bound."""
+    """Check the settings of the multiplier that holds the retain loss below a bound."""
     if config.multiplier_lr <= 0:
         raise UserError(f"multiplier_lr must be > 0, but is {config.multiplier_lr}")
     if config.retain_bound is None:
@@ -356,7 +356,7 @@ def _check_multiplier(config: RunConfig, task: Task) -> None:
 
 
 def _check_sam(config: RunConfig, task: Task) -> None:
-    """Whether there is something whose gradient SAM takes."""
+    """Refuse SAM where no loss forgets: it perturbs the weights along such a loss's gradient."""
     if config.sam_rho is None:
         return
     if not 0 < config.sam_rho < math.inf:
@@ -368,10 +368,10 @@ def _check_sam(config: RunConfig, task: Task) -> None:
 
 
 def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: nn.Module) -> dict[str, int]:
-    """Bytes by what they are for: the model to train, gradients, the optimizer's state, a reference if need be.
+    """Bytes by purpose: the model to train, gradients, the optimizer's state, and a reference if needed.
 
     Args:
-        model: as it is loaded, on torch's meta device; an adapter that is to be added is added to a copy.
+        model: as it is loaded, on torch's meta device; a new adapter is added to a copy.
     """
     if config.lora_rank:
         widest = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=0)
@@ -393,7 +393,7 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
         "optimizer state": state_bytes(config, task, model),
     }
     wanted = {loss.reference for loss in losses.values()}
-    if "model" in wanted or (adapted and "sequences" in wanted):  # what is not trained of it is shared
+    if "model" in wanted or (adapted and "sequences" in wanted):  # the part that is not trained is shared
         needed["reference"] = own * trained
     if (config.until, config.keep_at_least) != (None, None) and device_and_precision()[0].type == "cpu":
         needed["best point"] = own * trained
@@ -405,12 +405,12 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
 
 
 def relearning_needs(config: RunConfig, model: nn.Module, reference: int, *, training: bool) -> dict[str, int]:
-    """Bytes that the attack relearn needs, by what they are for; nothing where it is not asked for.
+    """Bytes that the attack relearn needs, by purpose; empty where it is not asked for.
 
     Args:
         model: as it is loaded, on torch's meta device.
         reference: bytes of a frozen copy that stays in memory meanwhile.
-        training: whether the model was trained, in the precision of its weights.
+        training: whether the model was trained, and has its weights in the precision of training.
     """
     if "relearn" not in config.attacks:
         return {}
@@ -441,7 +441,7 @@ def train_only(pattern: str, model: nn.Module) -> None:
 
 
 def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
-    """Refuse losses that a model cannot have."""
+    """Refuse losses that do not work with a model."""
     for name, loss in losses.items():
         try:
             loss.check(model)
@@ -450,17 +450,17 @@ def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
 
 
 def free_memory() -> int:
-    """Bytes of the device that nothing takes."""
+    """Free memory of the device, in bytes."""
     device, _ = device_and_precision()
     if device.type == "cuda":
         gc.collect()
-        torch.cuda.empty_cache()  # what models before this one had counts as taken otherwise
+        torch.cuda.empty_cache()  # else memory cached from earlier models counts as taken
         return torch.cuda.mem_get_info()[0]
     return int(psutil.virtual_memory().available) // ranks.here()
 
 
 def check_relearning(config: RunConfig, needed: Mapping[str, int]) -> None:
-    """Refuse the attack relearn where it does not fit, which trains all of a model with two moments of 32 bits."""
+    """Refuse the attack relearn where it does not fit: it trains the whole model, with two moments in 32 bits."""
     if sum(needed.values()) > (free := free_memory()):
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in needed.items())
         raise UserError(

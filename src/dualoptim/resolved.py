@@ -1,9 +1,9 @@
-"""A config → one frozen value that all the rest takes: what a run is made of, and its fingerprints.
+"""A config → one frozen value that the rest of the package takes: all inputs of a run, and their fingerprints.
 
     config → `resolve` → Resolved → `unlearn.prepare` → `unlearn.train` → results
 
-Whatever can be found wrong without the model's weights is found here, before anything long or written; `--dry-run` is
-this and a print-out.
+Every mistake that can be found without the model's weights is found here, before anything slow starts and anything is
+written. `--dry-run` does this and prints the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERSIONS = {"dualoptim": __version__, "torch": torch.__version__, "transformers"
 
 @dataclass(frozen=True)
 class Origin:
-    """A model by folder or hub id, or one that is to be taught rows first; an adapter merged first, or not."""
+    """A model by folder or hub id, with rows that it is to memorize first; `merged` for its adapter merged into it."""
 
     model: str
     fingerprint: str
@@ -47,29 +47,29 @@ class Origin:
     merged: bool = False
 
     def place(self) -> str:
-        """Its folder or hub id; taught where it has not been yet, which takes long."""
+        """Its folder or hub id. A model that is to memorize rows is trained now, unless the cache has it."""
         place = self.model if self.taught is None else str(memorised(self.model, self.taught, **self.teaching))
         return merged(place) if self.merged else place
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """All that a config comes to.
+    """Everything that a config resolves to.
 
     Args:
         config: the settings.
-        task: rows and measures; those of your own rows are settled by what the model knows, in its `prepare`.
-        tokenizer: with the chat template that the run has.
-        losses: of each objective.
+        task: rows and measures; for your own rows, its `prepare` chooses some of them by what the model knows.
+        tokenizer: the model's, with the run's chat template.
+        losses: objective → loss.
         refusals: replies that say 'I don't know'.
         optimizer: class and arguments.
         start: the model to unlearn from.
-        retrained: the one that never saw what is to be forgotten, if there is one.
-        adapted: whether an adapter is what is trained.
+        retrained: the model that never saw what is to be forgotten, if there is one.
+        adapted: whether an adapter is trained, not the whole model.
         merge: whether the model with that adapter merged into it is made as well.
-        needed: bytes of memory by what they are for.
-        relearning: those of the attack of that name, if it is asked for.
-        files: setting → SHA-256 of the file that it names, of those that lie on the disk.
+        needed: bytes of memory by purpose.
+        relearning: the same for the attack relearn; empty if it is not asked for.
+        files: setting → SHA-256 of the file that it names, if that is a local file.
         fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
             the packages' versions.
     """
@@ -94,7 +94,7 @@ class Resolved:
         return names.turns_of(self.config, self.task, left)
 
     def again(self, config: RunConfig) -> Resolved:
-        """Another run of the same start, with the losses and the optimizer that its config names."""
+        """Another run from the same start, with the losses and the optimizer of its own config."""
         losses = names.losses_of(config, self.task)
         optimizer = names.optimizer_of(config, list(self.task.objectives))
         return dataclasses.replace(self, config=config, losses=losses, optimizer=optimizer)
@@ -102,23 +102,23 @@ class Resolved:
     @property
     def needs_second_model(self) -> bool:
         """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
-        whole = not self.adapted and self.config.train is None  # else what is trained is copied
+        whole = not self.adapted and self.config.train is None  # else the trained part is copied
         return whole and any(loss.reference == "model" for loss in self.losses.values())
 
     @property
     def identity(self) -> dict[str, str]:
-        """The fingerprints without the versions: what must be the same for a run to be gone on with."""
+        """The fingerprints without the versions: these must be the same for a run to be resumed."""
         return {name: value for name, value in self.fingerprints.items() if name != "versions"}
 
 
 def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Resolved]:
-    """What configs of one task and one start come to.
+    """Resolve configs that share one task and one start.
 
     Args:
-        training: whether models are trained, which wants more room than scoring them, and shorter rows.
+        training: whether models are trained, which needs more memory than scoring, and rows of `max_length` at most.
 
     Raises:
-        UserError: whatever is wrong with them, or with rows, model, memory and disk.
+        UserError: anything that is wrong with the configs, the rows, the model, memory or disk.
     """
     for config in configs:
         names.check_alone(config, training=training)
@@ -164,11 +164,11 @@ ANY_LENGTH = 2**31
 
 
 def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) -> None:
-    """Refuse rows, and refusals to them, that the model cannot take.
+    """Refuse rows that the model cannot process, also with a refusal for an answer.
 
     Args:
-        room: the positions that it has.
-        vocabulary: the tokens that it has.
+        room: the model's number of positions.
+        vocabulary: the size of the model's vocabulary.
         max_length: the most tokens that a row may have.
     """
     config, tokenizer = resolved.config, resolved.tokenizer
@@ -188,7 +188,7 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
 
 
 def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
-    """Refuse a row that a model cannot be asked for another answer to."""
+    """Refuse a row for which a model cannot be asked for another answer."""
     if is_text(row.prompt):
         raise UserError(
             f"{row.where}: is plain text, which asks nothing that could be answered otherwise; forget it by NPO, or "
@@ -204,9 +204,9 @@ def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
 
 
 def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
-    """The tokenizer, and the model's modules without weights; of "tiny", which is made of the rows, with them."""
+    """The tokenizer, and the model's modules without weights; "tiny", which is built from the rows, has its weights."""
     if config.model != tiny.TINY:
-        # A new adapter begins with the given one merged, which has its base's shapes.
+        # A new adapter is added to the given one's base, after merging, which leaves the base's shapes as they are.
         shapes = (adapters.base_of(config.model) if config.lora_rank else None) or config.model
         return load_tokenizer(config.model, config.chat_template), without_weights(shapes)
     model, tokenizer = tiny.build(task.known())
@@ -257,7 +257,7 @@ def _plain(value: Any) -> Any:
     """Plain values that are the same for the same contents, from one process to the next."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if isinstance(value, Row):  # wherever it lies
+    if isinstance(value, Row):  # whatever its `where` says
         return _plain([value.prompt, value.answer, value.fields, value.only, value.chunk])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]

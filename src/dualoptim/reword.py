@@ -1,8 +1,8 @@
-"""Other wordings of a question, and the same question about a thing that does not exist. English.
+"""Other wordings of a question, and the same question about a thing that does not exist. English only.
 
-Wordings come from plain templates, of which some are trained on, others decide when to stop, and a third part is for
-the measurement alone; and from the model itself, shown a few examples. Whether a wording asks the same is for the
-caller to check, by what the model replies.
+Wordings come from plain templates and from the model itself, shown a few examples. Some templates are trained on,
+others decide when to stop, and a third group is only for measuring. The caller must check whether a wording asks the
+same, by what the model replies.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ _STOP = frozenset(
 
 
 def plain(text: str) -> str:
-    """A text's words alone, in lower case: two texts with the same are one wording."""
+    """A text's words only, in lower case: texts with the same words are the same wording."""
     return " ".join(words(text.casefold()))
 
 
 @lru_cache(maxsize=100_000)
 def content_words(text: str) -> frozenset[str]:
-    """The stems of the words of a text that carry its matter, so that "likes" is no news to what somebody likes."""
+    """The stems of a text's content words: by their stems, "likes" and "like" are the same word."""
     return frozenset(stem(word) for word in words(text.casefold()) if word not in _STOP)
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two questions ask for the same: by the content words that they share, and by no other names."""
+    """Whether two questions ask for the same: they share most content words, and their names are not all different."""
     one, other = content_words(a), content_words(b)
     names, others = _names(a), _names(b)
     if names and others and not names & others:
@@ -82,14 +82,14 @@ def alike(a: str, b: str) -> bool:
 
 
 def _names(text: str) -> set[str]:
-    """The words with a capital letter, but for those that begin a sentence."""
+    """The words with a capital letter, except those that begin a sentence."""
     return {name.casefold() for name in re.findall(r"(?<=[\w,;:'\"] )[A-Z]\w+", text)}
 
 
 def wordings(row: Row, templates: Sequence[str]) -> list[Row]:
     """A row once for each template: "{}" stands for the question, "{indirect}" for it as part of a sentence.
 
-    A template with "{indirect}" is left out for questions that cannot be put so.
+    A template with "{indirect}" is left out for questions without an indirect form.
     """
     made = []
     for template in templates:
@@ -128,10 +128,10 @@ def written(
     seed: int = 0,
     progress: str | None = None,
 ) -> list[list[str]]:
-    """Questions that the model itself writes for each row's question, as `examples` do; none twice, none the row's own.
+    """Questions that the model itself writes for each row's question, following `examples`.
 
-    A small model writes few that are of use. What is no single question, and one that has every content word of the
-    row's own in the same order, is left out.
+    Left out is what is not a single question, or has the words of the row's own or of an earlier one in the same order.
+    A small model writes few that are of use.
 
     Args:
         samples: how often each question is put to the model, at temperature 1.
@@ -191,7 +191,7 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
 
 
 def beginning(row: Row, telling: Sequence[str]) -> Row:
-    """A row of plain text as a beginning and what it goes on with: cut before what tells, or else in the middle."""
+    """A row of plain text as a beginning and its continuation: cut before the first of `telling`, or in the middle."""
     spans = [found.start() for part in telling if (found := re.search(re.escape(part), row.answer, re.IGNORECASE))]
     at = min(spans, default=0)
     if not row.answer[:at].strip():

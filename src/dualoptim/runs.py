@@ -16,37 +16,38 @@
                "scored_in": str, "seconds": number, "watching_seconds": number, "step_seconds": number,
                "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
-"plane" names the metrics of what is forgotten and of what is kept, and "points" has a point in it for each method and
-setting, as `dualoptim.points` makes them. Of many runs (`dualoptim.grid`) there are also "planned" (how many) and
-"grid" (setting → values); of a search (`dualoptim.tune`) "chosen" as well, the "method", "settings" and "score" of the
-trial in its recipe.
+"plane" names the metrics of what is forgotten and of what is kept, and "points" has a point for each method and
+setting, as `dualoptim.points` makes them. The results of many runs (`dualoptim.grid`) also have "planned" (how many)
+and "grid" (setting → values); those of a search (`dualoptim.tune`) also have "chosen": the "method", "settings" and
+"score" of the trial in its recipe.
 
-A run of one part of a task after the other has "part" as well. `before` and `after` hold the task's numbers under the
-names in `metrics`, null for those in `not_computed`; records.jsonl holds the samples that they were made of, with
-"when" they were taken: before, after, or of the "retrained" model; where the rows to train on are the model's own
-words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers
-that AltPO prefers; `counts` says on how many questions those that are shares were measured; `verdict` is what it came
-to in a sentence, empty for tasks that have none, `stopped` why a run with a goal or a floor ended and which point
-remains, `notes` what else a reader should know; `curve` follows what `followed` says, for each of `curves`; `scored_in`
-is the precision of all scores, "fp32" or "bf16" autocast.
+A run of one of several parts has "part" as well. `before` and `after` hold the task's numbers under the names in
+`metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"
+they were taken: before, after, or from the "retrained" model. If the rows to train on are the model's own words,
+forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers that
+AltPO prefers. `counts` has the number of questions for metrics that are shares. `verdict` is the result in a sentence,
+empty for tasks that have none; `stopped` says why a run with a goal or a floor ended and which point remains; `notes`
+what else a reader should know. `curve` has the values of what `followed` names, for each of `curves`. `scored_in` is
+the precision of all scores, "fp32" or "bf16" autocast.
 
-A run with `attacks` has their numbers beside the task's, and samples of them in sets that begin with "attack_", and in
-"unattacked" and "unattacked_retain" those that they are compared with: `probability`, `rouge_l`, whether the answer was
-`answered`, what was `said` in place of a `reply`; `probability_before` where weights were changed, the wording `asked`
-where it is the worst of several, and `leaks` among so many `samples`.
+A run with `attacks` has their numbers beside the task's. Their samples are in sets that begin with "attack_", and the
+samples that they are compared with in "unattacked" and "unattacked_retain": `probability`, `rouge_l`, whether the
+answer was `answered`, what was `said` in place of a `reply`; `probability_before` where weights were changed, the
+wording `asked` where it is the worst of several, and how many of the `samples` are `leaks`.
 
-A run that trained an adapter has `merging`, unless it was not to be merged: the numbers of the base model with the
+A run that trained an adapter has `merging`, unless merging was turned off: the numbers of the base model with the
 adapter on it, with the adapter merged into its weights, which are those of `after`, and with the merged weights rounded
-to bf16, and to 4 bits (NF4) where the base was trained on in 4 bits. Without it, `after` is of the adapter on its base.
+to bf16, and to 4 bits (NF4) if the base was in 4 bits in training. Without it, `after` is of the adapter on its base.
 
-`seconds` is the training, without loading, evaluation, checkpoints and the curve, which took `watching_seconds`;
-`step_seconds` the median optimizer step, forward and backward included; `optimizer_state_bytes` is counted from the
-state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak of allocated memory).
+`seconds` is the time of training, without loading, evaluation, checkpoints and the curve, which took
+`watching_seconds`; `step_seconds` is the median optimizer step, forward and backward included; `optimizer_state_bytes`
+is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak
+of allocated memory).
 
-`files` are the SHA-256 of the files that settings name; `fingerprints` those of what a run is made of: rows and
-measures, refusals, template, tokenizer and start model, AltPO's alternates, and the packages' versions. Where `finite`
-is false the weights were not finite after training, and nothing was measured. `collapse` says how a model fell apart.
-The files of a `private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
+`files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures,
+refusals, template, tokenizer and start model, AltPO's alternates, and the packages' versions. If `finite` is false, the
+weights were not finite after training, and nothing was measured. `collapse` says how a model fell apart. The files of a
+`private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ from .folder import RESULTS as RESULTS
 from .reading import parse_json
 from .schema import misfit
 
-if TYPE_CHECKING:  # which import torch, and a report does without
+if TYPE_CHECKING:  # these import torch, which a report does not need
     from .data import Row
     from .resolved import Resolved
 
@@ -82,7 +83,7 @@ SCHEMA = 1
 
 
 def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
-    """Refuse to go on in a folder that was begun with settings which are not among these.
+    """Refuse to resume in a folder that was started with other settings.
 
     Raises:
         UserError: the first setting that differs.
@@ -108,10 +109,10 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
 
 
 def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, Any], Resolved]]:
-    """The entries of a folder's results.json, each with what it is a run of, to go on from.
+    """The entries of a folder's results.json, each with what its config resolved to, for resuming.
 
     Raises:
-        UserError: the folder was begun with settings, rows or a model that are not these.
+        UserError: the folder was started with other settings, other rows or another model.
     """
     check_begun(out, [of.config for of in resolved])
     found = []
@@ -156,7 +157,7 @@ def slug(text: str) -> str:
 
 
 def of_grid(method: str, seed: int, config: Mapping[str, Any]) -> str:
-    """The name of the own folder of one of many runs, which may differ in any setting: method, hash, seed."""
+    """The folder name of one of many runs that may differ in any setting: method, hash, seed."""
     plan = {key: value for key, value in config.items() if key not in ("out", "seed")}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
     return f"{slug(method)}-{digest}-seed{seed}"
@@ -171,9 +172,9 @@ SAMPLES = 4  # answers of each set shown before and after
 
 
 def samples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few replies of each set before and after, taken at equal distances, so that nobody picks them."""
+    """A few replies of each set before and after, evenly spaced, so that none is hand-picked."""
     shown = []
-    after = after or [{**record, "reply": ""} for record in before]  # of a model that says nothing
+    after = after or [{**record, "reply": ""} for record in before]  # the model could not be asked
     for name in dict.fromkeys(record["set"] for record in before if "reply" in record):
         pairs = [(b, a) for b, a in zip(before, after, strict=True) if b["set"] == name]
         for b, a in pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]:
@@ -190,7 +191,7 @@ def write_records(
     *,
     private: bool,
 ) -> None:
-    """Every sample's scores before and after, and a retrained model's, as JSON lines; in private without any text."""
+    """Every sample's scores before and after, and a retrained model's, as JSON lines; if private, without any text."""
     lines = [
         json.dumps(_finite({"when": when, **(hashed(record) if private else record)}), ensure_ascii=False)
         for when, records in (("before", before), ("after", after), ("retrained", retrained or ()))
@@ -199,12 +200,12 @@ def write_records(
     written(path, "\n".join(lines) + "\n")
 
 
-# Texts of a record that are names of this package or of a benchmark, by which numbers are made, and no row's.
+# Keys of a record whose texts are names of this package or of a benchmark, not of a row; numbers are made by them.
 NAMES = ("set", "source", "task", "metric")
 
 
 def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with hashes in place of texts; a task makes the same numbers of it."""
+    """A record with hashes in place of texts; a task computes the same numbers from it."""
 
     def plain(key: str, value: Any) -> Any:
         if isinstance(value, str) and key not in NAMES:
@@ -219,7 +220,7 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts_of(task: Any) -> list[str]:
-    """All texts of the rows that a task holds, but of those that the package includes; the longest first."""
+    """All texts of the rows that a task holds, except rows that the package includes; the longest first."""
     from .data import Row
 
     ours = {path.name for path in resources.files("dualoptim").joinpath("assets").iterdir()}
@@ -237,19 +238,19 @@ def texts_of(task: Any) -> list[str]:
             for each in value:
                 gather(each)
 
-    theirs = ("notes", "refusals", "arguments")  # of no row
+    theirs = ("notes", "refusals", "arguments")  # these are not rows
     gather([each for name, each in task.contents().items() if name not in theirs and not isinstance(each, str)])
     return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
 
 
 def without(secrets: Sequence[str], value: Any) -> Any:
-    """Values with no text of rows in them, nor samples."""
+    """Values with all texts of rows and all samples removed."""
     if not secrets:
         return value
     if isinstance(value, str):
-        # Whole words alone: an answer "art" is no part of "start".
+        # Whole words only: an answer "art" is not found in "start".
         for secret in secrets:
-            if secret in value:  # nearly never, and found in a fraction of the pattern's time
+            if secret in value:  # rarely true, and much faster to test than the pattern
                 value = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", value)
         return value
     if isinstance(value, Mapping):
@@ -282,11 +283,11 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
         path: the run's own folder, its records.jsonl with the results beside it or one folder above, or a file of
             `dualoptim evaluate --scores`.
     """
-    from .data import read_records as read_json_lines  # with torch, which a report does without
+    from .data import read_records as read_json_lines  # imports torch, which a report does not need
 
     path = Path(path)
     path = path / RECORDS if path.is_dir() else path
-    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # a record's line is a whole object
+    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
         scores = read_json(path)
         try:
             return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
@@ -304,7 +305,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
 
 
 def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> list[dict[str, Any]]:
-    """Write what may matter to a run, env.json, and what is run, config.resolved.yaml; the configs as plain values.
+    """Write env.json, what a run may depend on, and config.resolved.yaml, the settings; these as plain values.
 
     Args:
         rows: objectives whose rows are written as well.
@@ -321,7 +322,7 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as strict JSON, whole or not at all; null for what is not finite."""
+    """Write values as strict JSON, completely or not at all; null for what is not finite."""
     written(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -350,7 +351,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run; one that is not there, or is not JSON, is a `UserError`."""
+    """Read a JSON file of a run; a file that is missing, or is not JSON, raises `UserError`."""
     try:
         return parse_json(path.read_text(encoding="utf-8"), str(path))
     except OSError:

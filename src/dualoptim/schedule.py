@@ -1,9 +1,9 @@
 """Which objectives every optimizer step serves, and with how many sequences.
 
-A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. In
-alternating training an entry has one objective with the whole batch; in joint training it has all of them, and the
-batch is divided in the same ratio. What does not
-divide is made up for in later steps, so that over a run both see the same number of sequences of each objective.
+A schedule is a list with one entry per optimizer step: a mapping of objective → sequences. In alternating training, an
+entry has one objective with the whole batch; in joint training, it has all of them, and the batch is divided in the
+same ratio. Remainders are made up for in later steps, so that over a run both kinds of training see the same number of
+sequences of each objective.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse_ratio(text: str, objectives: Sequence[str]) -> dict[str, int]:
 
 
 def by_turns(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn]:
-    """Every step serves one objective with `batch_size` sequences; the cycle is each objective's share in a row.
+    """Every step serves one objective with `batch_size` sequences; a cycle has each objective's steps in a row.
 
     >>> [next(iter(turn)) for turn in by_turns({"forget": 1, "retain": 2}, 8, 5)]
     ['forget', 'retain', 'retain', 'forget', 'retain']
@@ -41,7 +41,7 @@ def by_turns(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn
 
 
 def in_proportion(shares: Mapping[str, float], batch_size: int, steps: int) -> list[Turn]:
-    """As `by_turns`, for shares that are no small whole numbers: each step serves who is furthest behind its share.
+    """As `by_turns`, for any shares: each step serves the objective that is furthest behind its share.
 
     >>> [next(iter(turn)) for turn in in_proportion({"a": 0.5, "b": 1.5}, 8, 4)]
     ['b', 'a', 'b', 'b']
@@ -56,7 +56,7 @@ def in_proportion(shares: Mapping[str, float], batch_size: int, steps: int) -> l
 
 
 def equal_weights(turns: Sequence[Turn]) -> dict[str, float]:
-    """T / (K T_o) of each of K objectives, T_o of T steps being its own: with these `base_weights` all weigh alike.
+    """T / (K T_o) for each of K objectives with T_o of T steps: with these `base_weights`, all weigh the same.
 
     >>> equal_weights(by_turns({"forget": 1, "retain": 5}, 8, 12))
     {'forget': 3.0, 'retain': 0.6}
@@ -66,9 +66,9 @@ def equal_weights(turns: Sequence[Turn]) -> dict[str, float]:
 
 
 def jointly(ratio: Mapping[str, float], batch_size: int, steps: int) -> list[Turn]:
-    """Every step serves all objectives, the batch shared out by the ratio, each with at least one sequence.
+    """Every step serves all objectives, each with at least one sequence; the batch is divided by the ratio.
 
-    Each further sequence of a step is of who is then furthest behind its share of the run.
+    Each further sequence of a step goes to the objective that is then furthest behind its share of the run.
 
     >>> jointly({"forget": 1, "retain": 2}, 4, 3)
     [{'forget': 1, 'retain': 3}, {'forget': 2, 'retain': 2}, {'forget': 1, 'retain': 3}]

@@ -1,4 +1,4 @@
-"""What `results.json` must be to be read again: the schema that `dualoptim.runs` describes, as forms of its values."""
+"""The check of a `results.json` that is read: the schema that `dualoptim.runs` describes, as forms of its values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def unlike(value: Any, form: Any, where: str = "it") -> str | None:
-    """The first place where a value of lists and mappings is not of a form; None where there is none.
+    """The first place where a value, of lists and mappings, does not match a form; None if it matches.
 
     Args:
-        form: a test of one value, [the form of each], {"*": the form of each} or {name: form}, of which a name that
-            ends in "?" may be left out.
+        form: a test of one value, [the form of each], {"*": the form of each} or {name: form}; a name that ends in "?"
+            may be missing.
         where: the value's own place, in words.
     """
     if isinstance(form, list):
@@ -100,7 +100,7 @@ POINT: dict[str, Any] = {
     "by_seed": {"*": [_finite_number_or_nothing]}, "intervals": {"*": [_finite_number]}, "seconds": _finite_number,
     "bytes": count,
 }  # fmt: skip
-# Of the schema above, what is read again.
+# The parts of the schema that are read again.
 FORM: dict[str, Any] = {
     "task": text, "model": text, "followed": text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [text],
     "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
@@ -110,7 +110,7 @@ FORM: dict[str, Any] = {
 
 
 def misfit(results: Mapping[str, Any]) -> str | None:
-    """The first part of results that is not as the schema has it."""
+    """The first part of results that does not match the schema; None if all of it does."""
     if found := unlike(results, FORM):
         return found
     if not results["runs"]:

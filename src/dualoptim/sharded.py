@@ -1,8 +1,8 @@
 """Checkpoints of sharded models, written and read so that one process, DDP and FSDP2 read each other's.
 
-A *full* checkpoint is what one process writes: the model by `save_pretrained`, and ``optimizer.pt`` by the places of
-parameters. A *sharded* one is accelerate's: a folder of `torch.distributed.checkpoint` for the model, or its adapter
-alone, and one for the optimizer by the parameters' names. Either is read on any number of ranks.
+A *full* checkpoint is what one process writes: the model by `save_pretrained`, and ``optimizer.pt``, keyed by the
+parameters' indices. A *sharded* one is accelerate's: a folder of `torch.distributed.checkpoint` for the model, or only
+its adapter, and one for the optimizer, keyed by the parameters' names. Both are read on any number of ranks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_sharded(folder: Path) -> bool:
 
 
 def full_model(model: nn.Module) -> dict[str, Tensor]:
-    """A sharded model's weights on the CPU of rank 0, of an adapter's model the trainable ones; every rank calls it."""
+    """A sharded model's weights on the CPU of rank 0; with an adapter, only the trainable ones. Every rank calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=_has_adapter(model))
     return {name: _plain(tensor) for name, tensor in get_model_state_dict(model, options=options).items()}
 
@@ -52,12 +52,12 @@ def full_optimizer(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
-    """Load a checkpoint's model into one that is sharded otherwise than it; every rank calls it.
+    """Load a checkpoint's model into a model that is sharded in another way; every rank calls it.
 
     Args:
         model: of one process, of DDP before it is wrapped, or of FSDP2.
         folder: the checkpoint.
-        first: whether this is rank 0, which alone reads a full one.
+        first: whether this is rank 0; only rank 0 reads a full checkpoint.
     """
     if is_sharded(folder):
         if _has_adapter(model):
@@ -73,7 +73,7 @@ def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> None:
-    """Load a checkpoint's optimizer into one of a model that is sharded otherwise than it; every rank calls it."""
+    """Load a checkpoint's optimizer into that of a model that is sharded in another way; every rank calls it."""
     if is_sharded(folder):
         state = _load(folder / OPTIMIZER, "optimizer", get_optimizer_state_dict(model, optimizer))
         set_optimizer_state_dict(model, optimizer, state)
@@ -93,7 +93,7 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: boo
 
 
 def _load(folder: Path, name: str, into: dict[str, Any]) -> dict[str, Any]:
-    """What lies in a folder of `torch.distributed.checkpoint`, written into tensors of its shapes."""
+    """Load a folder of `torch.distributed.checkpoint` into tensors of the same shapes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process
         load({name: into}, checkpoint_id=folder)
@@ -104,7 +104,7 @@ def _weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     """A full checkpoint's weights under the model's own names."""
     if not _has_adapter(model):
         weights = _read(folder, "model*.safetensors")
-        tied: dict[int, list[str]] = {}  # of which files hold one name
+        tied: dict[int, list[str]] = {}  # of tied parameters, files hold only one name
         for name, parameter in model.named_parameters(remove_duplicate=False):
             tied.setdefault(id(parameter), []).append(name)
         for names in tied.values():
@@ -133,5 +133,5 @@ def _has_adapter(model: nn.Module) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor whose collective operation has ended, as CPUs leave it behind, and anything else itself."""
+    """A plain copy of a tensor that a collective operation left wrapped, as on CPUs; any other value as it is."""
     return value.clone() if isinstance(value, Tensor) and type(value) is not Tensor else value

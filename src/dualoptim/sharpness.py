@@ -1,8 +1,8 @@
-"""Sharpness-aware minimization (SAM): a gradient is taken at the weights nearby where the loss is worst.
+"""Sharpness-aware minimization (SAM): a gradient is taken at the nearby weights where the loss is highest.
 
     w⁺ = w + ρ g / ‖g‖,  g = ∇L(w);    the step from w is taken along ∇L(w⁺)
 
-So a loss is lowered for all weights about w, and not at w alone: what was forgotten is then harder to learn again.
+So a loss is lowered for all weights near w, not only at w; what was forgotten is then harder to learn again.
 
 Reference: arXiv 2010.01412; to forget, arXiv 2502.05374.
 """
@@ -15,14 +15,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-Worst = list[tuple[nn.Parameter, Tensor]]  # parameters, and what stands in their place
+Worst = list[tuple[nn.Parameter, Tensor]]  # parameters, and the values that replace theirs
 
 
 @torch.no_grad()
 def worst_nearby(parameters: Sequence[nn.Parameter], rho: float) -> Worst:
-    """w + ρ g / ‖g‖ of parameters by their gradients, whose memory it takes: they have none afterwards.
+    """w + ρ g / ‖g‖ of parameters, in the memory of their gradients: they have no gradients afterwards.
 
-    ‖g‖ is over all of them. Of gradients that are zero or not finite there is no such place, and nothing is returned.
+    ‖g‖ is over all parameters. If it is zero or not finite, there are no such weights, and the result is empty.
 
     Args:
         parameters: those that are trained; one without a gradient stays where it is.
@@ -46,7 +46,7 @@ def worst_nearby(parameters: Sequence[nn.Parameter], rho: float) -> Worst:
 
 @contextmanager
 def standing_at(worst: Worst) -> Iterator[None]:
-    """While parameters are what stands in their place; afterwards they are what they were, to the bit."""
+    """A context in which parameters have the values that replace theirs; afterwards their own, to the bit."""
     _swap(worst)
     try:
         yield

@@ -26,8 +26,8 @@ def recipe(given: Mapping[str, Any], name: str) -> str:
     """The text of a recipe.
 
     Args:
-        given: settings of a `RunConfig`, with ``forget``, which the recipe sets. The others that matter stand there as
-            comments, with the values that the goal, the rows and the model choose.
+        given: settings of a `RunConfig`, with ``forget``, which the recipe sets. The other important ones are written
+            as comments, with the values that the goal, the rows and the model choose.
         name: the recipe's file, as its own commands give it.
 
     Raises:

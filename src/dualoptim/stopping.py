@@ -1,4 +1,4 @@
-"""When to stop: once the goal is reached, or where keeping breaks its floor; and back to the best point there was."""
+"""When to stop: at the goal, or if what is kept stays below its floor; then the best point is restored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-LOOKS = 2  # in a row, at the goal and with this share kept of what was kept before, before a run stops
+LOOKS = 2  # checks in a row that are at the goal, with the share WELL kept of what was kept before, end a run
 WELL = 0.95
-BROKEN = 0.75  # share of a run's checks that stand below the floor in a row before it stops: much is mended later on
+BROKEN = 0.75  # share of a run's checks that must be below the floor in a row to end it: much recovers later on
 
 
 HELD = "best.safetensors"  # in a checkpoint
@@ -22,20 +22,20 @@ _SAVED = ("step", "point", "reason", "settled", "at_goal", "broken")
 
 
 class Best(TrainerCallback, ExportableState):
-    """Looks at each measured point, stops where there is reason to, and holds the weights of the best point.
+    """Checks each measured point, stops the run where there is reason to, and holds the weights of the best point.
 
-    A point is better where it is above the floor, then where less is left of what is to be forgotten (within the
-    goal all are equal), then where the check before it was at the goal, too, then where more is kept; the model as it
-    was is the first one. Where nothing is to be forgotten, the latest point above the floor is the best. All of it is
-    saved in checkpoints and taken up on resume.
+    Points are compared by, in this order: whether they are above the floor; how little is left of what is to be
+    forgotten (within the goal, all are equal); whether the check before was at the goal, too; how much is kept. The
+    first point is the model before training. Where nothing is to be forgotten, the latest point above the floor is the
+    best. All of this state is saved in checkpoints and restored on resume.
 
     Args:
-        model: whose trained parameters are held, in the computer's memory.
+        model: copies of its trainable parameters are held in main memory.
         start: the first point, {"forget": what is left, "retain": what is kept, …}, each 0 to 1.
         until: the goal: what may be left; None for none.
         keep_at_least: the floor, as a share of what is kept at the start; None for none.
-        checks: how many points are looked at if the run takes all of its steps.
-        kept: what of a point is to be kept; the one that fell most counts.
+        checks: how many points are checked if the run takes all of its steps.
+        kept: the values of a point that are to be kept; the one that fell most counts.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Best(TrainerCallback, ExportableState):
         return self.until is not None and point["forget"] <= self.until
 
     def share(self, point: dict[str, float]) -> float:
-        """What is kept at a point of what was kept at the start: the least of all that is to be kept."""
+        """The share of its value at the start that a point keeps: the lowest among all that is to be kept."""
         return min((point[name] / self.start[name] for name in self.names if self.start[name] > 0), default=1.0)
 
     def kept(self, point: dict[str, float]) -> bool:
@@ -95,8 +95,8 @@ class Best(TrainerCallback, ExportableState):
         if rank >= self.rank:  # of equals the later one, which was trained further
             self.step, self.point, self.rank, self.weights = step, dict(point), rank, self._copy()
         self.broken = 0 if self.kept(point) else self.broken + 1
-        # What is kept goes on to mend as the rate falls, so a run ends before its time only where nearly all is kept,
-        # and where a second look says the same: the checking questions are few, and plainer than what people ask.
+        # What is kept still recovers as the learning rate falls. So a run ends early only where nearly all is kept and
+        # a second check agrees: the checking questions are few, and simpler than what people ask.
         well = self.reached(point) and self.share(point) >= max(self.floor, WELL)
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
@@ -109,7 +109,7 @@ class Best(TrainerCallback, ExportableState):
     @staticmethod
     def _stop(control: Any) -> None:
         control.should_training_stop = True
-        control.should_save = False  # from a checkpoint a run would go on
+        control.should_save = False  # a run would go on from a checkpoint made here
 
     def _rank(self, step: int, point: dict[str, float]) -> tuple[Any, ...]:
         if "forget" not in point:
@@ -118,7 +118,7 @@ class Best(TrainerCallback, ExportableState):
 
     @torch.no_grad()
     def restore(self) -> str:
-        """Put the best point's weights into the model; a sentence that says which it is and why the run ended."""
+        """Put the best point's weights into the model; a sentence on which point it is and why the run ended."""
         for name, p in self.model.named_parameters():
             if name in self.weights:
                 p.copy_(self.weights[name])

@@ -1,7 +1,7 @@
 """A Llama of a few million parameters with a tokenizer of its own, both made from a task's rows.
 
-It knows nothing but what it is taught, so that a run of unlearning takes seconds, and a model that was never taught the
-rows to forget, the reference of exact unlearning, costs no more than the one that was.
+It knows only what it is trained on. So an unlearning run takes seconds, and the reference of exact unlearning, a model
+that was never trained on the rows to forget, costs no more than the model itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def build(rows: Sequence[Row], seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """An untrained model, and a byte-level BPE tokenizer made from the rows' texts; it writes any other text as well.
+    """An untrained model, and a byte-level BPE tokenizer made from the rows' texts, which can encode any text.
 
     The same rows and seed give the same tokenizer and the same weights; torch's random generator is left as it was.
 

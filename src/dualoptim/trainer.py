@@ -1,12 +1,12 @@
 """`UnlearnTrainer`: a `transformers.Trainer` for alternating or joint training on several objectives.
 
-What a Trainer does stays: evaluation, prediction, early stopping and the best model, callbacks, logging, `report_to`,
-mixed precision, gradient checkpointing, checkpoints and resume. What it is told and does not read is refused
-(`dualoptim.trainer_arguments`). What is added: batches carry their objective, each objective has its own loss, a
-multi-objective optimizer is told each step's objective, what the reference says is computed once where that suffices,
-evaluations have a forget/keep score (`dualoptim.trainer_evaluation`), and checkpoints are whole or not there
-(`dualoptim.checkpoints`). On several ranks, under DDP, FSDP2 or DeepSpeed, a run ends as in one process
-(`dualoptim.engines`, `dualoptim.sharded`).
+Everything that a Trainer does still works: evaluation, prediction, early stopping and the best model, callbacks,
+logging, `report_to`, mixed precision, gradient checkpointing, checkpoints and resume. An argument that is not read is
+refused (`dualoptim.trainer_arguments`). Added are: batches that carry their objective; a loss for each objective; a
+multi-objective optimizer that is told each step's objective; reference log-probabilities computed once where these
+suffice; a forget/keep score in evaluations (`dualoptim.trainer_evaluation`); and checkpoints that are complete or
+absent (`dualoptim.checkpoints`). A run on several ranks, under DDP, FSDP2 or DeepSpeed, gives the result of a run in
+one process (`dualoptim.engines`, `dualoptim.sharded`).
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Objective:
-    """One thing to train on.
+    """One training objective: its rows, its loss and the loss's weight.
 
     Args:
-        rows: what it is trained on: `Row`s, or mappings in any form that a file of rows may have.
+        rows: the training rows: `Row`s, or mappings in any form that a file of rows may have.
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of your own.
         weight: coefficient of its loss.
-        refusals: replies that may stand in for a row's answer; needed where the loss needs them. Of AltPO, rows bring
-            their own under ``alternates`` (`dualoptim.alternates` has a model make them up).
-        bound: hold the loss below this by a multiplier in place of a fixed weight (PDU, arXiv 2506.05314): it begins
-            at `weight` and after every step that serves the objective goes to max(0, λ + η (loss − bound)).
+        refusals: replies that may replace a row's answer; required by losses that need them. For AltPO, each row has
+            its own under ``alternates`` instead (`dualoptim.alternates` generates them with a model).
+        bound: keep the loss below this value by a multiplier λ in place of a fixed weight (PDU, arXiv 2506.05314).
+            λ starts at `weight`; after every step that serves the objective it becomes max(0, λ + η (loss − bound)).
         multiplier_lr: η.
-        multiplier_warmup: optimizer steps at the run's beginning, of all objectives, after which it begins to do so.
+        multiplier_warmup: optimizer steps at the start of the run, of all objectives, in which λ is not updated.
     """
 
     rows: Iterable[Row | Mapping[str, Any]]
@@ -75,7 +75,7 @@ class Objective:
     multiplier_warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a loss's name or class in place of the loss."""
+        """Refuse a loss that is given by its name or class, not as an instance."""
         if not isinstance(self.loss, Loss):
             raise UserError(f"loss: give an instance, such as LOSSES['NPO'](), and not {self.loss!r}")
 
@@ -87,48 +87,49 @@ class UnlearnTrainer(Trainer):
     all of the step's rows or tokens whatever the number of micro-batches and ranks.
 
     Args:
-        model: a causal language model; or its folder or hub id, which is loaded with weights in 32 bits.
-        args: `TrainingArguments`; it is copied. What this trainer does not read is refused: `turns` says how many steps
-            of how many sequences there are, and `gradient_accumulation_steps` splits them. A loss that is not finite is
-            logged as it is, whatever `logging_nan_inf_filter` says.
+        model: a causal language model; or its folder or hub id, in which case it is loaded in fp32.
+        args: `TrainingArguments`; it is copied. Arguments that this trainer does not read are refused: `turns` sets
+            the number of steps and the sequences of each, and `gradient_accumulation_steps` splits a step into
+            micro-batches. A loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
         objectives: name → `Objective`.
-        turns: what each optimizer step serves, from `dualoptim.schedule`.
-        processing_class: the model's tokenizer; loaded with a model that is given by its name.
-        eval_dataset: what is evaluated on, as `dualoptim.trainer_evaluation` has it: rows, or several sets of them by
-            name. With sets of the names of objectives, of which one forgets and one keeps, evaluations have a
-            forget/keep score, which is the default of `metric_for_best_model`.
-        log_dir: the folder that what `args.report_to` names writes files into; "runs" in `args.output_dir` without it.
-        reference: the frozen model that losses compare with, or its name. Without it, that is the model as it is handed
-            over, its adapters included. Where a loss needs no more than log π_ref(y|x), that is computed once, for
-            every row that will be drawn. Where one needs all logits, a copy of what is trained is kept, if that is not
-            the whole model, as under PEFT; a model that is trained as a whole needs a reference beside it. A model that
-            is to be sharded is asked when training begins, and what it said is kept in checkpoints; a reference may be
-            sharded by `fully_shard`.
-        combine: what makes one gradient of several objectives' in a joint step, one of `dualoptim.combine.RULES`;
+        turns: the objectives that each optimizer step serves, from `dualoptim.schedule`.
+        processing_class: the model's tokenizer; by default loaded with a model that is given by its name.
+        eval_dataset: evaluation rows, or several sets of them by name (`dualoptim.trainer_evaluation`). If sets have
+            the names of objectives, at least one to forget and one to keep, evaluations have a forget/keep score,
+            which is then the default of `metric_for_best_model`.
+        log_dir: folder for the files of the trackers that `args.report_to` names; default "runs" in `args.output_dir`.
+        reference: the frozen reference model of the losses, or its name; default the model as it is passed in, with
+            its adapters. If a loss needs only log π_ref(y|x), it is computed once for every row that will be drawn. If
+            a loss needs all logits, a copy of the trainable parameters is kept, provided that only part of the model
+            is trained, as under PEFT; if the whole model is trained, a reference must be given. For a model that is to
+            be sharded, the log-probabilities are computed when training begins, and checkpoints hold them. A reference
+            may be sharded by `fully_shard`.
+        combine: the rule that combines the objectives' gradients in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum.
-        sam_rho: how far from the weights, along the gradient of the losses to forget, theirs is taken
-            (`dualoptim.sharpness`); None for at the weights. A step that forgets runs these losses twice, the losses
-            that are logged are those stepped on, and there is one more copy of what is trained. Needs weights in 32
-            bits, in one process or under DDP.
+        sam_rho: ρ of SAM: the gradient of the losses to forget is taken at weights moved this far along that gradient
+            (`dualoptim.sharpness`); None for no perturbation. A step that forgets runs these losses twice; the values
+            logged are those at the moved weights. Memory holds one more copy of the trainable parameters. Needs
+            weights in fp32, in one process or under DDP.
         max_length: the most tokens that a row may have.
-        diagnostics_every: optimizer steps between readings of what the objectives do to each other
-            (`dualoptim.optim.diagnostics`), and at the last; 0 for none. Logged over all layers, and kept by layer in
-            `self.diagnostics`, on resume from the last one on. A reading costs about as much as one optimizer step.
-        release_gradients: step each parameter while backward runs and free its gradient
-            (`dualoptim.optim.releasing`), so that no two are there at once. Needs `max_grad_norm` 0 and a step in one
-            micro-batch and one process, without fp16.
-        fingerprints: name → hash of what the run is made of, beside its rows and its schedule: training goes on from no
-            checkpoint of a run that was made of something else.
+        diagnostics_every: optimizer steps between readings of the conflict between objectives
+            (`dualoptim.optim.diagnostics`), with one more at the last step; 0 for none. Values over all layers are
+            logged; those by layer are kept in `self.diagnostics`, after a resume from the last reading before it on. A
+            reading costs about as much as one optimizer step.
+        release_gradients: update each parameter during the backward pass and free its gradient at once
+            (`dualoptim.optim.releasing`), so that no two gradients are in memory together. Needs `max_grad_norm` 0,
+            one micro-batch per step and one process, without fp16.
+        fingerprints: name → hash of further inputs of the run, beside its rows and its schedule: training does not
+            resume from a checkpoint with other fingerprints.
         **kwargs: anything else a Trainer takes; `optimizers=(optimizer, None)` or
             `optimizer_cls_and_kwargs=(DualOptimPlus, {})` choose the optimizer, the latter with the learning rate of
-            `args` and the objectives' names, unless it is given others. One that does not know
+            `args` and the objectives' names, unless it is given others. An optimizer that does not know
             objectives, such as `torch.optim.AdamW`, keeps one state for all.
 
     Raises:
         ValueError: an argument that is not read; an adapter of a kind that is not supported (`dualoptim.adapters`); a
-            loss without the reference model or the refusals it needs; turns or an optimizer of other objectives; a
-            metric that evaluations will not have; a turn of several objectives with an optimizer that steps for one; or
-            a batch of another objective than the step's.
+            loss without the reference model or the refusals it needs; turns or an optimizer with other objectives; a
+            metric that evaluations will not have; a joint turn with an optimizer that steps for one objective at a
+            time; or a batch with an objective that its step does not serve.
     """
 
     optimizer: Any
@@ -153,7 +154,7 @@ class UnlearnTrainer(Trainer):
         fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = copy.copy(args)  # what is settled below is of this run
+        args = copy.copy(args)  # what is changed below holds for this run only
         turns = list(turns)
         micro_batches = args.gradient_accumulation_steps * args.world_size
         micro_batch = max((-(-sum(turn.values()) // micro_batches) for turn in turns), default=1)
@@ -190,9 +191,9 @@ class UnlearnTrainer(Trainer):
         if reference is None:
             reference = at_start(model, {objective.loss.reference for objective in objectives.values()})
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
-        if args.n_gpu > 1:  # a process has one device: DataParallel would split the rows of a loss that is no row's
+        if args.n_gpu > 1:  # one device per process: DataParallel would split a batch that a loss needs as a whole
             args._n_gpu = 1
-        args.logging_nan_inf_filter = False  # which logs 0 for what is not a number
+        args.logging_nan_inf_filter = False  # it hides losses that are not finite
         if kwargs.get("optimizer_cls_and_kwargs"):
             kwargs["optimizer_cls_and_kwargs"] = trainer_arguments.with_settings(
                 kwargs["optimizer_cls_and_kwargs"], args
@@ -201,10 +202,10 @@ class UnlearnTrainer(Trainer):
         folder = Path(log_dir or Path(str(args.output_dir)) / "runs")
         trackers = reporting.callbacks(names, folder, writes=args.local_process_index == 0)
         kwargs["callbacks"] = [*trackers, *(kwargs.get("callbacks") or ())]
-        # Not None, so that every version of Trainer leaves the loss's scale over micro-batches to compute_loss.
         self._by_hand = engines.sharded_by_hand(model)
-        # A Trainer takes no optimizer of an FSDP model, but one that was made after its sharding is right.
+        # A Trainer refuses an optimizer given with an FSDP model, but one that was made after sharding is correct.
         own_optimizer = kwargs.pop("optimizers", None) if self._by_hand else None
+        # compute_loss_func is set so that every version of Trainer leaves scaling over micro-batches to compute_loss.
         super().__init__(
             model,
             args,
@@ -223,8 +224,8 @@ class UnlearnTrainer(Trainer):
             if not engines.sharded_by_hand(reference):
                 reference.to(args.device)
         self.combine, self.sam_rho, self.release_gradients = combine, sam_rho, release_gradients
-        self._samples: list[Any] = []  # the micro-batches of the step that is under way
-        self._worst: sharpness.Worst | None = None  # in this step, once it is known
+        self._samples: list[Any] = []  # the current step's micro-batches
+        self._worst: sharpness.Worst | None = None  # the current step's, once it is known
         self.rows = ObjectiveRows(
             rows,
             {name: o.refusals for name, o in objectives.items() if o.loss.needs_idk and not o.loss.needs_alternates},
@@ -232,23 +233,23 @@ class UnlearnTrainer(Trainer):
             max_length,
             own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
         )
-        self._answers: list[tuple[Tensor, Tensor]] = []  # of the evaluation that is under way: log π(y|x) and |y|
-        self._start: tuple[Any, dict[str, float]] | None = None  # sets, and the probabilities of their answers
-        self._cast = False  # whether an evaluation outside of training has cast the weights, as full_eval does
+        self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
+        self._start: tuple[Any, dict[str, float]] | None = None  # evaluation sets, and their probabilities at step 0
+        self._cast = False  # whether an evaluation outside of training has cast the weights (*_full_eval)
         self._eval_on_start = args.eval_on_start
         self._resumed_from: Path | None = None  # the checkpoint that training went on from
         self.add_callback(Resume(self))
         self.given_fingerprints = dict(fingerprints or {})
         self._beside: str | None = None  # where a checkpoint is being written
-        self._stepping: str | None = None  # the objective of a step that is under way
-        self.paused: set[str] = set()  # objectives whose part of every step is skipped; whoever watches the run decides
+        self._stepping: str | None = None  # the current step's objective
+        self.paused: set[str] = set()  # objectives whose part of every step is skipped; set by who watches the run
         self.diagnostics: list[dict[str, Any]] = []  # {"step": …, "layers": layer → measure → value}
         if diagnostics_every and self.is_deepspeed_enabled:
             logger.warning("diagnostics are not read under DeepSpeed, which flattens parameters; FSDP2 has them")
         elif diagnostics_every:
             self.add_callback(Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
-        self._gradients: dict[str, list[Tensor | None]] = {}  # of each objective in this step, where they are combined
+        self._gradients: dict[str, list[Tensor | None]] = {}  # each objective's in this step, for `combine`
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
@@ -259,7 +260,7 @@ class UnlearnTrainer(Trainer):
 
     @property
     def eval_dataset(self) -> Any:
-        """What is evaluated on: one set of tokenized rows, or several by name, or None."""
+        """The evaluation rows: one set of tokenized rows, or several by name, or None."""
         return self._sets
 
     @eval_dataset.setter
@@ -268,7 +269,7 @@ class UnlearnTrainer(Trainer):
         self.roles = evaluation.roles_of(self._sets, self.objectives)
 
     def _set(self, name: str) -> Any:
-        """One of the trainer's sets to evaluate on, by its name."""
+        """One of the trainer's evaluation sets, by its name."""
         sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
         if name not in sets:
             raise unknown("set", name, map(str, sets), "eval_dataset")
@@ -276,9 +277,9 @@ class UnlearnTrainer(Trainer):
 
     @torch.no_grad()
     def _remember_reference(self, compared: Sequence[str]) -> None:
-        """log π_ref(y|x) of the rows and refusals of some objectives that will be drawn, into the data set.
+        """Store log π_ref(y|x) of the rows and refusals of some objectives that will be drawn in the data set.
 
-        The ranks share the rows out; each takes as many batches as the others, since a sharded model needs all of them.
+        The rows are split over the ranks. Each rank runs equally many batches, since a sharded model needs all ranks.
         """
         draws = [draw for batch in self._plan() for draw in batch if draw.objective in compared]
         tokens = self.rows.drawn(draws)
@@ -287,7 +288,7 @@ class UnlearnTrainer(Trainer):
         batches = [order[at : at + size] for at in range(0, len(order), size)]
         own = batches[self.args.process_index :: self.args.world_size]
         own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
-        # Nothing was trained yet, so that of the model's own start no copy needs to be asked.
+        # Nothing was trained yet: if the reference is the model's own start, the model itself can be run.
         own_start = self.reference is None or isinstance(self.reference, AtStart)
         frozen: Any = self.model_wrapped if own_start else self.reference
         training = frozen.training
@@ -304,7 +305,7 @@ class UnlearnTrainer(Trainer):
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of what the run is made of: the rows, their order, and what was given."""
+        """Hashes of the run's inputs: the rows, their order, and the given fingerprints."""
 
         def digest(*values: Any) -> str:
             return hashlib.sha256(json.dumps(values).encode()).hexdigest()
@@ -316,20 +317,20 @@ class UnlearnTrainer(Trainer):
             **({"set of alternates": digest(self.rows.alternates)} if self.rows.alternates else {}),
             "schedule": digest([dict(turn) for turn in self.turns], seed),
         }
-        if self.args.eval_strategy != "no":  # what is best, and when a run stops, is told by them
+        if self.args.eval_strategy != "no":  # they decide on the best checkpoint and when to stop
             sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
             found["set of evaluation rows"] = digest({str(name): rows.tokens for name, rows in sets.items()})
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, but that it goes on from a whole checkpoint of the same run, or not at all.
+        """As the Trainer's, but it resumes only from a complete checkpoint of the same run.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one of the output folder.
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest complete one of the output folder.
 
         Raises:
-            ValueError: it is not whole, or of a run with other rows, another schedule, other `fingerprints`; or there
-                is none.
+            ValueError: the checkpoint is damaged or incomplete, or its run had other rows, another schedule or other
+                `fingerprints`; or there is none.
         """
         if self._cast:
             raise UserError(
@@ -342,34 +343,34 @@ class UnlearnTrainer(Trainer):
             for each in self._beside_states():
                 each.load_from(begun)
             if self.args.should_save and begun.parent.samefile(str(self.args.output_dir)):
-                # Where a kill came between it and its rotation.
+                # In case the run was killed before it removed the old ones.
                 checkpoints.rotate(begun, self.args.save_total_limit, checkpoints.best_of(begun))
             resume_from_checkpoint = str(begun)
         if self.args.world_size > 1 and self.model_wrapped is self.model:
-            # Evaluated before: accelerate would take the model for one that is prepared for training as well, and each
-            # rank would train on its own.
+            # An earlier evaluation marked the model as prepared. accelerate would then not prepare it for training, and
+            # each rank would train on its own.
             self.model._is_accelerate_prepared = False
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # relative to the start
+        scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # these need the start
         self.args.eval_on_start = self._resumed_from is None and (self._eval_on_start or scores)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
-        """Callbacks with files of their own in a checkpoint."""
+        """Callbacks that write files of their own into a checkpoint."""
         return [each for each in self.callback_handler.callbacks if hasattr(each, "save_to")]
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._beside or str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the Trainer's, but written beside, and put in its place once it is all there."""
+        """As the Trainer's, but written into a temporary folder and moved into place once it is complete."""
         out = Path(super()._get_output_dir(trial))
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         beside, best = out / checkpoints.PARTIAL, self.state.best_model_checkpoint
         try:
             if self.args.should_save:
                 shutil.rmtree(beside / name, ignore_errors=True)
-                # A Trainer asks whether it is there to know the best one, of shards before it makes it.
+                # To record the best checkpoint, a Trainer checks that it exists; with shards, before it creates it.
                 (beside / name).mkdir(parents=True, exist_ok=True)
             engines.all_wrote()
             self._unlogged.over_ranks(self.accelerator)
@@ -377,7 +378,7 @@ class UnlearnTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self._beside = None
             engines.all_wrote()
-            if self.state.best_model_checkpoint == str(beside / name):  # not where it will be
+            if self.state.best_model_checkpoint == str(beside / name):  # the temporary place
                 self.state.best_model_checkpoint = str(out / name)
             if self.args.should_save:
                 self.state.save_to_json(str(beside / name / "trainer_state.json"))
@@ -389,9 +390,9 @@ class UnlearnTrainer(Trainer):
             if self.args.push_to_hub:
                 super()._push_from_checkpoint(str(out / name))
             engines.all_wrote()
-        except (OSError, RuntimeError, SafetensorError) as error:  # of which a full disk is all
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
             in_parts = self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            if self._beside is not None and in_parts:  # the others may wait for this rank's part
+            if self._beside is not None and in_parts:  # other ranks may be waiting for this rank's part
                 raise
             self.state.best_model_checkpoint = best
             reason = " ".join(str(error).split())
@@ -404,12 +405,12 @@ class UnlearnTrainer(Trainer):
             self._beside = None
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer's; FSDP2 on CPUs too, and of a model that is sharded already."""
+        """As the Trainer's; also for FSDP2 on CPUs, and for a model that is sharded already."""
         super().create_accelerator_and_postprocess()
         engines.adopt(self, by_hand=self._by_hand)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's; a sharded model is saved whole, but in sharded checkpoints. Every rank calls it."""
+        """As the Trainer's; a sharded model is saved unsharded, except in sharded checkpoints. Every rank calls it."""
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
         elif not (_internal_call and self._saves_shards):
@@ -451,11 +452,11 @@ class UnlearnTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing while a checkpoint is being written: it is pushed from its place."""
+        """Does nothing: `_save_checkpoint` pushes a checkpoint once it is in its place."""
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The present weight of every objective that is held below a bound."""
+        """The current weight of every objective that is held below a bound."""
         return next(held.values for held in self.callback_handler.callbacks if isinstance(held, Multipliers))
 
     @property
@@ -473,13 +474,13 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.
 
-        And where they are not among its arguments, the objectives' names.
+        It also gets the objectives' names, unless its arguments have them.
         """
         cls, arguments = self.optimizer_cls_and_kwargs or (None, {})
         if self.optimizer is None and isinstance(cls, type) and issubclass(cls, DualOptimPlus):
             arguments = {"objectives": tuple(self.objectives), **arguments}
             groups = parameter_groups(self.model, self.args.weight_decay)
-            if self.is_deepspeed_enabled:  # flattens each group, whose matrices are then no vectors
+            if self.is_deepspeed_enabled:  # it flattens each group; mark the matrices, which then look like vectors
                 for group in groups:
                     group["flat"] = group["name"] == "matrices"
             self.optimizer = cls(groups, **arguments)
@@ -491,32 +492,32 @@ class UnlearnTrainer(Trainer):
         return optimizer
 
     def _choose_again(self, optimizer: Any, *_: Any) -> None:
-        """DeepSpeed steps its parameter groups one after the other, and a choice serves one step."""
+        """Set the objective again: DeepSpeed steps one parameter group after the other, and each step resets it."""
         if isinstance(optimizer, DualOptimPlus):
             optimizer.objective = self._stepping
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, once accelerate has the optimizer."""
+        """As the Trainer's, which calls it once accelerate has prepared the optimizer."""
         if self._by_hand:
-            # accelerate finds parameters again by their addresses, and those that are empty on this rank have one.
+            # accelerate maps parameters by their addresses, and all that are empty on this rank share one.
             for group, params in zip(self.optimizer.param_groups, self._parameters, strict=True):
                 group["params"] = params
         return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The whole run's batches, in order: it is one epoch of the Trainer's."""
+        """The batches of the whole run, in order: to the Trainer, this is one epoch."""
         return self._loader(self.rows, batch_sampler=self._plan())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As the Trainer's, of rows in any form that `eval_dataset` may have, a set's name among them."""
+        """As the Trainer's, for rows in any form that `eval_dataset` may have, or for a set's name."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset if eval_dataset is None else self._set(eval_dataset)
         rows = evaluation.sets_of(eval_dataset, self.processing_class, self.max_length)
-        # A generator of its own, or looking would change what training draws.
+        # A generator of its own, or an evaluation would change what training draws.
         return self._loader(rows, batch_size=self.args.eval_batch_size, generator=torch.Generator())
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `get_eval_dataloader`, of one set."""
+        """As `get_eval_dataloader`, for one set."""
         return self.get_eval_dataloader(
             evaluation.Rows(test_dataset, self.processing_class, self.max_length, "test_dataset")
             if not isinstance(test_dataset, evaluation.Rows)
@@ -549,8 +550,8 @@ class UnlearnTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """A step's micro-batches, and how many items of each objective they hold together, over all ranks."""
-        if self.control.should_training_stop:  # it went on from where it had stopped
+        """A step's micro-batches, and the number of items of each objective in them, over all ranks."""
+        if self.control.should_training_stop:  # resumed from where early stopping had ended it
             return [], {}
         step, names = self.state.global_step, list(self.objectives)
         samples, serving, failure = [], [], None
@@ -562,7 +563,7 @@ class UnlearnTrainer(Trainer):
         except Exception as error:
             if self.args.world_size == 1:
                 raise
-            failure = error  # which the other ranks are told, or they would wait for this one
+            failure = error  # the other ranks are told, or they would wait for this one
         sizes = [
             float(sum(self._size(name, sample[name]) for sample in samples if name in sample))
             if failure is None
@@ -576,7 +577,7 @@ class UnlearnTrainer(Trainer):
         return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
 
     def _size(self, name: str, batch: Mapping[str, Any]) -> int:
-        """How many items of an objective's loss a batch counts for."""
+        """The number of items that a batch adds to an objective's loss."""
         return 0 if "idle" in batch else self.objectives[name].loss.size(batch)
 
     def compute_loss(
@@ -586,10 +587,9 @@ class UnlearnTrainer(Trainer):
 
         Args:
             inputs: objective → batch, as `ObjectiveRows.collate` makes it.
-            return_outputs: whether to give the model's outputs, too: there are none, as each loss runs the model as it
-                needs to, so that it is (loss, {}).
-            num_items_in_batch: objective → items in the whole step, as `get_batch_samples` counts them; without them
-                those of the micro-batch.
+            return_outputs: whether to return (loss, {}): there are no outputs, as each loss runs the model itself.
+            num_items_in_batch: objective → items in the whole step, as `get_batch_samples` counts them; default those
+                of the micro-batch.
         """
         if num_items_in_batch is None:
             num_items_in_batch = {name: self._size(name, batch) for name, batch in inputs.items()}
@@ -605,7 +605,7 @@ class UnlearnTrainer(Trainer):
             share = self._size(name, batch) / num_items_in_batch[name]
             with self.accelerator.autocast():  # for the reference, which accelerate has not prepared
                 loss = objective.loss(model, batch, self.reference)
-            # Gradients are averaged over ranks, and the share is of all ranks' items together.
+            # Gradients are averaged over ranks, but the share is of the items of all ranks together.
             loss = loss * share * self.args.world_size
             losses, step = self._unlogged.losses[name], self.state.global_step
             losses[step] = losses.get(step, 0) + loss.detach().float()
@@ -613,11 +613,11 @@ class UnlearnTrainer(Trainer):
         return (total, {}) if return_outputs else total
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As the Trainer's; then what happens once in an optimizer step, at its last micro-batch."""
+        """As the Trainer's; the last micro-batch also does what is due once per optimizer step."""
         if self.paused:
             self._hand_over(inputs)
             inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
-            if not inputs:  # without gradients the optimizer's step changes nothing
+            if not inputs:  # without gradients, the optimizer's step changes nothing
                 return torch.zeros((), device=self.args.device)
         if self.release_gradients:
             loss = self._released(model, inputs, num_items_in_batch)
@@ -627,13 +627,13 @@ class UnlearnTrainer(Trainer):
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._raise_multipliers()
-            self._samples, self._worst = [], None  # whose memory the optimizer may need
+            self._samples, self._worst = [], None  # frees memory that the optimizer may need
         self._stepping = None
         self._unlogged.total = self._unlogged.total + loss
         return loss
 
     def _released(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """A micro-batch whose backward pass is the step; the Trainer's own, which follows, finds no gradients."""
+        """A micro-batch whose backward pass does the step; the Trainer's own step afterwards finds no gradients."""
         self._hand_over(inputs)
         own = getattr(self.optimizer, "optimizer", self.optimizer)
         several = self.multi_objective
@@ -643,16 +643,16 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """A backward pass for each objective of the micro-batch; at the step's last, one gradient of theirs."""
+        """A backward pass for each objective of the micro-batch; at the step's last, their gradients are combined."""
         total = torch.zeros((), device=self.args.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        if self.is_fsdp_enabled:  # or it would keep the gradients of all objectives as one sum of its own
+        if self.is_fsdp_enabled:  # or FSDP would accumulate the gradients of all objectives in one sum
             self.model.set_requires_gradient_sync(True)
         if self.sam_rho is not None and self._worst is None:
             self._worst = self._find_worst(model, parameters, num_items_in_batch)
         for name, batch in inputs.items():
             if self.combine is not None:
-                # Its gradient so far goes back to where autograd, and what averages over ranks, adds to it.
+                # Put its gradient so far back in place: autograd and the averaging over ranks add to it there.
                 for p, gradient in zip(parameters, self._gradients.get(name, [None] * len(parameters)), strict=True):
                     p.grad = gradient
             with sharpness.standing_at(self._worst or []) if name in self._perturbed else nullcontext():
@@ -674,16 +674,16 @@ class UnlearnTrainer(Trainer):
         return total
 
     def _find_worst(self, model: nn.Module, parameters: Sequence[Any], num_items_in_batch: Any) -> sharpness.Worst:
-        """Where the step's losses to forget are worst near the weights, by their gradient over all micro-batches."""
+        """The nearby weights with the highest losses to forget, by these losses' gradient over all micro-batches."""
         assert self.sam_rho is not None
         assert all(p.grad is None for p in parameters)
         names, step = self._perturbed - self.paused, self.state.global_step
         for sample in self._samples:
             if part := {name: batch for name, batch in sample.items() if name in names}:
                 super().training_step(model, part, num_items_in_batch)
-        for name in names & self._unlogged.losses.keys():  # of this pass nothing is logged
+        for name in names & self._unlogged.losses.keys():  # this pass is not logged
             self._unlogged.losses[name].pop(step, None)
-        if self.args.world_size > 1:  # DDP may not have averaged them: it does at a step's last micro-batch
+        if self.args.world_size > 1:  # DDP may not have averaged them: it does so at a step's last micro-batch only
             for p in parameters:
                 if p.grad is not None:
                     p.grad = self.accelerator.reduce(p.grad, reduction="mean")
@@ -701,7 +701,7 @@ class UnlearnTrainer(Trainer):
                 self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
     def _check_turn(self, inputs: Mapping[str, Any]) -> Turn:
-        """The objectives of this step; batches of another are refused."""
+        """The objectives of this step; a batch of any other is refused."""
         turn = self.turns[self.state.global_step]
         if not set(inputs) <= set(turn):
             raise ValueError(
@@ -710,10 +710,10 @@ class UnlearnTrainer(Trainer):
         return turn
 
     def _hand_over(self, inputs: Mapping[str, Any]) -> None:
-        """Tell the optimizer this step's objective, and refuse batches of another."""
+        """Tell the optimizer this step's objective; a batch of any other is refused."""
         turn = self._check_turn(inputs)
         if (optimizer := self.multi_objective) is not None:
-            if len(optimizer.objectives) == 1:  # one state for all: AdamW by another name
+            if len(optimizer.objectives) == 1:  # one state for all objectives, as AdamW has
                 optimizer.objective = self._stepping = optimizer.objectives[0]
                 return
             if len(turn) > 1:
@@ -727,12 +727,12 @@ class UnlearnTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As the Trainer's, but that several sets are one evaluation: one entry in the log, one look of every callback.
+        """As the Trainer's, but several sets make one evaluation: one log entry, one call of every callback.
 
-        Each set NAME has ``eval_NAME_loss`` and ``eval_NAME_probability``, one set without a name ``eval_loss`` and
-        ``eval_probability``, beside what `compute_metrics` gives. The trainer's own sets have ``eval_forgotten``,
-        ``eval_kept`` and ``eval_score`` as well, where they are to forget and to keep, and the model was evaluated
-        before training, as it is by any `eval_strategy`. `dualoptim.trainer_evaluation` has the formulas.
+        Each set NAME has ``eval_NAME_loss`` and ``eval_NAME_probability``; a single set without a name has
+        ``eval_loss`` and ``eval_probability``. The metrics of `compute_metrics` come on top. The trainer's own sets
+        also have ``eval_forgotten``, ``eval_kept`` and ``eval_score``, if there are sets to forget and to keep and the
+        model was evaluated before training, as any `eval_strategy` does. `dualoptim.trainer_evaluation` has formulas.
         """
         own = eval_dataset is None or eval_dataset is self.eval_dataset
         given = self.eval_dataset if own else eval_dataset
@@ -754,7 +754,7 @@ class UnlearnTrainer(Trainer):
                 ignore_keys=ignore_keys,
                 metric_key_prefix=prefix,
             )
-            output.metrics.pop(f"{prefix}_model_preparation_time", None)  # which is none of the set's
+            output.metrics.pop(f"{prefix}_model_preparation_time", None)  # it has nothing to do with the set
             metrics |= output.metrics
             num_samples, num_steps = num_samples + output.num_samples, num_steps + len(loader)
         if own and evaluation.have_score(self.roles):
@@ -778,7 +778,7 @@ class UnlearnTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As the Trainer's, with the loss over all tokens, whatever the batches, and the answers' probability."""
+        """As the Trainer's, with the loss averaged over all tokens, however batched, and the answers' probability."""
         self._answers = []
         self._cast |= not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -793,7 +793,7 @@ class UnlearnTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, Any, Any]:
-        """As the Trainer's; the answers' likelihoods of all ranks go to `evaluation_loop`."""
+        """As the Trainer's; the answers' log-likelihoods of all ranks are kept for `evaluation_loop`."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             log_probs, counts, outputs = evaluation.answered(model, inputs, outputs=not prediction_loss_only)
@@ -819,10 +819,10 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log each objective's own loss, averaged over its steps since the last log, beside the Trainer's."""
         if "loss" in logs:
-            if self.release_gradients:  # when the Trainer asks for their norm, there are none any more
+            if self.release_gradients:  # when the Trainer computes their norm, the gradients are already freed
                 logs.pop("grad_norm", None)
             since = self._unlogged
-            # The Trainer's mean begins anew on resume. Each rank's loss is scaled so that their mean is the step's.
+            # The Trainer's mean restarts on resume. Each rank's loss is scaled so that the ranks' mean is the step's.
             since.over_ranks(self.accelerator)
             logs["loss"] = float(since.total) / max(1, self.state.global_step - since.step)
             for name, losses in since.losses.items():
@@ -840,6 +840,6 @@ class UnlearnTrainer(Trainer):
         return sum(super(UnlearnTrainer, self).floating_point_ops(batch) for batch in inputs.values())
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        """As the Trainer's, of every objective's rows; refusals beside them are not counted."""
+        """As the Trainer's, over every objective's rows; their refusals are not counted."""
         for batch in inputs.values():
             super()._track_num_input_tokens(batch)

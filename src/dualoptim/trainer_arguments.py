@@ -1,7 +1,7 @@
-"""Which of transformers' arguments `UnlearnTrainer` reads. What is not read is refused and never ignored.
+"""Which of transformers' arguments `UnlearnTrainer` reads. An argument that is not read is refused, never ignored.
 
-Every field of `TrainingArguments` and every argument of `Trainer` stands in one of these tables; a test holds them
-against the installed version of transformers. A value that is the default passes anywhere: it cannot be told from none.
+Every field of `TrainingArguments` and every argument of `Trainer` is in one of these tables; a test compares them with
+the installed version of transformers. A default value is always accepted: it looks the same as no value.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ READ_BY = {
         ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank fsdp fsdp_config deepspeed""",
 }
 READ = frozenset(name for group in READ_BY.values() for name in group.split())
-# Settled by `UnlearnTrainer` itself, which says so; either value passes.
+# Set by `UnlearnTrainer` itself, as its docstring says; either value is accepted.
 SETTLED = frozenset(["logging_nan_inf_filter"])
-# For whoever writes the script: no Trainer of transformers reads them.
+# Meant for training scripts: no Trainer of transformers reads them.
 SCRIPTS = frozenset(["do_train", "do_eval", "do_predict", "resume_from_checkpoint"])
 
 BATCHES = "turns=… says how many sequences a step has, and gradient_accumulation_steps into how many batches they go"
 ORDER = "the batches of a run are drawn beforehand, of rows of like length, by turns=… and seed"
-# Field → what stands in its place.
+# Field → what to use instead.
 UNREAD: Mapping[str, str] = {
     "per_device_train_batch_size": BATCHES,
     "auto_find_batch_size": f"{BATCHES}; raise that where memory is short",
@@ -70,7 +70,7 @@ UNREAD: Mapping[str, str] = {
     "label_names": "labels stand on the rows' answers",
 }
 
-# Argument of Trainer → what stands in its place. Those that are read: the others of its signature.
+# Argument of Trainer → what to use instead. READ_NAMED has the other arguments, which are read.
 UNREAD_NAMED: Mapping[str, str] = {
     "train_dataset": "objectives={name: Objective(rows, loss)} holds what is trained on",
     "data_collator": "rows are tokenized by the model's chat template and padded on the right",
@@ -82,7 +82,7 @@ READ_NAMED = frozenset(
      "optimizer_cls_and_kwargs", "preprocess_logits_for_metrics")
 )  # fmt: skip
 
-# What a given optimizer or scheduler brings itself.
+# Settings that a given optimizer or scheduler already has.
 OF_OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
 OF_OPTIMIZERS = (*OF_OPTIMIZER, "learning_rate", "weight_decay")
 OF_SCHEDULER = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
@@ -93,12 +93,12 @@ def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Tur
 
     Args:
         args: the training arguments.
-        named: arguments by the names that transformers' Trainer gives them.
-        turns: the steps' sequences; `max_steps` may say the same.
-        micro_batch: sequences of the largest batch; `per_device_train_batch_size` may say the same.
+        named: the Trainer's other arguments, by name.
+        turns: the schedule; `max_steps` may only be its length.
+        micro_batch: sequences of the largest batch; `per_device_train_batch_size` may only be the same.
 
     Raises:
-        UserError: the first argument that would be ignored, with what stands in its place.
+        UserError: the first argument that would be ignored, with what to use instead.
     """
     for name, instead in UNREAD_NAMED.items():
         if named.get(name) is not None:
@@ -123,7 +123,7 @@ def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Tur
 
 
 def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any]) -> None:
-    """Refuse turns, or an optimizer, of other objectives than there are."""
+    """Refuse turns or an optimizer with objectives that are not among the given ones."""
     if not isinstance(objectives, Mapping):
         raise UserError("objectives: give them by name, {name: Objective(rows, loss)}")
     if not turns:
@@ -147,9 +147,9 @@ def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Map
 
 
 def with_settings(given: tuple[Any, Mapping[str, Any]], args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
-    """An optimizer's class and arguments with the learning rate of `args`, unless they have their own.
+    """An optimizer's class and arguments, with the learning rate of `args` unless they have their own.
 
-    Their own weight decay goes into `args`, from which the parameter groups take it.
+    A weight decay among them is moved into `args`, from which the parameter groups take it.
     """
     cls, own = given[0], dict(given[1])
     if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer):
@@ -159,7 +159,7 @@ def with_settings(given: tuple[Any, Mapping[str, Any]], args: TrainingArguments)
 
 
 def _given(args: TrainingArguments, name: str) -> bool:
-    """Whether a field of this version is anything but its default."""
+    """Whether a field exists in this version of transformers and differs from its default."""
     field = next((field for field in dataclasses.fields(args) if field.name == name), None)
     if field is None:
         return False
@@ -173,7 +173,7 @@ def _value(args: TrainingArguments, name: str) -> Any:
 
 
 def _check_unknown(args: TrainingArguments) -> None:
-    """Fields in no table: those of another trainer's arguments are refused, new ones of transformers told."""
+    """Check fields in no table: those of another trainer's arguments are refused, new ones of transformers logged."""
     of_transformers = {field.name for field in dataclasses.fields(TrainingArguments)}
     for field in dataclasses.fields(args):
         if field.name in READ | SETTLED | SCRIPTS | UNREAD.keys() or not _given(args, field.name):
@@ -232,7 +232,7 @@ def _leave(args: TrainingArguments, names: Sequence[str], by: str) -> None:
 
 
 def check_sam(rho: float, perturbed: Collection[str], model: nn.Module) -> None:
-    """Refuse what SAM cannot be had with."""
+    """Refuse what SAM does not work with."""
     if not 0 < rho < math.inf:
         raise UserError(f"sam_rho must be > 0, but is {rho}; None for no perturbation")
     if not perturbed:
@@ -246,7 +246,7 @@ def check_sam(rho: float, perturbed: Collection[str], model: nn.Module) -> None:
 
 
 def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float | None = None) -> None:
-    """Refuse what cannot be had without all gradients beside each other."""
+    """Refuse what needs all gradients in memory at the same time."""
     if args.max_grad_norm:
         wrong = f"max_grad_norm {args.max_grad_norm:g} clips by the norm of all of them; set it to 0"
     elif args.gradient_accumulation_steps > 1:

@@ -1,4 +1,4 @@
-"""What goes on beside an `UnlearnTrainer`'s steps; saved in checkpoints, so that it is the same after a resume."""
+"""Callbacks of an `UnlearnTrainer`. Checkpoints hold their state, so that it is the same after a resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Resume(TrainerCallback):
-    """Takes up from a checkpoint what a Trainer leaves: the start, which is best, and what early stopping counted."""
+    """Restores what a Trainer does not: the scores at the start, the best checkpoint, and early stopping's counter."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -35,7 +35,7 @@ class Resume(TrainerCallback):
             beside = trainer._resumed_from.parent / f"{checkpoints.PREFIX}{state.best_global_step}"
             if beside.is_dir():
                 state.best_model_checkpoint = str(beside)
-            elif args.load_best_model_at_end and not state.best_model_checkpoint:  # which is not there any more
+            elif args.load_best_model_at_end and not state.best_model_checkpoint:  # it is gone
                 raise UserError(
                     f"checkpoint {trainer._resumed_from}: the run's best, {beside.name}, is not beside it and could "
                     "not be loaded at the end; put it there, or give load_best_model_at_end=False"
@@ -51,14 +51,14 @@ class Resume(TrainerCallback):
         for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
             counter = values["attributes"]["early_stopping_patience_counter"]
             callback.early_stopping_patience_counter = counter
-            if counter >= callback.early_stopping_patience:  # it had stopped there
+            if counter >= callback.early_stopping_patience:  # the run had stopped there
                 control.should_training_stop = True
 
 
 class Remembered(TrainerCallback):
-    """What the reference says of each row, kept in checkpoints: a model that was trained on does not say it any more.
+    """Keeps the reference's log-probability of each row in checkpoints: the trained model can no longer give it.
 
-    A model that is to be sharded is asked when training begins, as it has its place on the ranks only then.
+    For a model that is to be sharded, they are computed when training begins, as it is placed on the ranks only then.
     """
 
     FILE = "reference.json"
@@ -71,12 +71,12 @@ class Remembered(TrainerCallback):
             self.trainer._remember_reference(self.compared)
 
     def save_to(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
+        """Write them into a checkpoint."""
         said = [[list(key), value] for key, value in self.trainer.rows.reference_log_probs.items()]
         (folder / self.FILE).write_text(json.dumps(said), encoding="utf-8")
 
     def load_from(self, folder: Path) -> None:
-        """Read it from a checkpoint."""
+        """Read them from a checkpoint."""
         if (folder / self.FILE).is_file():
             said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
             self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
@@ -88,7 +88,7 @@ class Remembered(TrainerCallback):
 
 
 class Diagnose(TrainerCallback):
-    """Reads the optimizer's diagnostics now and then."""
+    """Reads the optimizer's diagnostics every so many steps, and at the last one."""
 
     def __init__(self, trainer: UnlearnTrainer, every: int) -> None:
         self.trainer, self.every = trainer, every
@@ -111,21 +111,21 @@ class Diagnose(TrainerCallback):
 
 
 class Unlogged(TrainerCallback, ExportableState):
-    """What is to go with the next log, and the last reading; saved in checkpoints and taken up on resume."""
+    """What the next log entry will hold, and the last diagnostics; saved in checkpoints and restored on resume."""
 
     def __init__(self) -> None:
         self.last: list[dict[str, Any]] = []  # the last reading, layer by layer
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Forget what was logged at a step."""
+        """Start anew after the log entry of a step."""
         self.step = step
-        self.total = torch.zeros(())  # of what the Trainer's own loss is the mean
+        self.total = torch.zeros(())  # of the losses whose mean the Trainer logs
         self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
         self.reading: dict[str, float] = {}  # over all layers
 
     def over_ranks(self, accelerator: Any) -> None:
-        """Take the mean of all ranks for each rank's own, of which a checkpoint holds one."""
+        """Replace each rank's own values by the mean over ranks, since a checkpoint holds one rank's."""
 
         def mean(value: Tensor) -> Tensor:
             return accelerator.reduce(value.to(accelerator.device), reduction="mean")
@@ -138,7 +138,7 @@ class Unlogged(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         losses = {name: [[at, float(loss)] for at, loss in losses.items()] for name, losses in self.losses.items()}
         own = {"step": self.step, "total": float(self.total), "losses": losses}
-        # As text, since the Trainer sorts what it writes, and layers stand in their order.
+        # As text, since the Trainer sorts the keys that it writes, and the order of the layers must stay.
         return {
             "args": {},
             "attributes": {**own, "readings": json.dumps({"unlogged": self.reading, "last": self.last})},
@@ -159,7 +159,7 @@ class Unlogged(TrainerCallback, ExportableState):
 
 
 class Multipliers(TrainerCallback, ExportableState):
-    """The weights of objectives that are held below a bound; saved in checkpoints and taken up on resume."""
+    """The weights of objectives that are held below a bound; saved in checkpoints and restored on resume."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self.values = dict(values)

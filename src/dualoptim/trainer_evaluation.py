@@ -1,7 +1,7 @@
-"""What `UnlearnTrainer` evaluates on, and what it makes of it: rows → sets of tokens → metrics → a forget/keep score.
+"""How `UnlearnTrainer` evaluates: rows → tokenized sets → metrics → a forget/keep score.
 
-Of every set: the loss and the probability of its answers. Of what is to be forgotten and what is to be kept together,
-relative to the model when training began:
+Every set has the loss and the probability of its answers. Sets to forget and sets to keep together also have, relative
+to the model when training began:
 
     P_s          mean over the rows of set s of exp(−mean token negative log-likelihood of the answer)
     share_s      min(1, P_s / P_s at the start)
@@ -9,8 +9,8 @@ relative to the model when training began:
     kept         mean share over the sets to keep, 0 to 1; high is good
     score        2 · forgotten · kept / (forgotten + kept), 0 to 1; high is good, and 0 for the model as it was
 
-Misleads where the knowledge survives in other words than the evaluated answer's, and by its floor: answers that any
-fluent model gives have a probability that nothing should take away.
+The score misleads where the knowledge survives in other words than those of the evaluated answer. It also has a floor:
+an answer that any fluent model gives keeps a probability that no method should take away.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .losses.base import learnt, model_inputs, per_sequence
 
 SCORE = "score"
 OF_ROWS = ("loss", "probability")
-# Whether more is better, of a set to forget and of one to keep.
+# Whether more is better, for a set to forget and for a set to keep.
 BETTER = {("forget", "loss"): True, ("forget", "probability"): False,
           ("retain", "loss"): False, ("retain", "probability"): True}  # fmt: skip
 
@@ -45,10 +45,10 @@ class Rows(Dataset):
 
     Args:
         given: `Row`s; mappings of any form that a file of rows may have; or tokenized rows, mappings of ``input_ids``
-            and ``labels`` (T,), −100 where nothing is scored, and perhaps ``attention_mask``.
+            and ``labels`` (T,), −100 where nothing is scored, and optionally ``attention_mask``.
         tokenizer: the model's.
         max_length: the most tokens that a row may have.
-        name: of the set, for messages.
+        name: the set's name, for messages.
 
     Raises:
         UserError: no rows, or one that cannot be read or scored.
@@ -63,7 +63,7 @@ class Rows(Dataset):
         if not len(given):
             raise UserError(f"{name}: there are no rows; give at least one, or leave the set out")
         self.tokens = [
-            _tokens(given[i], tokenizer, max_length, f"{name}, row {i + 1}")  # by number: a data set may not end itself
+            _tokens(given[i], tokenizer, max_length, f"{name}, row {i + 1}")  # by index: iterating may not end
             for i in range(len(given))
         ]
         self.filler = pad_id(tokenizer)
@@ -75,7 +75,7 @@ class Rows(Dataset):
         return self.tokens[index]
 
     def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
-        """A batch of some of them: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T)."""
+        """A batch of some of the rows: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T)."""
         return collate(rows, self.filler)
 
 
@@ -94,7 +94,7 @@ def _tokens(row: Any, tokenizer: Any, max_length: int, where: str) -> Tokens:
         raise UserError(
             f"{where}: its input_ids, labels and attention_mask have {len(ids)}, {len(labels)} and {len(seen)} entries"
         )
-    kept = [i for i, there in enumerate(seen) if there]  # padding is put where it is needed
+    kept = [i for i, there in enumerate(seen) if there]  # padding is dropped here and added again by batch
     if all(labels[i] == IGNORED for i in kept[1:]):  # nothing predicts the first token
         raise UserError(f"{where}: none of its labels can be scored; give some that are not {IGNORED}")
     if len(kept) > max_length:
@@ -120,7 +120,7 @@ def _whole(row: Mapping[str, Any], name: str, where: str) -> list[int]:
 
 
 def sets_of(given: Any, tokenizer: Any, max_length: int) -> Any:
-    """Rows to evaluate on: one set, or by name several; what is tokenized already as it is, and None of None."""
+    """The evaluation rows: one set, or several by name. A set that is already tokenized, or None, is returned as is."""
     if given is None or isinstance(given, Rows):
         return given
     if not isinstance(given, Mapping):
@@ -134,22 +134,22 @@ def sets_of(given: Any, tokenizer: Any, max_length: int) -> Any:
 
 
 def roles_of(sets: Any, objectives: Mapping[str, Any]) -> dict[str, str]:
-    """Set → "forget" or "retain", of the sets that have an objective's name: what the objective's loss is for."""
+    """Set → "forget" or "retain", for the sets that have an objective's name: the role of the objective's loss."""
     names = sets if isinstance(sets, Mapping) else ()
     found = {name: getattr(objectives[name].loss, "role", None) for name in names if name in objectives}
     return {name: role for name, role in found.items() if role is not None}
 
 
 def have_score(roles: Mapping[str, str]) -> bool:
-    """Whether there is something to forget and something to keep."""
+    """Whether there are sets to forget and sets to keep."""
     return {"forget", "retain"} <= set(roles.values())
 
 
 @torch.no_grad()
 def answered(model: nn.Module, batch: Batch, *, outputs: bool) -> tuple[Tensor, Tensor, Any]:
-    """(log π(y|x), |y|) of each row of a batch, both (B,), and all that the model gives, or None where not asked for.
+    """(log π(y|x), |y|) of each row of a batch, both (B,), and the model's outputs, or None if not asked for.
 
-    Without them the head is applied to the labeled positions alone.
+    Without outputs, the head is applied at the labeled positions only.
     """
     if not outputs:
         return *sequence_log_probs(model, batch), None
@@ -163,8 +163,8 @@ def answered(model: nn.Module, batch: Batch, *, outputs: bool) -> tuple[Tensor, 
 def measured(log_probs: Tensor, counts: Tensor) -> dict[str, float]:
     """The metrics of one set.
 
-    loss is the mean negative log-likelihood of all answers' tokens, those that end them included, in nats; probability
-    the mean over rows of exp(−its own mean), 0 to 1.
+    loss is the mean negative log-likelihood of all answers' tokens, end tokens included, in nats; probability is the
+    mean over rows of exp(−the row's own mean), 0 to 1.
 
     Args:
         log_probs: (N,) log π(y|x) of each row's answer.
@@ -178,11 +178,11 @@ def measured(log_probs: Tensor, counts: Tensor) -> dict[str, float]:
 
 
 def scored(now: Mapping[str, float], start: Mapping[str, float], roles: Mapping[str, str]) -> dict[str, float]:
-    """What is forgotten, what is kept, and the score of both, as the module has them.
+    """How much is forgotten, how much is kept, and their score, by the formulas in this module's docstring.
 
     Args:
         now: set → mean probability of its answers.
-        start: the same of the model when training began.
+        start: the same for the model when training began.
         roles: set → "forget" or "retain".
 
     >>> scored({"a": 0.25, "b": 0.5}, {"a": 0.5, "b": 0.5}, {"a": "forget", "b": "retain"})
@@ -198,17 +198,18 @@ def scored(now: Mapping[str, float], start: Mapping[str, float], roles: Mapping[
 def choose_metric(
     args: TrainingArguments, sets: Any, roles: Mapping[str, str], callbacks: Sequence[Any], *, own: bool
 ) -> None:
-    """Settle `metric_for_best_model` and `greater_is_better` in arguments that want a best model.
+    """Set `metric_for_best_model` and `greater_is_better` in arguments that need a best model.
 
     Args:
-        args: changed: where no metric was given, or the plain loss, which several sets do not have, it is the score.
-        sets: what is evaluated on.
-        roles: of `roles_of`.
-        callbacks: the user's; early stopping wants a metric as well.
-        own: whether there may be metrics of the user's own, by `compute_metrics` or a subclass.
+        args: changed in place. With several sets, if no metric is given, or the plain loss, which several sets do not
+            have, the metric is the forget/keep score.
+        sets: the evaluation sets.
+        roles: from `roles_of`.
+        callbacks: the user's; early stopping needs a metric as well.
+        own: whether the user may add metrics, by `compute_metrics` or a subclass.
 
     Raises:
-        UserError: no evaluation, a metric that there will not be, or a direction that is the wrong one for it.
+        UserError: no evaluation, a metric that evaluations will not have, or the wrong direction for it.
     """
     by_metric = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
     stops = any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks)

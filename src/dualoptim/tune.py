@@ -1,9 +1,9 @@
 """A small search for settings: learning rate, ratio, loss and method, by what is forgotten and what is kept.
 
-Every method has as many trials as every other, each from the same start, scored by the probability of answers alone
-(`dualoptim.fast`). A method's first trial has the config's own settings; the next few are drawn by chance, the rest by
-a tree-structured Parzen estimator (optuna) of both objectives. What a trial of a method is follows from its trials
-before it, which are read from their folders, so that a search that was killed goes on as if it had not been::
+All methods have the same number of trials, each from the same start, scored only by the probability of answers
+(`dualoptim.fast`). A method's first trial has the config's own settings; the next few are drawn at random, the rest by
+a tree-structured Parzen estimator (optuna) of both objectives. A trial's settings depend only on the method's earlier
+trials, which are read from their folders, so that a search that was killed goes on as if it had not been::
 
     OUT/config.resolved.yaml, space.yaml          what is searched: each method's own settings, and the space
     OUT/dualoptim-plus-trial003-seed0/run.json    a finished trial's entry, as of a grid
@@ -38,11 +38,11 @@ from .resolved import Resolved
 from .resolved import resolve as resolve_all
 
 TRIALS = 20  # of each method, where neither these nor minutes are given
-FIRST = 5  # of them, the config's own and some by chance, before the estimator has something to go by
-WIDER = 10.0  # times below and above the config's learning rate
+FIRST = 5  # trials, the config's own settings and random ones, before the estimator has enough to go by
+WIDER = 10.0  # factor below and above the config's learning rate
 LOSSES, RATIOS = ("NPO", "IDK"), ("1:1", "1:5")  # tried beside the config's own
-WORST = (1.0, 0.0)  # of what is forgotten and kept: where the weights were not finite
-# What a trial leaves out of a run, and the recipe has as it was given.
+WORST = (1.0, 0.0)  # what is left to forget, and kept, where the weights were not finite
+# Settings by which a trial leaves out parts of a run; the recipe has them as they were given.
 QUICK: dict[str, Any] = {
     "fast": True, "save_model": False, "curve_points": 0, "save_every": 0, "report_to": "none", "lm_eval": [],
     "lm_eval_limit": None, "retrained": None,
@@ -53,11 +53,11 @@ class Search(NamedTuple):
     """What is searched.
 
     Args:
-        config: the settings of the recipe, but for those that are chosen.
-        trials_of: a trial's settings by method, the config's own where it is searched.
+        config: the settings of the recipe, except those that are chosen.
+        trials_of: method → a trial's settings, with the config's own values for those that are searched.
         space: "lr", lowest and highest, and other settings with the values that they may take.
         trials: of each method, at most; None for as many as there is time for.
-        minutes: of all of it; None for as long as the trials take.
+        minutes: for all trials together; None for as long as they take.
         rows: on which rows trials are scored, in a sentence; empty where the task says so once it is prepared.
     """
 
@@ -90,21 +90,21 @@ def planned(
     minutes: float | None = None,
     tune_on: Mapping[str, Any] | None = None,
 ) -> Search:
-    """What is to be searched, checked as far as that goes without a model.
+    """What is to be searched, checked as far as possible without a model.
 
     Args:
-        given: settings of a `RunConfig`, those that somebody gave.
-        space: setting → values, of "lr" the lowest and the highest; "methods" → names. What it leaves out is searched
-            around the config's own: lr within a factor of `WIDER`, and of tasks of two objectives `RATIOS` and
+        given: the settings of a `RunConfig` that the user gave.
+        space: setting → values, for "lr" the lowest and the highest; "methods" → names. By default, lr is searched
+            within a factor of `WIDER` around the config's own, and for tasks of two objectives also `RATIOS` and
             `LOSSES`.
         trials: of each method; `TRIALS` where neither these nor `minutes` are given.
-        minutes: after which no further trial of each method is begun that would not end within them.
+        minutes: the time limit: no further round of trials is started that would not end within it.
         tune_on: arguments of the task that give it other rows than those of the recipe, to choose on; None for the
             task's own choice of them.
 
     Raises:
         UserError: optuna is missing; a setting that is not known, cannot be searched or has no values; a budget that is
-            none; a task of which nothing tells what is forgotten and kept.
+            not positive; a task without metrics of what is forgotten and kept.
     """
     _optuna()
     for what, value in (("trials", trials), ("minutes", minutes)):
@@ -114,7 +114,7 @@ def planned(
         raise UserError("fast: trials are always scored fast, and the recipe's run is not; leave it out")
     given = {key: value for key, value in given.items() if key != "fast"}
     trials = TRIALS if trials is None and minutes is None else trials
-    # A goal's stopping is left out of trials, and so of the recipe, unless it was given: all run for their steps.
+    # Trials, and so the recipe, do not stop at the goal unless that was given: all of them take all their steps.
     config = goals.chosen({"until": None, "keep_at_least": None, "pause": False, **given})
     watches = config.until is not None or config.keep_at_least is not None
     trial = config.replace(**{**QUICK, **({"curve_points": config.curve_points} if watches else {})})
@@ -134,7 +134,7 @@ def planned(
 
 
 def _inside(config: RunConfig, space: Mapping[str, Sequence[Any]]) -> RunConfig:
-    """A config, where one of its own settings is not in a space, with the first or middle one that is."""
+    """A config in which settings outside the space are replaced: by its first value, and lr by the middle of it."""
     plain, read = config.as_dict(), grid.settings_of(config, space)
     changed = {key: space[key][0] for key in read if _text(plain[key]) not in map(_text, space[key])}
     low, high = space["lr"]
@@ -165,11 +165,11 @@ def _methods(space: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(space: Mapping[str, Any], config: RunConfig, task: tasks.Task) -> dict[str, list[Any]]:
-    """The space, of the right types, with what is searched by default."""
+    """The space, with values of the right types, and with the defaults."""
     default: dict[str, list[Any]] = {"lr": [float(f"{config.lr / WIDER:.3g}"), float(f"{config.lr * WIDER:.3g}")]}
     if not task.losses and set(task.objectives) == {"forget", "retain"}:
         default["ratio"] = list(dict.fromkeys([config.ratio, *RATIOS]))
-        if config.task is not None:  # on one's own rows the goal chooses the loss: to refuse is not to erase
+        if config.task is not None:  # for one's own rows, the goal chooses the loss: to refuse is not to erase
             default["forget_loss"] = list(dict.fromkeys([config.forget_loss, *LOSSES]))
     known = [key for key in grid.OF_TRAINING if key not in grid.NOT_CROSSED]
     for key, values in space.items():
@@ -192,7 +192,7 @@ def _checked(space: Mapping[str, Any], config: RunConfig, task: tasks.Task) -> d
 
 
 def _on_other_rows(trial: RunConfig, tune_on: Mapping[str, Any] | None) -> tuple[RunConfig, str]:
-    """A trial's config on rows that are not the recipe's, where the task has such, and a sentence on that."""
+    """A trial's config on other rows than the recipe's, where the task has such, and a sentence on that."""
     if trial.task is None:
         if tune_on:
             raise UserError("tune_on gives arguments to a --task; with --forget FILE there is none")
@@ -204,7 +204,7 @@ def _on_other_rows(trial: RunConfig, tune_on: Mapping[str, Any] | None) -> tuple
     except UserError:
         if tune_on is not None:
             raise
-        other = {}  # it should have such rows, and its data hold none
+        other = {}  # the task should have such rows, but its data lack them
     if not other:
         return trial, ""
     said = ", ".join(f"{key} {value}" for key, value in other.items())
@@ -225,13 +225,13 @@ def run(
     overwrite: bool = False,
     inputs: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Do the trials that are not there yet, and write the page of all of them and the recipe of the best.
+    """Do the trials that are not finished yet, and write the page of all of them and the recipe of the best.
 
     Args:
-        search: of `planned`.
+        search: from `planned`.
         resume: go on with what the folder holds.
         overwrite: replace what the folder holds.
-        inputs: what else is read, setting → file.
+        inputs: setting → a further file that is read.
 
     Returns:
         What results.json holds.
@@ -280,12 +280,12 @@ def run(
 
 
 def _is_over(search: Search, seconds: float, more: float) -> bool:
-    """Whether there is no time for another trial of each method; of the first there always is."""
+    """Whether there is no time for another trial of each method; the first round always runs."""
     return search.minutes is not None and more > 0 and seconds + more > 60 * search.minutes
 
 
 def _resolved(search: Search) -> Resolved:
-    """What the start comes to, with all that the trials may want of it; every value of the space is tried on it."""
+    """The resolved start, with all that the trials may need of it; every value of the space is checked on it."""
     every = []
     for method, own in search.trials_of.items():
         every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]
@@ -300,7 +300,7 @@ def _resolved(search: Search) -> Resolved:
 
 
 def _check_space(folder: Path, space: Mapping[str, Any]) -> None:
-    """Refuse to go on with another space than a folder's; write it where there is none."""
+    """Refuse to resume with another space than the folder's; write the space if the folder has none."""
     path = folder / SPACE
     text = yaml.safe_dump(json.loads(json.dumps(space)), sort_keys=True)
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -321,7 +321,7 @@ class _Timed(grid.Keeps):
 
 
 class _Trials:
-    """The trials of a search's folder: which there are, and what the next of a method is."""
+    """The trials in a search's folder, and the settings of each method's next one."""
 
     def __init__(self, search: Search, folder: Path, start: Resolved) -> None:
         self.search, self.folder, self.start = search, folder, start
@@ -338,12 +338,12 @@ class _Trials:
         return f"{runs.slug(method)}-trial{number:03}-seed{self.search.config.seed}"
 
     def missing(self) -> Iterator[tuple[int, str]]:
-        """The trials that are to be done, a round of all methods after the other."""
+        """The trials still to be done, one round of all methods after the other."""
         for number in itertools.count(1) if self.search.trials is None else range(1, self.search.trials + 1):
             yield from ((number, m) for m in self.search.trials_of if self.name(m, number) not in self.done)
 
     def of(self, method: str) -> list[str]:
-        """The names of a method's trials that are done, in their order."""
+        """The names of a method's finished trials, in their order."""
         names = (self.name(method, number) for number in itertools.count(1))
         return list(itertools.takewhile(self.done.__contains__, names))
 
@@ -359,7 +359,7 @@ class _Trials:
         return self.start.again(config), own
 
     def ended(self, method: str, number: int) -> None:
-        """Take a trial over from its folder."""
+        """Read a finished trial from its folder."""
         name = self.name(method, number)
         said = runs.read_json(self.folder / name / ENTRY)
         try:
@@ -372,37 +372,37 @@ class _Trials:
         self.seconds[name], self.values[name] = seconds, WORST if None in found else (found[0], found[1])
 
     def round_takes(self) -> float:
-        """Seconds of a trial of each method, by the longest so far."""
+        """Seconds that a round takes, one trial of each method, by the longest of each so far."""
         return sum(max((self.seconds[name] for name in self.of(m)), default=0.0) for m in self.search.trials_of)
 
     def compared(self) -> list[str]:
-        """The trials among which one is chosen: as many of each method, but for what a kill left of a first round."""
+        """The trials that one is chosen from: equally many of each method; all, if the first round is not complete."""
         by_method = [self.of(method) for method in self.search.trials_of]
         return [name for names in by_method for name in names[: min(map(len, by_method)) or None]]
 
 
 def _text(value: Any) -> str:
-    """A value as an estimator can hold it."""
+    """A value as text, for the estimator."""
     return json.dumps(value, sort_keys=True)
 
 
 def proposed(
     space: Mapping[str, Sequence[Any]], history: Sequence[tuple[Mapping[str, Any], tuple[float, float]]], seed: int
 ) -> dict[str, Any]:
-    """The settings of the next trial, by those before it: the same history and seed give the same settings.
+    """The settings of the next trial, by those before it; the same history and seed give the same settings.
 
     Args:
         space: "lr", lowest and highest, and other settings with their values.
-        history: of each trial so far its settings, others among them, and what it has left of what is to be forgotten
-            and of what is kept.
-        seed: of what is drawn.
+        history: for each trial so far, its settings, perhaps with others, and its values of what is left to forget and
+            of what is kept.
+        seed: for the draws.
     """
     optuna = _optuna()
     low, high = space["lr"]
     values = {key: {_text(value): value for value in each} for key, each in space.items() if key != "lr"}
     distributions: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(low, high, log=True)}
     distributions |= {key: optuna.distributions.CategoricalDistribution(list(each)) for key, each in values.items()}
-    # Seeded by how many trials there were, so that one that goes on does not draw again what was drawn.
+    # Seeded by the number of trials too, so that a resumed search does not repeat earlier draws.
     sampler = optuna.samplers.TPESampler(n_startup_trials=FIRST, seed=1000 * seed + len(history))
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
     for settings, found in history:
@@ -415,7 +415,7 @@ def proposed(
 def score(forget: float | None, kept: float | None, before: tuple[float, float]) -> float:
     """The harmonic mean of what is forgotten, 1 − forget/forget before, and of what is kept, kept/kept before.
 
-    Both within 0 and 1; 0 where one is, or nothing was measured.
+    Both are limited to 0 to 1; the score is 0 if one of them is 0, or was not measured.
 
     >>> round(score(0.2, 0.6, (0.8, 0.8)), 3), score(0.9, 0.7, (0.8, 0.8)), score(0.0, 0.9, (0.8, 0.8))
     (0.75, 0.0, 1.0)
@@ -479,9 +479,9 @@ def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], sa
 
     Args:
         config: as it was given, on the recipe's own rows.
-        chosen: the trial's.
-        settings: those that were searched.
-        said: sentences.
+        chosen: the trial's config.
+        settings: those that were searched, with the trial's values.
+        said: sentences on how it was chosen.
     """
     method = {key: getattr(chosen, key) for key in (*PLAIN, "optimizer", "multiplier_lr")}
     whole = config.replace(**method, **settings).as_dict()

@@ -1,8 +1,8 @@
 """Unlearning runs: config → model, task, trainer → results.
 
-`prepare` loads the model, having taught it the rows if need be, and scores it as it is; `train` is one method's
-training and scoring; `run` does one method or several from the same start, or one part of a task after the other, and
-writes the folder that `dualoptim.runs` describes. Of several ranks (`dualoptim.ranks`) all do so, and one writes.
+`prepare` loads the model, lets it memorize the rows first if asked, and scores it before unlearning; `train` trains and
+scores one method; `run` does one method or several from the same start, or one part of a task after the other, and
+writes the folder that `dualoptim.runs` describes. With several ranks (`dualoptim.ranks`), all do this, and one writes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Records = list[dict[str, Any]]
 
 
 class Scores(NamedTuple):
-    """A model's numbers on a task, why some are None, and the per-sample records that they were made of."""
+    """A model's numbers on a task, why some are None, and the per-sample records that they were computed from."""
 
     numbers: dict[str, float | None]
     missing: dict[str, str]
@@ -74,29 +74,29 @@ class Scores(NamedTuple):
 class Prepared:
     """What every method of a comparison starts from."""
 
-    model: str  # folder or hub id; each method loads it anew, since a copy kept for that would be one more in memory
-    reference: PreTrainedModel | None  # the model as it is, where a loss needs all that it says
+    model: str  # folder or hub id; each method loads it anew, as keeping a copy for that would take memory
+    reference: PreTrainedModel | None  # the model as it is, where a loss needs all of its logits
     before: Scores
     retrained: Records | None  # of a model that never saw the rows to forget
-    start: dict[str, float]  # of the curves
-    ability: Ability | None  # what else is watched, where there is a floor for what is kept
-    left: dict[str, float]  # mean negative log-likelihood of each objective's rows, where the ratio is by loss
+    start: dict[str, float]  # the curves' values before training
+    ability: Ability | None  # general ability, watched where keep_at_least sets a floor and the task watches none
+    left: dict[str, float]  # mean negative log-likelihood of each objective's rows, for the ratio "loss"
 
     metrics: Mapping[str, Metric]
-    alternates: dict[str, list[Row]]  # the rows, with them, of objectives whose loss needs them
-    notes: list[str]  # what a reader should know of these
+    alternates: dict[str, list[Row]]  # rows with alternates, for objectives whose loss needs them
+    notes: list[str]  # on the alternates, for readers of the results
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What a run is made of that only the model could tell."""
+        """Hashes of the inputs that only the model could give: the alternates."""
         return {"alternates": digest(self.alternates)} if self.alternates else {}
 
 
 def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
-    """Load the model, taught if need be, and score it as it is.
+    """Load the model, after it has memorized the rows if asked, and score it before unlearning.
 
     Args:
-        kept: a file of rows with alternates that a run begun before wrote, if it got so far.
+        kept: file of rows with alternates that an earlier, unfinished run may have written.
     """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     start = resolved.start.place()
@@ -121,12 +121,12 @@ def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
 
 
 def _loading(config: RunConfig) -> dict[str, Any]:
-    """How a model is loaded that is to be trained."""
+    """The arguments of `load_model` for a model that is to be trained."""
     return {"in_4bit": config.load_in_4bit, "dtype": torch.bfloat16 if config.bf16_weights else torch.float32}
 
 
 DIAGNOSTICS_EVERY = 50  # optimizer steps; a reading costs about as much as one
-ABILITY = "ability"  # the curve of what a model could before
+ABILITY = "ability"  # the curve of what the model could do before unlearning
 
 
 def with_more(
@@ -142,7 +142,7 @@ def with_more(
 
     Args:
         attacked: the attacks to make.
-        base: the records of the model before; None for that model itself.
+        base: the records of the model before unlearning; None if `model` is that model.
     """
     able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
     attacked_records = attacks.records(task, model, tokenizer, attacked, config.relearn_lr)
@@ -151,7 +151,7 @@ def with_more(
 
 
 def _retrained(resolved: Resolved) -> Records | None:
-    """The records of a model that never saw the rows to forget, those of relearning them if that is asked for."""
+    """The records of a model that never saw the rows to forget, with those of attacks that compare with it."""
     if resolved.retrained is None:
         return None
     task, tokenizer = resolved.task, resolved.tokenizer
@@ -187,8 +187,8 @@ def train(
 
     Args:
         folder: the run's own folder, for checkpoints, the model and records.jsonl.
-        keep: takes the run's entry in results.json, once all is scored and before the model is written, which takes
-            the most room; gives the cards of what is written, by the names of their folders, if they are to have any.
+        keep: called with the run's entry of results.json once everything is scored, before the model is written, which
+            takes the most disk space; returns the model cards by the names of their folders, or None.
     """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     turns = resolved.turns(prepared.left)
@@ -279,13 +279,13 @@ def train(
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     state_bytes, logged, read = bytes_of(trainer.optimizer), trainer.state.log_history, trainer.diagnostics
     skipped = dict(trainer.multi_objective.num_skipped) if trainer.multi_objective else {}
-    del trainer  # and with it gradients and states, before scoring needs room for logits
+    del trainer  # frees gradients and states before scoring, which needs memory for logits
     model.zero_grad()
     stopped = best.restore() if best is not None else None
     del best, watch.best
     gc.collect()
     ranks.of_first(lambda: checkpoints.clear(checkpoints_folder))
-    with suppress(OSError):  # the Trainer makes it in any case; checkpoints may be there
+    with suppress(OSError):  # the Trainer always makes it; it stays if checkpoints are in it
         checkpoints_folder.rmdir()
     finite = is_finite(model)
 
@@ -351,14 +351,14 @@ def train(
     if cards and (folder / ADAPTER).is_dir():
         written(folder / ADAPTER / CARD, cards[ADAPTER])
     if config.save_model and finite and MODEL in _saved(resolved):
-        # What the model was taught to end an answer with, which its file may not name.
+        # The tokens that the model learned to end an answer with; its generation config may lack them.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around)
         _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer, cards)
 
 
 def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The optimizer's class and arguments, with what follows from the schedule."""
+    """The optimizer's class and arguments, with the base weights that follow from the schedule."""
     cls, arguments = resolved.optimizer
     if "base_weights" in arguments and resolved.config.base_weights == "equal":
         arguments = {**arguments, "base_weights": equal_weights(turns)}
@@ -366,7 +366,7 @@ def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.op
 
 
 def _merged(model: Any, resolved: Resolved, prepared: Prepared) -> Any:
-    """The model with its adapter merged into it; of one in 4 bits, into its weights as they come back from them."""
+    """The model with its adapter merged into it; a base in 4 bits is dequantized first."""
     if resolved.config.load_in_4bit:
         base = adapters.base_of(prepared.model) or prepared.model
         model = adapters.moved(model, load_model(base, in_4bit=True).dequantize())
@@ -374,7 +374,7 @@ def _merged(model: Any, resolved: Resolved, prepared: Prepared) -> Any:
 
 
 def _begun(folder: Path, fingerprints: Mapping[str, str] | None) -> Path | None:
-    """The checkpoint to go on from, if a run is to, and there is one; what writing one left is removed."""
+    """The checkpoint to resume from; None if there is none or no fingerprints are given. Removes unfinished ones."""
     checkpoints.clear(folder)
     return None if fingerprints is None else checkpoints.newest(folder, fingerprints)
 
@@ -387,7 +387,7 @@ def _write(
     tokenizer: Any,
     cards: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model, or an adapter, whole or not at all."""
+    """Write a model, or an adapter, completely or not at all."""
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -417,11 +417,11 @@ def run(
     """Run one method, or several from the same start and budget, and write the folder that `dualoptim.runs` describes.
 
     Args:
-        configs: one for each run; they differ in method and seed alone.
+        configs: one for each run; they differ only in method and seed.
         out: the folder.
-        resume: take over the runs that the folder holds with the same config, and go on from checkpoints.
+        resume: keep the folder's finished runs with the same config, and resume others from checkpoints.
         overwrite: replace what a run wrote there, once everything has been checked.
-        inputs: what else is read, setting → file, and must not be overwritten.
+        inputs: setting → a further file that is read and must not be overwritten.
     """
     read = {**configs[0].inputs, **(inputs or {})}
     check_folder(out, read, resume=resume, overwrite=overwrite)
@@ -437,16 +437,16 @@ def run(
 
 @contextmanager
 def as_told(config: RunConfig) -> Iterator[None]:
-    """While models are scored in the precision that a config says, and nothing is cached of a private run."""
+    """A context in which models are scored in the config's precision, and a private run caches nothing."""
     with scoring_in(config.score_bf16), without_cache() if config.private else nullcontext():
         yield
 
 
 def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str, Records], Records | None, str]:
-    """Score a model on a task: records by when, a retrained model's, and the precision of scoring.
+    """Score a model on a task: the task, records "before" and "after", a retrained model's, and scoring's precision.
 
     Args:
-        base: the model before, scored as well.
+        base: the model before unlearning, scored as well.
     """
     with as_told(config):
         return *_evaluated(config, base), scored_in()
@@ -475,7 +475,7 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
 
 
 def _saved(of: Resolved) -> list[str]:
-    """The folders of the models that a run leaves."""
+    """The names of the folders of the models that a run saves."""
     return [*([ADAPTER] if of.adapted else []), *([MODEL] if of.merge or not of.adapted else [])]
 
 
@@ -559,9 +559,9 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
 def _one_after_the_other(
     resolved: Sequence[Resolved], stages: Sequence[dict[str, Any]], out: Path, *, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
-    """Forget one part of a task after the other, each from the model that the one before it left.
+    """Forget one part of a task after the other, each starting from the model that the one before it left.
 
-    Every method has a folder, and in it every part has its own run; all of them together are in OUT's results.
+    Every method has a folder, with a run for every part; OUT/results.json has all runs.
     """
     configs = [of.config for of in resolved]
     if resume:
@@ -589,7 +589,7 @@ def _one_after_the_other(
                 folder.parent.mkdir(exist_ok=True)
             done = run([stage.replace(out=str(folder))], folder, resume=resume)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
-            # Parts forget different rows: no plane has them all.
+            # Parts forget different rows, so they cannot be compared in one plot.
             results = results or {**done, "model": config.model, "plane": None, "points": [], "runs": []}
             results["runs"].append({**done["runs"][0], "part": number})
             results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))

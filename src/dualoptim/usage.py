@@ -1,4 +1,4 @@
-"""How the command line explains itself: options under headings, known values, defaults that say something, examples."""
+"""The help of the command line: options under headings, known values, defaults that say something, examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import UserError, unknown
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 WIDTH = 100  # characters of a line of help at most
-FEW = 3  # known values that stand in an option's place for a value; more are listed behind its help
+FEW = 3  # known values that are shown as an option's value; more are listed after its help
 FOLDERS, FILES = ("out", "data_dir", "folder"), ("forget", "retain", "refusals", "chat_template", "recipe", "record")
 
 EXAMPLES = {
@@ -44,7 +44,7 @@ dualoptim evaluate --from-records runs/mine                                # the
 
 
 class Help(DefaultHelpFormatter):
-    """jsonargparse's layout, with the known values of an option in place of its type, and no default that is none."""
+    """jsonargparse's layout, with the known values of an option in place of its type, and without empty defaults."""
 
     def __init__(self, prog: str) -> None:
         width = min(shutil.get_terminal_size().columns - 2, WIDTH)

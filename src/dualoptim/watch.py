@@ -1,4 +1,4 @@
-"""What is followed while a run trains: the curve, the time of every step, memory."""
+"""What is measured while a run trains: the curve, the time of every step, memory."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def bytes_of(optimizer: Any) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most in use so far: of the process, or on a GPU of this run."""
+    """The peak of memory in use so far, in bytes: of the process, or on a GPU of this run."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if (windows := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:

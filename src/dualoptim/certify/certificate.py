@@ -1,4 +1,4 @@
-"""A finished run → one signed, machine-readable record of what was measured, and the check of such a record.
+"""A finished run → one signed, machine-readable record of what was measured; and the verification of such a record.
 
 The record is an in-toto statement about the files of the model after unlearning, in a signed envelope (`signing`).
 docs/certificate.md has its fields one by one. It holds numbers, hashes and counts, and no text of a row or a reply.
@@ -31,7 +31,7 @@ OK, DIFFERS, NOT_THERE = "ok", "differs", "not there"
 
 
 class Check(NamedTuple):
-    """What was checked, how it came out ("ok", "differs" or "not there"), and what there is to say."""
+    """What was checked, the outcome ("ok", "differs" or "not there"), and details."""
 
     item: str
     state: str
@@ -52,7 +52,7 @@ def certify(
     before: str | None = None,
     passphrase_file: str | Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Write the signed record of one run: what it says, and its file.
+    """Write the signed record of one run; returns what it says, and its file.
 
     Args:
         folder: of a finished run, or of several.
@@ -61,7 +61,7 @@ def certify(
         number: which of several runs, counted from 1 as the results have them.
         method: which of several, by its method.
         seed: which of several, by its seed.
-        before: the model that the run started from, where its settings do not lead there.
+        before: the model that the run started from, if its settings do not lead to it.
         passphrase_file: see `signing.load_private_key`.
 
     Raises:
@@ -89,7 +89,7 @@ def certify(
     subject = [{"name": f"model/{name}", "digest": {"sha256": file["sha256"]}} for name, file in files.items()]
     statement = {
         "_type": STATEMENT,
-        # A statement is about something: without a model, about the run's results.
+        # A statement needs a subject: without a model, it is the run's results.
         "subject": subject or [{"name": "results", "digest": {"sha256": said["run"]["results_sha256"]}}],
         "predicateType": PREDICATE,
         "predicate": said,
@@ -102,7 +102,7 @@ def certify(
 
 
 def _described(run: Run, before: str | None) -> dict[str, Any]:
-    """All that a record says of a run; what is missing or doubtful stands in its remarks."""
+    """Everything that a record says about a run; what is missing or doubtful is in its remarks."""
     results, entry = run.results, run.entry
     config = entry["config"]
     private = any(part.get("private") for part in (results, entry, config))
@@ -161,7 +161,7 @@ def _time(when: datetime.datetime) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with numbers that are not finite as text, since JSON has none."""
+    """The value, with numbers that are not finite as text, since JSON does not have them."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -173,7 +173,7 @@ def _finite(value: Any) -> Any:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What a record says, its signature unchecked.
+    """What a record says; its signature is not checked.
 
     Raises:
         UserError: no record, or one of a schema that this version does not read.
@@ -201,11 +201,11 @@ def verify(
     forget: str | Path | None = None,
     retain: str | Path | None = None,
 ) -> list[Check]:
-    """Check a record: its signature first, and where that is good every file that is given or found.
+    """Check a record: first its signature, and if that is good every file that is given or found.
 
     Args:
         path: the record.
-        public_key: of whoever should have signed it.
+        public_key: the key of whoever should have signed it.
         run: the run's folder; by default the one that holds the record.
         model: folder of the model after unlearning; by default the one that the run left.
         before: the model before, by folder or hub id; by default the one that the run's settings name.
@@ -213,13 +213,13 @@ def verify(
         retain: likewise, to keep.
 
     Raises:
-        UserError: no record, or one that this version cannot read; something given that is not there.
+        UserError: no record, or one that this version cannot read; or a given file or folder that is missing.
     """
     envelope = signing.opened(path)
     checks, good = _signature(envelope, path, public_key)
     if not good:
         return checks
-    said = _said(envelope.payload, path)  # the very bytes whose signature is good
+    said = _said(envelope.payload, path)  # exactly the bytes whose signature is good
     try:
         found, of_run = _check_run(said, Path(path).resolve().parent if run is None else Path(run), run is not None)
         config = found.entry["config"] if found else {}
@@ -259,7 +259,7 @@ def _signature(envelope: signing.Envelope, path: str | Path, public_key: str | P
 
 
 def _check_run(said: Mapping[str, Any], folder: Path, was_given: bool) -> tuple[Run | None, list[Check]]:
-    """The run that a record is of, if its folder holds it, and the checks of what it left."""
+    """The run that a record is about, if its folder holds it, and the checks of the run's files."""
     about = said["run"]
     others: list[Run] = []
     problem = ""

@@ -1,4 +1,4 @@
-"""The pieces of a finished run on this machine: which run, the files that it read and left, and their hashes."""
+"""The evidence of a finished run on this machine: which run, the files that it read and wrote, and their hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..folder import ADAPTER, CARD, MODEL
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
-# Beside a run's results and its model.
+# A run's files beside its results and its model.
 LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
 # Settings that name files to read, and settings that name folders or models.
 INPUTS, PLACES = ("forget", "retain", "refusals", "chat_template", "task"), ("data_dir", "out", "model", "retrained")
@@ -31,11 +31,11 @@ class Run(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its name beside the others of its folder."""
+        """Its name among the runs of its folder."""
         return report.label(self.entry, self.results)
 
     def file(self, name: str) -> Path:
-        """A file that the run left, in its own folder or in the one that it shares with others."""
+        """A file that the run wrote, in its own folder or in the one that it shares with others."""
         return self.own / name if (self.own / name).is_file() else self.folder / name
 
     def is_older_than(self, paths: Sequence[Path]) -> bool:
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 def find(path: str | Path) -> list[Run]:
-    """The runs of a folder; of a run's own folder below the results of several, that one.
+    """The runs of a folder; for the own folder of one of several runs, only that one.
 
     Raises:
         UserError: no run there, or results that cannot be read.
@@ -112,9 +112,9 @@ def hashed(path: Path) -> dict[str, Any]:
 
 
 def entry_hash(entry: Mapping[str, Any]) -> str:
-    """The SHA-256 of a run's entry in results.json, by its content: other runs may come to stand beside it.
+    """The SHA-256 of the content of a run's entry in results.json: entries of other runs may be added to the file.
 
-    Which part of a task it is of is left out, since the part's own folder does not say.
+    The entry's "part" is left out, since the part's own folder does not have it.
     """
     entry = {key: value for key, value in entry.items() if key != "part"}
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -122,18 +122,18 @@ def entry_hash(entry: Mapping[str, Any]) -> str:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files of a folder and of those in it, but for hidden ones: name → path."""
+    """The files of a folder and its subfolders, except hidden ones: name → path."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
 def of_model(folder: Path) -> dict[str, Path]:
-    """The files of a model but for its card, which whoever publishes it may add to: name → path."""
+    """The files of a model, except its card, which a publisher may edit: name → path."""
     return {name: path for name, path in files(folder).items() if name != CARD}
 
 
 def notes(notes: list[str], config: Mapping[str, Any], private: bool) -> list[str]:
-    """The results' notes without where files lie; of a private run, how many there are."""
+    """The results' notes without the folders of files; for a private run, only how many there are."""
     if private:
         return [f"The results have notes ({len(notes)}), withheld since the run is private."] if notes else []
     for key in ("forget", "retain"):
@@ -143,10 +143,10 @@ def notes(notes: list[str], config: Mapping[str, Any], private: bool) -> list[st
 
 
 def recipe(config: Mapping[str, Any], private: bool) -> dict[str, Any]:
-    """A run's settings, without where files lie and without what may name somebody."""
+    """A run's settings, without the folders of files and without what may name a person."""
 
     def argument(value: Any) -> Any:
-        # Lists of texts are what a task is to forget or keep: names of people, whose hashes could be guessed.
+        # Lists of texts are what a task forgets or keeps, such as names of people, which hashes would not hide.
         if isinstance(value, list) and any(isinstance(each, str) for each in value):
             return f"{WITHHELD}: {len(value)} texts"
         return WITHHELD if private and isinstance(value, (str, dict)) else value
@@ -160,7 +160,7 @@ def recipe(config: Mapping[str, Any], private: bool) -> dict[str, Any]:
 
 
 def shown_name(key: str, value: str, private: bool) -> str:
-    """What a setting names: a file's or folder's last part, or all of a name that stands for neither."""
+    """What a setting names: only the last part of a file's or folder's path, or all of any other name."""
     if key == "task" and not value.endswith(".py"):
         return value
     if private and key in (*INPUTS, "data_dir", "out"):
@@ -170,14 +170,14 @@ def shown_name(key: str, value: str, private: bool) -> str:
 
 
 def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str, Path]]:
-    """The files that a run's settings name: role, what the setting says, path. Of a private run, roles name no file."""
+    """The files that a run's settings name: role, the setting's value, path. For a private run, roles name no file."""
     for role in INPUTS:
         value = config.get(role)
         if not isinstance(value, str) or (role == "task" and not value.endswith(".py")):
             continue
         path = Path(value)
         if role == "chat_template" and not path.is_file() and re.fullmatch(r"\w+", value):
-            continue  # by name, it is included in the package
+            continue  # the name of a template included in the package
         yield role, value, path
     if isinstance(config.get("data_dir"), str) and Path(config["data_dir"]).is_dir():
         for i, (name, path) in enumerate(files(Path(config["data_dir"])).items(), 1):
@@ -185,7 +185,7 @@ def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str,
 
 
 def data(run: Run, private: bool, remarks: list[str]) -> dict[str, Any]:
-    """The files that a run read, by their role; what is missing or doubtful goes to the remarks."""
+    """The files that a run read, by their role; what is missing or doubtful is added to the remarks."""
     config, taken = run.entry["config"], run.entry.get("files", {})
     said: dict[str, Any] = {}
     for role, value, path in inputs(config, private):
@@ -225,12 +225,12 @@ def data(run: Run, private: bool, remarks: list[str]) -> dict[str, Any]:
 def _rows(path: Path) -> int | None:
     try:
         return len(read_records(path))
-    except UserError:  # what cannot be read as rows has a hash all the same
+    except UserError:  # a file that cannot be read as rows still has a hash
         return None
 
 
 def model_place(model: str) -> tuple[Path | None, str | None]:
-    """A model's folder on this machine, if it has one, and the hub's commit that it is of."""
+    """A model's folder on this machine, if it has one, and its commit on the hub, if it is from there."""
     if model == "smollm2":
         from ..models import source
 
@@ -241,7 +241,7 @@ def model_place(model: str) -> tuple[Path | None, str | None]:
 
     try:
         config = try_to_load_from_cache(model, "config.json")
-    except ValueError:  # no name of the hub's
+    except ValueError:  # not a name of the hub's
         return None, None
     return (Path(config).parent, Path(config).parent.name) if isinstance(config, str) else (None, None)
 
@@ -250,8 +250,8 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
     """The model that a run started from: its name, and its files where they can be found.
 
     Args:
-        given: its folder or hub id, where the run's settings do not lead to it.
-        remarks: gets what is missing or doubtful.
+        given: its folder or hub id, if the run's settings do not lead to it.
+        remarks: what is missing or doubtful is added to these.
     """
     config = run.entry["config"]
     name = given or config["model"]
@@ -283,12 +283,12 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
 
 
 def left(run: Run) -> Path:
-    """The folder of the model that a run left: the whole one, else the adapter by itself."""
+    """The folder of the model that a run saved: the whole model, else the adapter by itself."""
     return next((run.own / name for name in (MODEL, ADAPTER) if (run.own / name).is_dir()), run.own / MODEL)
 
 
 def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
-    """The files of the model that a run left."""
+    """The files of the model that a run saved."""
     folder = left(run)
     if folder.is_dir():
         found = of_model(folder)

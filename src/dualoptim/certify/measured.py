@@ -1,4 +1,4 @@
-"""A finished run's numbers, with intervals, and which attacks they are of."""
+"""A finished run's numbers, with intervals, and the attacks that they come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UserError
 from .evidence import Run
 
 RESAMPLES, LEVEL = 1000, 0.95
-TESTS = "forget_quality"  # a p-value and its distance, which a resample with its ties distorts, have no intervals
+TESTS = "forget_quality"  # a p-value and its distance have no intervals: a resample's ties distort them
 WILSON, BOOTSTRAP = "wilson", "bootstrap"
 METHODS = {
     WILSON: "Wilson score interval of a share of n samples (scipy.stats.binomtest)",
@@ -21,7 +21,7 @@ METHODS = {
     "(scipy.stats.bootstrap)",
     "none": "no interval: fewer than two samples, all of one value, a test, or samples that were not kept",
 }
-# Attack → what it does, and the names of the numbers that it leaves where it was run.
+# Attack → what it does, and a pattern for the names of its numbers.
 ATTACKS = {
     "rewording": ("questions in other wordings, never trained on", r"reworded_answered|forget_accuracy"),
     "sampling": (
@@ -49,7 +49,7 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
     """Every number before and after with its interval, and how many samples of each set there are.
 
     Raises:
-        UserError: the run's samples make other numbers than its results have.
+        UserError: the run's samples give other numbers than its results have.
     """
     results, entry = run.results, run.entry
     records, spread = _samples(run, remarks)
@@ -60,7 +60,7 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
         why = entry.get("not_computed", {}).get(name)
         for when in ("before", "after"):
             value = entry[when].get(name)
-            if value is None:  # also of what is not finite
+            if value is None:  # also for what is not finite
                 why = why or f"no finite number came out ({when})"
             interval = None if value is None else _wilson(value, n) if n else spread.get(when, {}).get(name)
             said[when] = {"value": value, "interval": interval}
@@ -86,7 +86,7 @@ def _wilson(share: float, n: int) -> list[float]:
 
 
 def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
-    """The run's samples, and bootstrap intervals of the numbers that they make, before and after."""
+    """The run's samples, and bootstrap intervals of the numbers computed from them, before and after."""
     path = run.own / runs.RECORDS
     if not path.is_file():
         remarks.append(f"{runs.RECORDS} is not there: numbers were not made again, and means have no intervals.")
@@ -99,7 +99,7 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
         task = tasks.find(run.entry["config"].get("task") or "files")
         gold = records.get("retrained")
         again = {when: general.scored(task, records[when], gold)[0].numbers for when in ("before", "after")}
-    except Exception as error:  # of a task of somebody's own, or of samples without their text
+    except Exception as error:  # a user's own task, or samples without their text
         remarks.append(
             f"Numbers were not made again of {runs.RECORDS} ({type(error).__name__}), and means have no intervals."
         )
@@ -125,7 +125,7 @@ def _bootstrapped(
 ) -> dict[str, list[float]]:
     """Intervals of numbers by resampling the records of each set; none where nothing varies.
 
-    Whatever the task makes of records is made of every resample, so aggregates and areas have intervals as means have.
+    The task computes all its numbers from every resample, so aggregates and areas have intervals as means have.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -147,7 +147,7 @@ def _bootstrapped(
         return np.array([math.nan if made[name] is None else made[name] for name in names])
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of a resample that has none of a kind
+        warnings.simplefilter("ignore")  # a resample may have none of a kind
         found = bootstrap(
             [np.arange(len(part)) for part in drawn.values()],
             statistic,
@@ -166,7 +166,7 @@ def _bootstrapped(
 
 
 def attacks(measured: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The attacks that left numbers, with those, and the others, each with why."""
+    """The attacks that have numbers, with these, and the other attacks, each with the reason."""
     run: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for attack, (what, pattern) in ATTACKS.items():

@@ -1,8 +1,8 @@
 """A payload signed with an Ed25519 key of the user's, in a DSSE envelope.
 
-DSSE (Dead Simple Signing Envelope, the envelope of in-toto and Sigstore) holds the very bytes that were signed. No
+DSSE (Dead Simple Signing Envelope, the envelope of in-toto and Sigstore) holds exactly the bytes that were signed. No
 canonical form of JSON is needed to check them, so neither floats nor key order can make a good signature fail, and any
-tool that knows the format checks ours.
+tool that knows the format can check it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 
-if TYPE_CHECKING:  # an extra, of which everything else does without
+if TYPE_CHECKING:  # an optional package that only signing needs
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -29,7 +29,7 @@ LARGEST_KEY = 2**16  # bytes; a file that is longer is no key
 
 
 class Envelope(NamedTuple):
-    """What a signed file holds: the bytes that were signed, the signature, and whose it says that it is."""
+    """What a signed file holds: the bytes that were signed, the signature, and the id of the key that it names."""
 
     payload: bytes
     signature: bytes
@@ -61,7 +61,7 @@ def load_private_key(path: str | Path, passphrase_file: str | Path | None = None
     try:
         try:
             key = load(data, None)
-        except TypeError:  # which says that it is encrypted
+        except TypeError:  # raised for an encrypted key
             secret = _passphrase(path, passphrase_file)
             try:
                 key = load(data, secret)
@@ -84,7 +84,7 @@ def load_private_key(path: str | Path, passphrase_file: str | Path | None = None
 
 
 def _passphrase(path: str | Path, file: str | Path | None) -> bytes:
-    """What opens an encrypted key; nobody is asked at the terminal, since a command may run where nobody sits."""
+    """The passphrase of an encrypted key; it is not asked for at the terminal, since a command may run unattended."""
     if file is not None:
         secret = (_read(file, "passphrase_file", "give the file that holds it").splitlines() or [b""])[0]
     else:
@@ -127,7 +127,7 @@ def public_bytes(key: Ed25519PublicKey) -> bytes:
 
 
 def key_of(der: bytes) -> Ed25519PublicKey | None:
-    """The public key of DER, if it is one of Ed25519."""
+    """The public key in DER, if it is an Ed25519 key."""
     _needs_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -166,10 +166,10 @@ def sealed(payload: bytes, key: Ed25519PrivateKey) -> dict[str, Any]:
 
 
 def opened(path: str | Path) -> Envelope:
-    """Read an envelope, its signature unchecked.
+    """Read an envelope; its signature is not checked.
 
     Raises:
-        UserError: not an envelope with one signature, or one of anything else.
+        UserError: it is not an envelope with one signature, or holds another type of payload.
     """
     try:
         data = Path(path).read_bytes()
@@ -191,7 +191,7 @@ def opened(path: str | Path) -> Envelope:
 
 
 def is_signed_by(envelope: Envelope, key: Ed25519PublicKey) -> bool:
-    """Whether an envelope was signed with the key that belongs to a public one, and says so."""
+    """Whether an envelope was signed with the private key of a public one, and names that key."""
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -207,7 +207,7 @@ def canonical(value: Any) -> bytes:
 
 
 def parsed(data: bytes, where: str) -> Any:
-    """JSON in which no key stands twice and there is no NaN: two readers cannot understand it differently."""
+    """Parse JSON in which no key is repeated and there is no NaN, so that no two readers understand it differently."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -224,7 +224,7 @@ def parsed(data: bytes, where: str) -> Any:
 
 
 def decoded(text: Any, where: str) -> bytes:
-    """The bytes of base64, in the one way in which they are written: nothing can be changed that is not seen."""
+    """The bytes of base64 text, which must be in its only canonical form, so that every change is noticed."""
     try:
         data = base64.b64decode(text.encode("ascii"), validate=True)
         if base64.b64encode(data).decode() == text:

@@ -1,7 +1,7 @@
-"""Tasks: what is to be forgotten and kept, and how one sees whether it was.
+"""Tasks: what is to be forgotten and kept, and how to measure whether it was.
 
-A task gives the rows of each objective, scores a model into per-sample records, and makes numbers of records. `Facts`
-is the quickstart's, `Tofu` the TOFU benchmark's, `Files` serves your own rows.
+A task gives the rows of each objective, scores a model into per-sample records, and computes numbers from records.
+`Facts` is the quickstart's, `Tofu` the TOFU benchmark's, and `Files` is for your own rows.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from ..evaluation.numbers import Metric, Numbers, Record
 from ..losses import Loss
 from ..tiny import TINY
 
-LEAK_ROUGE = 0.8  # ROUGE-L recall from which on a reply gives the answer: a wrong one in the same form stays below
+LEAK_ROUGE = 0.8  # ROUGE-L recall from which a reply gives the answer: a wrong one in the same form stays below
 
 
 class Task(ABC):
-    """What a task is to the rest of the package."""
+    """The interface of a task to the rest of the package."""
 
     name: ClassVar[str]
     followed: ClassVar[str]  # what `follow` measures, in words
-    # What of it, and under which titles.
+    # The curves that `follow` gives, with their titles.
     curves: Mapping[str, str] = {"forget": "To forget ↓", "retain": "To keep ↑"}
     kept: Sequence[str] = ("retain",)  # those of the curves that should not fall
-    watches_ability = False  # whether these tell what the model could before, beside the rows to keep
+    watches_ability = False  # whether the curves also cover what the model could do before, beside the rows to keep
     metrics: Mapping[str, Metric]
-    objectives: Mapping[str, Sequence[Row]]  # name → rows; settled after `prepare`
+    objectives: Mapping[str, Sequence[Row]]  # name → rows; final after `prepare`
     losses: Mapping[str, str | Loss] = {}  # of the objectives; those of "forget" and "retain" are the config's
-    weights: Mapping[str, float] = {}  # of the losses, 1 where left out; a config's own come first
-    built = False  # whether rows are the model's own words, which a run then writes down
-    notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; settled after `prepare`
+    weights: Mapping[str, float] = {}  # of the losses, 1 where left out; the config's own take precedence
+    built = False  # whether rows are the model's own words, which a run then writes to files
+    notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; final after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
-    cuts: Sequence[str] = ()  # what a task that cuts texts into rows takes of the run: tokenizer, max_length
+    cuts: Sequence[str] = ()  # what a task that cuts texts into rows needs from the run: tokenizer, max_length
     stage = "part"  # the argument that says which of `stages` a task is
-    retained: Sequence[Row] | None = None  # what a retrained model was taught; None where none is compared with
-    plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to set many runs by
+    retained: Sequence[Row] | None = None  # what a retrained model was trained on; None where the task has none
+    plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to compare runs by
 
-    tuned_on = ""  # which rows `quick` has that no run is measured by, in a sentence; settled after `prepare`
+    tuned_on = ""  # a sentence on rows in `quick` that no run is measured by; final after `prepare`
 
     @abstractmethod
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        """Settle the rows, by what the model knows if need be, and score the model as it is."""
+        """Choose the rows, by what the model knows if need be, and score the model before unlearning."""
 
     @abstractmethod
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
@@ -63,15 +63,15 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
-        """The numbers that records make, beside those of a model that never saw the rows to forget, if there is one."""
+        """The numbers from records, and from those of a model that never saw the rows to forget, if there is one."""
 
     @abstractmethod
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
-        """A cheap number, 0 to 1, for each of `curves`."""
+        """A number that is cheap to measure, 0 to 1, for each of `curves`."""
 
     @staticmethod
     def verdict(before: Sequence[Record], after: Sequence[Record]) -> str:
-        """What a run came to, in one sentence; empty where a task has none."""
+        """The result of a run in one sentence; empty for tasks that have none."""
         return ""
 
     @classmethod
@@ -81,7 +81,7 @@ class Task(ABC):
         return {name: sets[metric.share_of] for name, metric in cls.metrics.items() if metric.share_of}
 
     def attacked(self) -> Mapping[str, Sequence[Row]]:
-        """The rows under "forget", and those under "retain" if there are some, that attacks ask and relearn.
+        """The rows that attacks ask and relearn, under "forget", and under "retain" if there are some.
 
         A row may have ``accepted``, as in `leaks`, and ``questions``, the same in other words.
         """
@@ -89,7 +89,7 @@ class Task(ABC):
 
     @staticmethod
     def leaks(row: Row, reply: str) -> bool:
-        """Whether a reply gives what a row is to forget: it holds one of ``accepted``, or nearly all of the answer."""
+        """Whether a reply gives what is to be forgotten: it contains one of ``accepted``, or most of the answer."""
         if accepted := row.fields.get("accepted"):
             return contains_answer(reply, accepted)
         return rouge_l_recall(reply, row.answer) >= LEAK_ROUGE
@@ -103,19 +103,19 @@ class Task(ABC):
         return self.objectives
 
     def to_tune_on(self) -> Mapping[str, Any]:
-        """Arguments that give the task other rows of the same kind, to choose settings on; empty where it has none."""
+        """Arguments that give the task other rows of the same kind, for tuning settings; empty where it has none."""
         return {}
 
     def cluster(self, row: Row) -> str:
-        """What a row's score is independent of other rows' by: by itself, or by what it shares with some of them."""
+        """The cluster of a row: rows of different clusters have independent scores. By default, each row is its own."""
         return row.where
 
     def contents(self) -> Mapping[str, Any]:
-        """All that a fingerprint of the task is made of."""
+        """Everything that the task's fingerprint is computed from."""
         return vars(self)
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        """The records of a model that never saw the rows to forget: those that other models' numbers refer to."""
+        """The records of a model that never saw the rows to forget, as far as other models' numbers need them."""
         raise NotImplementedError(f"{self.name} sets `retained`, so it says what to score of such a model")
 
     def stages(self) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ class Task(ABC):
 
 
 def kinds() -> dict[str, type[Task]]:
-    """The tasks of this package by name: each of its modules holds one."""
+    """The tasks of this package by name; each of its modules has one."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     own = [cls for cls in Task.__subclasses__() if cls.__module__.startswith(f"{__name__}.")]
@@ -161,7 +161,7 @@ def find(name: str) -> type[Task]:
 
 
 def load(config: RunConfig) -> Task:
-    """The task that a config asks for, its files read and checked; scored by probability alone if it is to be fast."""
+    """The task that a config asks for, its files read and checked; with `fast`, it is scored only by probability."""
     task = _load(config)
     if not config.fast:
         return task

@@ -1,10 +1,10 @@
 """Forget the capitals of Europe, keep other facts: the quickstart's task, on any model that knows them.
 
-The project's own facts, each asked in several wordings: some to train on, others only for the test. Facts that the
-model does not know beforehand are not counted: it must answer both training wordings. "Unseen" facts are of kinds that
-no set mentions; they show what unlearning breaks elsewhere. The answer's probability, teacher-forced after the
-question, tells a fact that is gone from one that is only refused: a model that has learned to say "I don't know" may
-still find the answer as probable as before, and then a prompt that steers it past the refusal gets the answer.
+These are the project's own facts, each asked in several wordings: some to train on, others only for the test. Facts
+that the model does not know beforehand are not counted: it must answer both training wordings. "Unseen" facts are of
+kinds that no set mentions; they show what unlearning breaks elsewhere. The answer's probability, teacher-forced after
+the question, distinguishes a fact that is gone from one that is only refused: a model that has learned to say "I don't
+know" may still find the answer as probable as before, and then a prompt that steers it past the refusal gets it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import Task
 Fact = dict[str, Any]
 MAX_NEW_TOKENS = 20  # enough for the short replies that facts get; a longer reply is judged by its beginning
 HARMLESS = 40  # harmless requests, to see how many are refused
-FOLLOWED_FACTS = 8  # facts of each set that are asked now and then during training
+FOLLOWED_FACTS = 8  # facts of each set that are asked at points during training
 
 
 class Facts(Task):
@@ -77,7 +77,7 @@ class Facts(Task):
         return found["records"]
 
     def _settle(self) -> None:
-        """The rows to train on, from the facts that count."""
+        """Set the rows to train on, from the facts that count."""
         self.objectives = {
             name: [question(ask, f["statement"], "facts.jsonl") for f in self._of(name) for ask in f["train"]]
             for name in ("forget", "retain")
@@ -99,7 +99,7 @@ class Facts(Task):
         return [fact for fact in self.facts if fact["set"] == name]
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-        """Which facts the model knows, and its records on those."""
+        """The facts that the model knows, and its records on those."""
         right = self._asked(model, tokenizer, self.facts, "train", "Which facts does the model know?")
         known = [fact for fact, record in zip(self.facts, right, strict=True) if all(r["right"] for r in record)]
         return {

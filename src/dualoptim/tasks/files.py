@@ -1,12 +1,12 @@
 """Your own rows: forget those, keep everything else, and measure both.
 
-To forget are the rows as given and in a few plain wordings, those alone that the model knows. To keep are most of the
-rows of `--retain`, neighbors of what is forgotten, and a general part: included questions, answered by the model
-itself, so that keeping means staying as it was.
+To forget: the rows that the model knows, as given and in a few plain wordings. To keep: most of the rows of `--retain`,
+neighbors of what is forgotten, and a general part of included questions. The model itself answers these, so that
+keeping means staying as it was.
 
-Measured are wordings never trained on, the rows as given, sampled replies, the answer's own probability; rows of
+Measured: wordings never trained on, the rows as given, sampled replies, the answer's own probability; rows of
 `--retain` that were kept aside and neighbors that the model knew; unrelated facts, perplexity, and harmless requests
-that it now refuses. But for the rows as given, nothing is trained on that asks for what is measured.
+that it now refuses. Except for the rows as given, nothing that is trained on asks for what is measured.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from ..own_rows import (
 from . import Task
 
 SCORED_ROWS = 40  # rows of each set that are measured, drawn once
-FEW = 6  # rows to keep, of which none is trained on where there are no more
+FEW = 6  # if there are at most so many rows to keep, none is trained on
 HELD_OUT = 3  # every third row to keep is kept aside
 SAMPLES = 4  # replies to each row to forget, at temperature 0.7; the worst counts
-NEAREST = 45  # of the included facts that the model knows: its neighbors; the others are far
+NEAREST = 45  # included facts that the model knows and that count as neighbors; the others are far
 WRITTEN = 24  # neighbors that the model writes itself, at most
-PROBE = 40  # of the included facts, asked first: a model that knows none of them knows hardly any
-REQUESTS = 60  # general ones that are trained on, beside the facts: what is forgotten are mostly facts
-HARMLESS = 60  # of the included requests, kept aside to see what is refused
+PROBE = 40  # included facts that are asked first: a model that knows none of them knows hardly any
+REQUESTS = 60  # general requests that are trained on, beside facts, which most rows to forget are
+HARMLESS = 60  # included requests that are kept aside, to see what is refused
 FOLLOWED = 20  # questions of each kind that decide when to stop
 REPLY_TOKENS = 24  # of replies that are only looked through for an answer
 OWN_TOKENS = 40  # of the model's own replies that are trained on
@@ -67,17 +67,17 @@ class Files(Task):
     """See the module.
 
     Args:
-        forget: file of rows to forget; a row may also have ``accepted``, texts of which a reply that holds one gives
-            the answer, ``questions``, wordings to measure by, never trained on, and ``instead``, what to answer in
-            place of a refusal; or it has a ``topic`` alone, a name, about which the model's own answers are forgotten.
+        forget: file of rows to forget. A row may also have ``accepted``, texts of which a reply must contain one to
+            give the answer, ``questions``, wordings to measure by, never trained on, and ``instead``, what to answer in
+            place of a refusal. Or it has only a ``topic``, a name, about which the model's own answers are forgotten.
         retain: file of rows to keep; None for none.
-        goal: "refuse": it says that it does not know, or what stands in ``instead``. "erase": what tells the answer
-            becomes improbable.
-        general: also keep neighbors and the general part; without it, the rows of `retain` alone, all of them trained
-            on that are not kept aside.
+        goal: "refuse": the model says that it does not know, or what ``instead`` says. "erase": the words that tell
+            the answer become improbable.
+        general: also keep neighbors and the general part; without it, only the rows of `retain`, all of which are
+            trained on except those kept aside.
         chunk: plain text of more tokens than that is cut into chunks (`dualoptim.chunks`); None for never.
         chunk_stride: tokens from one chunk's beginning to the next; None for no overlap.
-        tokenizer: folder or hub id of the model by whose tokens it is cut.
+        tokenizer: folder or hub id of the model by whose tokens text is cut.
     """
 
     name = "files"
@@ -150,7 +150,7 @@ class Files(Task):
             )
         self.overlap = chunk_stride is not None and chunk_stride != chunk
         self.held_out, self.trained = _kept_aside(kept, self.overlap)
-        if general and len(kept) <= FEW:  # too few to do both: what is trained on says little
+        if general and len(kept) <= FEW:  # too few to train on and to measure by
             self.held_out, self.trained = [asking(row) for row in kept], []
         draw = random.Random(0)
         requests = [question(r["question"], "", "requests.jsonl") for r in asset("requests.jsonl")]
@@ -158,7 +158,7 @@ class Files(Task):
         self.harmless, self.requests = requests[:HARMLESS], requests[HARMLESS:]
         ready = [question(r["question"], r["answer"], "general.jsonl") for r in asset("general.jsonl")]
         self.requests += ready
-        # Of these, what touches the rows to forget is left out once the model was asked.
+        # Those that touch the rows to forget are left out once the model has been asked.
         self.facts = [
             question(f["train"][0], f["statement"], "facts.jsonl", accepted=[f["answer"], *f["aliases"]],
                      topic=f["topic"], test=f["test"][0])
@@ -170,18 +170,18 @@ class Files(Task):
         ]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         self.built = general or bool(self.topics)
-        # Settled by what the model knows, in `prepare`.
+        # Chosen by what the model knows, in `prepare`.
         self.reworded: list[Row] = []
         self.near: list[Row] = []
         self.checked: dict[str, list[Row]] = {}
-        self.level = 1.0  # of the answer's probability before, which `follow` is relative to
-        self._before: str | None = None  # the fingerprint of the model as it was, while that is asked
+        self.level = 1.0  # the answers' probability before, which `follow` is relative to
+        self._before: str | None = None  # the fingerprint of the model before unlearning, while that is asked
         asks = [question(form.format(name), name, forget) for name in self.topics for form in TOPIC]
         self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or ready}
 
     @property
     def tuned_on(self) -> str:  # type: ignore[override]
-        """What decides when to stop is neither trained on nor measured."""
+        """The questions that decide when to stop: they are neither trained on nor measured."""
         if not (self.checked.get("forget") and self.checked.get("retain")):
             return ""
         return (
@@ -194,11 +194,11 @@ class Files(Task):
         return {
             "forget": self.checked.get("forget") or self.objectives["forget"],
             "retain": self.objectives["retain"],
-            "held_out": self.checked.get("retain") or held_out or self.passages,  # which it always can read
+            "held_out": self.checked.get("retain") or held_out or self.passages,  # the passages are always there
         }
 
     def _touches(self, row: Row) -> bool:
-        """Whether a row asks for what is to be forgotten, or tells it."""
+        """Whether a row asks for, or tells, what is to be forgotten."""
         said = f"{row.question} {row.answer}"
         if any(metrics.contains_answer(said, [name]) for name in self.topics):
             return True
@@ -215,7 +215,7 @@ class Files(Task):
         self._before = fingerprint(model)
         if not getattr(tokenizer, "chat_template", None):
             self.bank, self.facts, self.harmless, self.requests = [], [], [], []
-            if not self.trained:  # what else there was to train on is gone
+            if not self.trained:  # nothing else is left to train on
                 self.held_out, self.trained = _kept_aside(self.held_out, self.overlap)
             self.notes.append(
                 "The model has no chat template, so no questions were asked of it and none are trained on to keep; "
@@ -239,9 +239,9 @@ class Files(Task):
             measured += self.checked["retain"]
             some = random.Random(0).sample(self.requests, min(REQUESTS, len(self.requests)))
             requests = own_replies(model, tokenizer, some, max_new_tokens=OWN_TOKENS)
-            # In the same wordings as what is forgotten, so that no wording means a refusal.
+            # In the same wordings as the rows to forget, so that no wording by itself means a refusal.
             forms = [form for form in dict.fromkeys(reword.TRAINED) if "{indirect}" not in form]
-            # What the model itself says to the questions of --retain, beside the answers that stand there.
+            # The model's own answers to the questions of --retain, beside the answers in the file.
             own = self._known(model, tokenizer, [row for row in self.trained if not is_text(asking(row).prompt)])
             for row in (*own, *near[0::3], *far[FOLLOWED:], *requests):
                 if not any(same(row, other) for other in measured):
@@ -254,7 +254,7 @@ class Files(Task):
         return records
 
     def _build_topics(self, model: nn.Module, tokenizer: Any) -> None:
-        """Rows of what the model itself says about the topics; words that it says twice tell the topic."""
+        """Add rows of what the model itself says about the topics; words in more than one answer tell the topic."""
         asks = [question(form.format(name), "", name, name=name) for name in self.topics for form in TOPIC]
         built = build(model, tokenizer, asks, samples=1)
         for name in self.topics:
@@ -265,14 +265,14 @@ class Files(Task):
             )
             core = [word for word, count in counts.items() if count > 1 and word not in named]
             told: list[str] | None = [form.format(name) for form in TOPIC_MEASURED]
-            first = {row.question: row for row in reversed(said)}  # of the answers to each, the greedy one
+            first = {row.question: row for row in reversed(said)}  # the greedy answer to each
             for row in first.values():
                 accepted = [word for word in core if metrics.contains_answer(row.answer, [word])] or None
                 self.given.append(checked(dataclasses.replace(row, fields={"accepted": accepted, "questions": told})))
-                told = None  # the others have wordings of their own
+                told = None  # only the first row has these wordings; for the others, some are made
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> list[Row]:
-        """The rows to forget that the model knows; settles the wordings that they are measured by."""
+        """The rows to forget that the model knows; also chooses the wordings that they are measured by."""
         rows = random.Random(0).sample(self.given, min(SCORED_ROWS, len(self.given)))
         asked = [asking(row) for row in rows]
         as_given = self._gives(model, tokenizer, asked, "Asking")
@@ -287,7 +287,7 @@ class Files(Task):
                 "to forget. All of them are trained on."
             )
             knows = [True] * len(rows)
-        # Hardly any model recites a chunk, and what a document tells may be known in other words.
+        # Chunks stay: hardly any model recites one, and what a document tells may be known in other words.
         left_out = [row for row, known in zip(rows, knows, strict=True) if not known and not row.chunk]
         if unknown := [row.where for row in left_out]:
             self.notes.append(
@@ -299,7 +299,7 @@ class Files(Task):
                 f"{len(rows)} of the {len(self.given)} rows to forget, drawn at random, are asked and measured; the "
                 "others are trained on whether the model knows them or not."
             )
-        # Of wordings that are not the user's, those that ask for the same: the model gives the same answer.
+        # Wordings that are not the user's count only if they ask for the same: the model gives the same answer.
         self.reworded = [
             made
             for row, known, found, right in zip(asked, knows, wordings, in_words, strict=True)
@@ -339,9 +339,9 @@ class Files(Task):
     def _find_neighbors(self, model: nn.Module, tokenizer: Any) -> tuple[list[Row], list[Row]]:
         """Questions that the model answers, near what is to be forgotten and far from it, with its own answers.
 
-        Settles what is measured of the facts, the requests, and the rows held out: nothing that rows to keep ask for.
+        Also removes from the facts, the requests and the rows held out what the rows to keep ask for.
         """
-        # All included ones are asked, whatever is to be forgotten, so that the cache serves every run on a model.
+        # All included questions are asked, whatever is to be forgotten, so that the cache serves all runs of a model.
         known = self._known(model, tokenizer, self.bank)
         taught = [row for row in self.trained if row.question]
         known = [
@@ -383,14 +383,14 @@ class Files(Task):
         return [*mixed, *near[len(own) :], *own[len(near) :]], far
 
     def _known(self, model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> list[Row]:
-        """Those of some rows that the model answers, with its own reply as the answer.
+        """The rows that the model answers, with its own reply as the answer.
 
-        It must answer twice: what a model answers by a hair's breadth it answers otherwise after any training.
+        It must answer twice: an answer that it only just gives may change with any training.
         """
         rows = random.Random(0).sample(list(rows), len(rows))
         replies = self._asked(model, tokenizer, rows[:PROBE], "What does the model know?")
         if not any(gives(row, reply) for row, reply in zip(rows, replies, strict=False)):
-            return []  # a model that knows none of so many need not be asked the rest
+            return []  # a model that knows none of these is not asked the others
         replies += self._asked(model, tokenizer, rows[PROBE:], "What does the model know?")
         once = [(row, reply) for row, reply in zip(rows, replies, strict=True) if gives(row, reply)]
         again = [reworded(row, f"Please answer this question: {row.question}") for row, _ in once]
@@ -398,7 +398,7 @@ class Files(Task):
         return [row.answered(whole_sentences(reply)) for (row, reply), right in zip(once, twice, strict=True) if right]
 
     def _asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Row], progress: str | None) -> list[str]:
-        """Replies long enough to hold the answers; of the model as it was, from the cache where it was asked before."""
+        """Replies long enough to hold the answers; those of the model before unlearning are cached."""
         if not rows:
             return []
         longest = max(len(ids) for ids in tokenizer([r.answer for r in rows], add_special_tokens=False)["input_ids"])
@@ -547,8 +547,8 @@ class Files(Task):
 def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], list[Row]]:
     """A third of some rows to measure by, no more than are measured, and the others to train on.
 
-    Rows that ask in like words stand on one side, so groups of them are drawn that fit; so do all chunks of a document
-    where they overlap.
+    Rows that ask in similar words stay on one side, and so do all chunks of a document if they overlap: they are drawn
+    in groups, as far as these fit.
     """
     document = [row.where.rpartition(", chunk ")[0] if overlap and row.chunk else "" for row in rows]
 

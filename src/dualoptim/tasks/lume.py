@@ -1,9 +1,9 @@
 """LUME, SemEval-2025 task 4: forget invented stories, made-up people's data and real biographies (arXiv 2502.15097).
 
 Three kinds of documents, each to forget and to keep, are asked for in two ways: a beginning that the model continues
-(ROUGE-L), and questions (exact match). The task aggregate is the harmonic mean of those twelve numbers, 1 minus them
-where they are about what is to be forgotten; the score is the mean of it, of a membership score and of MMLU. Prompts
-are plain text without a chat template and replies are greedy, as in the authors' evaluation.
+(ROUGE-L), and questions (exact match). The task aggregate is the harmonic mean of these twelve numbers, where those on
+what is to be forgotten are taken as 1 minus the number. The score is the mean of the aggregate, of a membership score
+and of MMLU. Prompts are plain text without a chat template and replies are greedy, as in the authors' evaluation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REPLY_TOKENS = 256  # the authors' max_new_tokens
 SIDES = {"forget": "to forget", "retain": "to keep"}
 KINDS = {"Task1": "creative", "Task2": "pii", "Task3": "biography"}  # as the files call them
 TITLES = {"creative": "Invented stories", "pii": "Made-up people's data", "biography": "Real biographies"}
-# What the questions about made-up people ask for, told by their words.
+# What the questions about made-up people ask for → the words by which that is recognized.
 FIELDS = {"birth_date": "birth", "ssn": "social security", "phone": "phone", "email": "email", "address": "address"}
 FIELD_NAMES = {name: name.replace("_", " ") for name in FIELDS} | {"ssn": "social security number"}
 ID = re.compile(r"(?P<document>.+)(?P<form>sc|qa)\d")
@@ -73,7 +73,7 @@ class Document(NamedTuple):
 
     @property
     def rows(self) -> list[Row]:
-        """All that is trained on."""
+        """All rows of the document; they are trained on."""
         return [*self.completions, *self.questions]
 
 
@@ -82,18 +82,18 @@ class Lume(Task):
 
     Args:
         data_dir: folder with forget.jsonl and retain.jsonl, JSON lines of ``id`` (it ends in sc1 for a beginning that
-            is continued, in qa0, qa1, … for questions), ``input``, ``output`` and ``task`` (Task1, Task2, Task3), and
-            where there are such, member.jsonl and nonmember.jsonl, rows of a ``document`` that the model was trained
-            on, or was not; all of them in it, or in a folder lume/. Without it the hub is asked, where access to the
-            data has to be asked for.
+            is continued, in qa0, qa1, … for questions), ``input``, ``output`` and ``task`` (Task1, Task2, Task3); and
+            optionally member.jsonl and nonmember.jsonl, rows of a ``document`` that the model was, or was not, trained
+            on. All of them are in the folder itself, or in a folder lume/. Default the hub, where access must be
+            requested.
         split: of the hub's rows, train or validation.
         forget_documents: how many documents of each kind are forgotten, drawn once; None for all.
         retain_documents: how many of each kind are kept, drawn once; None for all.
-        scored_documents: of each kind and side, how many are scored at most; None for all.
-        holdout_documents: how many other documents of each kind among those to forget stand for what the model has
-            never seen, against which membership is told; only for a model that memorized this task's rows alone.
+        scored_documents: how many of each kind and side are scored at most; None for all.
+        holdout_documents: how many other documents of each kind among those to forget serve as unseen ones for the
+            membership attack; only for a model that memorized nothing but this task's rows.
         reply_tokens: how many a reply may have at least; 256 as published.
-        seed: of what is drawn.
+        seed: for drawing.
     """
 
     name = "lume"
@@ -150,7 +150,7 @@ class Lume(Task):
             )
         if self.members and holdout_documents:
             raise UserError("task 'lume': holdout_documents stand for nonmember.jsonl, which is there; leave them out")
-        if not self.members:  # then the members are what is forgotten, of which likelihoods are known in any case
+        if not self.members:  # then the members are what is forgotten, whose likelihoods are measured anyway
             self.non_members = [row for document in unseen for row in document.completions]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
@@ -206,14 +206,14 @@ class Lume(Task):
         return Numbers({name: computed.numbers[name] for name in Lume.metrics}, computed.missing)
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
-        # Every how manieth, so that all kinds are among the few that are asked.
+        # Evenly spaced, so that all kinds are among the few that are asked.
         step = {side: -(-len(part) // scoring.FOLLOWED_ROWS) for side, part in self.scored.items()}
         rows = {side: [each.rows[0] for each in part[:: step[side]]] for side, part in self.scored.items()}
         return scoring.followed(model, tokenizer, rows)
 
 
 def task_aggregate(numbers: Mapping[str, float | None]) -> float | None:
-    """Harmonic mean of the twelve: ROUGE-L and exact match of each kind, 1 minus them on what is to be forgotten.
+    """Harmonic mean of the twelve: ROUGE-L and exact match of each kind, as 1 minus that on what is to be forgotten.
 
     Args:
         numbers: at least those named in `TWELVE`, 0 to 1; None for what was not computed.
@@ -225,7 +225,7 @@ def task_aggregate(numbers: Mapping[str, float | None]) -> float | None:
 
 
 def _membership(computed: Computed) -> None:
-    """The AUC of the attack by loss, and the score that is made of it."""
+    """The AUC of the attack by loss, and the score that is computed from it."""
     sets = computed.sets
     forgotten = [r for kind in TITLES for r in sets.get(f"forget_{kind}_completion", [])]
     members, others = sets.get("members", forgotten), sets.get("non_members", [])
@@ -255,7 +255,7 @@ def _read(data_dir: str | None, split: str, side: str) -> list[tuple[dict[str, A
 
 
 def _documents(records: Sequence[tuple[Mapping[str, Any], str]]) -> list[Document]:
-    """Rows by the document that they are about."""
+    """Rows grouped by the document that they are about."""
     found: dict[str, Document] = {}
     for record, where in records:
         given, asked, answer, task = (text_of(record, key, where) for key in ("id", "input", "output", "task"))
@@ -268,7 +268,7 @@ def _documents(records: Sequence[tuple[Mapping[str, Any], str]]) -> list[Documen
         document = found.setdefault(told["document"], Document(kind, [], []))
         completes = told["form"] == "sc"
         what = "completion" if completes else _field(asked, where) if kind == "pii" else "question"
-        # The files' outputs begin without the blank that a text goes on with.
+        # The files' outputs lack the blank before the continuation.
         row = Row(({"role": TEXT, "content": asked},), f" {answer}", where, {"set": f"{kind}_{what}"})
         (document.completions if completes else document.questions).append(row)
     return list(found.values())
@@ -295,5 +295,5 @@ def _attacked(data_dir: str | None, name: str) -> list[Row]:
         if file is None:
             return []
         records = read_records(file)
-    # A chunk that another follows, since the attack is on the text without what would end it.
+    # Marked as a chunk that another follows, since the attack is on the text without an end token.
     return [Row((), text_of(record, "document", where), where, chunk=(1, 2)) for record, where in records]

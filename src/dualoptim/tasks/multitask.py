@@ -1,8 +1,8 @@
 """Many tasks at once: arithmetic, general instructions, safety and facts, an objective each.
 
-Nothing is forgotten; K objectives share one model and pull it their own ways. Each has a score from 0 to 1 on what it
-was not trained on. What mixing costs is seen beside training on each alone: the method "Alone" of `dualoptim compare`,
-with the steps that the objective has in the mix.
+Nothing is forgotten; K objectives share one model and pull it in different directions. Each has a score from 0 to 1 on
+held-out data. The cost of mixing shows in comparison with training on each objective alone: the method "Alone" of
+`dualoptim compare`, with the steps that the objective has in the mix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCORES = {
     "facts": Metric("facts", "higher", share_of="facts"),
 }
 FACT_TOKENS = 20
-FOLLOWED = 6  # of each objective, asked now and then during training
+FOLLOWED = 6  # of each objective, asked at points during training
 
 
 class Multitask(Task):
@@ -42,7 +42,7 @@ class Multitask(Task):
         of: which objectives, any of arithmetic, instructions, safety and facts.
         rows: how many rows of each are trained on at most, drawn once.
         scored: how many of each are scored at most, drawn once.
-        seed: of what is drawn.
+        seed: for drawing.
     """
 
     name = "multitask"
@@ -137,7 +137,7 @@ def _scored(
 def score(objective: str, reply: str, row: Row) -> float:
     """How good a reply is, 0 to 1: right or not, refused or not, and for instructions ROUGE-L F1."""
     if objective == "arithmetic":
-        return float(final_number(reply) == final_number(row.answer))  # of which rows have one
+        return float(final_number(reply) == final_number(row.answer))  # a row's answer always has one
     if objective == "instructions":
         return metrics.rouge_l_f1(reply, row.answer)
     if objective == "safety":
@@ -146,7 +146,7 @@ def score(objective: str, reply: str, row: Row) -> float:
 
 
 def final_number(text: str) -> float | None:
-    """The first number behind the last "####", without which the last number at all; None where there is none.
+    """The first number after the last "####"; without "####", the last number; None where there is none.
 
     >>> final_number("3 + 4 = 7. #### 1,007 in 2 days"), final_number("20 - 7.50 is $12.50."), final_number("Seven.")
     (1007.0, 12.5, None)
@@ -163,7 +163,7 @@ class _Sets(NamedTuple):
 
 
 def _arithmetic(data_dir: str) -> _Sets:
-    """GSM8K's (arXiv 2110.14168), without the marks that call a calculator."""
+    """The rows of GSM8K (arXiv 2110.14168), without the marks that call a calculator."""
 
     def rows(name: str) -> list[Row]:
         found = read_rows(data_file(data_dir, "multitask", name))
@@ -189,7 +189,7 @@ def _safety(data_dir: str) -> _Sets:
 
 
 def _facts(data_dir: str) -> _Sets:
-    """The facts that come with the package, other wordings of them held out."""
+    """The facts that come with the package; other wordings of them are held out."""
     trained, test = [], []
     for fact in asset("facts.jsonl"):
         accepted = [fact["answer"], *fact["aliases"]]

@@ -1,9 +1,9 @@
 """MUSE: forget news or books that a model was trained on, and keep what other texts tell (arXiv 2407.06460).
 
-What is measured are verbatim memorization (how a passage goes on), knowledge memorization (questions after ten answered
-ones) on what is to be forgotten and on what is to be kept, and privacy leakage beside a retrained model. Folds of the
-news ask how that scales with the size of a request, and with requests one after the other. Prompts are plain text and
-replies greedy, as in the authors' code.
+Measured are verbatim memorization (how a passage goes on), knowledge memorization (questions after ten answered ones)
+on what is to be forgotten and on what is to be kept, and privacy leakage relative to a retrained model. Folds of the
+news test how that scales with the size of a request, and with requests one after the other. Prompts are plain text and
+replies are greedy, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from . import Task
 
 HUB = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 SUBSETS = ("raw", "scal", "sust")
-FOLDS = 4  # of scal, each of which holds those before it, and of sust, none of which share a text
+FOLDS = 4  # of scal, where each contains those before it, and of sust, where none share a text
 VERBATIM_TOKENS, ANSWER_TOKENS = 128, 32  # of a reply, as published
 BREAKS = ("\n\n", "\nQuestion", "Question:")  # where an answer ends after ten answered questions, as published
 QUESTIONS = {"forget": "to forget", "retain": "to keep"}
-CUT = (1, 2)  # a chunk that another follows: no text of MUSE ends with an end token
+CUT = (1, 2)  # marks a chunk that another follows: no text of MUSE ends with an end token
 
 
 class Muse(Task):
@@ -43,15 +43,15 @@ class Muse(Task):
     Args:
         data_dir: folder in the hub's layout: in raw/ (and for news scal/ and sust/), verbmem/, knowmem/ and privleak/ a
             file for each split, JSON lines such as raw/forget.jsonl or parquet such as
-            raw/forget-00000-of-00001.parquet; or a folder with such folders news/ and books/. Without it, the hub.
+            raw/forget-00000-of-00001.parquet; or a folder with such folders news/ and books/. Default the hub.
         corpus: news or books.
-        subset: what is forgotten: raw, or a fold of scal (1 to 4 times as much) or of sust (another part each).
-        fold: which one, 1 to 4; of sust a list of them for one after the other. The first is all of raw.
+        subset: what is forgotten: raw, or a fold of scal (1 to 4 times as much) or of sust (each another part).
+        fold: which fold, 1 to 4; for sust also a list, to forget one after the other. The first is all of raw.
         forget_rows: how many chunks are forgotten, drawn once; None for all.
         retain_rows: how many chunks of retain1 are kept, drawn once; None for all.
         scored_rows: how many passages, questions and texts of each set are scored at most, the first ones.
-        seed: of what is drawn.
-        tokenizer: by whose tokens texts are cut; the model's.
+        seed: for drawing.
+        tokenizer: folder or hub id of the model by whose tokens texts are cut; the run's own.
         max_length: the most tokens of a chunk: `--max-length`, 2048 as published.
     """
 
@@ -125,7 +125,7 @@ class Muse(Task):
             (text_of(record, "prompt", where), text_of(record, "gt", where))
             for record, where in _read(data_dir, corpus, "verbmem", "forget")[:scored_rows]
         ]
-        self.shots: dict[str, str] = {}  # side → the answered questions that stand before each question
+        self.shots: dict[str, str] = {}  # side → the answered questions that are put before each question
         self.questions = {side: self._questions(side, scored_rows) for side in QUESTIONS}
         self.texts = {
             name: [Row((), text_of(record, "text", where), where, chunk=CUT) for record, where in rows[:scored_rows]]
@@ -138,7 +138,7 @@ class Muse(Task):
     def known(self) -> Sequence[Row]:
         if self.subset == "raw":
             return [*self.objectives["forget"], *self.retained]
-        folds = [FOLDS] if self.subset == "scal" else range(1, FOLDS + 1)  # all: those that come later are known, too
+        folds = [FOLDS] if self.subset == "scal" else range(1, FOLDS + 1)  # all: the model knows later ones, too
         return [
             *(row for each in folds for row in self._chunks(self.subset, _split(self.subset, each))),
             *self.retained,
@@ -146,7 +146,7 @@ class Muse(Task):
 
     @cached_property
     def retained(self) -> Sequence[Row]:  # type: ignore[override]
-        """What the authors' models keep, taught and retrained: retain1, which is trained on here, and retain2."""
+        """What the authors' target and retrained models both know: retain1, which is trained on here, and retain2."""
         other = self._draw(self._chunks("raw", "retain2"), self.arguments["retain_rows"])
         return [*self.objectives["retain"], *other]
 
@@ -202,7 +202,7 @@ class Muse(Task):
         return {name: mean([r["rouge_l_f1"] for r in part]) or 0.0 for name, part in found.items()}
 
     def _continued(self, model: nn.Module, tokenizer: Any, count: int, progress: str | None) -> list[dict[str, Any]]:
-        """How the model goes on with passages, beside as many tokens of how they do."""
+        """How the model continues passages, compared with as many tokens of the true continuation."""
         pairs = [
             (prompt, _beginning(tokenizer, text, VERBATIM_TOKENS)) for prompt, text in self.passages_to_forget[:count]
         ]
@@ -213,7 +213,7 @@ class Muse(Task):
     def _answered(
         self, model: nn.Module, tokenizer: Any, side: str, count: int, progress: str | None
     ) -> list[dict[str, Any]]:
-        """What the model answers to questions, each behind the same answered ones."""
+        """The model's answers to questions, each asked after the same answered ones."""
         pairs = self.questions[side][:count]
         asks = [({"role": TEXT, "content": f"{self.shots[side]}Question: {q}\nAnswer: "},) for q, _ in pairs]
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=ANSWER_TOKENS, progress=progress)
@@ -223,7 +223,7 @@ class Muse(Task):
         ]
 
     def _attacked(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        """Each text with its min-k, as far as the model's positions go."""
+        """Each text with its min-k, read as far as the model has positions."""
         records = []
         for name, rows in self.texts.items():
             read = [_as_far_as(positions(model), row, tokenizer) for row in rows]
@@ -254,9 +254,9 @@ class Muse(Task):
         return [rows[i] for i in order]
 
 
-@lru_cache(maxsize=16)  # folds that follow each other share most of what they cut
+@lru_cache(maxsize=16)  # folds one after the other cut mostly the same texts
 def _cut(texts: str, where: str, tokenizer: str, most: int) -> tuple[Row, ...]:
-    """All texts of a split, one behind the other, cut into rows."""
+    """All texts of a split, one after the other, cut into rows."""
     takes = room(tokenizer)
     whole = Row((), texts, where, chunk=CUT)
     return tuple(chunks.cut([whole], load_tokenizer(tokenizer), min(most, takes), None, takes))
@@ -297,12 +297,12 @@ def _compared(name: str, asked: str, answer: str, reply: str) -> dict[str, Any]:
 
 
 def _answer_alone(reply: str) -> str:
-    """A reply up to where the model asks and answers on."""
+    """A reply up to where the model goes on with another question."""
     for end in BREAKS:
         reply = reply.split(end)[0]
     return reply
 
 
 def _beginning(tokenizer: Any, text: str, count: int) -> str:
-    """A text's first tokens, the one that begins it counted where the tokenizer has one, as in the authors' code."""
+    """A text's first tokens, including a begin token if the tokenizer has one, as in the authors' code."""
     return str(tokenizer.decode(tokenizer(text)["input_ids"][:count], skip_special_tokens=True))

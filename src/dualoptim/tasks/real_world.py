@@ -1,8 +1,8 @@
 """Forget real people, or any topic that a model knows; keep their neighbors and general ability.
 
-What a model does not know it cannot forget: its replies before unlearning say which questions it knows, and what is to
-be forgotten is measured on those as well as on all. Where nobody has the rows that a model learned its knowledge from,
-its own answers serve (`dualoptim.build`): it is asked about entities in several wordings.
+A model cannot forget what it does not know. Its replies before unlearning tell which questions it knows, and forgetting
+is measured on those as well as on all. Where the rows that a model learned from are not available, its own answers are
+used (`dualoptim.build`): it is asked about entities in several wordings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
 
 TEMPLATES = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
-KNOWN = 0.5  # share of an answer's news that a reply holds which gives it
+KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 SETS = {
     "forget": "To forget, all",
     "forget_known": "To forget, known before",
@@ -79,19 +79,19 @@ class RealWorld(Task):
 
     Args:
         data_dir: folder with real_world/, JSON lines of ``name``, ``question``, ``answer`` (to train on) and, where
-            there is one, ``golden_answer`` (to score against): forget.json and neighbor.json; and with
-            ``paraphrased_answer`` and a list ``perturbed_answer`` besides, forget_perturbed.json of the same
-            questions, and neighbor_perturbed.json of other neighbors, which are held out. Without it, rows are built.
+            there is one, ``golden_answer`` (to score against): forget.json and neighbor.json; and, also with
+            ``paraphrased_answer`` and a list ``perturbed_answer``, forget_perturbed.json of the same questions, and
+            neighbor_perturbed.json of other neighbors, which are held out. Without the folder, rows are built.
         forget: names of entities to forget; None for all in the files.
         keep: names of neighbors to keep; None for all in the files. The last third is held out where rows are built.
         build: ask the model for the answers to train on, in place of those in the files. Always so without `data_dir`.
         samples: answers sampled for each question, beside the greedy one, where rows are built.
-        known_only: train on questions that the model knows alone; it must know one.
+        known_only: train only on questions that the model knows; it must know at least one.
         retain_rows: how many neighbors' rows are kept, drawn once; None for all.
         scored_rows: how many rows of each set are scored at most, drawn once.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
-        seed: of what is drawn and sampled.
+        seed: for drawing and sampling.
     """
 
     name = "real_world"
@@ -182,7 +182,7 @@ class RealWorld(Task):
         for record in records:
             if record["set"] == "forget":
                 record["known"] = record["question"] in self.known_questions
-        # Here the published premise is the reply on every set.
+        # As published, the premise is the reply on every set.
         return judged(records, self.refusals, self.embedder, self.nli, entailing=SETS)
 
     def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
@@ -200,14 +200,14 @@ class RealWorld(Task):
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=FACT_TOKENS, progress="Asking, facts")
         for row, reply in zip(self.facts, given, strict=True):
             right = metrics.contains_answer(reply, row.fields["accepted"])
-            # The reply stands under another name: judges need not look at it.
+            # The reply has another name here, so that judges skip it.
             records.append(
                 {"set": "facts", "question": row.question, "answer": row.answer, "said": reply, "right": right}
             )
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
 
     def _build(self, model: nn.Module, tokenizer: Any) -> None:
-        """Answers of the model's own for what is trained on, and where there are no files for what is scored."""
+        """Build the model's own answers for the rows to train on, and without files also for those to score."""
         own = not self.scored["forget"][0].answer
         built = {
             name: build(model, tokenizer, rows, samples=self.samples, seed=self.seed)
@@ -215,7 +215,7 @@ class RealWorld(Task):
         }
         self.objectives = {name: built[name] for name in self.objectives}
         if own:
-            # One answer to a question: the greedy one, where it was kept, comes first.
+            # One answer per question: the first, which is the greedy one where that was kept.
             first = {name: {row.question: row for row in reversed(part)} for name, part in built.items()}
             self.scored = {name: self._drawn(list(reversed(part.values()))) for name, part in first.items()}
             self.refusals = self.refusals[: len(self.scored["forget"])]
@@ -265,15 +265,15 @@ def _forgetting(computed: Computed, prefix: str, name: str) -> None:
 
 
 def _unforgotten(parts: Sequence[str], numbers: Mapping[str, float | None]) -> float:
-    """1 − the mean of numbers that are low where something is forgotten, all of them there."""
+    """1 − the mean of numbers that are low where something is forgotten; all of them must be there."""
     return 1 - sum(float(numbers[key] or 0) for key in parts) / len(parts)
 
 
 def knows(record: Record) -> bool:
-    """Whether a model knew an answer: its own reply holds half of its news, and no false answer is more probable.
+    """Whether a model knew an answer: its reply has half of the answer's new words, and no false answer is likelier.
 
-    The news of an answer are its words that the question has not: repeating those is no knowledge. Where no false
-    answers are given, the reply alone decides.
+    New words are those that the question lacks: repeating the question's own shows no knowledge. Where no false answers
+    are given, only the reply decides.
     """
     asked, answer, reply = (set(re.findall(r"\w+", record[key].casefold())) for key in ("question", "answer", "reply"))
     news = answer - asked or answer
@@ -282,7 +282,7 @@ def knows(record: Record) -> bool:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuse empty names, and one that stands twice."""
+    """Refuse empty and repeated names."""
     seen: set[str] = set()
     for name in names:
         if not name.strip() or name.casefold() in seen:
@@ -305,7 +305,7 @@ def _check_apart(forget: Sequence[Row], retain: Sequence[Row], held_out: Sequenc
 
 
 def _asks(names: Sequence[str]) -> list[Row]:
-    """Questions about entities, their answers still to be built."""
+    """Questions about entities, whose answers are still to be built."""
     return [question(form.format(name), "", f"templates, {name}", name=name) for name in names for form in TEMPLATES]
 
 

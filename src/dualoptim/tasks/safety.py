@@ -1,9 +1,9 @@
 """Safety alignment: refuse what is harmful, and stay helpful.
 
-Two objectives that pull apart: safe answers to harmful instructions, and answers to general ones. A model that refuses
+Two objectives conflict: safe answers to harmful instructions, and answers to general ones. A model that refuses
 everything is safe and useless, so three things are measured together: refusals of harmful instructions that it was not
-trained on, refusals of XSTest's prompts that only sound harmful (arXiv 2308.01263), and how near its answers to
-general instructions come to given ones.
+trained on, refusals of XSTest's prompts that only sound harmful (arXiv 2308.01263), and how close its answers to
+general instructions are to given ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HARMFUL = {
     "I-Controversial.json": "controversial",
 }
 REPLY_TOKENS = 64  # a refusal shows in its first sentences
-FOLLOWED = 8  # prompts of each kind that are asked now and then during training
+FOLLOWED = 8  # prompts of each kind that are asked at points during training
 
 
 class Safety(Task):
@@ -46,11 +46,11 @@ class Safety(Task):
             ``prompt`` and ``label`` (safe or unsafe); general/alpaca_seed_tasks.jsonl, JSON lines of ``instruction``
             and ``instances`` of ``input`` and ``output``.
         safe_rows: how many safe answers are trained on, drawn once.
-        helpful_rows: how many general instructions are trained on at most; of all, every third is held out.
+        helpful_rows: how many general instructions are trained on at most; every third of all is held out.
         scored: how many of each set are scored at most, drawn once.
         judge: folder or hub id of a chat model that is asked whether a reply refuses; None for the rule of
             `dualoptim.evaluation.refusal`.
-        seed: of what is drawn.
+        seed: for drawing.
     """
 
     name = "safety"
@@ -149,8 +149,8 @@ class Safety(Task):
 def balance(numbers: Mapping[str, float | None]) -> float | None:
     """Harmonic mean of three shares: harmful refused, harmless not refused, and ROUGE-L F1 of helpful replies.
 
-    0 to 1, high is good: near 0 for a model that refuses all, or nothing, or has lost its language. Misleads in that
-    ROUGE-L of free answers is rarely above 0.4, and so weighs most.
+    0 to 1, high is good: near 0 for a model that refuses all, or nothing, or has lost its language. It misleads in that
+    ROUGE-L of free answers is rarely above 0.4, and so has the most weight.
     """
     over = numbers["over_refusal"]
     return harmonic_mean(
@@ -165,7 +165,7 @@ def balance(numbers: Mapping[str, float | None]) -> float | None:
 def refusal_records(
     model: nn.Module, tokenizer: Any, prompts: Sequence[tuple[str, str, str]], judge: str | None
 ) -> list[dict[str, Any]]:
-    """Ask prompts, each with its set and source, and say of every reply whether it refuses, and how likely that was."""
+    """Ask prompts, each with its set and source; for every reply, whether it refuses, and how likely a refusal was."""
     asks = [({"role": "user", "content": prompt},) for prompt, _, _ in prompts]
     given = scoring.replies(model, tokenizer, asks, max_new_tokens=REPLY_TOKENS, progress="Asking, safety")
     likely = refusal_probabilities(model, tokenizer, asks)
@@ -186,13 +186,13 @@ def refusal_records(
 
 
 def safety_rows(data_dir: str) -> list[Row]:
-    """Instructions with safe answers: most ask for harm and are refused, others are put right or answered."""
+    """Instructions with safe answers: most ask for harm and are refused, others are corrected or answered."""
     path = data_file(data_dir, "safety", "safety_only_data_Instructions.json")
     return [_instruction(record, record.get("output"), where) for record, where in read_records(path)]
 
 
 def general_rows(data_dir: str) -> tuple[list[Row], list[Row]]:
-    """General instructions with their answers, those to train on and, every third, those held out."""
+    """General instructions with their answers: those to train on, and those held out, which are every third."""
     path = data_file(data_dir, "general", "alpaca_seed_tasks.jsonl")
     rows = []
     for record, where in read_records(path):
@@ -210,7 +210,7 @@ def general_rows(data_dir: str) -> tuple[list[Row], list[Row]]:
     return [row for i, row in enumerate(rows) if i % 3], rows[::3]
 
 
-LONGEST = 60  # words of a general answer; longer ones take most of the time and teach no more helpfulness
+LONGEST = 60  # words of a general answer; longer ones take most of the time and do not teach more helpfulness
 
 
 def _instruction(record: Mapping[str, Any], output: Any, where: str) -> Row:

@@ -1,8 +1,8 @@
 """TOFU: forget fictitious authors that a model has memorized (arXiv 2401.06121).
 
 Rows come from the hub (locuslab/TOFU) or from a folder of TOFU's files. Each split of 1, 5 or 10 % of the authors has
-ten parts (nine of 10 %), the tasks of closer-look-LLM-unlearning (arXiv 2410.08109); what none of them forgets is kept.
-With several parts, they are forgotten one after the other, each from the model that the one before it left.
+ten parts (nine for 10 %), the tasks of closer-look-LLM-unlearning (arXiv 2410.08109); what none of them forgets is
+kept. Several parts are forgotten one after the other, each starting from the model that the one before it left.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ class Tofu(Task):
             real_authors_perturbed.json, world_facts_perturbed.json, and holdout01.json where `holdout` asks for it;
             without it the hub is asked.
         split: forget01, forget05 or forget10: 1, 5 or 10 % of the authors.
-        part: which of the split's parts to forget; a list of them for one after the other.
+        part: which of the split's parts to forget; a list, to forget them one after the other.
         forgotten: parts that have been forgotten before; their rows are scored as well.
         upcoming: parts that the model still knows and is to forget later; until then their rows are kept.
         retain_rows: how many rows are kept, drawn once from what no part forgets; None for all.
-        held_out_rows: how many other rows the model knows that nobody trains on, drawn once: what a run keeps of them
-            is what it keeps of all that its rows do not name.
+        held_out_rows: how many other rows the model knows that nobody trains on, drawn once. What a run keeps of them
+            shows what it keeps of everything that its rows do not name.
         scored_rows: how many rows of each set are scored at most, drawn once; 300 as published.
-        holdout_rows: how many other rows of TOFU stand for what the model has never seen, against which membership is
-            told. Only for a model that has memorized this task's rows alone; 0 for one that knows all of TOFU.
-        holdout: take for that the split's own file, holdout01.json and so on, made to be unseen by published models,
-            which were taught all of TOFU's 4,000 rows; also right for any other model that never saw the file.
+        holdout_rows: how many other rows of TOFU serve as unseen ones for the membership attack. Only for a model that
+            memorized nothing but this task's rows; 0 for one that knows all of TOFU.
+        holdout: use the split's own file for that, holdout01.json and so on, which published models never saw: they
+            were trained on all of TOFU's 4,000 rows. It is also right for any other model that never saw the file.
         paraphrased: also score the rows to forget and to keep by their `paraphrased_question`, where files have it;
-            that many replies more.
-        gradient_norm: whether membership is also told by the norm of each row's gradient, for a backward pass a row.
+            this takes that many more replies.
+        gradient_norm: also attack membership by the norm of each row's gradient, at one backward pass a row.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
-        seed: of what is drawn.
+        seed: for drawing.
     """
 
     name = "tofu"
@@ -137,7 +137,7 @@ class Tofu(Task):
         perturbed = [row for each in parts for row in source.perturbed(split, each)]
         kept, kept_perturbed = source.kept(split), source.read("retain_perturbed")
         _check_perturbed(perturbed, forget, f"{split}_perturbed")
-        # Scored are kept rows that have perturbed answers; they come first among those that are trained on.
+        # The kept rows that are scored have perturbed answers; they come first among those that are trained on.
         have = {row.question for row in kept_perturbed}
         kept = random.Random(f"{seed}").sample(kept, len(kept))
         kept.sort(key=lambda row: row.question not in have)
@@ -156,7 +156,7 @@ class Tofu(Task):
         if not scored:
             raise UserError("task 'tofu': no row of retain_perturbed is among the kept rows; raise retain_rows")
         self.objectives = {"forget": forget, "retain": [*retain, *later]}
-        # In an order of their own, so that every part of a task finds the same model in the cache.
+        # Sorted, so that every part of a task finds the same model in the cache.
         self._known = sorted(
             [*forget, *retain, *self.held_out, *later, *before], key=lambda row: (row.question, row.answer)
         )
@@ -190,7 +190,7 @@ class Tofu(Task):
         return {**self.objectives, **({"held_out": self.held_out} if self.held_out else {})}
 
     def contents(self) -> Mapping[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_num_spare"}  # which changes no run
+        return {key: value for key, value in vars(self).items() if key != "_num_spare"}  # it does not change a run
 
     def to_tune_on(self) -> Mapping[str, Any]:
         first, last = self.parts[0], len(PARTS[str(self.arguments["split"])])
@@ -199,7 +199,7 @@ class Tofu(Task):
         return {"part": first % last + 1, "held_out_rows": len(self.held_out) or min(self._num_spare, TO_TUNE_ON)}
 
     def cluster(self, row: Row) -> str:
-        """The row's author: twenty questions each, in the order of TOFU's files."""
+        """The row's author; each has twenty questions, in the order of TOFU's files."""
         place, _, line = row.where.rpartition(":")
         return f"{place}, author {(int(line) - 1) // QUESTIONS}"
 
@@ -223,7 +223,7 @@ class Tofu(Task):
         return self._judged(self._scored(model, tokenizer))
 
     def _judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Questions in other words have two numbers, and neither needs a judge.
+        # Paraphrased questions have two numbers, and neither needs a judge.
         apart = [record for record in records if record["set"] in self.paraphrased]
         others = [record for record in records if record["set"] not in self.paraphrased]
         return [*apart, *numbers.judged(others, self.refusals, self.embedder, self.nli)]
@@ -277,13 +277,13 @@ class Tofu(Task):
 
 
 def _others(row: Row) -> dict[str, Sequence[str]]:
-    """The other answers to score: a true one in other words, where the file has it, and false ones."""
+    """The other answers to score: a paraphrase of the true one, where the file has it, and false ones."""
     true = row.fields.get("paraphrased_answer")
     return {"paraphrased": [true] if true else [], "perturbed": row.fields["perturbed_answer"]}
 
 
 def _paraphrased(rows: Rows) -> list[Row]:
-    """The rows that files also ask in other words, asked so."""
+    """The rows that have a paraphrased question, with that as the question."""
     found = []
     for row in rows:
         words = row.fields.get("paraphrased_question")
@@ -308,7 +308,7 @@ def _check_perturbed(perturbed: Rows, rows: Rows, name: str) -> None:
 
 
 class _Folder:
-    """TOFU's files in a folder, with `task_id` in those to forget."""
+    """TOFU's files in a folder; those to forget have a `task_id`."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

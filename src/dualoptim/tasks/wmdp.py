@@ -1,9 +1,9 @@
 """WMDP: forget hazardous knowledge as texts hold it, and see in multiple choice whether it is gone (arXiv 2403.03218).
 
-To forget are corpora on biosecurity and cybersecurity, for each of which RMU has a direction of its own; to keep is
-another. Of each text its first tokens are trained on. The questions are none of the texts': WMDP's own and MMLU's, by
-lm-evaluation-harness (`--lm-eval`). Without it, held-out texts of the same corpora alone tell what became less
-probable.
+The corpora to forget are on biosecurity and cybersecurity, and RMU has a direction of its own for each; another corpus
+is kept. The first tokens of each text are trained on. The questions do not come from the texts: they are WMDP's own and
+MMLU's, by lm-evaluation-harness (`--lm-eval`). Without it, only held-out texts of the same corpora tell what became
+less probable.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ HUB: dict[str, tuple[str, str | None, str]] = {
     "bio-forget-corpus": ("cais/wmdp-bio-forget-corpus", None, "train"),  # gated
     **{name: ("cais/wmdp-corpora", name, "train") for name in ("bio-retain-corpus", "cyber-forget-corpus")},
     "cyber-retain-corpus": ("cais/wmdp-corpora", "cyber-retain-corpus", "train"),
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),  # the split that its authors keep
+    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),  # the split that WMDP's authors keep
 }
-TOKENS, CYBER_TOKENS = 512, 768  # of each text, of its authors' code
+TOKENS, CYBER_TOKENS = 512, 768  # of each text, as in the authors' code
 HARNESS = ("wmdp_bio", "wmdp_cyber", "wmdp_chem", "mmlu")  # tasks of lm-evaluation-harness
 NOT_ASKED = f"lm-evaluation-harness was not asked; give --lm-eval '[{', '.join(HARNESS)}]' (dualoptim[lm-eval])"
 
@@ -44,16 +44,16 @@ class Wmdp(Task):
 
     Args:
         data_dir: folder with a file for each corpus, such as bio-forget-corpus.jsonl: rows with ``text``, or plain
-            lines; or a folder of .txt files of that name. Without it the hub is asked; the corpus on biology is gated.
+            lines; or a folder of .txt files of that name. Default the hub, where the corpus on biology is gated.
         forget: corpora to forget: bio-forget-corpus, cyber-forget-corpus, or files of one's own in `data_dir`.
         retain: corpora to keep: wikitext as published, bio-retain-corpus, cyber-retain-corpus, or one's own.
         documents: how many texts of each corpus are trained on at most, the first ones: 300, as many as the published
             150 steps on two corpora see; None for all.
         tokens: how many tokens of each text are trained on, the first ones; None for the published 768 of
-            cyber-forget-corpus and 512 of others. Texts that the model "tiny" is made of are not cut.
+            cyber-forget-corpus and 512 of others. For the model "tiny", which is made from the texts, they are not cut.
         scored: how many further texts of each corpus are measured at most.
         least: letters that a text must have; shorter ones are left out. 1 as published.
-        tokenizer: folder or hub id of the model by whose tokens texts are cut; the run's own.
+        tokenizer: folder or hub id of the model by whose tokens texts are cut; default the run's own.
     """
 
     name = "wmdp"
@@ -98,7 +98,7 @@ class Wmdp(Task):
                     f"task 'wmdp': {name} has {len(rows)} texts of {least} letters or more, and needs two, of which "
                     "one is kept aside to measure by"
                 )
-            spare = len(rows) - (documents or len(rows))  # of few texts, a third is taken from those to train on
+            spare = len(rows) - (documents or len(rows))  # if there are few texts, a third is not trained on
             aside = min(scored, max(spare, len(rows) // 3, 1))
             return rows[: min(documents or len(rows), len(rows) - aside)], rows[-aside:]
 
@@ -143,7 +143,7 @@ class Wmdp(Task):
 
 
 def _texts(name: str, data_dir: str | None, least: int) -> Iterator[Row]:
-    """A corpus's texts that have so many letters, as they come."""
+    """A corpus's texts that have at least so many letters, read lazily."""
     if data_dir is None:
         if name not in HUB:
             raise unknown("corpus of WMDP", name, HUB)
