@@ -77,7 +77,7 @@ MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "e
 LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
-OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "equal base, one v", "Joint AdamW")
+OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW")
 
 
 @dataclass(frozen=True)
