@@ -259,6 +259,12 @@ def test_a_goal_chooses_what_is_not_given(place: Path) -> None:
     given = {"model": model, "forget": "forget.jsonl", "retain": "keep.jsonl"}
     refuse, erase = goals.chosen(given), goals.chosen({**given, "goal": "erase"})
     assert (refuse.forget_loss, erase.forget_loss, refuse.retain_loss) == ("IDK", "NPO", "KL")
+    assert (refuse.optimizer, erase.optimizer) == ("DualOptim+", "AdamW")
+    assert goals.chosen({**given, "goal": "erase", "optimizer": "DualOptim"}).optimizer == "DualOptim"
+    for key, value in {"base_bits": 8, "lr_scales": {"forget": 2.0}, "bf16_weights": True, "max_update": None}.items():
+        assert goals.chosen({**given, "goal": "erase", key: value}).optimizer == "DualOptim+", key
+        as_it_is = {**given, "goal": "erase", key: getattr(RunConfig(), key)}
+        assert goals.chosen(as_it_is).optimizer == "AdamW", key
     assert refuse.until is not None
     assert goals.chosen({**given, "lr": 1e-3, "steps": 7, "until": 0.5}).steps == 7
     many = write(

@@ -147,7 +147,7 @@ def test_a_recipe_that_init_wrote_runs_and_means_what_the_goal_chooses(
     command = told.split("Check it by: ")[1]
     assert cli.main(shlex.split(command)[1:]) == 0
     shown = capsys.readouterr().out
-    assert "── schedule: DualOptim+ ──" in shown
+    assert f"── schedule: {chosen.method} ──" in shown
     assert f"forget_loss: {chosen.forget_loss}" in shown
     assert not (place / "runs").exists()
 

@@ -164,6 +164,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
 
     config = config_of(parsed)
     configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
+    resolve.check_read(configs)
     inputs = {"recipe": parsed.recipe}
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):
         _compare_many(configs, parsed, inputs)

@@ -48,7 +48,7 @@ class RunConfig:
     goal: str = option(
         "refuse",
         "for your own rows: refuse, so that the model says that it does not know, or erase, so that the answer itself "
-        "becomes improbable; chooses losses, learning rate, ratio and length where they are not given",
+        "becomes improbable; chooses losses, optimizer, learning rate, ratio and length where they are not given",
         FORGET_AND_KEEP,
         ("refuse", "erase"),
     )
@@ -336,8 +336,8 @@ METHODS: dict[str, dict[str, Any]] = {
 # The settings of a multiplier, as methods without one have them.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
 # The settings that a goal chooses for your own rows.
-GOALS_OWN = ("forget_loss", "retain_loss", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until", "pause",
-             "keep_at_least", "curve_points")  # fmt: skip
+GOALS_OWN = ("forget_loss", "retain_loss", "optimizer", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until",
+             "pause", "keep_at_least", "curve_points")  # fmt: skip
 # When to use which; `dualoptim ls` prints it.
 USES: dict[str, str] = {
     "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",

@@ -1,4 +1,4 @@
-"""What a goal chooses for your own rows: losses, learning rate, ratio, length, and when to stop.
+"""What a goal chooses for your own rows: losses, optimizer, learning rate, ratio, length, and when to stop.
 
 Settings come from defaults < goal < recipe < command line, so whatever is given wins. `benchmarks/own_rows.md` has the
 measurements behind the numbers here.
@@ -25,6 +25,7 @@ class Goal:
         corrected_loss: used in its place if rows say what to answer `instead`.
         until: where to stop: for "refuse", the share of checking questions still answered; for "erase", the answer's
             probability relative to that before.
+        optimizer: unless a setting is given that AdamW does not have.
         lr: learning rate at a hidden size of 576, SmolLM2-135M's.
         ratio: forget steps to retain steps.
         passes: passes over the wordings that are trained on, within LEAST_STEPS and MOST_STEPS steps to forget: the
@@ -36,16 +37,19 @@ class Goal:
     forget_loss: str
     corrected_loss: str
     until: float
+    optimizer: str
     lr: float
     ratio: tuple[int, int]
     passes: int
     pause: bool
 
 
+PLUS = "DualOptim+"
 GOALS = {
-    "refuse": Goal("IDK", "IDK", until=0.05, lr=2e-4, ratio=(1, 2), passes=8, pause=False),
-    "erase": Goal("NPO", "DPO", until=0.15, lr=1e-4, ratio=(1, 2), passes=8, pause=True),
+    "refuse": Goal("IDK", "IDK", until=0.05, optimizer=PLUS, lr=2e-4, ratio=(1, 2), passes=8, pause=False),
+    "erase": Goal("NPO", "DPO", until=0.15, optimizer="AdamW", lr=1e-4, ratio=(1, 2), passes=8, pause=True),
 }
+NOT_ADAMW = ("base_bits", "base_betas", "base_weights", "max_update", "lr_scales", "bf16_weights")
 KEEP_AT_LEAST = 0.8  # of the checking questions about what is kept
 WIDTH = 576
 # Where a coordinate's gradient is below this, its step shrinks with it. At the start, the gradient of what is kept is
@@ -91,6 +95,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     settings: dict[str, Any] = {
         "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
         "retain_loss": "KL",
+        "optimizer": goal.optimizer if all(getattr(config, k) == getattr(RunConfig(), k) for k in NOT_ADAMW) else PLUS,
         # Adam's learning rate scales with one over the width (arXiv 2203.03466).
         "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
         "betas": (0.9, 0.95),

@@ -158,6 +158,12 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
     return cls, arguments
 
 
+def check_read(configs: Sequence[RunConfig]) -> None:
+    """Refuse weights in the base if no run has a base."""
+    if configs[0].base_weights and all(config.optimizer != "DualOptim+" for config in configs):
+        raise UserError(f"base_weights: {configs[0].optimizer} has no base; leave it out, or take DualOptim+")
+
+
 def refusals_of(config: RunConfig) -> list[str]:
     """The replies that say 'I don't know'."""
     if config.refusals is None:

@@ -425,6 +425,7 @@ def run(
     """
     read = {**configs[0].inputs, **(inputs or {})}
     check_folder(out, read, resume=resume, overwrite=overwrite)
+    resolve.check_read(configs)
     resolved = resolve_all(configs)
     stages = resolved[0].task.stages()
     for arguments in stages:
