@@ -46,6 +46,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "DualOptim+ 8-bit": {**PLUS, "base_bits": 8, "delta_bits": 8},
     "equal base": {**PLUS, "variant": {"weights": "equal"}},
     "base_weights equal": {**PLUS, "base_weights": "equal"},
+    "DualOptim, rates equal": {"optimizer": "DualOptim", "lr_scales": "equal"},
+    "DualOptim+, rates equal": {**PLUS, "lr_scales": "equal"},
+    "DualOptim+, all equal": {**PLUS, "lr_scales": "equal", "base_weights": "equal"},
     "half the drift": {**PLUS, "variant": {"drift": 0.5}},
     "3/4 of the drift": {**PLUS, "variant": {"drift": 0.75}},
     "5/4 of the drift": {**PLUS, "variant": {"drift": 1.25}},
@@ -75,9 +78,10 @@ class Cell(NamedTuple):
 
 MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "equal base", "base_weights equal")
 LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
+SCALED = ("DualOptim, rates equal", "DualOptim+, rates equal", "DualOptim+, all equal")
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
-OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW")
+OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW", "DualOptim+, all equal")
 
 
 @dataclass(frozen=True)
@@ -136,17 +140,19 @@ TINY = Study(
             + _of("NPO", LONG, LASTING)
             + _of("SimNPO", SHORT, MAIN)
             + _of("ME", SHORT, MAIN)
+            + [cell for loss in ("IDK", "SimNPO", "ME") for cell in _of(loss, SHORT, SCALED)]
+            + _of("NPO", LONG, SCALED[-1:])
         )
     ),
     {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
     OF_TINY,
     attacked=tuple(_of("NPO", SHORT, TO_ATTACK) + _of("IDK", SHORT, TO_ATTACK)),
 )
-OF_RATIOS = ("Alternating AdamW", "DualOptim", "DualOptim+", "base_weights equal")
+OF_RATIOS = ("Alternating AdamW", "DualOptim", "DualOptim+", "base_weights equal", "DualOptim+, all equal")
 EVEN = Study(
     "tiny_1_1",
     "tiny",
-    tuple(_of("NPO", SHORT, OF_RATIOS[:-1])),  # all weights are 1 here
+    tuple(_of("NPO", SHORT, OF_RATIOS[:3])),  # where all is equal
     {SHORT: RATES},
     {**OF_TINY, "ratio": "1:1"},
 )

@@ -131,8 +131,11 @@ class RunConfig:
         "DualOptim+", "see `dualoptim ls` for when to use which", OPTIMIZER, ("DualOptim+", "DualOptim", "AdamW")
     )
     lr: float = option(1e-5, "learning rate", OPTIMIZER)
-    lr_scales: dict[str, float] = option(
-        {}, "factor on the learning rate by objective, such as '{forget: 1.5}'", OPTIMIZER
+    lr_scales: dict[str, float] | Literal["equal"] = option(
+        {},
+        "factor on the learning rate by objective, such as '{forget: 1.5}'; 'equal': the larger the fewer steps an "
+        "objective has, so that all move alike whatever the ratio; 1 where left out (DualOptim+, DualOptim)",
+        OPTIMIZER,
     )
     joint: bool = option(
         False, "joint training, both objectives in every step, instead of alternating (AdamW only)", OPTIMIZER

@@ -138,7 +138,8 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
     else:
         arguments |= {
             "objectives": tuple(objectives),
-            "lr_scales": dict(config.lr_scales),
+            # The factors for "equal" follow from the schedule, which may need the model; so do the base's weights below.
+            "lr_scales": {} if config.lr_scales == "equal" else dict(config.lr_scales),
             "delta_bits": config.delta_bits,
         }
     if config.base_bits != 32 and cls is not DualOptimPlus:
@@ -148,7 +149,6 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
             "base_betas": tuple(config.base_betas),
             "max_update": config.max_update,
             "base_bits": config.base_bits,
-            # The weights for "equal" follow from the schedule, which may need the model.
             "base_weights": {} if config.base_weights == "equal" else dict(config.base_weights),
         }
     try:

@@ -56,7 +56,9 @@ def in_proportion(shares: Mapping[str, float], batch_size: int, steps: int) -> l
 
 
 def equal_weights(turns: Sequence[Turn]) -> dict[str, float]:
-    """T / (K T_o) for each of K objectives with T_o of T steps: with these `base_weights`, all weigh the same.
+    """T / (K T_o) for each of K objectives with T_o of T steps: what makes up for unequal numbers of steps.
+
+    As `base_weights` all objectives weigh the same in the base; as `lr_scales` all move the parameters alike.
 
     >>> equal_weights(by_turns({"forget": 1, "retain": 5}, 8, 12))
     {'forget': 3.0, 'retain': 0.6}

@@ -360,8 +360,9 @@ def train(
 def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer's class and arguments, with the base weights that follow from the schedule."""
     cls, arguments = resolved.optimizer
-    if "base_weights" in arguments and resolved.config.base_weights == "equal":
-        arguments = {**arguments, "base_weights": equal_weights(turns)}
+    for key in ("base_weights", "lr_scales"):
+        if key in arguments and getattr(resolved.config, key) == "equal":
+            arguments = {**arguments, key: equal_weights(turns)}
     return cls, arguments
 
 
