@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from dualoptim import resolve, unlearn
+from dualoptim.config import RunConfig
 from dualoptim.schedule import by_turns, jointly, parse_ratio
 
 
@@ -54,3 +60,16 @@ def test_a_ratio_that_means_nothing_is_refused_with_an_example(text: str) -> Non
 def test_a_joint_batch_smaller_than_the_objectives_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 1"):
         jointly({"x": 1, "y": 1}, 1, 1)
+
+
+def test_settings_that_are_equal_make_up_for_the_schedule() -> None:
+    config = RunConfig(task="facts", lr_scales="equal", base_weights="equal")
+    made: Any = SimpleNamespace(config=config, optimizer=resolve.optimizer_of(config, ["forget", "retain"]))
+    turns = by_turns({"forget": 1, "retain": 2}, 4, 9)
+    cls, arguments = unlearn._optimizer(made, turns)
+    assert arguments["lr_scales"] == arguments["base_weights"] == {"forget": 1.5, "retain": 0.75}
+    (group,) = cls([nn.Parameter(torch.zeros(1))], **arguments).param_groups
+    assert group["lr_scales"] == {"forget": 1.5, "retain": 0.75}
+    config = config.replace(lr_scales={"forget": 2.0}, base_weights={})
+    made = SimpleNamespace(config=config, optimizer=resolve.optimizer_of(config, ["forget", "retain"]))
+    assert unlearn._optimizer(made, turns)[1]["lr_scales"] == {"forget": 2.0}

@@ -138,7 +138,7 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
     else:
         arguments |= {
             "objectives": tuple(objectives),
-            # The factors for "equal" follow from the schedule, which may need the model; so do the base's weights below.
+            # For "equal" they follow from the schedule, which may need the model; so do the base's weights below.
             "lr_scales": {} if config.lr_scales == "equal" else dict(config.lr_scales),
             "delta_bits": config.delta_bits,
         }
