@@ -77,7 +77,9 @@ class DualOptimPlus(Optimizer):
         eps: ε, added to the root of the second moment. Default 1e-8, Adam's.
         weight_decay: λ, decoupled. Default 0.01, the paper's.
         objectives: the names of the objectives, any number of them.
-        lr_scales: a factor on the learning rate for each objective named; 1 for the others.
+        lr_scales: a factor on the learning rate for each objective named; 1 for the others. Each step moves by about
+            one rate, so if objectives take different numbers of steps, `dualoptim.schedule.equal_weights` gives the
+            factors with which all move the parameters alike.
         base_weights: a factor on what a step of each objective named adds to the base; 1 for the others, the published
             rule. If objectives take different numbers of steps, `dualoptim.schedule.equal_weights` gives the factors
             with which all weigh the same in the base: ``{"forget": 3, "retain": 0.6}`` for one step to forget and five
