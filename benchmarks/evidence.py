@@ -81,7 +81,7 @@ LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_w
 SCALED = ("DualOptim, rates equal", "DualOptim+, rates equal", "DualOptim+, all equal")
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
 TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
-OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "base_weights equal", "Joint AdamW", "DualOptim+, all equal")
+OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "Joint AdamW", "DualOptim+, rates equal", "base_weights equal")
 
 
 @dataclass(frozen=True)
