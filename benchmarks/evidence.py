@@ -80,7 +80,7 @@ MAIN = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "e
 LASTING = ("Alternating AdamW", "DualOptim", "DualOptim+", "equal base", "base_weights equal")  # with the large budget
 SCALED = ("DualOptim, rates equal", "DualOptim+, rates equal", "DualOptim+, all equal")
 RULES = tuple(METHODS)[5:]  # what else changes in the rule: asked with one loss and the small budget
-TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "PDU", "DualOptim", "DualOptim+", "base_weights equal")
+TO_ATTACK = ("Joint AdamW", "Alternating AdamW", "DualOptim+", "DualOptim+, rates equal")
 OF_SMOLLM2 = ("Alternating AdamW", "DualOptim+", "Joint AdamW", "DualOptim+, rates equal", "base_weights equal")
 
 
