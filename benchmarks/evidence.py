@@ -215,15 +215,14 @@ def tuning(study: Study) -> list[Run]:
 
 
 def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The runs that are reported, of the cells whose rate is chosen."""
+    """The runs that are reported, of the cells whose rate is chosen, part by part: teaching a model a part takes long."""
     rates = [(cell, lr) for cell in study.cells if (lr := chosen(study, raw, cell)) is not None]
-    return [Run(cell, lr, part, seed) for cell, lr in rates for seed in study.seeds for part in study.reported]
+    return [Run(cell, lr, part, seed) for part in study.reported for cell, lr in rates for seed in study.seeds]
 
 
 def attacked(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The reported runs that are done again to attack their models, part by part."""
-    runs = [run for run in reported(study, raw) if run.cell in study.attacked and run.seed == study.seeds[0]]
-    return sorted(runs, key=lambda run: run.part)
+    """The reported runs that are done again to attack their models."""
+    return [run for run in reported(study, raw) if run.cell in study.attacked and run.seed == study.seeds[0]]
 
 
 def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float, stage: str) -> Iterator[dict[str, Any]]:
