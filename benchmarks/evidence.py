@@ -215,7 +215,7 @@ def tuning(study: Study) -> list[Run]:
 
 
 def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The runs that are reported, of the cells whose rate is chosen; part by part, as teaching a model one takes long."""
+    """The runs that are reported, of the cells whose rate is chosen; part by part, since teaching one takes long."""
     rates = [(cell, lr) for cell in study.cells if (lr := chosen(study, raw, cell)) is not None]
     return [Run(cell, lr, part, seed) for part in study.reported for cell, lr in rates for seed in study.seeds]
 
