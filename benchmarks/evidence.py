@@ -110,6 +110,11 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     attacked: tuple[Cell, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """As a heading has it: tiny 1:10."""
+        return self.name.replace("_", " ", 1).replace("_", ":")
+
     def file(self, stage: str) -> Path:
         """Where its lines are: those of attacked models in a file of their own."""
         return HERE / "evidence" / f"{self.name}{'_attacks' if stage == 'attack' else ''}.jsonl"

@@ -235,26 +235,27 @@ def of_study(study: Study) -> list[str]:
     if not raw:
         return []
     found = samples(study, raw)
-    planned = len(tuning(study)) + len(reported(study, raw))
+    planned = [run.key for run in (*tuning(study), *reported(study, raw))]
+    done = [line["key"] for line in raw if line["key"] in planned]
     made = [
-        f"## {study.name}",
+        f"## {study.title}",
         "",
-        f"{len(raw)} of {planned} runs of those cells are there, and {len(found)} of {len(study.cells)} cells are "
-        f"whole; only those are shown. Forget sets: {len(study.reported)}; seeds of each: {len(study.seeds)}.",
+        f"{len(done)} of {len(planned)} runs are there, and {len(found)} of {len(study.cells)} cells are whole; only "
+        f"those are shown. Forget sets: {len(study.reported)}; seeds of each: {len(study.seeds)}.",
         "",
     ]
     for loss in study.losses():
         for steps in sorted(study.rates):
             if part := table(study, raw, found, loss, steps, list(METHODS)):
-                made += [f"### {study.name}: {loss} + GD, {steps} steps", "", *part, ""]
+                made += [f"### {study.title}: {loss} + GD, {steps} steps", "", *part, ""]
     for loss in study.losses():
         for steps in sorted(study.rates):
             if part := attacks(study, loss, steps):
-                heading = f"### {study.name}: attacks after {loss} + GD, {steps} steps"
+                heading = f"### {study.title}: attacks after {loss} + GD, {steps} steps"
                 made += [heading, "", *part, ""]
     return [
         *made,
-        f"### {study.name}: rates",
+        f"### {study.title}: rates",
         "",
         "Score on the tuning split, one seed; the rate that was taken in bold.",
         "",
