@@ -46,7 +46,7 @@ def estimate_state_memory(
         **arguments: the optimizer's arguments: objectives, base_bits, delta_bits, …
 
     Example:
-        >>> layer = torch.nn.Linear(512, 512, bias=False)
+        >>> layer = nn.Linear(512, 512, bias=False)
         >>> estimate_state_memory(layer) / layer.weight.numel()  # fp32: base and two deltas, two moments each
         24.000...
         >>> estimate_state_memory(layer, base_bits=8, delta_bits=8) / layer.weight.numel()
