@@ -225,19 +225,10 @@ def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
     return [Run(cell, lr, part, seed) for part in study.reported for cell, lr in rates for seed in study.seeds]
 
 
-def attacked(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The reported runs that are done again to attack their models."""
-    return [run for run in reported(study, raw) if run.cell in study.attacked and run.seed == study.seeds[0]]
-
-
 def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float, stage: str) -> Iterator[dict[str, Any]]:
     """Do runs, and give the line of each; part by part, so that every start is scored once."""
     from dualoptim import unlearn
-    from dualoptim.config import RunConfig
-    from dualoptim.fast import ByProbability
-    from dualoptim.resolved import resolve
     from dualoptim.runs import RECORDS
-    from variants import Variant
 
     began, prepared = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -246,59 +237,61 @@ def do(study: Study, runs: Sequence[Run], data_dir: str, minutes: float, stage: 
                 return
             if run.key in [line["key"] for line in study.lines(stage)]:  # of another process
                 continue
-            method = dict(METHODS[run.cell.method])
-            variant = method.pop("variant", None)
-            settings = {
-                **BASE,
-                **study.settings,
-                "model": study.model,
-                **method,
-                "forget_loss": run.cell.loss,
-                "steps": run.cell.steps,
-                "lr": run.lr,
-            }
-            config = RunConfig(**settings, seed=run.seed, data_dir=data_dir, task_args={**TASK, "part": run.part})
-            if stage == "attack":  # attacks write replies, all else is scored by probability
-                config = config.replace(fast=False, **ATTACKED)
-            (of,) = resolve([config])
-            if stage == "attack":
-                of = replace(of, task=ByProbability(of.task))
-            if variant is not None:
-                of = replace(of, optimizer=(Variant, {**of.optimizer[1], **variant}))
+            of = _resolved(study, run, data_dir, stage)
             of_start = run.part, of.needs_second_model
             if of_start not in prepared:
                 prepared[of_start] = unlearn.prepare(of)
             entries: list[dict[str, Any]] = []
-            folder = Path(scratch)
-            unlearn.train(prepared[of_start], of, folder, entries.append)
+            unlearn.train(prepared[of_start], of, Path(scratch), entries.append)
             (entry,) = entries
-            if stage == "attack":
-                shown = [name for name in entry["after"] if name not in of.task.metrics]
-                numbers = {
-                    when: {name: _short(entry[when].get(name)) for name in shown} for when in ("before", "after")
-                }
-                yield {"key": run.key, **numbers, "finite": entry["finite"]}
-                continue
-            after: dict[str, list[list[Any]]] = {"forget": [], "held_out": [], "retain": []}
-            for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                if record["when"] == "after":
-                    p = math.exp(-record["nll"]) if record["nll"] is not None else 0.0
-                    after[record["set"]].append([record["cluster"].rpartition(" ")[2], round(p, 4)])
-            yield {
-                "key": run.key,
-                "before": {name: entry["before"][f"{name}_probability"] for name in after},
-                "retain": round(mean(after["retain"]), 4) if after["retain"] else None,
-                "forget": after["forget"],
-                "held_out": after["held_out"],
-                "finite": entry["finite"],
-                "seconds": entry["seconds"],
-                "bytes": entry["optimizer_state_bytes"],
-            }
+            line = _attacks(entry, of.task.metrics) if stage == "attack" else _scores(entry, Path(scratch) / RECORDS)
+            yield {"key": run.key, **line, "finite": entry["finite"]}
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)
+def _resolved(study: Study, run: Run, data_dir: str, stage: str) -> Any:
+    """What a run takes: scored by probability, as attacks write replies enough; a variant in place of the optimizer."""
+    from dualoptim.config import RunConfig
+    from dualoptim.fast import ByProbability
+    from dualoptim.resolved import resolve
+    from variants import Variant
+
+    method = dict(METHODS[run.cell.method])
+    variant = method.pop("variant", None)
+    of_run = {"model": study.model, "forget_loss": run.cell.loss, "steps": run.cell.steps, "lr": run.lr,
+              "seed": run.seed, "data_dir": data_dir, "task_args": {**TASK, "part": run.part}}  # fmt: skip
+    attack = {"fast": False, **ATTACKED} if stage == "attack" else {}
+    (of,) = resolve([RunConfig(**{**BASE, **study.settings, **method, **of_run, **attack})])
+    if attack:
+        of = replace(of, task=ByProbability(of.task))
+    return of if variant is None else replace(of, optimizer=(Variant, {**of.optimizer[1], **variant}))
+
+
+def _attacks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the attacks, which are none of the task's own."""
+    shown = [name for name in entry["after"] if name not in own]
+
+    def short(value: float | None) -> float | None:
+        return None if value is None else round(value, 5)
+
+    return {when: {name: short(entry[when].get(name)) for name in shown} for when in ("before", "after")}
+
+
+def _scores(entry: Mapping[str, Any], records: Path) -> dict[str, Any]:
+    """Each row's probability after training, and the means before."""
+    after: dict[str, list[list[Any]]] = {"forget": [], "held_out": [], "retain": []}
+    for line in records.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["when"] == "after":
+            p = math.exp(-record["nll"]) if record["nll"] is not None else 0.0
+            after[record["set"]].append([record["cluster"].rpartition(" ")[2], round(p, 4)])
+    return {
+        "before": {name: entry["before"][f"{name}_probability"] for name in after},
+        "retain": round(mean(after["retain"]), 4) if after["retain"] else None,
+        "forget": after["forget"],
+        "held_out": after["held_out"],
+        "seconds": entry["seconds"],
+        "bytes": entry["optimizer_state_bytes"],
+    }
 
 
 def write(study: Study, stage: str, line: Mapping[str, Any]) -> None:
@@ -326,8 +319,9 @@ def main() -> None:
         raw = study.lines()
         done = [line["key"] for line in study.lines(options.only)]
         number, of = map(int, options.shard.split("/"))
-        planned = {"tune": lambda: tuning(study), "report": lambda: reported(study, raw),
-                   "attack": lambda: attacked(study, raw)}[options.only]()  # fmt: skip
+        planned = tuning(study) if options.only == "tune" else reported(study, raw)
+        if options.only == "attack":
+            planned = [run for run in planned if run.cell in study.attacked and run.seed == study.seeds[0]]
         planned = [run for run in planned if options.loss in (None, run.cell.loss)]
         mine = [run for run in planned[number - 1 :: of] if run.key not in done]
         print(f"{len(mine)} of {len(planned)} runs to do", flush=True)

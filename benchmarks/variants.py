@@ -7,7 +7,6 @@ gradient g, t steps so far of which t_o of o, K objectives, hats for bias-correc
     B̂   = the base before this step, Ĉ_o = EMA_o[B̂]
     m   = Ĝ_o + γ (B̂ − Ĉ_o)                         γ = 1: DualOptim+; γ = 0: DualOptim
     B  ← β_B B + (1 − β_B) w_o g                     w_o = 1 as published, or t / (K t_o): objectives weigh alike
-    EMA_o with β, or β^(steps since o's last)        a memory of so many of o's own steps, or of steps of all
 
 and v likewise with g², or one of `SECONDS`.
 """
@@ -31,22 +30,14 @@ class Variant(DualOptimPlus):
         drift: γ.
         second: v is "shared" as published; "own": V̂_o alone; "mean" or "max": over the objectives' own; "all": one
             average of all gradients' squares.
-        memory: what an objective's averages decay by: "own" steps, as published, or the steps of "all".
     """
 
     def __init__(
-        self,
-        params: Any,
-        *,
-        weights: str = "steps",
-        drift: float = 1.0,
-        second: str = "shared",
-        memory: str = "own",
-        **kwargs: Any,
+        self, params: Any, *, weights: str = "steps", drift: float = 1.0, second: str = "shared", **kwargs: Any
     ) -> None:
-        if weights not in ("steps", "equal") or second not in SECONDS or memory not in ("own", "all"):
-            raise ValueError(f"weights {weights!r}, second {second!r}, memory {memory!r}: unknown")
-        self.weights, self.drift, self.second, self.memory = weights, drift, second, memory
+        if weights not in ("steps", "equal") or second not in SECONDS:
+            raise ValueError(f"weights {weights!r}, second {second!r}: unknown")
+        self.weights, self.drift, self.second = weights, drift, second
         super().__init__(params, **kwargs)
 
     def _step(self, objective: str, *, sound: bool) -> None:
@@ -63,8 +54,6 @@ class Variant(DualOptimPlus):
                 state["t"] = dict.fromkeys((None, *self.objectives), 0)
                 names = ["B1", "B2", *(f"{kind}{i}{name}" for name in self.objectives for kind in "GC" for i in "12")]
                 state["m"] = {name: torch.zeros_like(p) for name in names}
-                state["last"] = {}  # objective → its latest step, of all
-                state["left"] = {}  # of an average, its start's share, that the bias correction takes away
         for state in states:
             state["t"][None] += 1
             state["t"][o] += 1
@@ -78,22 +67,18 @@ class Variant(DualOptimPlus):
 
         def fed(name: str, values: list[torch.Tensor], beta: float) -> None:
             torch._foreach_lerp_(held(name), values, 1 - beta)
-            left = states[0]["left"]
-            left[name] = left.get(name, 1.0) * beta
 
-        def hat(name: str) -> list[torch.Tensor]:
-            return torch._foreach_div(held(name), 1 - states[0]["left"].get(name, 0.0))
+        def hat(name: str, beta: float, count: int) -> list[torch.Tensor]:
+            return torch._foreach_div(held(name), 1 - beta**count if count else 1.0)
 
-        base = hat("B1"), hat("B2")
-        age = t - states[0]["last"].get(o, t - 1) if self.memory == "all" else 1
-        states[0]["last"][o] = t
+        base = hat("B1", c1, t - 1), hat("B2", c2, t - 1)
         for i, values, beta in ((1, grads, b1), (2, squares, b2)):
-            fed(f"G{i}{o}", values, beta**age)
-            fed(f"C{i}{o}", base[i - 1], beta**age)
-        m = hat(f"G1{o}")
-        drifted = torch._foreach_sub(base[0], hat(f"C1{o}"))
+            fed(f"G{i}{o}", values, beta)
+            fed(f"C{i}{o}", base[i - 1], beta)
+        m = hat(f"G1{o}", b1, t_o)
+        drifted = torch._foreach_sub(base[0], hat(f"C1{o}", b1, t_o))
         torch._foreach_add_(m, drifted, alpha=self.drift)
-        v = self._second(states[0]["t"], hat, base[1], o)
+        v = self._second(states[0]["t"], hat, base[1], o, (b2, c2))
         torch._foreach_sqrt_(v)
         torch._foreach_add_(v, group["eps"])
         update = torch._foreach_div(m, v)
@@ -107,17 +92,19 @@ class Variant(DualOptimPlus):
         for name, values, beta in (("B1", grads, c1), ("B2", squares, c2)):
             fed(name, values if w == 1.0 else torch._foreach_mul(values, w), beta)
 
-    def _second(self, counts: dict[Any, int], hat: Any, base: list[torch.Tensor], o: str) -> list[torch.Tensor]:
-        own: list[torch.Tensor] = hat(f"G2{o}")
+    def _second(
+        self, counts: dict[Any, int], hat: Any, base: list[torch.Tensor], o: str, betas: tuple[float, float]
+    ) -> list[torch.Tensor]:
+        own: list[torch.Tensor] = hat(f"G2{o}", betas[0], counts[o])
         if self.second == "own":
             return own
         if self.second == "all":
             return base if counts[None] > 1 else own
         if self.second == "shared":
-            drifted = torch._foreach_sub(base, hat(f"C2{o}"))
+            drifted = torch._foreach_sub(base, hat(f"C2{o}", betas[0], counts[o]))
             torch._foreach_add_(own, drifted, alpha=self.drift)
             return list(torch._foreach_abs(own))
-        every = [hat(f"G2{name}") for name in self.objectives if counts[name]]
+        every = [hat(f"G2{name}", betas[0], counts[name]) for name in self.objectives if counts[name]]
         if self.second == "max":
             for other in every:
                 torch._foreach_maximum_(own, other)

@@ -338,6 +338,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # The settings of a multiplier, as methods without one have them.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
+# Settings that only some optimizers read.
+READ_BY = {
+    **{key: {"DualOptim+"} for key in ("base_betas", "base_weights", "max_update")},
+    "lr_scales": {"DualOptim+", "DualOptim"},
+}
 # The settings that a goal chooses for your own rows.
 GOALS_OWN = ("forget_loss", "retain_loss", "optimizer", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until",
              "pause", "keep_at_least", "curve_points")  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import RunConfig
+from .config import READ_BY, RunConfig
 from .errors import UserError, unknown
 
 
@@ -44,12 +44,12 @@ class Goal:
     pause: bool
 
 
-PLUS = "DualOptim+"
+PLUS = RunConfig().optimizer
 GOALS = {
     "refuse": Goal("IDK", "IDK", until=0.05, optimizer=PLUS, lr=2e-4, ratio=(1, 2), passes=8, pause=False),
     "erase": Goal("NPO", "DPO", until=0.15, optimizer="AdamW", lr=1e-4, ratio=(1, 2), passes=8, pause=True),
 }
-NOT_ADAMW = ("base_bits", "base_betas", "base_weights", "max_update", "lr_scales", "bf16_weights")
+NOT_ADAMW = ("base_bits", "bf16_weights", *(key for key, readers in READ_BY.items() if "AdamW" not in readers))
 KEEP_AT_LEAST = 0.8  # of the checking questions about what is kept
 WIDTH = 576
 # Where a coordinate's gradient is below this, its step shrinks with it. At the start, the gradient of what is kept is
@@ -70,10 +70,10 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     """
     if given.get("fast"):
         given = {"save_model": False, "curve_points": 0, **given}
-    config = RunConfig(**given)
+    config, plain = RunConfig(**given), RunConfig()
     if config.task is not None or config.forget is None:
         for key in ("goal", "general"):
-            if key in given and given[key] != getattr(RunConfig(), key):
+            if key in given and given[key] != getattr(plain, key):
                 raise UserError(f"{key} is for your own rows (--forget FILE); the task {config.task!r} has its own")
         return config
     if config.goal not in GOALS:
@@ -95,7 +95,7 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
     settings: dict[str, Any] = {
         "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
         "retain_loss": "KL",
-        "optimizer": goal.optimizer if all(getattr(config, k) == getattr(RunConfig(), k) for k in NOT_ADAMW) else PLUS,
+        "optimizer": PLUS if any(getattr(config, key) != getattr(plain, key) for key in NOT_ADAMW) else goal.optimizer,
         # Adam's learning rate scales with one over the width (arXiv 2203.03466).
         "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
         "betas": (0.9, 0.95),

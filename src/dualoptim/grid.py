@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from . import ranks, report, runs
-from .config import PLAIN, RunConfig, typed
+from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation.numbers import Metric
 from .folder import ENTRY, PAGE, RESULTS, clear, emptied, owned
@@ -41,11 +41,6 @@ OF_TRAINING = {
     "base_weights", "eps", "weight_decay", "max_update", "warmup_ratio", "max_grad_norm", "seed", "bf16",
     "gradient_checkpointing", "log_every", "curve_points",
 }  # fmt: skip
-# Settings that only some optimizers read: the others get no runs that differ in them.
-READ_BY = {
-    **{key: {"DualOptim+"} for key in ("base_betas", "base_weights", "max_update")},
-    "lr_scales": {"DualOptim+", "DualOptim"},
-}
 NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
 ELSEWHERE = {"seed": "--seeds", "optimizer": "--methods", **dict.fromkeys(PLAIN, "--methods")}
 
