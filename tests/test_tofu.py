@@ -393,6 +393,10 @@ def test_what_does_not_fit_is_told_in_one_sentence(
         (["--forget-loss", "RMU"], "the loss of 'forget', RMU: layer 7: the model has layers 0 to 1; choose one"),
         (["--forget-loss", "SimNPO", "--forget-loss-args", "{gamma: x}"], "gamma must be float, but is 'x'"),
         (["--optimizer", "DualOptim", "--base-bits", "8"], "base_bits: DualOptim has no base"),
+        (
+            ["--lr-scales", "equl"],
+            "must be one of dict[str, float], Literal['equal'], but is equl",
+        ),
         (["--optimizer", "AdamW", "--base-weights", "equal"], "base_weights: AdamW has no base; leave it out"),
         (["--task-args", '{"split": "forget01", "nli": "./nowhere"}'], "model './nowhere': there is no such folder"),
         (["--memorise-args", "{epochs: 1}"], "add --memorise true"),

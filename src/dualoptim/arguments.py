@@ -233,7 +233,13 @@ def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
 
 
 def _one_sentence(error: Exception) -> str:
-    return " ".join(str(error).replace("Parser key", "setting").split()).rstrip(".")
+    told = " ".join(str(error).replace("Parser key", "setting").split()).rstrip(".")
+    # Of a setting with several types, jsonargparse reports what each of them makes of the value.
+    several = re.search(r"(setting .*?): Does not validate .*? Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$", told)
+    if not several:
+        return told
+    types = re.sub(r"typing\.|<class '(\w+)'>", r"\1", several[2]).replace("NoneType", "null")
+    return f"{several[1]}: must be one of {types}, but is {several[3]}"
 
 
 def config_of(parsed: Namespace) -> RunConfig:
