@@ -82,8 +82,29 @@ def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -
             before = optimizer_of(config, ["forget", "retain"])
             if name in readers:
                 assert optimizer_of(config.replace(**{key: others[key]}), ["forget", "retain"]) != before
-            elif key != "lr_scales":  # which is refused there
+            else:
                 assert optimizer_of(config.replace(**{key: others[key]}), ["forget", "retain"]) == before
+
+
+NOT_READ: list[tuple[dict[str, Any], str, str]] = [
+    ({"base_betas": (0.5, 0.5)}, "DualOptim", r"base_betas: DualOptim does not read it; leave it at \[0.9, 0.95\], or"),
+    ({"max_update": None}, "AdamW", "max_update: AdamW does not read it; leave it at 1.0, or take DualOptim+"),
+    ({"base_weights": {"forget": 3.0}}, "DualOptim", "base_weights: DualOptim does not read it; leave it at {}, or"),
+    ({"lr_scales": "equal"}, "AdamW", "lr_scales: AdamW does not read it; leave it at {}, or take DualOptim or Dual"),
+]
+
+
+@pytest.mark.parametrize(("given", "optimizer", "words"), NOT_READ)
+def test_a_setting_that_no_optimizer_reads_is_refused_and_compared_with_one_that_does_it_is_not(
+    given: dict[str, Any], optimizer: str, words: str
+) -> None:
+    from dualoptim.resolve import check_read
+
+    alone = RunConfig(**given, optimizer=optimizer)
+    with pytest.raises(UserError, match=words):
+        check_read([alone])
+    check_read([alone, alone.replace(optimizer="DualOptim+")])
+    check_read([RunConfig(optimizer=optimizer)])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +112,7 @@ def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -
     [
         ({"lrr": [1.0]}, "did you mean 'lr'"),
         ({"seed": [1, 2]}, "give --seeds"),
+        ({"max_update": [1.0, None]}, "none of the methods reads max_update; add one of DualOptim+"),
         ({"optimizer": ["AdamW"]}, "give --methods"),
         ({"out": ["a"]}, "out cannot be crossed"),
         ({"lr": []}, "must have a list of values"),
@@ -101,7 +123,7 @@ def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -
 )
 def test_a_grid_that_cannot_be_is_told(grid: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        crossed([RunConfig()], grid)
+        crossed([RunConfig(optimizer="AdamW")], grid)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])

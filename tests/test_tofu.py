@@ -397,7 +397,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(
             ["--lr-scales", "equl"],
             "must be one of dict[str, float], Literal['equal'], but is equl",
         ),
-        (["--optimizer", "AdamW", "--base-weights", "equal"], "base_weights: AdamW has no base; leave it out"),
+        (["--optimizer", "AdamW", "--base-weights", "equal"], "base_weights: AdamW does not read it; leave it at {}"),
         (["--task-args", '{"split": "forget01", "nli": "./nowhere"}'], "model './nowhere': there is no such folder"),
         (["--memorise-args", "{epochs: 1}"], "add --memorise true"),
         (["--retrained", "make"], "add --memorise true, or give a model"),

@@ -84,6 +84,8 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
             raise UserError(f"grid: {key} must have a list of values, but has {values!r}")
         if any(value in values[:i] for i, value in enumerate(values)):
             raise UserError(f"grid: {key} has a value twice: {values!r}")
+        if key in READ_BY and READ_BY[key].isdisjoint(config.optimizer for config in configs):
+            raise UserError(f"grid: none of the methods reads {key}; add one of {' or '.join(sorted(READ_BY[key]))}")
     typed_values = {key: [typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()}
     found: list[RunConfig] = []
     for config in configs:

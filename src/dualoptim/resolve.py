@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import math
 import re
 import shutil
@@ -20,7 +21,7 @@ from torch import nn
 
 from . import adapters, ranks, reporting, tasks
 from .combine import RULES
-from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, RunConfig, typed
+from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .data import asset
 from .errors import UserError, unknown
 from .evaluation import attacks, general, probes
@@ -126,8 +127,6 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
     if config.betas is not None:
         arguments["betas"] = tuple(config.betas)
     if cls is torch.optim.AdamW:
-        if config.lr_scales:
-            raise UserError("lr_scales: AdamW has one state and one learning rate for all objectives; leave it out")
         # The published comparison gives every optimizer the same decay rates.
         arguments.setdefault("betas", (0.9, 0.95))
         if config.delta_bits == 8:  # DualOptim with a single objective is AdamW
@@ -159,9 +158,15 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
 
 
 def check_read(configs: Sequence[RunConfig]) -> None:
-    """Refuse weights in the base if no run has a base."""
-    if configs[0].base_weights and all(config.optimizer != "DualOptim+" for config in configs):
-        raise UserError(f"base_weights: {configs[0].optimizer} has no base; leave it out, or take DualOptim+")
+    """Refuse a setting that the optimizer of no run reads. Where runs are compared, those that read it have it."""
+    plain, optimizers = RunConfig(), list(dict.fromkeys(config.optimizer for config in configs))
+    for key, readers in READ_BY.items():
+        default = getattr(plain, key)
+        if readers.isdisjoint(optimizers) and any(getattr(config, key) != default for config in configs):
+            raise UserError(
+                f"{key}: {' and '.join(optimizers)} {'does' if len(optimizers) == 1 else 'do'} not "
+                f"read it; leave it at {json.dumps(default)}, or take {' or '.join(sorted(readers))}"
+            )
 
 
 def refusals_of(config: RunConfig) -> list[str]:
