@@ -100,8 +100,11 @@ def num_virtual_tokens(model: Any) -> int:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that has an adapter of an unsupported kind."""
-    for config in (getattr(model, "peft_config", None) or {}).values():
+    """Refuse a model that has an adapter of an unsupported kind, or one that PEFT's own classes do not hold."""
+    configs = getattr(model, "peft_config", None) or {}
+    if configs and not hasattr(model, "get_base_model"):  # transformers' add_adapter; a Trainer cannot resume it
+        raise UserError("model: its adapter was added by add_adapter; use peft.get_peft_model(model, config) instead")
+    for config in configs.values():
         check_kind(getattr(config.peft_type, "value", config.peft_type), "model")
 
 

@@ -24,6 +24,7 @@ from .schema import count, text, unlike
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
+FROZEN = "set of frozen weights"  # a fingerprint that a run under some engines cannot have; then it is not compared
 # The form of a manifest.
 FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}
 
@@ -156,7 +157,8 @@ def flaw(folder: Path) -> str | None:
 def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:
     """The name of the first fingerprint that a checkpoint's run does not share; None if it shares all."""
     before = _manifest(folder).get("fingerprints", {})
-    return next((name for name, value in fingerprints.items() if before.get(name) != value), None)
+    seen = {name: value for name, value in fingerprints.items() if name in before or name != FROZEN}
+    return next((name for name, value in seen.items() if before.get(name) != value), None)
 
 
 def check(folder: Path, fingerprints: Mapping[str, str]) -> None:

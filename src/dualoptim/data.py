@@ -296,8 +296,8 @@ class ObjectiveRows(Dataset):
 
     Where a loss needs a replacement for a row's answer, it is a refusal, or one of the row's own ``alternates``.
 
-    `reference_log_probs` holds log π_ref(y|x) of a row under (objective, row), of a refusal under its draw; the values
-    that it holds go into the batches.
+    `reference_log_probs` holds log π_ref(y|x) of a row under (objective, row), of a refusal under (objective, row,
+    refusal); the values that it holds go into the batches.
     """
 
     def __init__(
@@ -307,12 +307,14 @@ class ObjectiveRows(Dataset):
         tokenizer: Any,
         max_length: int,
         own: Iterable[str] = (),
+        positions: int | None = None,
     ) -> None:
         """`refusals` holds, for each objective whose loss needs them, the replies that may replace an answer.
 
-        `own` are the objectives whose loss needs each row's ``alternates`` instead.
+        `own` are the objectives whose loss needs each row's ``alternates`` instead; `positions` as for `encode`.
         """
-        self.rows, self.refusals, self.tokenizer, self.max_length = rows, refusals, tokenizer, max_length
+        self.rows, self.refusals, self.tokenizer = rows, refusals, tokenizer
+        self.fits = max_length, positions
         self.alternates = {name: [row.fields["alternates"] for row in rows[name]] for name in own}
         for name in (*refusals, *self.alternates):
             for row in rows[name]:
@@ -321,17 +323,23 @@ class ObjectiveRows(Dataset):
                         f"{row.where}: plain text asks nothing that a refusal could answer; forget it by NPO, GA or "
                         "another loss of the text alone"
                     )
-        self.tokens = {name: [encode(row, tokenizer, max_length) for row in part] for name, part in rows.items()}
+        self.tokens = {name: [encode(row, tokenizer, *self.fits) for row in part] for name, part in rows.items()}
         self.reference_log_probs: dict[tuple, float] = {}
-        self._refused: dict[Draw, Tokens] = {}
+        self._refused: dict[tuple, Tokens] = {}
+        for name in (*refusals, *self.alternates):  # the longest, so that no step comes to one that is too long
+            for i, row in enumerate(rows[name]):
+                if row.fields.get("instead") is not None:
+                    text_of(row.fields, "instead", row.where)
+                if others := [len(text) for text in self.stand_ins(name, i)]:
+                    self._refusal(name, i, others.index(max(others)))
 
     def __getitem__(self, draw: Draw) -> Item:
         return Item(
             draw.objective,
             self.tokens[draw.objective][draw.row],
-            self._refusal(draw) if self.stand_ins(draw.objective, draw.row) else None,
+            self._refusal(*draw[:3]) if self.stand_ins(draw.objective, draw.row) else None,
             self.reference_log_probs.get(draw[:2]),
-            self.reference_log_probs.get(draw),
+            self.reference_log_probs.get(draw[:3]),
             draw.counts,
         )
 
@@ -339,12 +347,13 @@ class ObjectiveRows(Dataset):
         """The texts that may replace a row's answer; empty where the objective's loss needs none."""
         return self.alternates[objective][row] if objective in self.alternates else self.refusals.get(objective, ())
 
-    def _refusal(self, draw: Draw) -> Tokens:
-        if draw not in self._refused:
-            row = self.rows[draw.objective][draw.row]
-            instead = row.fields.get("instead") or self.stand_ins(draw.objective, draw.row)[draw.refusal]
-            self._refused[draw] = encode(row.answered(instead), self.tokenizer, self.max_length)
-        return self._refused[draw]
+    def _refusal(self, objective: str, index: int, refusal: int) -> Tokens:
+        key = objective, index, refusal
+        if key not in self._refused:
+            row = self.rows[objective][index]
+            instead = row.fields.get("instead") or self.stand_ins(objective, index)[refusal]
+            self._refused[key] = encode(row.answered(instead), self.tokenizer, *self.fits)
+        return self._refused[key]
 
     def drawn(self, draws: Iterable[Draw]) -> dict[tuple, Tokens]:
         """The rows and refusals that draws ask for, each once, under the keys of `reference_log_probs`."""
@@ -352,7 +361,7 @@ class ObjectiveRows(Dataset):
         for draw in draws:
             found[draw[:2]] = self.tokens[draw.objective][draw.row]
             if self.stand_ins(draw.objective, draw.row):
-                found[draw] = self._refusal(draw)
+                found[draw[:3]] = self._refusal(*draw[:3])
         return found
 
     def collate(self, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
@@ -453,16 +462,18 @@ class _Batches:
     def __init__(self, lengths: Sequence[int], rng: random.Random) -> None:
         self.lengths, self.rng = lengths, rng
         self.pool: list[int] = []
-        self.ready: list[list[int]] = []
+        self.ready: list[int] = []  # one batch after the other; joint steps take unequal numbers of them
 
     def take(self, count: int) -> list[int]:
-        while not self.ready:
+        while len(self.ready) < count:
             while len(self.pool) < count:
                 self.pool += self.rng.sample(range(len(self.lengths)), len(self.lengths))
             window = min(len(self.pool) // count, 8) * count
             rows, self.pool = self.pool[:window], self.pool[window:]
             # Ties are broken at random, or rows of one length would always share a batch with the same rows.
             rows.sort(key=lambda row: (self.lengths[row], self.rng.random()))
-            self.ready = [rows[i : i + count] for i in range(0, window, count)]
-            self.rng.shuffle(self.ready)
-        return self.ready.pop()
+            batches = [rows[i : i + count] for i in range(0, window, count)]
+            self.rng.shuffle(batches)
+            self.ready += itertools.chain.from_iterable(reversed(batches))
+        taken, self.ready = self.ready[:count], self.ready[count:]
+        return taken

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from . import __version__, adapters, checkpoints, ranks
+from .causal import check_causal
 from .checkpoints import sha256
 from .errors import UserError, unknown
 from .folder import into_place, written
@@ -109,8 +110,8 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
         dtype: of the other weights; an adapter's are in fp32.
 
     Raises:
-        UserError: there is no such model; it is not a causal language model, or is quantized; or its weights are
-            damaged, incomplete or not finite.
+        UserError: there is no such model; it is not a causal language model (`dualoptim.causal`), or is quantized; or
+            its weights are damaged, incomplete or not finite.
     """
     place = source(model)
     _check_files(model, Path(place))
@@ -143,6 +144,7 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
             "random; fetch or save it again"
         )
     _finite(model, adapters.without_packing(loaded))
+    check_causal(loaded, f"model {model!r}")
     if loaded.generation_config.eos_token_id is None:
         # TOFU's Phi-1.5 names none, and its replies would run on past their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id

@@ -8,11 +8,8 @@ written. `--dry-run` does this and prints the result.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,8 @@ from .checkpoints import sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, texts
 from .errors import UserError
+from .fitting import check_ids
+from .hashes import digest
 from .losses import Loss
 from .memorise import Settings, memorised
 from .models import hash_of, load_config, load_tokenizer, merged, positions, read_template, without_weights
@@ -43,7 +42,7 @@ class Origin:
     model: str
     fingerprint: str
     taught: Sequence[Row] | None = None
-    teaching: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments of `memorised`
+    teaching: Mapping[str, Any] = field(default_factory=dict)  # arguments of `memorised`
     merged: bool = False
 
     def place(self) -> str:
@@ -97,7 +96,7 @@ class Resolved:
         """Another run from the same start, with the losses and the optimizer of its own config."""
         losses = names.losses_of(config, self.task)
         optimizer = names.optimizer_of(config, list(self.task.objectives))
-        return dataclasses.replace(self, config=config, losses=losses, optimizer=optimizer)
+        return replace(self, config=config, losses=losses, optimizer=optimizer)
 
     @property
     def needs_second_model(self) -> bool:
@@ -171,18 +170,14 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
         vocabulary: the size of the model's vocabulary.
         max_length: the most tokens that a row may have.
     """
-    config, tokenizer = resolved.config, resolved.tokenizer
+    tokenizer = resolved.tokenizer
     longest = max(resolved.refusals, key=len)
     for name, rows in resolved.task.objectives.items():
         refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
         for row in rows:
             if others:
                 _check_alternates(row, tokenizer, room)
-            if (most := max(encode(row, tokenizer, max_length, room).input_ids)) >= vocabulary:
-                raise UserError(
-                    f"{row.where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the "
-                    f"model {config.model} has {vocabulary}; resize its embedding, or take its own tokenizer"
-                )
+            check_ids(row.where, encode(row, tokenizer, max_length, room), vocabulary, tokenizer)
             if refused and not row.fields.get("instead"):
                 encode(row.answered(longest), tokenizer, max_length, room)
 
@@ -246,25 +241,3 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
 def _hash_of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return digest([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])
-
-
-def digest(value: Any) -> str:
-    """A hash of plain values and rows, the same for the same contents from one process to the next."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Plain values that are the same for the same contents, from one process to the next."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, Row):  # whatever its `where` says
-        return _plain([value.prompt, value.answer, value.fields, value.only, value.chunk])
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(json.dumps(_plain(each), sort_keys=True) for each in value)
-    if isinstance(value, (bytes, Path)):
-        return str(value)
-    return [_plain(each) for each in value] if isinstance(value, Sequence) else type(value).__name__

@@ -36,6 +36,8 @@ def by_turns(ratio: Mapping[str, int], batch_size: int, steps: int) -> list[Turn
     >>> [next(iter(turn)) for turn in by_turns({"forget": 1, "retain": 2}, 8, 5)]
     ['forget', 'retain', 'retain', 'forget', 'retain']
     """
+    if not ratio or not all(isinstance(share, int) and share > 0 for share in ratio.values()):
+        raise ValueError(f"the ratio must be a whole number > 0 for each objective, but is {dict(ratio)}")
     cycle = [name for name, share in ratio.items() for _ in range(share)]
     return [{cycle[step % len(cycle)]: batch_size} for step in range(steps)]
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
-import json
 import logging
+import math
 import re
 import shutil
 import time
@@ -34,18 +33,20 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints, engines, reporting, sharded, sharpness, trainer_arguments
+from . import checkpoints, engines, fitting, reporting, sharded, sharpness, trainer_arguments
 from . import trainer_evaluation as evaluation
 from .adapters import check_model
+from .causal import check_causal
 from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
+from .hashes import digest
 from .losses import Loss, sequence_log_probs
-from .models import load_model, load_tokenizer
+from .models import load_model, load_tokenizer, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
-from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, Unlogged
+from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, StartKept, Unlogged
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,19 @@ class Objective:
     multiplier_warmup: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a loss that is given by its name or class, not as an instance."""
+        """Refuse what would be read as something else, or not at all."""
         if not isinstance(self.loss, Loss):
             raise UserError(f"loss: give an instance, such as LOSSES['NPO'](), and not {self.loss!r}")
+        given = self.refusals
+        if isinstance(given, str) or not all(isinstance(text, str) and text.strip() for text in given):
+            raise UserError(f"refusals: give a list of texts, none of them empty, and not {given!r}")
+        for name in ("weight", "multiplier_lr"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} must be a finite number, but is {getattr(self, name)}")
+        if self.bound is None and (self.multiplier_lr != 1.0 or self.multiplier_warmup):
+            raise UserError(
+                "multiplier_lr and multiplier_warmup: there is no multiplier without bound=…; leave them out"
+            )
 
 
 class UnlearnTrainer(Trainer):
@@ -163,6 +174,7 @@ class UnlearnTrainer(Trainer):
         if release_gradients:
             trainer_arguments.check_release(args, combine, sam_rho)
         trainer_arguments.check_names(objectives, turns, kwargs)
+        trainer_arguments.check_combine(combine, turns)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
         for name, objective in objectives.items():
@@ -178,13 +190,25 @@ class UnlearnTrainer(Trainer):
             if not isinstance(model, str):
                 raise UserError("processing_class: give the model's tokenizer, or the model by its name")
             processing_class = load_tokenizer(model)
-        self.processing_class, self.objectives, self.max_length = processing_class, objectives, max_length
-        self.eval_dataset = sets = evaluation.sets_of(eval_dataset, processing_class, max_length)
-        own = kwargs.get("compute_metrics") is not None or type(self).evaluate is not UnlearnTrainer.evaluate
-        evaluation.choose_metric(args, sets, self.roles, kwargs.get("callbacks") or (), own=own)
+        processing_class = getattr(processing_class, "tokenizer", processing_class)  # of a processor
         model = load_model(model) if isinstance(model, str) else model
         reference = load_model(reference) if isinstance(reference, str) else reference
         check_model(model)
+        check_causal(model)
+        fitting.check_trained(model, reference)
+        for objective in objectives.values():
+            objective.loss.check(model)
+            if objective.loss.reference == "model" and reference is not None:
+                fitting.check_vocabulary(model, reference)
+        self.processing_class, self.objectives = processing_class, objectives
+        self._fits: dict[str, Any] = {
+            "max_length": max_length,
+            "positions": positions(model) if hasattr(model, "config") else None,
+            "vocabulary": fitting.vocabulary_of(model),
+        }
+        self.eval_dataset = sets = evaluation.sets_of(eval_dataset, processing_class, **self._fits)
+        own = kwargs.get("compute_metrics") is not None or type(self).evaluate is not UnlearnTrainer.evaluate
+        evaluation.choose_metric(args, sets, self.roles, kwargs.get("callbacks") or (), own=own)
         self._perturbed = {name for name, o in objectives.items() if sam_rho is not None and o.loss.role == "forget"}
         if sam_rho is not None:
             trainer_arguments.check_sam(sam_rho, self._perturbed, model)
@@ -217,6 +241,8 @@ class UnlearnTrainer(Trainer):
         args.report_to = names
         if own_optimizer is not None:
             self.optimizer, self.lr_scheduler = own_optimizer
+        if self.optimizer is not None and not self.is_deepspeed_enabled:
+            fitting.check_optimizer(self.optimizer, model)
         engines.check(self, by_hand=self._by_hand, combines=combine is not None, perturbs=sam_rho is not None)
         self.turns, self.reference = turns, reference
         if reference is not None and not isinstance(reference, AtStart):
@@ -232,14 +258,22 @@ class UnlearnTrainer(Trainer):
             processing_class,
             max_length,
             own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
+            positions=self._fits["positions"],
         )
+        for name, tokenized in self.rows.tokens.items():
+            for row, tokens in zip(rows[name], tokenized, strict=True):
+                fitting.check_ids(row.where, tokens, self._fits["vocabulary"], processing_class)
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # evaluation sets, and their probabilities at step 0
         self._cast = False  # whether an evaluation outside of training has cast the weights (*_full_eval)
         self._eval_on_start = args.eval_on_start
         self._resumed_from: Path | None = None  # the checkpoint that training went on from
         self.add_callback(Resume(self))
-        self.given_fingerprints = dict(fingerprints or {})
+        self.given_fingerprints = {
+            **self._settings(),
+            **({checkpoints.FROZEN: hashed} if (hashed := fitting.frozen(model)) else {}),
+            **(fingerprints or {}),
+        }
         self._beside: str | None = None  # where a checkpoint is being written
         self._stepping: str | None = None  # the current step's objective
         self.paused: set[str] = set()  # objectives whose part of every step is skipped; set by who watches the run
@@ -250,6 +284,8 @@ class UnlearnTrainer(Trainer):
             self.add_callback(Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
         self._gradients: dict[str, list[Tensor | None]] = {}  # each objective's in this step, for `combine`
+        if isinstance(reference, AtStart) and any(o.loss.reference == "model" for o in objectives.values()):
+            self.add_callback(StartKept(reference))
         self.add_callback(Multipliers({name: o.weight for name, o in objectives.items() if o.bound is not None}))
         compared = [name for name, objective in objectives.items() if objective.loss.reference == "sequences"]
         if compared:
@@ -265,7 +301,7 @@ class UnlearnTrainer(Trainer):
 
     @eval_dataset.setter
     def eval_dataset(self, given: Any) -> None:
-        self._sets = evaluation.sets_of(given, self.processing_class, self.max_length)
+        self._sets = evaluation.sets_of(given, self.processing_class, **self._fits)
         self.roles = evaluation.roles_of(self._sets, self.objectives)
 
     def _set(self, name: str) -> Any:
@@ -305,22 +341,29 @@ class UnlearnTrainer(Trainer):
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the run's inputs: the rows, their order, and the given fingerprints."""
-
-        def digest(*values: Any) -> str:
-            return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
+        """Hashes of the run's inputs: rows and their order, losses, optimizer, frozen weights, and those given."""
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         found = {
             **self.given_fingerprints,
-            "set of rows": digest(self.rows.tokens, self.rows.refusals),
+            "set of rows": digest([self.rows.tokens, self.rows.refusals]),
             **({"set of alternates": digest(self.rows.alternates)} if self.rows.alternates else {}),
-            "schedule": digest([dict(turn) for turn in self.turns], seed),
+            "schedule": digest([self.turns, seed]),
         }
         if self.args.eval_strategy != "no":  # they decide on the best checkpoint and when to stop
             sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
             found["set of evaluation rows"] = digest({str(name): rows.tokens for name, rows in sets.items()})
         return found
+
+    def _settings(self) -> dict[str, str]:
+        """Hashes of settings that a resume takes from the checkpoint, or that would make it another run."""
+        fields = (*trainer_arguments.OF_OPTIMIZERS, *trainer_arguments.OF_SCHEDULER)
+        given = {name: getattr(self.args, name, None) for name in fields}
+        own = fitting.settings_of(self.optimizer, self.optimizer_cls_and_kwargs)
+        losses = {
+            name: [type(o.loss).__name__, o.loss, o.weight, o.bound, o.multiplier_lr, o.multiplier_warmup]
+            for name, o in self.objectives.items()
+        }
+        return {"set of losses": digest(losses), "optimizer": digest([own, given])}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, but it resumes only from a complete checkpoint of the same run.
@@ -512,14 +555,14 @@ class UnlearnTrainer(Trainer):
         """As the Trainer's, for rows in any form that `eval_dataset` may have, or for a set's name."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset if eval_dataset is None else self._set(eval_dataset)
-        rows = evaluation.sets_of(eval_dataset, self.processing_class, self.max_length)
+        rows = evaluation.sets_of(eval_dataset, self.processing_class, **self._fits)
         # A generator of its own, or an evaluation would change what training draws.
         return self._loader(rows, batch_size=self.args.eval_batch_size, generator=torch.Generator())
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `get_eval_dataloader`, for one set."""
         return self.get_eval_dataloader(
-            evaluation.Rows(test_dataset, self.processing_class, self.max_length, "test_dataset")
+            evaluation.Rows(test_dataset, self.processing_class, **self._fits, name="test_dataset")
             if not isinstance(test_dataset, evaluation.Rows)
             else test_dataset
         )
@@ -740,7 +783,7 @@ class UnlearnTrainer(Trainer):
             raise UserError("evaluate: there are no rows; give eval_dataset, here or to the trainer")
         if isinstance(given, str):
             given = self._set(given)
-        sets = evaluation.sets_of(given, self.processing_class, self.max_length)
+        sets = evaluation.sets_of(given, self.processing_class, **self._fits)
         self._memory_tracker.start()
         began, num_samples, num_steps = time.time(), 0, 0
         metrics: dict[str, float] = {}

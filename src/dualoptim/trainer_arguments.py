@@ -131,6 +131,12 @@ def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Map
     served = dict.fromkeys(name for turn in turns for name in turn)
     if other := [name for name in served if name not in objectives]:
         raise unknown("objective", other[0], objectives, "turns")
+    for step, turn in enumerate(turns):
+        for name, count in turn.items():
+            if not isinstance(count, int) or count < 1:
+                raise UserError(f"turns: step {step} has {count} sequences of {name!r}; give 1 or more, or no entry")
+    if idle := [name for name in objectives if name not in served]:
+        logger.warning("turns serve %s at no step, so it is not trained", ", ".join(map(repr, idle)))
     optimizer, _ = named.get("optimizers") or (None, None)
     given: tuple[Any, Mapping[str, Any]] = named.get("optimizer_cls_and_kwargs") or (None, {})
     cls, arguments = given
@@ -243,6 +249,12 @@ def check_sam(rho: float, perturbed: Collection[str], model: nn.Module) -> None:
                 f"sam_rho: {name} is in {str(p.dtype).removeprefix('torch.')}, in whose rounding so short a way is "
                 "lost; load the weights in 32 bits, or train an adapter"
             )
+
+
+def check_combine(combine: Rule | None, turns: Sequence[Turn]) -> None:
+    """Refuse a rule for joint steps where there are none."""
+    if combine is not None and all(len(turn) == 1 for turn in turns):
+        raise UserError("combine: no turn serves several objectives, so there is nothing to combine; leave it out")
 
 
 def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -16,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from . import checkpoints
 from .errors import UserError
 from .optim import diagnostics
+from .reference import AtStart
 
 if TYPE_CHECKING:
     from .trainer import UnlearnTrainer
@@ -46,13 +48,15 @@ class Resume(TrainerCallback):
         )
         if first is not None:
             trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
-        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
         stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
-        for callback, values in zip(stopping, saved if isinstance(saved, list) else [saved], strict=False):
-            counter = values["attributes"]["early_stopping_patience_counter"]
-            callback.early_stopping_patience_counter = counter
-            if counter >= callback.early_stopping_patience:  # the run had stopped there
-                control.should_training_stop = True
+        for name in {type(each).__name__ for each in stopping}:  # a subclass's state is saved under its own name
+            saved = state.stateful_callbacks.get(name) or []
+            same = [each for each in stopping if type(each).__name__ == name]
+            for callback, values in zip(same, saved if isinstance(saved, list) else [saved], strict=False):
+                counter = values["attributes"]["early_stopping_patience_counter"]
+                callback.early_stopping_patience_counter = counter
+                if counter >= callback.early_stopping_patience:  # the run had stopped there
+                    control.should_training_stop = True
 
 
 class Remembered(TrainerCallback):
@@ -79,12 +83,34 @@ class Remembered(TrainerCallback):
         """Read them from a checkpoint."""
         if (folder / self.FILE).is_file():
             said = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
-            self.trainer.rows.reference_log_probs.update({tuple(key): value for key, value in said})
+            self.trainer.rows.reference_log_probs.update({tuple(key[:3]): value for key, value in said})
         elif not self.trainer.rows.reference_log_probs:
             raise UserError(
                 f"checkpoint {folder}: does not hold what the reference says of the rows of "
                 f"{', '.join(self.compared)}; give reference=…, a frozen copy of the model as it was"
             )
+
+
+class StartKept(TrainerCallback):
+    """Keeps the trained part as it was at the start in checkpoints: what is loaded to go on may be a later state."""
+
+    FILE = "start.safetensors"
+
+    def __init__(self, reference: AtStart) -> None:
+        self.reference = reference
+
+    def save_to(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        save_file({name: copy.cpu().contiguous() for name, copy in self.reference.copies.items()}, folder / self.FILE)
+
+    def load_from(self, folder: Path) -> None:
+        """Read it from a checkpoint."""
+        if not (folder / self.FILE).is_file():
+            raise UserError(f"checkpoint {folder}: does not hold {self.FILE}, the model as it was at the start")
+        saved = load_file(folder / self.FILE)
+        if saved.keys() != self.reference.copies.keys():
+            raise UserError(f"checkpoint {folder}: is of a model of which other parameters are trained")
+        self.reference.copies.update({name: saved[name].to(c.device) for name, c in self.reference.copies.items()})
 
 
 class Diagnose(TrainerCallback):

@@ -30,6 +30,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from .data import Row, Tokens, collate, encode, pad_id, parse_row
 from .errors import UserError, unknown
 from .evaluation.aggregates import harmonic_mean
+from .fitting import check_ids
 from .losses import IGNORED, Batch, sequence_log_probs
 from .losses.base import learnt, model_inputs, per_sequence
 
@@ -48,13 +49,23 @@ class Rows(Dataset):
             and ``labels`` (T,), −100 where nothing is scored, and optionally ``attention_mask``.
         tokenizer: the model's.
         max_length: the most tokens that a row may have.
+        positions: the number of the model's positions; None for any number.
+        vocabulary: the number of the model's tokens; None for the tokenizer's.
         name: the set's name, for messages.
 
     Raises:
         UserError: no rows, or one that cannot be read or scored.
     """
 
-    def __init__(self, given: Sequence[Any], tokenizer: Any, max_length: int, name: str = "eval_dataset") -> None:
+    def __init__(
+        self,
+        given: Sequence[Any],
+        tokenizer: Any,
+        max_length: int,
+        positions: int | None = None,
+        vocabulary: int | None = None,
+        name: str = "eval_dataset",
+    ) -> None:
         if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__"):
             raise UserError(
                 f"{name}: rows are a sequence of rows, or a data set with a length, but these are "
@@ -63,9 +74,11 @@ class Rows(Dataset):
         if not len(given):
             raise UserError(f"{name}: there are no rows; give at least one, or leave the set out")
         self.tokens = [
-            _tokens(given[i], tokenizer, max_length, f"{name}, row {i + 1}")  # by index: iterating may not end
+            _tokens(given[i], tokenizer, max_length, positions, f"{name}, row {i + 1}")  # by index: it may not end
             for i in range(len(given))
         ]
+        for i, tokens in enumerate(self.tokens):
+            check_ids(f"{name}, row {i + 1}", tokens, vocabulary, tokenizer)
         self.filler = pad_id(tokenizer)
 
     def __len__(self) -> int:
@@ -79,13 +92,13 @@ class Rows(Dataset):
         return collate(rows, self.filler)
 
 
-def _tokens(row: Any, tokenizer: Any, max_length: int, where: str) -> Tokens:
+def _tokens(row: Any, tokenizer: Any, max_length: int, positions: int | None, where: str) -> Tokens:
     if isinstance(row, Row):
-        return encode(row if row.where else replace(row, where=where), tokenizer, max_length)
+        return encode(row if row.where else replace(row, where=where), tokenizer, max_length, positions)
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row is a Row or a mapping, but this is {type(row).__name__}")
     if "input_ids" not in row:
-        return encode(parse_row(row, where), tokenizer, max_length)
+        return encode(parse_row(row, where), tokenizer, max_length, positions)
     if row.get("labels") is None:
         raise UserError(f"{where}: it has input_ids and no labels; give labels, −100 where nothing is to be scored")
     ids, labels = _whole(row, "input_ids", where), _whole(row, "labels", where)
@@ -99,6 +112,8 @@ def _tokens(row: Any, tokenizer: Any, max_length: int, where: str) -> Tokens:
         raise UserError(f"{where}: none of its labels can be scored; give some that are not {IGNORED}")
     if len(kept) > max_length:
         raise UserError(f"{where}: the row has {len(kept)} tokens and max_length is {max_length}; raise it")
+    if positions is not None and len(kept) > positions:
+        raise UserError(f"{where}: the row has {len(kept)} tokens and the model {positions} positions; shorten it")
     known = range(len(tokenizer))
     for name, tokens in (("input_ids", ids), ("labels", [label for label in labels if label != IGNORED])):
         if other := [token for token in tokens if token not in known]:
@@ -119,16 +134,20 @@ def _whole(row: Mapping[str, Any], name: str, where: str) -> list[int]:
     return [int(value) for value in values.tolist()]
 
 
-def sets_of(given: Any, tokenizer: Any, max_length: int) -> Any:
+def sets_of(
+    given: Any, tokenizer: Any, max_length: int, positions: int | None = None, vocabulary: int | None = None
+) -> Any:
     """The evaluation rows: one set, or several by name. A set that is already tokenized, or None, is returned as is."""
     if given is None or isinstance(given, Rows):
         return given
     if not isinstance(given, Mapping):
-        return Rows(given, tokenizer, max_length)
+        return Rows(given, tokenizer, max_length, positions, vocabulary)
     if not given:
         raise UserError("eval_dataset: there are no sets; give at least one, or leave it out")
     return {
-        name: rows if isinstance(rows, Rows) else Rows(rows, tokenizer, max_length, f"eval_dataset[{name!r}]")
+        name: rows
+        if isinstance(rows, Rows)
+        else Rows(rows, tokenizer, max_length, positions, vocabulary, f"eval_dataset[{name!r}]")
         for name, rows in given.items()
     }
 
@@ -153,8 +172,10 @@ def answered(model: nn.Module, batch: Batch, *, outputs: bool) -> tuple[Tensor, 
     """
     if not outputs:
         return *sequence_log_probs(model, batch), None
-    given = model(**model_inputs(batch))
+    given = model(**model_inputs(model, batch))
     labels = batch["labels"]
+    if given.logits.shape[1] != labels.shape[1]:  # an adapter's own prompt has logits, too
+        given.logits = given.logits[:, -labels.shape[1] :]
     rows, at = learnt(labels).nonzero(as_tuple=True)
     log_probs = -F.cross_entropy(given.logits[rows, at].float(), labels[rows, at + 1], reduction="none")
     return *per_sequence(log_probs, rows, len(labels)), given
@@ -212,7 +233,8 @@ def choose_metric(
         UserError: no evaluation, a metric that evaluations will not have, or the wrong direction for it.
     """
     by_metric = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-    stops = any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks)
+    kinds = [each if isinstance(each, type) else type(each) for each in callbacks]  # a Trainer takes classes, too
+    stops = any(issubclass(kind, EarlyStoppingCallback) for kind in kinds)
     best = args.load_best_model_at_end or args.save_strategy == "best"
     if args.metric_for_best_model is None and not (best or stops or by_metric):
         return

@@ -49,9 +49,10 @@ from .folder import (
     written,
 )
 from .folder import check as check_folder
+from .hashes import digest
 from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
 from .points import Run, points_of
-from .resolved import Origin, Resolved, digest
+from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
 from .schedule import Turn, equal_weights
 from .stopping import Best
@@ -222,6 +223,10 @@ def train(
 
     watch = Watch(points, measure, bar, best, paused if config.pause else None)
     checkpoints_folder = folder / CHECKPOINTS
+    held: dict[str, Any] = {}
+    if config.retain_bound is not None:
+        warmup = round(config.multiplier_warmup * steps)
+        held = {"bound": config.retain_bound, "multiplier_lr": config.multiplier_lr, "multiplier_warmup": warmup}
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -252,11 +257,10 @@ def train(
                 if name == "retain" and config.multiplier_start is not None
                 else {**task.weights, **config.weights}.get(name, 1.0),
                 resolved.refusals,
-                bound=config.retain_bound if name == "retain" else None,
-                multiplier_lr=config.multiplier_lr,
-                multiplier_warmup=round(config.multiplier_warmup * steps),
+                **held if name == "retain" else {},
             )
             for name in task.objectives
+            if any(name in turn for turn in turns)
         },
         turns=turns,
         processing_class=tokenizer,

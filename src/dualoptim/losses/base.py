@@ -52,7 +52,7 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
     if head is None and _keeps_logits(model):
         kept = {"logits_to_keep": labels.shape[1] - int(at.min())}
     with _head_at(head, labels.shape, rows * labels.shape[1] + at) as chosen:
-        logits = model(**model_inputs(batch), **kept).logits
+        logits = model(**model_inputs(model, batch), **kept).logits
     # Counted from the end, as logits may lack the first positions, or begin with those of an adapter's own prompt.
     logits = logits[0] if chosen else logits[rows, at - labels.shape[1]]
     return Labelled(logits.float(), labels[rows, at + 1], rows)
@@ -72,7 +72,7 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
     labels = batch["labels"]
     rows, at = _predicting(labels)
     with _head_at(_head(model), labels.shape, rows[:1]):  # logits are not needed; one position is the fewest
-        states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
+        states = model(**model_inputs(model, batch), output_hidden_states=True).hidden_states
     check_layer(layer, len(states) - 1)  # the first are the embeddings
     return states[layer + 1][rows, at - labels.shape[1]].float(), rows  # from the end, as above
 
@@ -83,10 +83,11 @@ def check_layer(layer: int, count: int) -> None:
         raise ValueError(f"layer {layer}: the model has layers 0 to {count - 1}; choose one of them")
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What the model is called with."""
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model is called with; without its cache, if it has one."""
     names = ("input_ids", "attention_mask", "position_ids")
-    return {"use_cache": False, **{name: batch[name] for name in names if name in batch}}
+    cached = {"use_cache": False} if _takes(model, "use_cache") else {}
+    return {**cached, **{name: batch[name] for name in names if name in batch}}
 
 
 def per_sequence(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -143,6 +144,12 @@ def _head(model: nn.Module) -> nn.Module | None:
         return None
     found = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     return found if isinstance(found, nn.Module) else None
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's forward pass has an argument, by its name or among any."""
+    parameters = inspect.signature(_inner(model).forward).parameters
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def _keeps_logits(model: nn.Module) -> bool:

@@ -57,7 +57,7 @@ class KL(Loss):
         if not self.every_position:
             return labelled(model, batch).logits
         # Without the positions of an adapter's own prompt, which come first.
-        logits = model(**model_inputs(batch)).logits[:, -batch["input_ids"].shape[1] :]
+        logits = model(**model_inputs(model, batch)).logits[:, -batch["input_ids"].shape[1] :]
         return logits.flatten(0, 1).float()
 
 

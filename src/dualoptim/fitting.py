@@ -1,0 +1,105 @@
+"""Whether a model, its reference, its optimizer and its rows fit together; what does not is refused before training."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from .data import Tokens
+from .errors import UserError
+from .reference import AtStart
+
+logger = logging.getLogger(__name__)
+
+SAMPLED = 1024  # numbers of each frozen parameter that tell it from another
+
+
+def check_trained(model: nn.Module, reference: Any) -> None:
+    """Refuse a model of which nothing is trained, and a reference that would change with the model."""
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise UserError(
+            "model: none of its parameters requires a gradient, so nothing would be trained; load an adapter with "
+            "is_trainable=True, or set requires_grad"
+        )
+    if isinstance(reference, nn.Module) and not isinstance(reference, AtStart):
+        shared = next((trained[id(p)] for p in reference.parameters() if id(p) in trained), None)
+        if shared is not None:
+            raise UserError(
+                f"reference: it shares {shared} with the model, so it would change with it; give a copy made before "
+                "(copy.deepcopy), or leave it out where only a part of the model is trained"
+            )
+
+
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Refuse an optimizer that holds none of the parameters that are trained; log those that it lacks."""
+    held = {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}
+    trained = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
+    lacking = [name for name, key in trained.items() if key not in held]
+    if len(lacking) == len(trained):
+        raise UserError(
+            "optimizers: the optimizer holds none of the model's trained parameters; make it of the model as it is "
+            "handed over, after an adapter is added or the model is moved"
+        )
+    if lacking:
+        logger.warning("the optimizer lacks %d trained parameters, which stay: %s first", len(lacking), lacking[0])
+
+
+def check_vocabulary(model: nn.Module, reference: Any) -> None:
+    """Refuse a reference with another number of outputs than the model, where a loss compares all of them."""
+    sizes = [_outputs(each) for each in (model, reference)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise UserError(
+            f"reference: its vocabulary has {sizes[1]} tokens and the model's {sizes[0]}; give a copy of the model as "
+            "it is trained, with the same embeddings"
+        )
+
+
+def _outputs(model: Any) -> int | None:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return getattr(head, "out_features", None)
+
+
+def check_ids(where: str, tokens: Tokens, vocabulary: int | None, tokenizer: Any) -> None:
+    """Refuse a row with a token that a model of so many does not have; None for any number."""
+    if vocabulary is not None and (most := max(tokens.input_ids)) >= vocabulary:
+        raise UserError(
+            f"{where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the model has "
+            f"{vocabulary}; resize its embedding, or take its own tokenizer"
+        )
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """The number of tokens that a model has an embedding of; None where it does not say."""
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return getattr(table, "num_embeddings", None)
+
+
+def frozen(model: nn.Module) -> str | None:
+    """A hash of what is not trained of a model, of so many numbers of each parameter; None where all is trained.
+
+    None also where it is spread over ranks. With other frozen weights a checkpoint's adapter is another model.
+    """
+    digest, some = hashlib.sha256(), False
+    for name, p in model.named_parameters():
+        if p.is_meta or hasattr(p, "ds_id") or hasattr(p, "device_mesh"):
+            return None
+        if not p.requires_grad:
+            some = True
+            values = p.detach().flatten()
+            picked = values[:: max(1, values.numel() // SAMPLED)].cpu()
+            numbers = picked.double() if picked.is_floating_point() else picked.long()
+            digest.update(f"{name} {tuple(p.shape)}".encode() + numbers.numpy().tobytes())
+    return digest.hexdigest() if some else None
+
+
+def settings_of(optimizer: Any, given: tuple[Any, Mapping[str, Any]] | None) -> list[Any]:
+    """The class and settings of an optimizer that is given, made or to be made."""
+    if given is not None:
+        return [getattr(given[0], "__name__", str(given[0])), dict(given[1])]
+    groups = getattr(optimizer, "param_groups", [])
+    return [type(optimizer).__name__, [{k: v for k, v in group.items() if k != "params"} for group in groups]]

@@ -1,0 +1,324 @@
+"""What does not fit together is refused by `UnlearnTrainer` in a sentence, before a step is taken."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    EarlyStoppingCallback,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainingArguments,
+)
+
+from dualoptim import DualOptimPlus, UnlearnTrainer
+from dualoptim.causal import check_causal
+from dualoptim.combine import pcgrad
+from dualoptim.data import Draw, ObjectiveRows, Plan, question
+from dualoptim.errors import UserError
+from dualoptim.losses import GD, IDK, KL, LOSSES, NPO, RMU
+from dualoptim.schedule import by_turns, in_proportion, jointly
+from dualoptim.trainer import Objective
+
+from . import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
+
+FORGET = [question(f"What is {i}?", f"It is {'x' * (1 + i % 5)}.", f"forget {i}") for i in range(8)]
+RETAIN = [question(f"Who is {i}?", f"That is {'y' * (1 + i % 7)}.", f"retain {i}") for i in range(8)]
+TURNS = by_turns({"forget": 1, "retain": 1}, 2, 4)
+PLUS = (DualOptimPlus, {"lr": 1e-3})
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def lora(model: Any) -> Any:
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+def trainer(folder: Path, model: Any = None, **given: Any) -> UnlearnTrainer:
+    arguments = {"save_strategy": "no", "max_grad_norm": 0.0, **given.pop("arguments", {})}
+    own = {
+        "objectives": {
+            "forget": Objective(FORGET, given.pop("loss", LOSSES["GA"]()), refusals=given.pop("refusals", ())),
+            "retain": Objective(RETAIN, given.pop("keep", GD())),
+        },
+        "turns": TURNS,
+        "processing_class": tiny.tokenizer(),
+        **({} if given.get("optimizers") else {"optimizer_cls_and_kwargs": PLUS}),
+        "diagnostics_every": 0,
+    }
+    return UnlearnTrainer(
+        tiny.model() if model is None else model,
+        TrainingArguments(str(folder), report_to="none", use_cpu=True, disable_tqdm=True, **arguments),
+        **{**own, **given},
+    )
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+# Joint steps
+
+
+@pytest.mark.parametrize(("ratio", "size", "steps"), [((1, 2), 4, 60), ((1, 5), 8, 60), ((1, 5), 40, 30)])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_joint_steps_hold_the_sequences_that_the_schedule_says(
+    ratio: tuple[int, int], size: int, steps: int, micro_batches: int
+) -> None:
+    turns = jointly(dict(zip(("forget", "retain"), ratio, strict=True)), size, steps)
+    rows = ObjectiveRows({"forget": FORGET, "retain": RETAIN}, {}, tiny.tokenizer(), 100)
+    batches = list(Plan(turns, rows, micro_batches, 0))
+    served = [
+        Counter(draw.objective for batch in batches[at : at + micro_batches] for draw in batch)
+        for at in range(0, len(batches), micro_batches)
+    ]
+    assert served == [Counter(turn) for turn in turns]
+    assert all(batches)
+    for name in ("forget", "retain"):  # every row once in a pass; the last window may span two
+        drawn = Counter(draw.row for batch in batches for draw in batch if draw.objective == name)
+        assert max(drawn.values()) - min(drawn.values()) <= 2
+
+
+def test_steps_of_no_sequences_and_rules_without_joint_steps_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="step 0 has 0 sequences of 'forget'; give 1 or more"):
+        trainer(tmp_path, turns=[{"forget": 0, "retain": 4}])
+    with pytest.raises(UserError, match="combine: no turn serves several objectives"):
+        trainer(tmp_path, combine=pcgrad)
+    for ratio in ({"a": 1, "b": 0.5}, {"a": 0, "b": 0}, {}):
+        with pytest.raises(ValueError, match="a whole number > 0 for each objective"):
+            by_turns(ratio, 4, 4)  # type: ignore[arg-type]
+
+
+def test_an_objective_that_no_step_serves_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, turns=in_proportion({"retain": 1}, 2, 2))
+    assert "turns serve 'forget' at no step" in caplog.text
+
+
+# Objectives
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"refusals": "I don't know."}, "refusals: give a list of texts"),
+        ({"refusals": ["No.", " "]}, "refusals: give a list of texts, none of them empty"),
+        ({"weight": float("nan")}, "weight must be a finite number, but is nan"),
+        ({"bound": 1.0, "multiplier_lr": float("inf")}, "multiplier_lr must be a finite number"),
+        ({"multiplier_lr": 0.5}, "there is no multiplier without bound"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_told(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Objective(FORGET, IDK(), **given)
+
+
+# Models
+
+
+def test_models_that_see_what_follows_are_refused_and_causal_ones_are_not(tmp_path: Path) -> None:
+    bert = BertLMHeadModel(BertConfig(vocab_size=260, **SIZES))
+    with pytest.raises(UserError, match="BertLMHeadModel sees the tokens after a position"):
+        trainer(tmp_path, bert)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    with pytest.raises(UserError, match="has an encoder and a decoder; take a causal language model"):
+        trainer(tmp_path, BartForConditionalGeneration(BartConfig(vocab_size=260, **sizes, **heads)))
+    check_causal(BertLMHeadModel(BertConfig(vocab_size=260, is_decoder=True, **SIZES)))
+    check_causal(tiny.model().to(torch.bfloat16))
+    with torch.device("meta"):
+        check_causal(tiny.model())
+
+
+def test_a_saved_model_that_sees_what_follows_is_not_loaded(tmp_path: Path) -> None:
+    from dualoptim.models import load_model
+
+    BertLMHeadModel(BertConfig(vocab_size=260, **SIZES)).save_pretrained(tmp_path / "bert")
+    tiny.tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match=r"model '.*bert': BertLMHeadModel sees the tokens after a position"):
+        load_model(str(tmp_path / "bert"))
+
+
+def test_a_model_of_which_nothing_is_trained_is_told(tmp_path: Path) -> None:
+    lora(tiny.model()).save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(tiny.model(), str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match="nothing would be trained; load an adapter with is_trainable=True"):
+        trainer(tmp_path, loaded)
+
+
+def test_a_reference_that_changes_with_the_model_is_told_and_nothing_is_frozen(tmp_path: Path) -> None:
+    model = tiny.model()
+    with pytest.raises(UserError, match=r"reference: it shares .* with the model"):
+        trainer(tmp_path, model, loss=NPO(), reference=model)
+    base = tiny.model()
+    adapted = lora(base)
+    with pytest.raises(UserError, match=r"reference: it shares .*lora.* with the model"):
+        trainer(tmp_path, adapted, loss=NPO(), reference=base)
+    assert all(p.requires_grad for p in model.parameters())
+    assert any(p.requires_grad for p in adapted.parameters())
+
+
+def test_a_reference_of_another_vocabulary_is_told_where_all_outputs_are_compared(tmp_path: Path) -> None:
+    other = tiny.model()
+    other.resize_token_embeddings(264)
+    with pytest.raises(UserError, match="reference: its vocabulary has 264 tokens and the model's 260"):
+        trainer(tmp_path, keep=KL(), reference=other)
+    trainer(tmp_path, loss=NPO(), reference=other)
+
+
+def test_an_adapter_that_peft_does_not_hold_is_told(tmp_path: Path) -> None:
+    model = tiny.model()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(UserError, match=r"use peft\.get_peft_model"):
+        trainer(tmp_path, model)
+
+
+def test_an_optimizer_of_other_parameters_is_told_and_one_that_lacks_some_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny.model()
+    made = DualOptimPlus([p.clone().detach().requires_grad_() for p in base.parameters()])
+    with pytest.raises(UserError, match="holds none of the model's trained parameters"):
+        trainer(tmp_path, base, optimizers=(made, None))
+    some = DualOptimPlus(base.model.layers.parameters())
+    trainer(tmp_path, base, optimizers=(some, None))
+    assert "the optimizer lacks 3 trained parameters" in caplog.text
+
+
+def test_a_layer_that_the_model_lacks_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layer 7: the model has layers 0 to 1"):
+        trainer(tmp_path, loss=RMU(), keep=LOSSES["RMURetain"](), reference=tiny.model())
+
+
+def test_a_models_forward_pass_need_not_know_of_a_cache(tmp_path: Path) -> None:
+    class Plain(type(tiny.model())):  # type: ignore[misc]
+        def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+            return super().forward(input_ids, attention_mask, labels=labels)
+
+    model = tiny.model()
+    model.__class__ = Plain
+    trainer(tmp_path, model).train()
+
+
+def test_a_processor_stands_for_its_tokenizer_and_a_callback_may_be_a_class(tmp_path: Path) -> None:
+    class Processor(SimpleNamespace):
+        pass
+
+    trainer(tmp_path, processing_class=Processor(tokenizer=tiny.tokenizer())).train()
+    with pytest.raises(UserError, match="early stopping and metric_for_best_model need evaluations"):
+        trainer(tmp_path, callbacks=[EarlyStoppingCallback])
+
+
+# Rows
+
+
+def test_rows_beyond_the_models_positions_or_vocabulary_are_told(tmp_path: Path) -> None:
+    small = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_positions=24, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(UserError, match=r"forget .: the row has .* positions, of which there are 24"):
+        trainer(tmp_path, small)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    rows = [question("What?", "A zebra.", "row 7")]
+    kept = {"retain": Objective(RETAIN, GD()), "forget": Objective(rows, LOSSES["GA"]())}
+    with pytest.raises(UserError, match="row 7: holds the token 'zebra', number 260, and the model has 260"):
+        trainer(tmp_path, objectives=kept, processing_class=tokenizer)
+    with pytest.raises(UserError, match="eval_dataset, row 1: holds the token 'zebra'"):
+        trainer(tmp_path, eval_dataset=rows, processing_class=tokenizer)
+
+
+def test_a_refusal_that_is_too_long_is_told_before_training(tmp_path: Path) -> None:
+    refusals = ["No.", "I do not know anything about that at all" * 3, "Never."]
+    with pytest.raises(UserError, match=r"forget 0: the row has .* max_length 90 would cut"):
+        trainer(tmp_path, loss=IDK(), refusals=refusals, max_length=90)
+    wrong = [question("What?", "That.", "row 3", instead=["a", "list"])]
+    kept = {"retain": Objective(RETAIN, GD()), "forget": Objective(wrong, IDK(), refusals=["No."])}
+    with pytest.raises(UserError, match="row 3: the row's 'instead' is"):
+        trainer(tmp_path, objectives=kept)
+
+
+def test_what_the_reference_says_of_a_refusal_is_known_whether_its_draw_counts_or_not() -> None:
+    rows = ObjectiveRows({"forget": FORGET}, {"forget": ["No.", "Never."]}, tiny.tokenizer(), 100)
+    rows.reference_log_probs = dict.fromkeys(rows.drawn([Draw("forget", 0, 1)]), -1.0)
+    assert rows[Draw("forget", 0, 1, counts=False)].refused_log_prob == -1.0
+
+
+def test_virtual_tokens_do_not_shift_what_is_evaluated(tmp_path: Path) -> None:
+    shapes: list[Any] = []
+
+    def metrics(given: Any) -> dict[str, float]:
+        shapes.append((given.predictions.shape[:2], given.label_ids.shape))
+        return {}
+
+    torch.manual_seed(0)
+    prompted = get_peft_model(tiny.model(), PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"))
+    plain = trainer(tmp_path, prompted, eval_dataset=RETAIN).evaluate()
+    full = trainer(tmp_path, prompted, eval_dataset=RETAIN, compute_metrics=metrics).evaluate()
+    assert full["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+    assert [a == b for a, b in shapes] == [True]
+
+
+# Resuming
+
+SAVED = {"save_strategy": "steps", "save_steps": 2}
+
+
+def test_a_resumed_adapter_is_compared_with_the_runs_start(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = lora(tiny.model())
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer(tmp_path, model, keep=KL(), arguments=SAVED).train()
+    whole = weights(model)
+    begun = PeftModel.from_pretrained(tiny.model(), str(tmp_path / "checkpoint-2"), is_trainable=True)
+    again = trainer(tmp_path, begun, keep=KL(), arguments=SAVED)
+    again.train(str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(begun), whole)
+    assert all(torch.equal(copied, start[name]) for name, copied in again.reference.copies.items())
+
+
+def test_an_adapter_does_not_go_on_upon_other_frozen_weights(tmp_path: Path) -> None:
+    trainer(tmp_path, lora(tiny.model(0)), arguments=SAVED).train()
+    with pytest.raises(ValueError, match="a run with another set of frozen weights"):
+        trainer(tmp_path, lora(tiny.model(7)), arguments=SAVED).train(True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"optimizer_cls_and_kwargs": (DualOptimPlus, {"lr": 1e-1})}, "optimizer"),
+        ({"optimizer_cls_and_kwargs": (DualOptimPlus, {"lr": 1e-3, "lr_scales": {"forget": 9.0}})}, "optimizer"),
+        ({"optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 1e-3})}, "optimizer"),
+        ({"loss": NPO(), "reference": tiny.model()}, "set of losses"),
+        ({"loss": LOSSES["SimNPO"]()}, "set of losses"),
+        ({"arguments": {**SAVED, "lr_scheduler_type": "constant"}}, "optimizer"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(changed: dict[str, Any], what: str, tmp_path: Path) -> None:
+    trainer(tmp_path, arguments=SAVED).train()
+    with pytest.raises(ValueError, match=f"a run with another {what}"):
+        trainer(tmp_path, **{"arguments": SAVED, **copy.deepcopy(changed)}).train(True)
+
+
+def test_early_stopping_of_ones_own_kind_goes_on_counting(tmp_path: Path) -> None:
+    class Patient(EarlyStoppingCallback):
+        pass
+
+    evaluated = {**SAVED, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
+    given = {"eval_dataset": RETAIN, "arguments": {**evaluated, "greater_is_better": True}, "loss": GD(), "keep": GD()}
+    ends = [trainer(tmp_path, callbacks=[Patient(2)], **given)]
+    ends[0].train()
+    assert json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())["stateful_callbacks"]["Patient"]
+    ends.append(trainer(tmp_path, callbacks=[Patient(2)], **given))
+    ends[1].train(str(tmp_path / "checkpoint-2"))
+    assert ends[0].state.global_step == ends[1].state.global_step < len(TURNS)
