@@ -146,7 +146,7 @@ TINY = Study(
             + _of("SimNPO", SHORT, MAIN)
             + _of("ME", SHORT, MAIN)
             + [cell for loss in ("IDK", "SimNPO", "ME") for cell in _of(loss, SHORT, SCALED)]
-            + _of("NPO", LONG, SCALED[-1:])
+            + _of("NPO", LONG, SCALED)
         )
     ),
     {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
