@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from dualoptim.reading import json_lines
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -122,7 +124,7 @@ class Study:
     def lines(self, stage: str = "report") -> list[dict[str, Any]]:
         """The raw results."""
         file = self.file(stage)
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        return json_lines(file.read_text(encoding="utf-8")) if file.is_file() else []
 
     def losses(self) -> list[str]:
         """What is asked for."""
@@ -279,8 +281,7 @@ def _attacks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 def _scores(entry: Mapping[str, Any], records: Path) -> dict[str, Any]:
     """Each row's probability after training, and the means before."""
     after: dict[str, list[list[Any]]] = {"forget": [], "held_out": [], "retain": []}
-    for line in records.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in json_lines(records.read_text(encoding="utf-8")):
         if record["when"] == "after":
             p = math.exp(-record["nll"]) if record["nll"] is not None else 0.0
             after[record["set"]].append([record["cluster"].rpartition(" ")[2], round(p, 4)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dualoptim.reading import json_lines
 from evidence import METHODS, STUDIES, Cell, Study, chosen, reported, score, tuning
 
 HERE = Path(__file__).parent
@@ -212,7 +212,7 @@ def quadratics() -> list[str]:
     """What each method left above the optimum, in parts of a thousand of what there was."""
     if not QUADRATICS.is_file():
         return []
-    lines = [json.loads(line) for line in QUADRATICS.read_text(encoding="utf-8").splitlines()]
+    lines = json_lines(QUADRATICS.read_text(encoding="utf-8"))
     methods = list(dict.fromkeys(line["key"][1] for line in lines))
     left = {tuple(line["key"]): line for line in lines}
     made = ["| objectives | " + " | ".join(methods) + " |", "|---|" + "--:|" * len(methods)]

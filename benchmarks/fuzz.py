@@ -24,6 +24,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
+from dualoptim.reading import json_lines
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import fuzz
 
@@ -75,11 +77,7 @@ def table(out: Path) -> str:
     total: Counter[str] = Counter()
     seconds = 0.0
     for area in SHARES:
-        entries = (
-            [json.loads(line) for line in _file(out, area).read_text().splitlines()]
-            if _file(out, area).exists()
-            else []
-        )
+        entries = _read(out, area)
         counts = Counter(entry["kind"] for entry in entries)
         spent = sum(entry["seconds"] for entry in entries)
         total, seconds = total + counts, seconds + spent
@@ -92,7 +90,7 @@ def table(out: Path) -> str:
 
 def _read(out: Path, area: str) -> list[dict[str, Any]]:
     path = _file(out, area)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return json_lines(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def _file(out: Path, area: str) -> Path:

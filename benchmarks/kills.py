@@ -42,6 +42,7 @@ from dualoptim.data import question
 from dualoptim.evaluation.numbers import Metric, Numbers, mean
 from dualoptim.evaluation.scoring import negative_log_likelihoods
 from dualoptim.models import source
+from dualoptim.reading import json_lines
 from dualoptim.tasks import Task
 
 LOADED = ("unlearn", "report", "memorise", "tasks.files", "optim.backends.compiled")  # before anything is forked
@@ -516,7 +517,7 @@ def done() -> list[dict[str, Any]]:
     """The trials so far."""
     if not TRIALS.is_file():
         return []
-    return [json.loads(line) for line in TRIALS.read_text(encoding="utf-8").splitlines()]
+    return json_lines(TRIALS.read_text(encoding="utf-8"))
 
 
 def plan(kills: int, writes: int) -> Iterator[tuple[str, str, int]]:

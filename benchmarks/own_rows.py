@@ -28,6 +28,7 @@ from typing import Any
 from dualoptim import runs
 from dualoptim.data import read_rows
 from dualoptim.memorise import memorised
+from dualoptim.reading import json_lines
 
 ROWS = Path("examples/own_rows")
 CASES = ("one_fact", "person", "secret_phrase", "phone_number", "style", "wrong_belief", "author", "topic")
@@ -86,7 +87,7 @@ def shows(goal: str, before: Mapping[str, Any]) -> bool:
 
 def lines() -> list[dict[str, Any]]:
     """What was measured: case, goal, method, seed, date, before, after, seconds, verdict, stopped."""
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.is_file() else []
+    return json_lines(LINES.read_text(encoding="utf-8")) if LINES.is_file() else []
 
 
 def key(entry: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from dualoptim import DualOptim, DualOptimPlus  # noqa: E402
+from dualoptim.reading import json_lines  # noqa: E402
 from variants import Variant  # noqa: E402
 
 RAW = HERE / "evidence" / "quadratics.jsonl"
@@ -123,7 +124,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     RAW.parent.mkdir(exist_ok=True)
-    done = [json.loads(line)["key"] for line in RAW.read_text().splitlines()] if RAW.is_file() else []
+    done = [line["key"] for line in json_lines(RAW.read_text(encoding="utf-8"))] if RAW.is_file() else []
     for name, case in CASES.items():
         for method in METHODS:
             if [name, method] in done:

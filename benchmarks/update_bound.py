@@ -27,6 +27,7 @@ from dualoptim.evaluation.scoring import negative_log_likelihoods, question_reco
 from dualoptim.losses import LOSSES
 from dualoptim.memorise import memorised
 from dualoptim.models import device_and_precision, load_model, load_tokenizer
+from dualoptim.reading import json_lines
 from dualoptim.recipe_files import recipes_folder
 from dualoptim.schedule import by_turns
 from dualoptim.tasks.tofu import Tofu
@@ -175,7 +176,7 @@ def main() -> None:
     task = Tofu(data_dir=arguments.data_dir, **settings)
     folder = memorised("smollm2", [*task.objectives["forget"], *task.objectives["retain"]])
     OUT.parent.mkdir(exist_ok=True)
-    done = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.is_file() else []
+    done = json_lines(OUT.read_text(encoding="utf-8")) if OUT.is_file() else []
     for loss in arguments.losses:
         for rule in arguments.rules:
             setting = {"loss": loss, "rule": rule, "lr": arguments.lr, "seed": arguments.seed}

@@ -16,7 +16,7 @@ from dualoptim import arguments, cli, fast, points, runs, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
-from dualoptim.folder import ENTRY, LOCK
+from dualoptim.folder import ENTRY, LOCK, RECORDS
 from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
 from dualoptim.models import load_model, load_tokenizer
 
@@ -377,4 +377,28 @@ def test_rows_without_clusters_count_each_and_a_mean_of_something_else_has_no_in
     low, high = point["intervals"][plane[0]]
     assert high - low == pytest.approx(2 * 1.96 * np.std(rows) / math.sqrt(50), rel=0.15)
     (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.9, plane[1]: 0.5}, tmp_path)], plane)
+    assert point["intervals"] == {}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_line_separator_in_a_row_costs_no_interval(tmp_path: Path, separator: str) -> None:
+    rows = [
+        {"set": "forget", "question": f"Who{separator}is {i}?", "answer": "A baker.", "nll": i / 9} for i in range(9)
+    ]
+    runs.write_records(tmp_path / RECORDS, rows, rows, None, private=False)
+    value = float(np.mean([math.exp(-row["nll"]) for row in rows]))
+    plane = ("forget_probability", "retain_probability")
+    (point,) = points.points_of([run_of("A", 0, {plane[0]: value}, tmp_path)], plane)
+    assert "forget_probability" in point["intervals"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"when": "after", "set"', b"[1]\n", b"\xff\n", b'{"when": "after", "set": "forget", "nll": -1e9}\n', None],
+)
+def test_records_that_cannot_be_read_give_no_interval_and_no_error(tmp_path: Path, text: bytes | None) -> None:
+    if text is not None:
+        (tmp_path / RECORDS).write_bytes(text)
+    plane = ("forget_probability", "retain_probability")
+    (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.5}, tmp_path)], plane)
     assert point["intervals"] == {}

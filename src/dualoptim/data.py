@@ -7,7 +7,6 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import re
 import unicodedata
@@ -29,6 +28,7 @@ from .errors import UserError
 from .forms import conversation, text_of
 from .forms import texts as texts
 from .losses import IGNORED
+from .reading import json_lines
 from .reading import read_records as read_records
 from .reading import read_table as read_table
 from .schedule import Turn
@@ -80,7 +80,7 @@ def question(text: str, answer: str, where: str = "", **fields: Any) -> Row:
 def asset(name: str) -> list[dict[str, Any]]:
     """The JSON lines of a file that comes with the package."""
     text = resources.files("dualoptim").joinpath("assets", name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return json_lines(text)
 
 
 def read_rows(path: str | Path) -> list[Row]:

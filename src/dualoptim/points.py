@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .folder import RECORDS
+from .reading import json_lines
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -130,20 +131,28 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 # For metrics that are means over a set of records, named by the set and an ending: ending → a record's own score.
 OF_ROWS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "_probability": lambda record: math.exp(-record["nll"]),
-    "_rouge_l": lambda record: record["rouge_l"],
+    "_rouge_l": lambda record: float(record["rouge_l"]),
 }
 
 
 def _clusters(path: Path, name: str, value: float) -> Clusters:
-    """The clusters' sums and sizes, if a metric is a mean over a run's records after training; else empty."""
+    """The clusters' sums and sizes, if a metric is a mean over a run's records after training; else empty.
+
+    A file that cannot be read gives none either: the run is finished, and an interval must not cost its results.
+    """
     end = next((end for end in OF_ROWS if name.endswith(end)), None)
-    if end is None or not path.is_file():
+    if end is None:
+        return ()
+    try:
+        records = json_lines(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return ()
     found: dict[Any, list[float]] = {}
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        record = json.loads(line)
+    for i, record in enumerate(records):
+        if not isinstance(record, dict):
+            return ()
         if record.get("when") == "after" and record.get("set") == name.removesuffix(end):
-            with suppress(KeyError, TypeError):
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
                 found.setdefault(record.get("cluster", i), []).append(OF_ROWS[end](record))
     rows = [score for scores in found.values() for score in scores]
     if not rows or abs(fmean(rows) - value) > 1e-6:  # a mean of something else
