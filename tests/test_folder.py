@@ -86,6 +86,46 @@ def test_a_resumed_run_removes_no_partial_file_but_its_own(run: Run, place: Path
     assert not (place / "out" / "results.json.partial").exists()
 
 
+def test_processes_that_write_one_file_at_the_same_time_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, into_place = tmp_path / "results.json", folder.into_place
+
+    def meanwhile(beside: Path, place: Path) -> None:
+        monkeypatch.setattr(folder, "into_place", into_place)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            folder.written(path, "the other's")
+        into_place(beside, place)
+
+    monkeypatch.setattr(folder, "into_place", meanwhile)
+    folder.written(path, "mine")
+    assert path.read_text() == "mine"
+    assert [found.name for found in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_interrupted_writing_left_is_known_by_either_name_and_removed(tmp_path: Path) -> None:
+    ours = [
+        "results.json.partial",
+        "results.json.0a1b2c3d-4711.partial",
+        "model.partial",
+        "forget.jsonl.ffffffff-1.partial",
+    ]
+    theirs = ["notes.0a1b2c3d-4711.partial", "notes.partial", "results.json.mine.partial"]
+    (tmp_path / "env.json").write_text('{"rows": ["forget.jsonl"]}')
+    for name in (*ours, *theirs):
+        (tmp_path / name).touch()
+    assert folder.foreign(tmp_path) == sorted(theirs)
+    folder.clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"env.json", *theirs}
+    with folder.owned(tmp_path / "sub", {}, resume=True, overwrite=False, share="1-of-2") as shared:
+        (shared / ours[1]).touch()
+        with folder.owned(shared, {}, resume=True, overwrite=False, share="2-of-2"):
+            assert (shared / ours[1]).exists()  # another shard may be writing it
+    with folder.owned(shared, {}, resume=True, overwrite=False):
+        assert not (shared / ours[1]).exists()
+
+
 def test_a_link_to_a_folder_is_emptied_and_stays(run: Run, place: Path) -> None:
     (place / "elsewhere").mkdir()
     (place / "out").symlink_to(place / "elsewhere")

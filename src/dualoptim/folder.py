@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +29,8 @@ WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKP
            SPACE, RECIPE, LOCK}  # fmt: skip
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several methods, or of one of several parts
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
+# What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
+_PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # operating systems put these anywhere
 
 
@@ -47,12 +51,22 @@ def foreign(folder: Path) -> list[str]:
     found = []
     written = WRITTEN | rows_of(folder)
     for path in sorted(folder.iterdir()):
-        name = path.name.removesuffix(".partial")
+        name = partial_of(path) or path.name
         if OWN_RUN.match(name) and path.is_dir() and not path.is_symlink():
             found += [f"{path.name}/{other}" for other in foreign(path)]
         elif name not in written and path.name not in NOBODYS and not _LOCKS.fullmatch(name):
             found.append(path.name)
     return found
+
+
+def partial_of(path: Path) -> str | None:
+    """The name of the file or folder that a partial one is to become; None for those that are not partial.
+
+    >>> partial_of(Path("out/results.json.0a1b2c3d-4711.partial")), partial_of(Path("out/model.partial"))
+    ('results.json', 'model')
+    """
+    found = _PARTIAL.fullmatch(path.name)
+    return found["of"] if found else None
 
 
 def rows_of(folder: Path) -> set[str]:
@@ -144,6 +158,8 @@ def _owned(
         raise UserError(f"out {folder}: cannot be written to ({error.strerror}); give another folder") from None
     try:
         check(folder, inputs, resume=resume, overwrite=overwrite)  # again: a run may just have ended
+        if share is None:
+            clear(folder)
         yield
     finally:
         if made and all(_LOCKS.fullmatch(path.name) for path in folder.iterdir()):  # nothing came of it
@@ -176,7 +192,9 @@ def written(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written, as on a full disk; the error names the file.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # Of this process alone: several shards may write the results of all runs at the same time.
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    partial = path.with_name(f"{path.name}.{host}-{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         into_place(partial, path)
@@ -194,9 +212,9 @@ def emptied(folder: Path) -> None:
 
 @ranks.first_only
 def clear(folder: Path) -> None:
-    """Remove what interrupted writing left behind."""
-    partial = {f"{name}.partial" for name in WRITTEN | rows_of(folder)}
-    _remove(path for path in folder.iterdir() if path.name in partial)
+    """Remove what interrupted writing left behind, in a folder that no other process has."""
+    written = WRITTEN | rows_of(folder)
+    _remove(path for path in folder.iterdir() if partial_of(path) in written)
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -486,8 +486,6 @@ def _saved(of: Resolved) -> list[str]:
 
 
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
-    clear(folder)
-
     def own_folder(method: str, seed: int) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
 
