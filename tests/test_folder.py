@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from dualoptim import cli, folder, models, report, reporting, runs, unlearn
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
+from dualoptim.schema import misfit
 
 from . import tiny
 from .test_cli import errors
@@ -373,6 +374,23 @@ def test_a_private_run_writes_no_text_of_rows_or_replies(
              "--scores", "scores.json", "--private", "true"]  # fmt: skip
     assert cli.main(plain) == 0
     assert "hides" not in (place / "scores.json").read_text()
+
+
+def test_a_private_runs_results_keep_names_and_settings_that_are_also_words_of_its_rows() -> None:
+    found = whole_results(forget_accuracy=[0.5], perplexity=[None])
+    (entry,) = found["runs"]
+    settings = {"optimizer": "lower", "task_args": {"samples": 2, "notes": "lower"}}
+    entry |= {"config": settings, "verdict": "lower is gone", "not_computed": {"perplexity": "says lower"}}
+    said = runs.without(["lower", "facts", "perplexity"], {**found, "notes": ["lower, slower"]})
+    assert misfit(said) is None
+    assert said["metrics"] == found["metrics"]
+    assert said["notes"] == ["[private], slower"]
+    assert said["runs"][0] == entry | {
+        "samples": [], "verdict": "[private] is gone", "not_computed": {"perplexity": "says [private]"},
+    }  # fmt: skip
+    assert runs.without(["lower"], {"run": entry, "notes": []})["run"] == said["runs"][0]
+    assert runs.without([], found)["runs"][0]["samples"] == []  # private, and all its texts are short
+    assert runs.without(None, found) == found
 
 
 def test_a_dry_run_writes_nothing_and_shows_what_was_changed_first(

@@ -185,16 +185,16 @@ def run(
 class Keeps:
     """Writes a run's entry, with what results.json says about the task; for a private run, without any text of rows."""
 
-    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str]) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str] | None) -> None:
         self.path, self.about, self.secrets = path, about, secrets
 
     def __call__(self, entry: dict[str, Any]) -> None:
         runs.write_json(self.path, runs.without(self.secrets, {**self.about, "run": entry}))
 
 
-def secrets_of(of: Resolved) -> Sequence[str]:
-    """The texts that a run's files must not hold: all texts of its rows, if the run is private."""
-    return runs.texts_of(of.task) if of.config.private else ()
+def secrets_of(of: Resolved) -> Sequence[str] | None:
+    """The texts that a private run's files must not hold, all texts of its rows; None for other runs."""
+    return runs.texts_of(of.task) if of.config.private else None
 
 
 def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

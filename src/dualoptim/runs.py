@@ -243,19 +243,49 @@ def texts_of(task: Any) -> list[str]:
     return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
 
 
-def without(secrets: Sequence[str], value: Any) -> Any:
-    """Values with all texts of rows and all samples removed."""
-    if not secrets:
-        return value
+# What results have sentences under, which may quote a row. All else is numbers and names: of this package, of metrics,
+# and of settings, as they stand in config.resolved.yaml.
+SENTENCES = ("notes", "verdict", "stopped", "collapse", "not_computed", "tuned_on")
+
+
+def without(secrets: Sequence[str] | None, results: dict[str, Any]) -> dict[str, Any]:
+    """Results without samples, and without texts of rows in their sentences.
+
+    Args:
+        secrets: the texts of a private run's rows; None for a run that is not private, whose results stay as they are.
+        results: of results.json, or of one run in a plan.
+    """
+    if secrets is None:
+        return results
+
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: [] if key == "samples" else redacted(secrets, each) if key in SENTENCES else each
+            for key, each in values.items()
+        }
+
+    said = plain(results)
+    if "runs" in said:
+        said["runs"] = [plain(entry) for entry in said["runs"]]
+    if "run" in said:
+        said["run"] = plain(said["run"])
+    return said
+
+
+def redacted(secrets: Sequence[str], value: Any) -> Any:
+    """Sentences, in lists and mappings, with [private] in place of the secrets; only whole words are secrets.
+
+    >>> redacted(["art"], ["art is at the start"])
+    ['[private] is at the start']
+    """
     if isinstance(value, str):
-        # Whole words only: an answer "art" is not found in "start".
         for secret in secrets:
             if secret in value:  # rarely true, and much faster to test than the pattern
                 value = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", value)
         return value
     if isinstance(value, Mapping):
-        return {key: [] if key == "samples" else without(secrets, each) for key, each in value.items()}
-    return [without(secrets, each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: redacted(secrets, each) for key, each in value.items()}
+    return [redacted(secrets, each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:

@@ -311,7 +311,7 @@ def _check_space(folder: Path, space: Mapping[str, Any]) -> None:
 class _Timed(grid.Keeps):
     """Writes a trial's entry, with how long it took."""
 
-    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str]) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str] | None) -> None:
         super().__init__(path, about, secrets)
         self.began = time.monotonic()
 

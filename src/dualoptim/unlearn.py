@@ -508,9 +508,9 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         return results
     prepared, task = prepare(missing[0], folder / alternates.FILE if resume else None), missing[0].task
     config = missing[0].config
-    secrets = runs.texts_of(task) if config.private else ()
+    secrets = runs.texts_of(task) if config.private else None
     told = [*task.notes, *prepared.notes]
-    for note in runs.without(secrets, told):
+    for note in runs.redacted(secrets or (), told):
         print(note, flush=True)
     if overwrite:
         emptied(folder)
