@@ -66,6 +66,7 @@ def test_every_family_runs_from_one_command_and_its_numbers_come_from_its_record
         assert {name for name, value in entry["after"].items() if value is None} == set(entry["not_computed"])
         assert all(math.isfinite(value) for value in entry["after"].values() if value is not None)
         _, records = runs.read_records(place / "out" / f"{runs.slug(entry['method'])}-seed0")
+        assert task != "real_world" or all("refused" in r for r in records["after"] if r["set"] == "forget")
         hidden = [runs.hashed(record) for record in records["after"]]  # as a private run leaves them
         for left in (records["after"], hidden):
             assert tasks.find(task).numbers(left).numbers == entry["after"]
@@ -77,6 +78,31 @@ def test_every_family_runs_from_one_command_and_its_numbers_come_from_its_record
     assert cli.main(["report", "out", "more"]) == 0
     assert (place / "report.html").read_text(encoding="utf-8") == (place / "both.html").read_text(encoding="utf-8")
     assert cli.main(["report", "out", "out"]) == 2, "its own page would be replaced"
+
+
+@pytest.mark.parametrize("task", ["tofu", "real_world"])
+def test_records_of_a_private_run_make_the_same_numbers(task: str) -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    records: list[dict[str, Any]] = [{"set": "notes", "missing": {"cosine": "no model was given"}}]
+    for name in ("forget", "retain", "held_out", "holdout"):
+        rows = [
+            question(f"Who is {who}?", "a baker " * i + f"of {name}") for i, who in enumerate(["Ann", "Bo", "Cy"], 1)
+        ]
+        for record in scoring.question_records(model, tokenizer, rows, name, ask=False):
+            said = {"reply": "I'm sorry, but I can't help.", "rouge_l": 0.5, "rouge_1": 0.5, "token_entropy": 0.5, "known": True}
+            labels = {"idk_rouge_l": 0.5, "entailment": "entailment", "idk_entailment": "entailment"}
+            said |= {"refused": True} if task == "real_world" else {}
+            records.append({**record, **said, **labels, "paraphrased_nlls": [1.0], "perturbed_nlls": [2.0]})
+    plain = tasks.find(task).numbers(records)
+    assert tasks.find(task).numbers([runs.hashed(record) for record in records]) == plain
+    assert plain.numbers["forget_idk_entailment"] == 1.0
+    if task == "tofu":
+        lacking = [{key: value for key, value in r.items() if key != "zlib_bytes"} for r in records]
+        assert tasks.find(task).numbers(lacking) == plain
+        assert plain.numbers["auc_zlib"] is not None
+    else:
+        lacking = [{key: value for key, value in r.items() if key != "refused"} for r in records]
+        assert tasks.find(task).numbers(lacking).numbers["forget_refused"] == plain.numbers["forget_refused"] == 1.0
 
 
 def test_data_are_found_in_their_folder_beside_it_and_above_it(place: Path) -> None:

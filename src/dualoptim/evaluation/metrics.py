@@ -45,6 +45,7 @@ from .privacy import membership_zlib as membership_zlib
 from .privacy import min_k as min_k
 from .privacy import min_k_plus_plus as min_k_plus_plus
 from .privacy import privacy_leakage as privacy_leakage
+from .privacy import zlib_bytes as zlib_bytes
 from .robustness import leak_at_k as leak_at_k
 from .robustness import quantization_robustness as quantization_robustness
 from .robustness import relearning_robustness as relearning_robustness

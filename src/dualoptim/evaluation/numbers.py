@@ -31,7 +31,8 @@ def told(record: Record, key: str) -> list[Any]:
 
 ATTACKS: dict[str, Callable[[Record], float]] = {
     "loss": lambda r: metrics.membership_loss(r["nll"]),
-    "zlib": lambda r: metrics.membership_zlib(r["nll"], r["answer"]),
+    # Records of a private run have no text. Those of before lack the bytes.
+    "zlib": lambda r: -r["nll"] / (r["zlib_bytes"] if "zlib_bytes" in r else metrics.zlib_bytes(r["answer"])),
     "min_k": lambda r: metrics.min_k(told(r, "log_probs")),
     "min_k_40": lambda r: metrics.min_k(told(r, "log_probs"), LEAKAGE_K),
     "min_k_plus_plus": lambda r: metrics.min_k_plus_plus(told(r, "z")),

@@ -101,7 +101,12 @@ def membership_zlib(nll: float, text: str) -> float:
     >>> membership_zlib(2.0, "aaaa" * 100) < membership_zlib(2.0, "The quick brown fox jumps over the lazy dog.")
     True
     """
-    return -nll / len(zlib.compress(text.encode("utf-8")))
+    return -nll / zlib_bytes(text)
+
+
+def zlib_bytes(text: str) -> int:
+    """How many bytes a text has, compressed as `membership_zlib` does."""
+    return len(zlib.compress(text.encode("utf-8")))
 
 
 def membership_reference(nll: float, reference_nll: float) -> float:

@@ -308,10 +308,10 @@ def question_records(
 ) -> list[dict[str, Any]]:
     """Score rows by likelihood and by the model's own replies.
 
-    A record has ``set``, ``question``, ``answer``, the answer's ``nll`` (mean per token), ``probability`` and, token by
-    token, ``log_probs``, ``top1`` and ``z``, of which the last ``ended`` end the answer; for each kind of other
-    answers, a list of their mean negative log-likelihoods under ``{kind}_nlls``; and the model's ``reply`` with its
-    ``rouge_l``, ``rouge_1`` and ``token_entropy``.
+    A record has ``set``, ``question``, ``answer`` and its ``zlib_bytes``, the answer's ``nll`` (mean per token),
+    ``probability`` and, token by token, ``log_probs``, ``top1`` and ``z``, of which the last ``ended`` end the answer;
+    for each kind of other answers, a list of their mean negative log-likelihoods under ``{kind}_nlls``; and the model's
+    ``reply`` with its ``rouge_l``, ``rouge_1`` and ``token_entropy``.
 
     Args:
         name: the set's name, for every record and the progress bar; no bar without it.
@@ -335,6 +335,7 @@ def question_records(
                 "set": name,
                 "question": row.question,
                 "answer": row.answer,
+                "zlib_bytes": metrics.zlib_bytes(row.answer),
                 "nll": own.nll,
                 "probability": metrics.probability(own.nll),
                 "log_probs": [round(value, 5) for value in own.log_probs],

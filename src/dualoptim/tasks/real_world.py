@@ -195,7 +195,8 @@ class RealWorld(Task):
                 }
                 for row in rows
             ]
-            records += scoring.question_records(model, tokenizer, rows, name, others)
+            asked = scoring.question_records(model, tokenizer, rows, name, others)
+            records += [{**record, "refused": refuses(record["reply"])} for record in asked]
         asks = [row.prompt for row in self.facts]
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=FACT_TOKENS, progress="Asking, facts")
         for row, reply in zip(self.facts, given, strict=True):
@@ -251,7 +252,9 @@ def _forgetting(computed: Computed, prefix: str, name: str) -> None:
     """Refusals and the published aggregates on one set to forget."""
     part = computed.sets.get(name, [])
     none = None if part else f"the set {name} has no records"
-    computed.put(f"{name}_refused", lambda: mean([float(refuses(r["reply"])) for r in part]), none)
+    # Records of a private run have no text. Those of before lack the judgment.
+    said = [r["refused"] if "refused" in r else refuses(r["reply"]) for r in part]
+    computed.put(f"{name}_refused", lambda: mean([float(each) for each in said]), none)
     lacking = lacks(part, "idk_entailment", computed.notes)
     computed.put(f"{name}_idk_entailment", lambda: entailed(part, "idk_"), none, lacking)
     five = [f"{name}_{key}" for key in SIX if key != "token_entropy"]
