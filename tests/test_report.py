@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,33 @@ def test_several_runs_share_a_page_a_chapter_each() -> None:
     assert page.index("What was forgotten, and what was kept") < page.index("What each objective came to")
     assert "&lt;section" not in page, "chapters are not escaped twice"
     assert "<b>tiny</b>" not in page
+
+
+def test_a_reply_stands_under_its_own_question_whatever_parts_the_runs_are_of() -> None:
+    made = results(forget_accuracy=[0.5, 0.75], perplexity=[10.0, 8.0])
+    for number, entry in enumerate(made["runs"], 1):
+        entry["part"] = number
+        own, common = (
+            {
+                "set": "forget",
+                "question": name,
+                "answer": "A",
+                "before": f"before {name}",
+                "after": f"part {number}, {name}",
+            }
+            for name in (f"Q{number}", "both")
+        )
+        entry["samples"] = [own, common][::-1] if number == 2 else [own, common]
+    page = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", report.page(made)))
+    shown = page[page.index("Answers before and after") : page.index("Cost")]
+    replies = {part.split()[0]: part for part in re.split(r"(?= (?:Q1|Q2|both) forget)", shown)[1:]}
+    assert list(replies) == ["Q1", "both", "Q2"]
+    assert "before Q1" in replies["Q1"]
+    assert "part 1, Q1" in replies["Q1"]
+    assert "part 1, both" in replies["both"]
+    assert "part 2, both" in replies["both"]
+    assert "part 2, Q2" in replies["Q2"]
+    assert [name for name, part in replies.items() if "—" in part] == ["Q1", "Q2"]
 
 
 def test_what_mixing_costs_is_the_change_against_each_objective_alone() -> None:

@@ -501,11 +501,6 @@ def chapter(results: Mapping[str, Any]) -> str:
     heads, body = turned(*rows(results))
     of_runs = [look[entry["method"]] for entry in entries]
     is_turned = heads[1] == "before"
-    questions = [
-        {**sample, "replies": [entry["samples"][i]["after"] for entry in entries]}
-        for i, sample in enumerate(entries[0]["samples"])
-        if all(i < len(entry["samples"]) for entry in entries)  # parts of a task have different sets
-    ]
     forgets = "forget" in results.get("curves", {"forget": ""})
     return _render(
         "chapter.html.jinja",
@@ -528,10 +523,21 @@ def chapter(results: Mapping[str, Any]) -> str:
         ],
         labels=[label(entry, results) for entry in entries],
         of_runs=of_runs,
-        questions=questions,
+        questions=_questions(entries),
         settings=_settings(entries),
         **every,
     )
+
+
+def _questions(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every question that a run has a reply to, with every run's; a dash where a run has none, as parts differ."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for i, entry in enumerate(entries):
+        for sample in entry["samples"]:
+            key = tuple(sample[name] for name in ("set", "question", "answer"))
+            asked = found.setdefault(key, {**sample, "replies": ["—"] * len(entries)})
+            asked["replies"][i] = sample["after"]
+    return list(found.values())
 
 
 def _settings(entries: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
