@@ -14,9 +14,11 @@ from filelock import FileLock
 
 from dualoptim import arguments, cli, fast, points, runs, tasks, unlearn
 from dualoptim import tiny as tiny_tier
+from dualoptim.certify import measured
+from dualoptim.certify.evidence import Run
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
-from dualoptim.folder import ENTRY, LOCK, RECORDS
+from dualoptim.folder import ENTRY, LOCK, RECORDS, RESULTS
 from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
 from dualoptim.models import load_model, load_tokenizer
 
@@ -378,6 +380,33 @@ def test_rows_without_clusters_count_each_and_a_mean_of_something_else_has_no_in
     assert high - low == pytest.approx(2 * 1.96 * np.std(rows) / math.sqrt(50), rel=0.15)
     (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.9, plane[1]: 0.5}, tmp_path)], plane)
     assert point["intervals"] == {}
+
+
+@pytest.mark.parametrize("task", ["tofu", "lume", "muse", None, "facts"])
+def test_the_numbers_of_a_fast_run_are_made_again_of_its_records(
+    task: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"set": name, "question": f"Q{i}", "answer": "A", "nll": i / 9, "cluster": str(i)}
+        for name in ("forget", "held_out")
+        for i in range(4)
+    ]
+    runs.write_records(tmp_path / RECORDS, rows, rows, None, private=False)
+    made, shown = fast.ByProbability.numbers(rows).numbers, fast.metrics_of(["forget", "held_out"])
+    entry = {
+        "method": "AdamW", "seed": 0, "config": {"task": task, "fast": True}, "before": made, "after": made,
+        "curve": [], "samples": [], "seconds": 1.0, "optimizer_state_bytes": 1, "peak_memory_bytes": 1,
+    }  # fmt: skip
+    results = {"schema": 1, "task": task or "files", "model": "m", "followed": "p", "runs": [entry],
+               "metrics": {name: metric._asdict() for name, metric in shown.items()}}  # fmt: skip
+    runs.write_json(tmp_path / RESULTS, results)
+    remarks: list[str] = []
+    measured.numbers(Run(tmp_path, tmp_path, results, entry), remarks)
+    assert remarks == []
+    assert cli.main(["evaluate", "--from-records", str(tmp_path)]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "p(answer), forget", "p(answer), held out",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])

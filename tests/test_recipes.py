@@ -304,8 +304,8 @@ def test_a_model_is_made_taught_retrained_and_unlearned_and_its_numbers_are_made
             assert entry["after"][name] is not None
         assert "needs" in entry["not_computed"]["overall"]
     entry = results["runs"][0]
-    task, records = runs.read_records(place / "out" / f"{runs.slug(entry['method'])}-seed0")
-    assert task == "tofu"
+    settings, records = runs.read_records(place / "out" / f"{runs.slug(entry['method'])}-seed0")
+    assert settings["task"] == "tofu"
     again = Tofu.numbers(records["after"], records["retrained"])
     assert again.numbers == entry["after"]
     capsys.readouterr()

@@ -303,15 +303,16 @@ def _evaluate_records(parsed: Namespace) -> None:
     unused = [key for key in (*EVALUATION_FIELDS, "base", "scores") if getattr(parsed, key) != defaults.get(key)]
     if unused:
         raise UserError(f"--from-records reads what a run left and nothing else; leave out {', '.join(unused)}")
-    name, records = runs.read_records(parsed.from_records)
+    config, records = runs.read_records(parsed.from_records)
     try:
-        _print_numbers(tasks.find(name), records.get("before"), records["after"], records.get("retrained"))
+        task = tasks.task_of(config, records["after"])
+        _print_numbers(task, records.get("before"), records["after"], records.get("retrained"))
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{parsed.from_records}: its records are not such as the task {name!r} makes ({type(error).__name__}: "
-            f"{error}); score the model again"
+            f"{parsed.from_records}: its records are not such as the task {config.get('task') or 'files'!r} makes "
+            f"({type(error).__name__}: {error}); score the model again"
         ) from None
 
 

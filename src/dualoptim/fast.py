@@ -7,7 +7,7 @@ probable the answers still are, for each objective and for rows that the model k
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -36,11 +36,7 @@ class ByProbability(Task):
         self.task, self.name = task, task.name  # type: ignore[misc]
         self.losses, self.weights = task.losses, task.weights
         self.retained, self.built = task.retained, task.built
-        # By the sets' names: the rows of some tasks are chosen only in `prepare`.
-        self.metrics = {
-            f"{name}_probability": Metric(f"p(answer), {name.replace('_', ' ')}", _better(name), ".3f")
-            for name in task.quick()
-        }
+        self.metrics = metrics_of(task.quick())  # by names: the rows of some tasks are chosen only in `prepare`
         kept = "held_out" if "held_out" in task.quick() else "retain"
         names = [f"{name}_probability" for name in ("forget", kept)]
         self.plane = (names[0], names[1]) if set(names) <= set(self.metrics) else None
@@ -112,6 +108,13 @@ class ByProbability(Task):
         few = {name: _drawn(rows, LOOKED_AT) for name, rows in self.task.quick().items()}
         nlls = iter(scoring.negative_log_likelihoods(model, tokenizer, [row for rows in few.values() for row in rows]))
         return {name: mean([metrics.probability(next(nlls)) for _ in rows]) or 0.0 for name, rows in few.items()}
+
+
+def metrics_of(sets: Iterable[str]) -> dict[str, Metric]:
+    """How the probability of each set's answers is shown."""
+    return {
+        f"{name}_probability": Metric(f"p(answer), {name.replace('_', ' ')}", _better(name), ".3f") for name in sets
+    }
 
 
 def _better(name: str) -> str:

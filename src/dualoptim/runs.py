@@ -309,8 +309,8 @@ def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
         written(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]]:
-    """The task of a run, and its records: when they were taken → records.
+def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The settings of a run, its task at least, and its records: when they were taken → records.
 
     Args:
         path: the run's own folder, its records.jsonl with the results beside it or one folder above, or a file of
@@ -323,7 +323,8 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
     if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
         scores = read_json(path)
         try:
-            return scores["task"], {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
+            found = {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
+            return {"task": scores["task"]}, found
         except (KeyError, TypeError):
             raise UserError(f"{path}: is not a file of `dualoptim evaluate --scores`") from None
     records: dict[str, list[dict[str, Any]]] = {}
@@ -334,7 +335,7 @@ def read_records(path: str | Path) -> tuple[str, dict[str, list[dict[str, Any]]]
     if "after" not in records:
         raise UserError(f"{path}: has no records of a model after unlearning")
     beside = next((f for f in (path.parent, path.parent.parent) if (f / RESULTS).is_file()), path.parent)
-    return read_results(beside)["runs"][0]["config"].get("task") or "files", records
+    return read_results(beside)["runs"][0]["config"], records
 
 
 def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
 
     _, records = runs.read_records(path)
     try:
-        task = tasks.find(run.entry["config"].get("task") or "files")
+        task = tasks.task_of(run.entry["config"], records["after"])
         gold = records.get("retrained")
         again = {when: general.scored(task, records[when], gold)[0].numbers for when in ("before", "after")}
     except Exception as error:  # a user's own task, or samples without their text

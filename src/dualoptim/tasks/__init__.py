@@ -160,6 +160,24 @@ def find(name: str) -> type[Task]:
     return found[0]
 
 
+def task_of(config: Mapping[str, Any], records: Sequence[Record]) -> type[Task]:
+    """The task whose numbers are made of a run's records; with `fast`, they are the probabilities of its sets.
+
+    Args:
+        config: the run's settings.
+        records: those of its model, which have the sets' names.
+
+    Raises:
+        UserError: as `find`.
+    """
+    if not config.get("fast"):
+        return find(config.get("task") or "files")
+    from ..fast import ByProbability, metrics_of
+
+    sets = dict.fromkeys(record["set"] for record in records if "nll" in record)
+    return type("Fast", (ByProbability,), {"metrics": metrics_of(sets)})
+
+
 def load(config: RunConfig) -> Task:
     """The task that a config asks for, its files read and checked; with `fast`, it is scored only by probability."""
     task = _load(config)
