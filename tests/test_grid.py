@@ -6,13 +6,14 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import arguments, cli, fast, points, runs, tasks, unlearn
+from dualoptim import arguments, cli, fast, grid, points, runs, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.certify import measured
 from dualoptim.certify.evidence import Run
@@ -380,6 +381,16 @@ def test_rows_without_clusters_count_each_and_a_mean_of_something_else_has_no_in
     assert high - low == pytest.approx(2 * 1.96 * np.std(rows) / math.sqrt(50), rel=0.15)
     (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.9, plane[1]: 0.5}, tmp_path)], plane)
     assert point["intervals"] == {}
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"run": null}', '{"run": {"config": {}}}', '{"run"', "null"])
+def test_a_damaged_entry_of_a_run_is_told_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ENTRY).write_text(text)
+    with pytest.raises(
+        UserError, match=rf"one/{ENTRY}: is damaged \(.+\); remove the folder .*one and go on with --resume"
+    ):
+        grid.results_of(tmp_path, {"one": SimpleNamespace(identity={})}, {})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("task", ["tofu", "lume", "muse", None, "facts"])

@@ -218,14 +218,14 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
     """The entries of a folder's finished runs, by their own folders' names.
 
     Raises:
-        UserError: one has other rows, another model or other settings.
+        UserError: one is damaged, or has other rows, another model or other settings.
     """
     found = {}
     for name, of in resolved.items():
         path = folder / name / ENTRY
         if not path.is_file():
             continue
-        entry = runs.read_json(path)
+        entry = runs.read_entry(path)
         before = entry["run"].get("fingerprints", {})
         differs = next((key for key, value in of.identity.items() if before.get(key) != value), None)
         if differs:

@@ -73,7 +73,7 @@ from .folder import ENVIRONMENT, SETTINGS, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
 from .reading import parse_json
-from .schema import misfit
+from .schema import misfit, misfit_of_one
 
 if TYPE_CHECKING:  # these import torch, which a report does not need
     from .data import Row
@@ -382,6 +382,22 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if found := misfit(results):
         raise UserError(f"{path}: is damaged ({found}); make it again")
     return results
+
+
+def read_entry(path: Path) -> dict[str, Any]:
+    """Read the run.json of a run of many.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        said = read_json(path)
+        found = misfit_of_one(said)
+    except UserError as error:
+        found = str(error).removeprefix(f"{path}: ")
+    if found:
+        raise UserError(f"{path}: is damaged ({found}); remove the folder {path.parent} and go on with --resume")
+    return dict(said)
 
 
 def read_json(path: Path) -> Any:

@@ -91,7 +91,7 @@ ENTRY: dict[str, Any] = {
     "peak_memory_bytes": count, "samples": [dict.fromkeys(("set", "question", "answer", "before", "after"), text)],
     "part?": _anything, "verdict?": _text_or_nothing, "stopped?": _text_or_nothing, "not_computed?": {"*": text},
     "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
-    "merging?": {"*": NUMBERS}, "step_seconds?": _finite_number_or_nothing,
+    "merging?": {"*": NUMBERS}, "finite?": _flag, "step_seconds?": _finite_number_or_nothing,
     "watching_seconds?": _finite_number_or_nothing,
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
@@ -107,6 +107,12 @@ FORM: dict[str, Any] = {
     "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count, "grid?": {"*": _anything},
     "chosen?": {"method": _name, "settings": {"*": _anything}},
 }  # fmt: skip
+
+
+def misfit_of_one(said: Any) -> str | None:
+    """As `misfit`, of a run of many: its entry under "run", with what results say about its task."""
+    needed = {"run": ENTRY, "notes": [text], "counts": {"*": count}, "plane": _pair_of_names_or_nothing}
+    return unlike(said, needed) or misfit({**said, "runs": [said["run"]]})
 
 
 def misfit(results: Mapping[str, Any]) -> str | None:

@@ -361,13 +361,16 @@ class _Trials:
     def ended(self, method: str, number: int) -> None:
         """Read a finished trial from its folder."""
         name = self.name(method, number)
-        said = runs.read_json(self.folder / name / ENTRY)
+        said = runs.read_entry(self.folder / name / ENTRY)
         try:
             entry, seconds = said["run"], float(said["wall_seconds"])
             found = [entry["after"][key] for key in said["plane"]]
             settings = {key: entry["config"][key] for key in self.search.of(method)}
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{self.folder / name / ENTRY}: is damaged; remove that folder and go on") from None
+            raise UserError(
+                f"{self.folder / name / ENTRY}: is damaged (it is of no trial of this search); remove the folder "
+                f"{self.folder / name} and go on with --resume"
+            ) from None
         self.done[name] = self.start.again(self.search.trials_of[method].replace(**settings))
         self.seconds[name], self.values[name] = seconds, WORST if None in found else (found[0], found[1])
 
@@ -432,12 +435,12 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     results = grid.results_of(folder, done, search.space)
     entries, plane = dict(zip(done, results["runs"], strict=True)), results["plane"]
     compared = trials.compared()
-    if not any(entries[name]["finite"] for name in compared):
+    if not any(entries[name].get("finite", True) for name in compared):
         raise UserError("tune: the weights of no trial are finite after training; lower the space's lr")
     before = next(iter(entries.values()))["before"]
     of_before = before[plane[0]], before[plane[1]]
     scores = {name: score((at := entries[name]["after"])[plane[0]], at[plane[1]], of_before) for name in compared}
-    best = max(compared, key=lambda name: (entries[name]["finite"], scores[name]))
+    best = max(compared, key=lambda name: (entries[name].get("finite", True), scores[name]))
     of, after = trials.done[best], entries[best]["after"]
     settings = grid.settings_of(of.config, search.space)
     sentences = _sentences(search, of, compared, scores[best], results.pop("tuned_on"))

@@ -494,7 +494,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
             if not of.config.save_model
-            or not entry["finite"]
+            or not entry.get("finite", True)
             or all((own_folder(of.config.method, of.config.seed) / m).is_dir() for m in _saved(of))
         ]
 
