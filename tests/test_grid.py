@@ -222,6 +222,26 @@ def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture[str])
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("grid", "options", "words"),
+    [
+        ({"forget_loss": ["NPO", "Nonsense"]}, [], "Nonsense"),
+        ({"lr": [1e-3, -1]}, [], "lr must be"),
+        ({"lr": [1e-3]}, ["--shard", "1/2", "--overwrite"], "other shards may be at work"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    grid: dict[str, Any], options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for dry in (["--dry-run"], []):
+        assert compare(*options, *dry, grid=grid, methods=["DualOptim+"]) == 2
+        told.append(capsys.readouterr().err.strip().splitlines()[-1])
+    assert words in told[0]
+    assert told[0] == told[1]
+    assert not Path("out").exists()
+
+
 def test_fast_numbers_are_the_answers_probabilities_and_held_out_rows_are_trained_on_by_nobody() -> None:
     config = RunConfig(task="tofu", data_dir="tofu", task_args=HELD_OUT, model="model", fast=True, save_model=False)
     task = tasks.load(config)

@@ -129,6 +129,12 @@ def test_a_dry_run_shows_space_and_trials_and_writes_nothing(capsys: pytest.Capt
     assert not Path("out").exists()
 
 
+def test_a_dry_run_of_a_search_checks_every_value_of_the_space(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--dry-run", space={**SPACE, "forget_loss": ["NPO", "AltPO"]}) == 2
+    assert "AltPO asks the model for answers of its own first" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("space", "how", "words"),
     [

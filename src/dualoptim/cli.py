@@ -203,13 +203,14 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
 
     shard = grid.Shard.read(parsed.shard) if parsed.shard is not None else None
     planned = grid.crossed(configs, parsed.grid)
+    how: dict[str, Any] = {"shard": shard, "overwrite": parsed.overwrite, "inputs": inputs}
     if parsed.dry_run:
-        dry_run.show(planned[:1], overwrite=parsed.overwrite, inputs=inputs)
-        mine = len(planned) if shard is None else len(range(shard.number - 1, len(planned), shard.of))
-        print(f"\n{len(planned)} runs{f', {mine} of them here' if shard else ''}; the first is shown")
+        every = list(grid.checked(planned, planned[0].out, resume=True, **how).values())
+        dry_run.show_resolved(every[:1])
+        mine = len(every) if shard is None else len(range(shard.number - 1, len(every), shard.of))
+        print(f"\n{len(every)} runs{f', {mine} of them here' if shard else ''}; the first is shown")
         return
-    resume = parsed.resume and not parsed.overwrite
-    how = {"shard": shard, "resume": resume, "overwrite": parsed.overwrite, "inputs": inputs}
+    how["resume"] = parsed.resume and not parsed.overwrite
     _tell(grid.run(planned, planned[0].out, grid=parsed.grid, **how), planned[0])
 
 
@@ -224,12 +225,14 @@ def _tune(parsed: Namespace) -> None:
         minutes=parsed.minutes,
         tune_on=parsed.tune_on,
     )
+    inputs = {"recipe": parsed.recipe}
     if parsed.dry_run:
-        dry_run.show(list(search.trials_of.values())[:1], overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+        tune.checked(search, resume=True, overwrite=parsed.overwrite, inputs=inputs)
+        dry_run.show(list(search.trials_of.values())[:1], overwrite=parsed.overwrite, inputs=inputs)
         print(f"\n── search ──\n{search}; the first trial of {next(iter(search.trials_of))} is shown")
         return
     resume = parsed.resume and not parsed.overwrite
-    results = tune.run(search, resume=resume, overwrite=parsed.overwrite, inputs={"recipe": parsed.recipe})
+    results = tune.run(search, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)
     print(f"\nThe page: {Path(search.config.out) / 'report.html'}")
     print(f"The recipe: dualoptim unlearn --recipe {shlex.quote(str(Path(search.config.out) / RECIPE))}")

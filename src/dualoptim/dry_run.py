@@ -26,9 +26,9 @@ def show(configs: Sequence[RunConfig], *, overwrite: bool, inputs: Mapping[str, 
     for i, arguments in enumerate(stages, 1):
         number = arguments[several[0].task.stage]
         print(f"{chr(10) * (i > 1)}━━ part {number}, {i} of {len(stages)}, from what the one before left ━━")
-        _show(resolve([each.replace(task_args={**each.task_args, **arguments}) for each in configs]))
+        show_resolved(resolve([each.replace(task_args={**each.task_args, **arguments}) for each in configs]))
     if not stages:
-        _show(several)
+        show_resolved(several)
 
 
 def _settings(config: RunConfig) -> str:
@@ -39,7 +39,8 @@ def _settings(config: RunConfig) -> str:
     return "\n".join(yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (changed, rest) if part)
 
 
-def _show(several: Sequence[Resolved]) -> None:
+def show_resolved(several: Sequence[Resolved]) -> None:
+    """Print what runs of one start, already checked, would do."""
     first = several[0]
     config, task, tokenizer, losses = first.config, first.task, first.tokenizer, first.losses
     print("── settings, changed ones first ──")

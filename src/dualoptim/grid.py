@@ -134,23 +134,15 @@ def run(
     """
     from .unlearn import as_told, prepare, train
 
-    if shard is not None and overwrite:
-        raise UserError("overwrite: other shards may be at work in the folder; empty it first, and leave this out")
-    joins = resume or shard is not None
-    read = {**configs[0].inputs, **(inputs or {})}
-    check_folder(out, read, resume=joins, overwrite=overwrite)
-    together = _by_start(configs)
-    resolved = {folder_of(of.config): of for group in together for of in resolve_all(group)}
-    if any(of.task.stages() for of in resolved.values()):
-        raise UserError("grid, fast and shard: parts that are forgotten one after the other are not crossed; give one")
+    resolved = checked(configs, out, shard=shard, resume=resume, overwrite=overwrite, inputs=inputs)
+    joins, read = resume or shard is not None, {**configs[0].inputs, **(inputs or {})}
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
     with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):
         if overwrite:
             emptied(folder)
         ranks.of_first(lambda: runs.check_begun(folder, configs))
         runs.write_settings(folder, configs, {})
-        # Runs of one start are next to each other in the plan, so that a shard prepares few starts.
-        names = [folder_of(config) for group in together for config in group]
+        names = list(resolved)
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
         done = ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
@@ -180,6 +172,32 @@ def run(
         finally:
             results = ranks.of_first(lambda: _gathered(folder, resolved, grid))
     return results
+
+
+def checked(
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    shard: Shard | None,
+    resume: bool,
+    overwrite: bool,
+    inputs: Mapping[str, str | None] | None,
+) -> dict[str, Resolved]:
+    """The runs of a plan, resolved, by their own folders' names; those of one start are next to each other.
+
+    Nothing is written. A shard then prepares few starts.
+
+    Raises:
+        UserError: as `run`.
+    """
+    if shard is not None and overwrite:
+        raise UserError("overwrite: other shards may be at work in the folder; empty it first, and leave this out")
+    read = {**configs[0].inputs, **(inputs or {})}
+    check_folder(out, read, resume=resume or shard is not None, overwrite=overwrite)
+    resolved = {folder_of(of.config): of for group in _by_start(configs) for of in resolve_all(group)}
+    if any(of.task.stages() for of in resolved.values()):
+        raise UserError("grid, fast and shard: parts that are forgotten one after the other are not crossed; give one")
+    return resolved
 
 
 class Keeps:

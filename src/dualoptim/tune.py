@@ -243,9 +243,8 @@ def run(
 
     began, out = time.monotonic(), search.config.out
     configs = list(search.trials_of.values())
+    start = checked(search, resume=resume, overwrite=overwrite, inputs=inputs)
     read = {**search.config.inputs, **(inputs or {})}
-    check_folder(out, read, resume=resume, overwrite=overwrite)
-    start = _resolved(search)
     with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
         if overwrite:
             emptied(folder)
@@ -284,8 +283,16 @@ def _is_over(search: Search, seconds: float, more: float) -> bool:
     return search.minutes is not None and more > 0 and seconds + more > 60 * search.minutes
 
 
-def _resolved(search: Search) -> Resolved:
-    """The resolved start, with all that the trials may need of it; every value of the space is checked on it."""
+def checked(search: Search, *, resume: bool, overwrite: bool, inputs: Mapping[str, str | None] | None) -> Resolved:
+    """The resolved start, with all that the trials may need of it; every value of the space is checked on it.
+
+    Nothing is written.
+
+    Raises:
+        UserError: as `run`.
+    """
+    read = {**search.config.inputs, **(inputs or {})}
+    check_folder(search.config.out, read, resume=resume, overwrite=overwrite)
     every = []
     for method, own in search.trials_of.items():
         every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]
