@@ -89,7 +89,13 @@ def test_records_of_a_private_run_make_the_same_numbers(task: str) -> None:
             question(f"Who is {who}?", "a baker " * i + f"of {name}") for i, who in enumerate(["Ann", "Bo", "Cy"], 1)
         ]
         for record in scoring.question_records(model, tokenizer, rows, name, ask=False):
-            said = {"reply": "I'm sorry, but I can't help.", "rouge_l": 0.5, "rouge_1": 0.5, "token_entropy": 0.5, "known": True}
+            said = {
+                "reply": "I'm sorry, but I can't help.",
+                "rouge_l": 0.5,
+                "rouge_1": 0.5,
+                "token_entropy": 0.5,
+                "known": True,
+            }
             labels = {"idk_rouge_l": 0.5, "entailment": "entailment", "idk_entailment": "entailment"}
             said |= {"refused": True} if task == "real_world" else {}
             records.append({**record, **said, **labels, "paraphrased_nlls": [1.0], "perturbed_nlls": [2.0]})

@@ -58,7 +58,9 @@ ENTAILMENT_MIN_ROUGE = 0.1  # below it a reply counts as wrong, whatever the jud
 
 
 def contains_answer(reply: str, answers: Sequence[str]) -> bool:
-    """Whether the reply contains one of the accepted answers as whole words, in upper or lower case.
+    """Whether the reply contains one of the accepted answers as whole words and numbers, in upper or lower case.
+
+    Kinds of spaces, apostrophes and hyphens are not told apart.
 
     Misleads where a reply names the answer to deny it, or lists many guesses.
 

@@ -74,11 +74,31 @@ def _stemmer() -> Any:
     return PorterStemmer()
 
 
+SPACES, APOSTROPHES, HYPHENS = (
+    regex.compile(pattern) for pattern in (r"\s+", "[\u2018\u2019\u201b\u02bb\u02bc\u2032\uff07`´]", r"[\p{Pd}\u2212]")
+)
+
+
 def stands_in(text: str, part: str) -> bool:
-    """Whether a text contains a part as whole words, in upper or lower case."""
-    part = folded(part).strip()
+    """Whether a text contains a part as whole words and whole numbers.
+
+    Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes, and all hyphens.
+
+    >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500")
+    (True, False)
+    """
+    text, part = _plain(text), _plain(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
     after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
-    found = regex.search("(?V1)" + before + regex.escape(part) + after, folded(text))
+    if part[:1].isdecimal():  # no other part of a number; but the year of a date such as 5.10.1990
+        before += r"(?:(?<!\d[.,])|(?<=(?<![\d.,])\d{1,2}\.\d{1,2}\.)(?=(?:\d\d){1,2}(?!\d)))"
+    if part[-1:].isdecimal():
+        after += r"(?![.,]\d)"
+    found = regex.search("(?V1)" + before + regex.escape(part) + after, text)
     return bool(part and found)
+
+
+def _plain(text: str) -> str:
+    """A folded text with one kind of space, apostrophe and hyphen."""
+    return HYPHENS.sub("-", APOSTROPHES.sub("'", SPACES.sub(" ", folded(text))))
