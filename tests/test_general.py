@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from dualoptim import cli, runs
+from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
+from dualoptim.resolved import resolve
 
 from . import tiny
 
@@ -88,6 +90,16 @@ def test_every_metric_of_every_task_is_a_record_with_its_direction(harness: list
     assert general.values([runs.hashed(r) for r in found]) == general.values(found)  # as a private run leaves them
     assert (harness[0]["tasks"], harness[0]["limit"]) == (NAMES, 4)
     assert general.records(tiny.model(), tiny.tokenizer(), [], None) == []
+
+
+def test_a_file_of_ones_own_task_that_changed_is_another_run(harness: list[dict[str, Any]], place: Path) -> None:
+    rows = {"model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "general": False, "steps": 1}
+    found = []
+    for few in (1, 2):
+        (place / "mine.yaml").write_text(f"task: gsm8k\nnum_fewshot: {few}\n")
+        (of,) = resolve([RunConfig(**rows, lm_eval=["mine.yaml", "arc_easy"])])
+        found.append(of.identity)
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == ["task_of_lm_eval"]
 
 
 def test_a_run_has_them_before_and_after_beside_the_tasks_own_numbers_and_from_its_records_again(

@@ -17,6 +17,7 @@ from dualoptim.config import RunConfig
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import probes, scoring
+from dualoptim.resolved import resolve
 from dualoptim.tasks.facts import Facts
 
 from . import tiny
@@ -72,6 +73,22 @@ def test_a_file_that_was_changed_is_read_again(place: Path) -> None:
     assert len(probes.read(config("rwku"))["rwku_forget_level1"]) == 2
     (place / "probes" / "rwku" / "forget_level1.json").write_text(json.dumps(RWKU["forget_level1"][:1]))
     assert len(probes.read(config("rwku"))["rwku_forget_level1"]) == 1
+
+
+def test_a_run_is_not_gone_on_with_if_its_probes_ask_other_questions(place: Path) -> None:
+    rows = {"model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "general": False, "steps": 1}
+    asking = config("rwku_forget_level1", **rows)
+
+    def identity() -> dict[str, str]:
+        (of,) = resolve([asking])
+        return of.identity
+
+    first = identity()
+    assert identity() == first
+    path = place / "probes" / "rwku" / "forget_level1.json"
+    path.write_text(path.read_text().replace("grows", "sells"))
+    assert {name for name, value in identity().items() if value != first[name]} == {"set_of_probes"}
+    assert "set_of_probes" not in resolve([RunConfig(**rows)])[0].identity
 
 
 def test_sets_are_asked_in_their_authors_words(place: Path) -> None:

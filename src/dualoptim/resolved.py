@@ -24,6 +24,7 @@ from .checkpoints import sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, texts
 from .errors import UserError
+from .evaluation import general, probes
 from .fitting import check_ids
 from .hashes import digest
 from .losses import Loss
@@ -69,8 +70,8 @@ class Resolved:
         needed: bytes of memory by purpose.
         relearning: the same for the attack relearn; empty if it is not asked for.
         files: setting → SHA-256 of the file that it names, if that is a local file.
-        fingerprints: hashes of the rows and measures, refusals, template, tokenizer, start and retrained model, and
-            the packages' versions.
+        fingerprints: hashes of the rows and measures, refusals, questions of probes, files of lm_eval's tasks,
+            template, tokenizer, start and retrained model, and the packages' versions.
     """
 
     config: RunConfig
@@ -128,10 +129,12 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     adapted = bool(first.lora_rank) or hasattr(model, "peft_config")
     vocabulary = _vocabulary(first, model)
     start, retrained = _origins(first, task, tokenizer)
-    refusals = names.refusals_of(first)
+    refusals, own = names.refusals_of(first), general.files_of(first.lm_eval)
     fingerprints = {
         "task": digest(task.contents()),
         "refusals": digest(refusals),
+        **({"set_of_probes": digest(probes.read(first))} if first.probes else {}),
+        **({"task_of_lm_eval": digest({name: sha256(path) for name, path in own.items()})} if own else {}),
         "template": digest(getattr(tokenizer, "chat_template", None)),
         "tokenizer": _hash_of_tokenizer(tokenizer),
         "start_model": start.fingerprint,

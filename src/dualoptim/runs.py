@@ -45,9 +45,9 @@ is counted from the state tensors; `peak_memory_bytes` is the process's resident
 of allocated memory).
 
 `files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures,
-refusals, template, tokenizer and start model, AltPO's alternates, and the packages' versions. If `finite` is false, the
-weights were not finite after training, and nothing was measured. `collapse` says how a model fell apart. The files of a
-`private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
+refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and the packages' versions. If
+`finite` is false, the weights were not finite after training, and nothing was measured. `collapse` says how a model
+fell apart. The files of a `private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ GROUP = "General ability (lm-eval)"
 BATCH = 8
 
 
+def files_of(tasks: Sequence[str]) -> dict[str, Path]:
+    """The YAML files of your own among tasks, as they are given."""
+    return {given: Path(given) for given in tasks if given.endswith((".yaml", ".yml"))}
+
+
 def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
     """The harness's task manager, and the names of tasks given by name or as YAML files of your own.
 
@@ -38,7 +43,7 @@ def check(tasks: Sequence[str]) -> tuple[Any, list[str]]:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("lm_eval: needs the package lm-eval; install dualoptim[lm-eval], or leave it out") from None
-    files = {given: Path(given) for given in tasks if given.endswith((".yaml", ".yml"))}
+    files = files_of(tasks)
     for given, path in files.items():
         if not path.is_file():
             raise UserError(f"lm_eval {given}: there is no such file")
