@@ -575,7 +575,7 @@ BARE = ["--lora-rank", "2"]
 REFUSED = {
     "rank": (["--lora-rank", "-1"], "lora_rank must be at least 0, but is -1"),
     "alpha": ([*BARE, "--lora-alpha", "0"], "lora_alpha must be a number > 0, but is 0"),
-    "no alpha": ([*BARE, "--lora-alpha", ".nan"], "lora_alpha must be a number > 0, but is nan"),
+    "no alpha": ([*BARE, "--lora-alpha", ".nan"], "lora_alpha must have finite numbers, but has nan"),
     "dropout": ([*BARE, "--lora-dropout", "1"], "lora_dropout must be from 0 to below 1"),
     "name": ([*BARE, "--lora-targets", "q_prj"], "unknown module of lora_targets 'q_prj'; did you mean 'q_proj'?"),
     "one of names": ([*BARE, "--lora-targets", "[q_proj, v_prj]"], "'v_prj'; did you mean 'v_proj'?"),

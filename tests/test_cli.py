@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -250,6 +252,17 @@ def test_a_mistake_is_one_sentence_with_status_2_and_nothing_written(
     assert run("unlearn", "--out", "out", *arguments) == 2
     assert message in errors(capsys)
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_setting_takes_a_number_that_is_not_finite(bad: float) -> None:
+    known = {field.name: str(field.type) for field in dataclasses.fields(RunConfig)}
+    of_numbers = {name: kind for name, kind in known.items() if "float" in kind}
+    assert {"lr", "max_grad_norm", "relearn_lr", "multiplier_lr", "retain_bound", "weights", "betas"} <= set(of_numbers)
+    for name, kind in {**of_numbers, "forget_loss_args": "dict", "task_args": "dict"}.items():
+        value = {"forget": bad} if "dict" in kind else (0.9, bad) if "tuple" in kind else bad
+        with pytest.raises(UserError, match=f"^{name} must have finite numbers, but has {bad}"):
+            resolve.check_alone(RunConfig(**{name: value}))
 
 
 def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip("optuna")
 
-from dualoptim import cli, runs, tune
+from dualoptim import cli, resolve, runs, tune
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY
@@ -102,6 +102,22 @@ def test_a_search_leaves_a_front_and_a_recipe_that_runs_and_goes_on_where_it_was
     assert "another space" in capsys.readouterr().err
     assert search() == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["Joint AdamW", "DualOptim", "DualOptim+", "PDU"])
+def test_a_recipe_has_nothing_that_its_method_does_not_read(method: str) -> None:
+    config = RunConfig(
+        task="tofu", task_args=TASK, data_dir="tofu", multiplier_start=100.0, multiplier_warmup=0.5, lr_scales="equal",
+        max_update=2.0, base_weights={"forget": 3.0},
+    )  # fmt: skip
+    (chosen,) = resolve.methods_of(config, [method], [0])
+    recipe = yaml.safe_load(tune.recipe(config, chosen, {"lr": 1e-4}, ["Chosen."]))
+    made = RunConfig(**recipe)
+    resolve.check_read([made])
+    resolve.check(made)
+    assert made.method == method
+    assert made.multiplier_start == (100.0 if method == "PDU" else None)
+    assert ("lr_scales" in recipe, "max_update" in recipe) == (method.startswith("Dual"), method == "DualOptim+")
 
 
 def test_ones_own_rows_are_searched_for_their_goals_loss_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import copy
 import functools
 import importlib.util
 import json
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -129,7 +128,7 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
     for key in OF_NEW:
         if not config.lora_rank and getattr(config, key) != getattr(defaults, key):
             raise UserError(f"{key} says how a new adapter is made; add --lora-rank, or leave it out")
-    if config.lora_alpha is not None and not 0 < config.lora_alpha < math.inf:
+    if config.lora_alpha is not None and config.lora_alpha <= 0:
         raise UserError(f"lora_alpha must be a number > 0, but is {config.lora_alpha:g}")
     if not 0 <= config.lora_dropout < 1:
         raise UserError(f"lora_dropout must be from 0 to below 1, a share, but is {config.lora_dropout:g}")

@@ -227,6 +227,9 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
     Args:
         training: whether a model is trained, or only scored.
     """
+    for key, value in config.as_dict().items():
+        if (bad := _not_finite(value)) is not None:
+            raise UserError(f"{key} must have finite numbers, but has {bad}; give another, or leave it out")
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and value < least:
@@ -265,6 +268,16 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
             re.compile(config.train)
         except re.error as error:
             raise UserError(f"train {config.train!r}: is no regular expression ({error})") from None
+
+
+def _not_finite(value: Any) -> float | None:
+    """The first number in a setting's value that is NaN or infinite; None if there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    each = map(_not_finite, value if isinstance(value, (list, tuple)) else ())
+    return next((bad for bad in each if bad is not None), None)
 
 
 def _check_attacks(config: RunConfig) -> None:
@@ -358,7 +371,7 @@ def _check_multiplier(config: RunConfig, task: Task) -> None:
         return
     if "retain" not in task.objectives:
         raise UserError(f"retain_bound: the task {task.name!r} has no objective 'retain'; leave it out")
-    if config.multiplier_start is not None and not 0 <= config.multiplier_start < math.inf:
+    if config.multiplier_start is not None and config.multiplier_start < 0:
         raise UserError(f"multiplier_start must be >= 0, but is {config.multiplier_start}")
     if config.multiplier_start is not None and "retain" in config.weights:
         raise UserError("weights: the multiplier of 'retain' begins at multiplier_start; leave one of them out")
@@ -370,7 +383,7 @@ def _check_sam(config: RunConfig, task: Task) -> None:
     """Refuse SAM where no loss forgets: it perturbs the weights along such a loss's gradient."""
     if config.sam_rho is None:
         return
-    if not 0 < config.sam_rho < math.inf:
+    if config.sam_rho <= 0:
         raise UserError(f"sam_rho must be > 0, but is {config.sam_rho}; leave it out for none")
     forget = [name for name, loss in losses_of(config, task).items() if loss.role == "forget"]
     if not forget or (config.alone is not None and config.alone not in forget):

@@ -29,7 +29,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from . import goals, grid, report, runs, tasks
-from .config import ALONE, GOALS_OWN, MAIN, PLAIN, RunConfig, typed
+from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
 from .folder import check as check_folder
@@ -493,9 +493,10 @@ def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], sa
         settings: those that were searched, with the trial's values.
         said: sentences on how it was chosen.
     """
-    method = {key: getattr(chosen, key) for key in (*PLAIN, "optimizer", "multiplier_lr")}
-    whole = config.replace(**method, **settings).as_dict()
     defaults = RunConfig().as_dict()
+    method = {key: getattr(chosen, key) for key in (*PLAIN, *NO_MULTIPLIER, "optimizer")}
+    unread = {key: defaults[key] for key, readers in READ_BY.items() if chosen.optimizer not in readers}
+    whole = config.replace(**method, **unread, **settings).as_dict()
     kept = {
         key: value
         for key, value in whole.items()
