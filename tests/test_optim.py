@@ -853,6 +853,41 @@ def test_under_a_gradient_scaler_steps_are_the_same_and_infinite_ones_are_skippe
     assert opt.num_skipped == {"forget": 1, "retain": 0}
 
 
+@pytest.mark.parametrize("refused", ["nobody's", "another's", "a moment that does not fit"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_refused_step_leaves_a_scalers_gradients_and_factor_to_the_next(refused: str, turned: bool) -> None:
+    weights = [Parameter(torch.ones(4, 3)) for _ in range(2)]
+    opts = [DualOptimPlus([weight], lr=0.1) for weight in weights]
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**16) for _ in weights]
+    for times, weight, opt, scaler in zip((0, 1), weights, opts, scalers, strict=True):
+        for scaled in (True, False):
+            weight.grad = None
+            loss = (weight * randn(4, 3, scale=1e-3)).sum()
+            (scaler.scale(loss) if scaled else loss).backward()
+            assert weight.grad is not None
+            if turned:  # a gradient that is copied before it is stepped with
+                weight.grad = weight.grad.t().clone(memory_format=torch.contiguous_format).t()
+            before = weight.grad.clone()
+            for _ in range(times):
+                moments = dict(opt.state[weight]) if refused.startswith("a moment") else None
+                if moments is not None:
+                    opt.objective, opt.state[weight] = "forget", {"base_exp_avg": torch.zeros(2)}
+                with pytest.raises(ValueError, match=r"objective|base_exp_avg"):
+                    scaler.step(opt, **({"objective": "another"} if "another" in refused else {}))
+                if moments is not None:
+                    opt.state[weight] = moments
+                assert torch.equal(weight.grad, before)
+                assert not {"grad_scale", "found_inf"} & set(vars(opt))
+            if scaled:
+                scaler.step(opt, objective="forget")
+                assert torch.equal(weight.grad, before / 2**16)
+                scaler.update()
+            else:
+                opt.step(objective="forget")
+                assert torch.equal(weight.grad, before)
+    assert torch.equal(*weights)
+
+
 # Mistakes
 
 

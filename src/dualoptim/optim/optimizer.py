@@ -7,7 +7,7 @@ import difflib
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -280,7 +280,8 @@ class DualOptimPlus(Optimizer):
                 if param.grad is not None:
                     self._make_state(param, group)
             return
-        sound = self._unscaled()
+        found = getattr(self, "found_inf", None)  # a gradient scaler's
+        sound = found is None or not bool(found)
         if not sound and objective is None and not self._choice:  # skipped, whatever its objective
             agreed(False, self._device(), self.process_group)
             return
@@ -293,18 +294,21 @@ class DualOptimPlus(Optimizer):
     # torch.amp.GradScaler then leaves the skipping to step(): else a chosen objective would outlive a skipped step.
     _step_supports_amp_scaling = True
 
-    def _unscaled(self) -> bool:
-        """Divide the gradients by a gradient scaler's factor, if there is one. False: it found some not finite."""
-        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found is not None and bool(found):
-            return False
-        if scale is not None:
-            grads: dict[torch.device, list[Tensor]] = {}
-            for grad in self._local_gradients():
-                grads.setdefault(grad.device, []).append(grad)
-            for device, some in grads.items():
-                torch._foreach_div_(some, scale.to(device))
-        return True
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """As torch's, which wraps `step` in it: a step and its hooks. A failure leaves nothing for the next step."""
+        hooked = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(hooked)
+        def whole(self: DualOptimPlus, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return hooked(self, *args, **kwargs)
+            except BaseException:
+                for name in ("grad_scale", "found_inf"):  # a gradient scaler removes its own only after a step
+                    self.__dict__.pop(name, None)
+                raise
+
+        return whole
 
     def _skip(self, objective: str) -> None:
         skipped = self._skipped.get(objective, torch.zeros((), dtype=torch.int64, device="cpu")) + 1
@@ -368,6 +372,9 @@ class DualOptimPlus(Optimizer):
         except ValueError:
             agreed(None, self._device(), self.process_group)
             raise
+        scale = getattr(self, "grad_scale", None)
+        if sound and scale is not None:
+            _unscale(ready, scale)
         finite = self._all_finite(ready, sound=sound)
         if isinstance(finite, Tensor):  # known on the GPU alone, whose kernels then change nothing if it is false
             skipped = self._skipped.get(objective)
@@ -578,6 +585,16 @@ class DualOptim(DualOptimPlus):
         if param_group.get("base_betas") is not None:
             raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
         super().add_param_group(param_group)
+
+
+def _unscale(ready: Sequence[Entry], scale: Tensor) -> None:
+    """Divide gradients by a gradient scaler's factor: the parameters' own, and their copies in row-major order."""
+    grads: dict[torch.device, list[Tensor]] = {}
+    for each in ready:
+        own = local(each.param.grad)
+        grads.setdefault(own.device, []).extend([own] if own is each.grad else [own, each.grad])
+    for device, some in grads.items():
+        torch._foreach_div_(some, scale.to(device))
 
 
 def _keys(objective: str, group: Mapping[str, Any]) -> tuple[Keys, ...]:
