@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from dualoptim import DualOptimPlus
+from dualoptim.optim import ranks
 
 from . import forked
 from .test_optim import randn
@@ -204,6 +205,46 @@ for shape in ((4,), (3,) if rank else (4,)):
         assert shape == (4,) and int(opt.state[refusing]["step"]) == 1
 assert int(opt.state[refusing]["step"]) == 1
 
+def refused(opt, objective, mine, others):
+    # Every rank raises at once, and nothing changes.
+    group = opt.param_groups[0]["params"]
+    before = [param.detach().clone() for param in group]
+    try:
+        opt.step(objective=objective)
+    except ValueError as error:
+        assert (mine if rank else others) in str(error), error
+    else:
+        raise AssertionError(f"stepped: {mine}")
+    assert all(torch.equal(a, b) for a, b in zip(group, before)) and not opt.state
+
+# An objective that is unknown to one rank, or none, is refused by all.
+for objective, mine in (("forgte" if rank else "forget", "did you mean 'forget'"), (None, "no objective")):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    opt = DualOptimPlus([weight])
+    if not rank:
+        opt.objective = "forget"
+    refused(opt, objective, mine, "another rank refused")
+    opt.step(objective="forget")
+
+# So is a step for different objectives, and one that would round copies apart.
+opt = DualOptimPlus([weight], objectives=("forget", "retain")[:: 1 if rank else -1])
+opt.step(objective="forget")  # whatever the order in which they are named
+opt.state.clear()
+refused(opt, "forget" if rank else "retain", "this one 'forget'", "this one 'retain'")
+for dtype in (torch.bfloat16, torch.float32):
+    copied = torch.nn.Parameter(torch.ones(4, dtype=dtype))
+    split = torch.nn.Parameter(distribute_tensor(torch.ones(4, dtype=dtype), mesh, [Shard(0)]))
+    same = torch.nn.Parameter(distribute_tensor(torch.ones(4, dtype=dtype), mesh, [Replicate()]))
+    for param, is_copy in ((copied, True), (split, False), (same, True)):
+        param.grad = torch.ones_like(param)
+        opt = DualOptimPlus([param], seed=rank - 2**63)
+        if is_copy and dtype is torch.bfloat16:
+            refused(opt, "forget", f"this one {opt.seed}", f"this one {opt.seed}")
+            opt.param_groups[0]["stochastic_rounding"] = False
+        opt.step(objective="forget")
+        assert opt.state
+
 # A rank without gradients goes along.
 opt = DualOptimPlus([weight])
 weight.grad = None if rank else torch.full((3,), float("nan"))
@@ -225,6 +266,15 @@ if not torch.accelerator.is_available():
     assert torch.equal(weight, before)
 os._exit(0)  # all is said; gloo's threads now and then abort a process that takes itself down in order
 """
+
+
+def test_what_ranks_on_gpus_found_in_a_step_is_told_at_the_next() -> None:
+    model = network()
+    opt = DualOptimPlus(model.parameters())
+    opt._verdict = ranks.Verdict(torch.tensor([0, -5, 0]), "forget", None)
+    with pytest.raises(ValueError, match="different objectives for one step, this one 'forget'"):
+        opt.step(objective="retain")
+    opt.step(objective="retain")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")

@@ -21,7 +21,7 @@ from .backends.plain import hashed
 from .backends.tables import on_device
 from .loading import Loaded, prepared
 from .memory import Candidate, Entry, Keys, entries, keys_of, overlapping
-from .ranks import agreed
+from .ranks import Verdict, agreed, several
 from .rule import Moments, coefficients
 from .state import (
     BASE,
@@ -66,7 +66,8 @@ class DualOptimPlus(Optimizer):
 
     A step with a gradient that is not finite, or whose square is not, is skipped as a whole: no parameter, state or
     counter changes, and `num_skipped` counts it. Under `torch.distributed` all ranks skip together, so every rank of
-    `process_group` must take every step. On a GPU none of this waits for the host.
+    `process_group` must take every step, for the same objective. On a GPU none of this waits for the host: ranks that
+    chose different objectives take no step, and raise at the next.
 
     Args:
         params: parameters or parameter groups, as for any torch optimizer; every hyperparameter may differ by group.
@@ -98,6 +99,7 @@ class DualOptimPlus(Optimizer):
         stochastic_rounding: round bf16 parameters up or down at random, so that updates below their precision count
             on average. False: round to the nearest; then at lr 1e-5 a bf16 weight of 0.02 would never move.
         seed: of the stochastic rounding. The same seed gives the same run, whatever other random numbers are drawn.
+            Ranks that hold copies of bf16 parameters need the same.
         backend: how the rule is executed, "plain", "compiled" or "gpu" (`dualoptim.optim.backends`). None chooses the
             fastest that runs on the parameters' device.
         process_group: the ranks that step together under `torch.distributed`; None for all.
@@ -256,8 +258,8 @@ class DualOptimPlus(Optimizer):
                 with a single objective needs neither.
 
         Raises:
-            ValueError: no objective chosen since the last step, an unknown one, or something that cannot be stepped;
-                then nothing has changed.
+            ValueError: no objective chosen since the last step, an unknown one, something that cannot be stepped, or
+                ranks that differ in objective or seed; then nothing has changed.
         """
         if isinstance(closure, str):
             raise ValueError(f"step takes a closure first; to choose the objective, call step(objective={closure!r})")
@@ -280,12 +282,35 @@ class DualOptimPlus(Optimizer):
                 if param.grad is not None:
                     self._make_state(param, group)
             return
-        found = getattr(self, "found_inf", None)  # a gradient scaler's
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None:
+            verdict.check()
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # a gradient scaler's
         sound = found is None or not bool(found)
-        if not sound and objective is None and not self._choice:  # skipped, whatever its objective
-            agreed(False, self._device(), self.process_group)
-            return
-        self._step(self._whose(objective), sound=sound)
+        name, ready = None, []
+        try:
+            if sound or objective is not None or self._choice:  # else it is skipped, whatever its objective
+                name = self._whose(objective)
+                ready = self._entries(name)
+            if sound and scale is not None:
+                _unscale(ready, scale)
+            finite = self._all_finite(ready) if sound else False
+        except Exception:
+            self._agreed(None, None, [])
+            raise
+        finite = self._agreed(finite, name, ready)
+        if name is not None:
+            self._step(name, ready, finite)
+
+    _verdict: Verdict | None = None  # of ranks on GPUs on the step before, to be checked at the next
+
+    def _agreed(self, finite: bool | Tensor | None, objective: str | None, ready: list[Entry]) -> bool | Tensor:
+        """Whether every rank takes the step, too. None: this one refuses it."""
+        if not several(self.process_group) or (ready and not any(each.real for each in ready)):
+            return bool(finite) if finite is None else finite
+        seed = self.seed if any(map(_rounded_as_its_copies, ready)) else None
+        answer, self._verdict = agreed(finite, self._device(), self.process_group, objective, seed)
+        return answer
 
     def _device(self) -> torch.device:
         """The first parameter's device, whether or not it has a gradient: a rank without gradients takes part, too."""
@@ -366,16 +391,7 @@ class DualOptimPlus(Optimizer):
             raise ValueError("a step within FakeTensorMode needs parameters that were made in it")
         return ready
 
-    def _step(self, objective: str, *, sound: bool) -> None:
-        try:
-            ready = self._entries(objective)
-        except ValueError:
-            agreed(None, self._device(), self.process_group)
-            raise
-        scale = getattr(self, "grad_scale", None)
-        if sound and scale is not None:
-            _unscale(ready, scale)
-        finite = self._all_finite(ready, sound=sound)
+    def _step(self, objective: str, ready: list[Entry], finite: bool | Tensor) -> None:
         if isinstance(finite, Tensor):  # known on the GPU alone, whose kernels then change nothing if it is false
             skipped = self._skipped.get(objective)
             skipped = torch.zeros((), dtype=torch.int64, device=finite.device) if skipped is None else skipped
@@ -389,28 +405,17 @@ class DualOptimPlus(Optimizer):
         for (device, real), some in parts.items():
             self._step_on(device, some, objective, finite if isinstance(finite, Tensor) else None, real=real)
 
-    def _all_finite(self, ready: list[Entry], *, sound: bool) -> bool | Tensor:
-        """Whether every gradient of every rank is finite, and its square too; a tensor if the answer is on the GPU.
-
-        Args:
-            sound: false if a gradient scaler found a gradient that is not finite.
-        """
+    def _all_finite(self, ready: list[Entry]) -> bool | Tensor:
+        """Whether every gradient is finite, and its square too; a tensor if the answer is on the GPU."""
         grads: dict[torch.device, list[Tensor]] = {}
         for each in ready:
             if each.real:
                 grads.setdefault(each.there.device, []).append(each.grad)
-        if ready and not grads:
-            return True  # no gradient holds values
-        found: list[Any] = [False]
-        if sound:
-            found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
-        device = self._device()
-        finite: bool | Tensor
+        found = [backends.choose(device.type, self.backend).finite(some) for device, some in grads.items()]
         if found and all(isinstance(answer, Tensor) for answer in found):
-            finite = torch.stack([answer.to(device, non_blocking=True) for answer in found]).all()
-        else:
-            finite = all(map(bool, found))
-        return agreed(finite, device, self.process_group)
+            device = self._device()
+            return torch.stack([answer.to(device, non_blocking=True) for answer in found]).all()
+        return all(map(bool, found))
 
     def _step_on(
         self, device: torch.device, ready: list[Entry], objective: str, proceed: Tensor | None, *, real: bool
@@ -595,6 +600,13 @@ def _unscale(ready: Sequence[Entry], scale: Tensor) -> None:
         grads.setdefault(own.device, []).extend([own] if own is each.grad else [own, each.grad])
     for device, some in grads.items():
         torch._foreach_div_(some, scale.to(device))
+
+
+def _rounded_as_its_copies(each: Entry) -> bool:
+    """Whether a parameter is rounded at random, and other ranks may hold copies of it: it is not split over all."""
+    by_chance = each.param.dtype is torch.bfloat16 and each.group["stochastic_rounding"]
+    placements = getattr(each.param, "placements", None)
+    return by_chance and not (placements and all(place.is_shard() for place in placements))
 
 
 def _keys(objective: str, group: Mapping[str, Any]) -> tuple[Keys, ...]:

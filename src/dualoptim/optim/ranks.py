@@ -1,35 +1,114 @@
-"""What ranks have to agree on: whether a step is taken."""
+"""What ranks have to agree on: whether a step is taken, for which objective, and how it is rounded."""
 
 from __future__ import annotations
 
-from typing import Any
+import zlib
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .backends.tables import on_device
 
-def agreed(finite: bool | Tensor | None, device: torch.device, group: Any = None) -> bool | Tensor:
-    """Whether the gradients of all ranks are finite; a tensor if this rank's own answer is one.
+REFUSED, NOT_FINITE, FINITE = -2, -1, 0
+ANY = 2**40  # in place of a number that does not matter on a rank; above all that it is compared with
+
+
+class Verdict(NamedTuple):
+    """What the ranks found in a step."""
+
+    found: Tensor  # on the CPU: the worst answer; then the least less the greatest objective, and seed
+    objective: str | None  # this rank's
+    seed: int | None
+    ready: torch.cuda.Event | None = None  # when the GPU has written `found`; None: it is there
+
+    def check(self) -> None:
+        """Raise what forbade the step.
+
+        Raises:
+            ValueError: another rank refused it, or ranks differ in what they must have in common.
+        """
+        if self.ready is not None:
+            if torch.cuda.is_current_stream_capturing():  # a CUDA graph, which nothing may wait in
+                return
+            self.ready.synchronize()
+        worst, objectives, seeds = self.found.tolist()
+        if worst == REFUSED:
+            raise ValueError("another rank refused a step, and says why; no rank took it")
+        if objectives < 0:
+            raise ValueError(
+                f"the ranks chose different objectives for one step, this one {self.objective!r}, and none took it; "
+                "choose the same on all of them, or name those that step together: process_group=…"
+            )
+        if seeds < 0:
+            raise ValueError(
+                f"the ranks have different seeds, this one {self.seed}, which would round their copies of bf16 "
+                "parameters apart; give all of them the same seed=…"
+            )
+
+
+def several(group: Any) -> bool:
+    """Whether more than one rank steps."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def agreed(
+    finite: bool | Tensor | None, device: torch.device, group: Any, objective: str | None, seed: int | None
+) -> tuple[bool | Tensor, Verdict | None]:
+    """Whether all ranks take a step: a tensor if this rank's own answer is one. All of several ranks call this.
+
+    An answer on a GPU is not waited for: it forbids the step there, and the verdict, which is returned, is to be
+    checked at the next step.
 
     Args:
-        finite: whether this rank's are; None if it refuses the step: the others are told, as they would wait for it.
+        finite: whether this rank's gradients are; None if it refuses the step: the others are told, as they would wait.
         device: where the answer is wanted.
         group: the ranks that step together; None for all.
+        objective: this rank's; None if that does not matter.
+        seed: of rounding what other ranks may hold copies of; None if there is nothing of the kind.
 
     Raises:
-        ValueError: the group has no backend for a device of this rank, or another rank refused the step.
+        ValueError: the group has no backend for a device of this rank, another rank refused the step, or the ranks
+            differ in objective or seed.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) <= 1:
-        return bool(finite) if finite is None else finite
-    own = -1 if finite is None else finite
-    flag = torch.as_tensor(own, device=_served(device, group)).to(torch.int32)
-    dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
+    there = _served(device, group)
+    # A number and its negative, so that one reduction to the least gives the greatest, too.
+    numbers = (
+        0,
+        *_both(None if objective is None else zlib.crc32(objective.encode())),
+        *_both(None if seed is None else seed & 0xFFFFFFFF),  # of which rounding reads no more
+    )
     if isinstance(finite, Tensor):
-        return flag.to(device) == 1
-    if finite is not None and int(flag) < 0:
-        raise ValueError("another rank refused this step, and says why; nothing was changed")
-    return int(flag) == 1
+        flags = torch.cat([finite.to(there).long().reshape(1) - 1, on_device(numbers, torch.int64, there)])
+    else:
+        own = REFUSED if finite is None else FINITE if finite else NOT_FINITE
+        flags = torch.tensor([own, *numbers], dtype=torch.int64, device=there)
+    dist.all_reduce(flags, dist.ReduceOp.MIN, group=group)
+    found = flags.view(3, 2).sum(1)
+    if isinstance(finite, Tensor) and there.type == "cuda":
+        return (found >= 0).all().to(device), _later(found, objective, seed)
+    found = found.cpu()
+    if finite is not None:
+        Verdict(found, objective, seed).check()
+    answer = int(found[0]) == FINITE
+    return (torch.full_like(finite, answer, device=device) if isinstance(finite, Tensor) else answer), None
+
+
+def _later(found: Tensor, objective: str | None, seed: int | None) -> Verdict | None:
+    """A verdict that is still on its way from the GPU."""
+    with torch.cuda.device(found.device):
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        copy = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
+        copy.copy_(found, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record()
+    return Verdict(copy, objective, seed, ready)
+
+
+def _both(number: int | None) -> tuple[int, int]:
+    return (ANY, ANY) if number is None else (number, -number)
 
 
 def _served(device: torch.device, group: Any) -> torch.device:
