@@ -282,3 +282,67 @@ def test_two_ranks_step_and_skip_alike(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     forked.run(script)
+
+
+CHECKPOINTS = """
+import os
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
+from dualoptim import DualOptimPlus, sharded
+
+dist.init_process_group("gloo")
+rank, folder = dist.get_rank(), Path(sys.argv[1])
+
+def made(count=3):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(count)))
+    return model, [layer.weight for layer in model]
+
+def read(model, opt):
+    sharded.load_optimizer(model, opt, folder, first=not rank)
+    return [opt.state.get(weight, {}) for weight in model.parameters()]
+
+model, weights = made()
+opt = DualOptimPlus([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.1)
+"""
+
+
+def on_two(tmp_path: Path, script: str) -> None:
+    """Run a script that reads a checkpoint on two ranks."""
+    written = tmp_path / "script.py"
+    written.write_text(f"{CHECKPOINTS}{script}\nos._exit(0)  # as above\n")
+    forked.run(written, str(tmp_path))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+def test_ranks_refuse_a_checkpoint_of_other_groups_and_none_waits(tmp_path: Path) -> None:
+    on_two(
+        tmp_path,
+        """
+for i, weight in enumerate(weights):
+    weight.grad = torch.full((4, 4), i + 1.0)
+opt.step(objective="forget")
+if not rank:
+    torch.save(opt.state_dict(), folder / "optimizer.pt")
+for count, first in ((3, slice(1, 3)), (2, slice(0, 1))):
+    other, theirs = made(count)
+    some = theirs[first]
+    again = DualOptimPlus([{"params": some}, {"params": [each for each in theirs if not any(each is s for s in some)]}])
+    try:
+        read(other, again)
+    except ValueError as error:
+        assert "has parameter groups of 1, 2 parameters, and this optimizer of" in str(error), error
+    else:
+        raise AssertionError("loaded")
+    assert not again.state
+other, theirs = made()
+again = DualOptimPlus([{"params": theirs[:1]}, {"params": theirs[1:]}])
+for mine, loaded in zip(weights, read(other, again)):
+    assert torch.equal(opt.state[mine]["base_exp_avg"], loaded["base_exp_avg"])
+""",
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
+
+from .optim.validation import check_same_groups
 
 MODEL, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # folders of accelerate's
 
@@ -79,15 +82,16 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: boo
         set_optimizer_state_dict(model, optimizer, state)
         return
     saved: dict[str, Any] = {}
+    failure: list[Any] = [None]  # of rank 0, on which the others wait
     if first:
-        read = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        names = _names(model, optimizer)
-        saved = {
-            "state": {names[place]: own for place, own in read["state"].items()},
-            "param_groups": [
-                {**group, "params": [names[place] for place in group["params"]]} for group in read["param_groups"]
-            ],
-        }
+        try:
+            read = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            saved = _by_name(read, model, optimizer)
+        except Exception as error:
+            failure = [error]
+    dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_optimizer_state_dict(model, optimizer, saved, options=options)
 
@@ -122,10 +126,17 @@ def _read(folder: Path, files: str) -> dict[str, Tensor]:
     return {name: tensor for path in sorted(folder.glob(files)) for name, tensor in load_file(path).items()}
 
 
-def _names(model: nn.Module, optimizer: Any) -> list[str]:
-    """The names of an optimizer's parameters, in its order."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def _by_name(saved: dict[str, Any], model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """An optimizer's saved state dict, keyed by the parameters' names in place of their indices."""
+    check_same_groups(saved["param_groups"], optimizer.param_groups)
+    names_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups: list[Any] = []
+    names: dict[Any, str] = {}
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        called = [names_of[id(parameter)] for parameter in own["params"]]
+        names.update(zip(group["params"], called, strict=True))
+        groups.append({**group, "params": called})
+    return {"state": {names[place]: own for place, own in saved["state"].items()}, "param_groups": groups}
 
 
 def _has_adapter(model: nn.Module) -> bool:

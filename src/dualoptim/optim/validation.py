@@ -131,6 +131,16 @@ def check_group_keys(param_group: Mapping[str, Any]) -> None:
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
 
 
+def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a state dict's groups whose numbers of parameters are not an optimizer's, so that none gets another's."""
+    sizes = [[len(group["params"]) for group in some] for some in (saved, groups)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the state dict has parameter groups of {listed(sizes[0])} parameters, and this optimizer of "
+            f"{listed(sizes[1])}; make the same groups"
+        )
+
+
 def check_loadable(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
@@ -138,12 +148,7 @@ def check_loadable(
 ) -> list[dict[str, Any]]:
     """The settings of a state dict's groups; a state dict of another optimizer, objectives or shapes is refused."""
     saved_groups, indices = _checked_parts(state_dict)
-    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
-        sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
-        raise ValueError(
-            f"the state dict has parameter groups of {listed(sizes[0])} parameters, and this optimizer of "
-            f"{listed(sizes[1])}; make the same groups"
-        )
+    check_same_groups(saved_groups, groups)
     given = {index: state_dict["state"].get(index) for index in indices}
     if any(not isinstance(own, (Mapping, type(None))) for own in given.values()):
         raise ValueError("the state dict's 'state' must hold a mapping for each parameter")
