@@ -110,6 +110,10 @@ def test_what_cannot_be_released_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     weight.sum().backward()
     with pytest.raises(ValueError, match="there are gradients already"), releasing(optimizer, objective="forget"):
         pass
+    weight.requires_grad_(False)  # a step would be taken with its gradient, one for each other parameter
+    with pytest.raises(ValueError, match="there are gradients already"), releasing(optimizer, objective="forget"):
+        pass
+    weight.requires_grad_(True)
     optimizer.zero_grad()
     with releasing(optimizer, objective="forget"):
         weight.sum().backward()

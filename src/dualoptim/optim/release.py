@@ -39,7 +39,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ValueError("gradients cannot be released in several processes; use one, or FSDP to share the memory")
-    params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     if any(param.grad is not None for param in params):
         raise ValueError("there are gradients already, of which releasing makes no step; call zero_grad() first")
     several = optimizer if isinstance(optimizer, DualOptimPlus) else None
@@ -61,7 +61,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
         optimizer.step() if several is None else several.step(objective=name)
         param.grad = None
 
-    handles = [param.register_post_accumulate_grad_hook(step) for param in params]
+    handles = [param.register_post_accumulate_grad_hook(step) for param in params if param.requires_grad]
     logger.addFilter(told_first)
     try:
         yield
