@@ -67,6 +67,22 @@ def test_objectives_that_have_not_stepped_are_left_out_and_an_unused_optimizer_s
     assert not any("retain" in measure for measure in diagnostics(opt)["all"])
 
 
+def test_states_without_a_step_and_objectives_that_were_added_are_left_out() -> None:
+    stepping, resting = Parameter(torch.zeros(10)), Parameter(torch.zeros(10))
+    opt = DualOptimPlus([stepping, resting])
+    for param in (stepping, resting):
+        param.grad = torch.zeros(10)
+    opt.step()  # of zeros and no objective, by which torch.distributed.checkpoint makes the states
+    assert diagnostics(opt) == {}
+    stepping.grad, resting.grad = torch.ones(10), None
+    opt.step(objective="forget")
+    alone = DualOptimPlus([Parameter(torch.zeros(10))])
+    alone.param_groups[0]["params"][0].grad = torch.ones(10)
+    alone.step(objective="forget")
+    opt.add_objective("third")
+    assert diagnostics(opt) == diagnostics(alone)
+
+
 def test_the_heat_map_shows_every_layer() -> None:
     layers = {f"layers.{i}": {"cosine/forget/retain": math.cos(i), "cancelling/forget": 0.1 * i} for i in range(4)}
     entry = {"diagnostics": {"step": 5, "layers": {**layers, "all": layers["layers.0"]}}}

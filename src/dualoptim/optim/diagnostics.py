@@ -107,7 +107,8 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums
 
     for param, own, group in entries:
         with_base = group["base_betas"] is not None
-        if not local(param).numel():  # no elements on this rank
+        # No elements on this rank, or a state that was made without a step, as torch.distributed.checkpoint makes it.
+        if not local(param).numel() or not int(own.get(STEP, 0)):
             continue
         scale = local(param).numel() / min(local(param).numel(), _sampled(local(param))) / _copies(param, ranks)
 
@@ -122,7 +123,7 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums
             base = [read(name, beta, own[STEP]) for name, beta in zip(BASE, group["base_betas"], strict=True)]
             add("base", value=scale * base[0].square().sum())
         updates = {}
-        for objective in (name for name in objectives if int(own[of(DELTA_STEP, name)])):
+        for objective in (name for name in objectives if int(own.get(of(DELTA_STEP, name), 0))):
             mean, square = (
                 read(of(name, objective), beta, own[of(DELTA_STEP, objective)])
                 for name, beta in zip(DELTA, group["betas"], strict=True)
