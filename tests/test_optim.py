@@ -888,6 +888,27 @@ def test_a_refused_step_leaves_a_scalers_gradients_and_factor_to_the_next(refuse
     assert torch.equal(*weights)
 
 
+@pytest.mark.parametrize("true", [1e-4, 1e-7, 1e-8, 1e-9])
+@pytest.mark.parametrize("turned", [False, True])
+def test_fp16_gradients_that_a_factor_saves_are_stepped_with_in_fp32(true: float, turned: bool) -> None:
+    half, whole = Parameter(torch.ones(4, 3, dtype=torch.float16)), Parameter(torch.ones(4, 3))
+    opt, plain = (DualOptimPlus([param], lr=0.02, eps=1e-12) for param in (half, whole))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(torch.zeros(1))  # makes the factor
+    for step, objective in enumerate(SCHEDULE):
+        scaled = (true * 2**16 * randn(4, 3, seed=step)).half()
+        half.grad = scaled.t().clone(memory_format=torch.contiguous_format).t() if turned else scaled.clone()
+        opt.objective = objective
+        scaler.step(opt)
+        scaler.update()
+        assert torch.equal(half.grad, scaled / 2**16)
+        whole.grad = scaled.float() / 2**16
+        plain.step(objective=objective)
+    assert_same(dict(opt.state[half]), dict(plain.state[whole]))
+    assert_close(half.float(), whole, rtol=0, atol=len(SCHEDULE) * 2**-11)
+    assert ((whole - 1).abs() > 0.01).any()
+
+
 # Mistakes
 
 

@@ -293,7 +293,7 @@ class DualOptimPlus(Optimizer):
                 name = self._whose(objective)
                 ready = self._entries(name)
             if sound and scale is not None:
-                _unscale(ready, scale)
+                ready = _unscaled(ready, scale)
             finite = self._all_finite(ready) if sound else False
         except Exception:
             self._agreed(None, None, [])
@@ -592,14 +592,21 @@ class DualOptim(DualOptimPlus):
         super().add_param_group(param_group)
 
 
-def _unscale(ready: Sequence[Entry], scale: Tensor) -> None:
-    """Divide gradients by a gradient scaler's factor: the parameters' own, and their copies in row-major order."""
-    grads: dict[torch.device, list[Tensor]] = {}
+def _unscaled(ready: Sequence[Entry], scale: Tensor) -> list[Entry]:
+    """Entries with their gradients divided by a gradient scaler's factor, and so are the parameters' own gradients.
+
+    A step reads gradients in fp16 from a copy in fp32, as most of what the factor saves would underflow in fp16.
+    """
+    divided, grads = [], dict[tuple[torch.device, torch.dtype], list[Tensor]]()
     for each in ready:
         own = local(each.param.grad)
-        grads.setdefault(own.device, []).extend([own] if own is each.grad else [own, each.grad])
-    for device, some in grads.items():
+        grad = each.grad.float() if each.grad.dtype is torch.float16 else each.grad
+        for tensor in [own] if own is grad else [own, grad]:
+            grads.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        divided.append(each._replace(grad=grad))
+    for (device, _), some in grads.items():
         torch._foreach_div_(some, scale.to(device))
+    return divided
 
 
 def _rounded_as_its_copies(each: Entry) -> bool:
