@@ -346,3 +346,30 @@ for mine, loaded in zip(weights, read(other, again)):
     assert torch.equal(opt.state[mine]["base_exp_avg"], loaded["base_exp_avg"])
 """,
     )
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_ranks_read_a_checkpoint_in_which_a_parameter_never_had_a_gradient(tmp_path: Path, kind: str) -> None:
+    on_two(
+        tmp_path,
+        f"kind = {kind!r}"
+        """
+for weight in weights[1:]:
+    weight.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+opt.step(objective="forget")
+if kind == "full" and not rank:
+    torch.save(opt.state_dict(), folder / "optimizer.pt")
+if kind == "sharded":
+    (folder / sharded.MODEL).mkdir(exist_ok=True)
+    save({"optimizer": get_optimizer_state_dict(model, opt)}, checkpoint_id=folder / sharded.OPTIMIZER)
+other, theirs = made()
+again = DualOptimPlus([{"params": theirs[:1]}, {"params": theirs[1:]}])
+first, *others = read(other, again)
+assert not first
+for mine, loaded in zip(weights[1:], others):
+    assert opt.state[mine].keys() == loaded.keys()
+    assert all(torch.equal(value, loaded[key]) for key, value in opt.state[mine].items())
+again.load_state_dict(opt.state_dict())
+""",
+    )

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -78,22 +79,46 @@ def load_model(model: nn.Module, folder: Path, *, first: bool) -> None:
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> None:
     """Load a checkpoint's optimizer into that of a model that is sharded in another way; every rank calls it."""
     if is_sharded(folder):
-        state = _load(folder / OPTIMIZER, "optimizer", get_optimizer_state_dict(model, optimizer))
-        set_optimizer_state_dict(model, optimizer, state)
-        return
+        absent = _load_shards(model, optimizer, folder)
+    else:
+        absent = _load_full(model, optimizer, folder, first=first)
+    parameters = dict(model.named_parameters())
+    for name in absent:  # for which torch made a state of zeros
+        optimizer.state.pop(parameters[name], None)
+
+
+def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> list[str]:
+    """Load a sharded checkpoint's optimizer; the names of parameters without a state, as they never had a gradient."""
+    template: Any = get_optimizer_state_dict(model, optimizer)  # has a state for every parameter
+    there = FileSystemReader(folder / OPTIMIZER).read_metadata().state_dict_metadata
+    states = template["state"]
+    absent = [name for name, own in states.items() if not any(f"optimizer.state.{name}.{key}" in there for key in own)]
+    for name in absent:
+        del states[name]
+    saved = _load(folder / OPTIMIZER, "optimizer", template)
+    set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(strict=False))
+    return absent
+
+
+def _load_full(model: nn.Module, optimizer: Any, folder: Path, *, first: bool) -> list[str]:
+    """As `_load_shards`, of a full checkpoint, which rank 0 reads."""
     saved: dict[str, Any] = {}
-    failure: list[Any] = [None]  # of rank 0, on which the others wait
+    outcome: list[Any] = [None, []]  # its failure, or the names
     if first:
         try:
             read = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             saved = _by_name(read, model, optimizer)
+            names = [name for group in saved["param_groups"] for name in group["params"]]
+            outcome[1] = [name for name in names if name not in saved["state"]]
         except Exception as error:
-            failure = [error]
-    dist.broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise failure[0]
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            outcome[0] = error
+    dist.broadcast_object_list(outcome)
+    failure, absent = outcome
+    if failure is not None:
+        raise failure
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_optimizer_state_dict(model, optimizer, saved, options=options)
+    return list(absent)
 
 
 def _load(folder: Path, name: str, into: dict[str, Any]) -> dict[str, Any]:
