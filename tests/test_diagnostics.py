@@ -58,6 +58,28 @@ def test_retain_gradients_far_smaller_than_forget_gradients_make_second_moments_
     assert read["update/retain"] <= 1
 
 
+@pytest.mark.parametrize("bits", [{"base_bits": 8}, {"delta_bits": 8}, {}], ids=str)
+def test_in_8_bits_the_largest_update_has_the_rules_floor(bits: dict[str, int]) -> None:
+    opt, param = stepped(
+        DualOptimPlus, {"forget": randn(8, 256), "retain": 0.03 * randn(8, 256, seed=1)}, min_8bit_size=0, **bits
+    )
+    own = opt.state[param]
+
+    def put(key: str, value: float, largest_code: int) -> None:
+        if f"codes/{key}" in own:
+            own[f"codes/{key}"].fill_(math.copysign(largest_code, value) if value else 0)
+            own[f"scales/{key}"].fill_(abs(value))
+        else:
+            own[key].fill_(value)
+
+    # v_B = 1 and v_o = −(1 − 10⁻⁴), so that their sum is a ten-thousandth of v_B; m_B = 0 and m_o = 1.
+    put("base_exp_avg_sq", 1 - 0.95**6, 255)
+    put("delta_exp_avg_sq/retain", -(1 - 1e-4) * (1 - 0.95**3), 127)
+    put("base_exp_avg", 0.0, 127)
+    put("delta_exp_avg/retain", 1 - 0.9**3, 127)
+    assert diagnostics(opt)["all"]["largest/retain"] == pytest.approx(1e-3**-0.5 if bits else 100, rel=0.01)
+
+
 def test_objectives_that_have_not_stepped_are_left_out_and_an_unused_optimizer_says_nothing() -> None:
     param = Parameter(torch.zeros(10))
     opt = DualOptimPlus([param])

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from . import state
 from .optimizer import DualOptimPlus
-from .state import BASE, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
+from .rule import FLOOR
+from .state import BASE, CODES, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
 Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
 Sums = dict[tuple[str, ...], float]  # key: the quantity summed and its objectives
@@ -33,8 +34,8 @@ def diagnostics(
 ) -> dict[str, dict[str, float]]:
     r"""Measures of each layer, layer → measure → value, and under ``"all"`` the same over all layers.
 
-    Let u_o be the update of objective o from the current state, before the bound and the learning rate. The measures
-    are
+    Let u_o be the update of objective o from the current state, before the bound and the learning rate; in 8 bits, with
+    the rule's floor under its second moment. The measures are
 
     - ``cosine/a/b``: cos(u_a, u_b), both clamped to [−1, 1]: 1 where two objectives agree, −1 where they are opposed;
     - ``cancelling/o``: share of coordinates where v_o + v_B is negative, so that the update's size means little;
@@ -130,7 +131,10 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums
             )
             add("delta", objective, value=scale * mean.square().sum())
             square = square + base[1]
-            update = (mean + base[0]) / (square.abs().sqrt() + group["eps"])
+            size = square.abs()
+            if any(f"{CODES}/{key}" in own for key in (of(DELTA[1], objective), BASE[1])):
+                size = torch.maximum(size, base[1] * FLOOR)
+            update = (mean + base[0]) / (size.sqrt() + group["eps"])
             bounded = update if group["max_update"] is None else update.clamp(-group["max_update"], group["max_update"])
             updates[objective] = update
             add("count", objective, value=torch.full_like(nothing, scale * len(update), dtype=torch.float64))
