@@ -290,6 +290,22 @@ def test_an_objective_that_the_state_dict_does_not_know_keeps_its_scale() -> Non
     assert opt.param_groups[0]["lr_scales"] == {"forget": 2.0, "retain": 1.0, "style": 1.0}
 
 
+def test_a_state_dict_keeps_the_factors_that_it_was_saved_with() -> None:
+    opt, (param,) = stepped((4,), lr_scales={"forget": 2.0})
+    saved = opt.state_dict()
+    held = opt.param_groups[0]["lr_scales"]
+    held["forget"] = 5.0
+    opt.param_groups[0]["base_weights"]["retain"] = 0.1
+    opt.param_groups[0]["num_skipped"]["retain"] = 7
+    opt.add_objective("style")
+    assert opt.param_groups[0]["lr_scales"] == {"forget": 5.0, "retain": 1.0, "style": 1.0}
+    assert held == {"forget": 5.0, "retain": 1.0}
+    assert group(saved)["lr_scales"] == {"forget": 2.0, "retain": 1.0}
+    assert group(saved)["base_weights"] == {"forget": 1.0, "retain": 1.0}
+    assert group(saved)["num_skipped"] == {"forget": 0, "retain": 0}
+    DualOptimPlus([param]).load_state_dict(saved)
+
+
 def test_what_is_no_parameters_state_is_left_alone() -> None:
     opt, _ = stepped((4,))
     saved = opt.state_dict()

@@ -221,7 +221,7 @@ class DualOptimPlus(Optimizer):
         self.objectives = checked_objectives((*self.objectives, name))
         for group in self.param_groups:
             for key in BY_OBJECTIVE:
-                group[key].setdefault(self.objectives[-1], 1.0)
+                group[key] = {**dict.fromkeys(self.objectives, 1.0), **group[key]}
 
     @property
     def num_skipped(self) -> dict[str, int]:
@@ -504,11 +504,15 @@ class DualOptimPlus(Optimizer):
         return own
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the counts of skipped steps in each group."""
+        """As torch's, with the counts of skipped steps in each group. The groups' mappings are copies."""
         skipped = self.num_skipped
         for group in self.param_groups:
             group["num_skipped"] = dict(skipped)
-        return super().state_dict()
+        hook = self.register_state_dict_post_hook(_with_own_mappings, prepend=True)  # other hooks see what is saved
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave, bit for bit: moments stay in fp32 even if parameters are bf16 or fp16.
@@ -590,6 +594,12 @@ class DualOptim(DualOptimPlus):
         if param_group.get("base_betas") is not None:
             raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
         super().add_param_group(param_group)
+
+
+def _with_own_mappings(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Copy the mappings in a state dict's groups, as torch copies a group only."""
+    for group in saved["param_groups"]:
+        group.update({key: dict(value) for key, value in group.items() if isinstance(value, dict)})
 
 
 def _unscaled(ready: Sequence[Entry], scale: Tensor) -> list[Entry]:
