@@ -1028,6 +1028,10 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
     [
         (lambda p: DualOptimPlus([{"params": [p], "max_updates": 0.1}]), "did you mean 'max_update'"),
         (lambda p: DualOptim([{"params": [p], "base_betas": (0.9, 0.95)}]), "DualOptim has no base"),
+        (lambda p: DualOptim([{"params": [p], "base_weights": {"forget": 3}}]), "sets 'base_weights', but it has"),
+        (lambda p: DualOptim([{"params": [p], "base_bits": 8}]), "sets 'base_bits', but it has no base"),
+        (lambda p: DualOptimPlus([p], seed=1.7), "seed must be a whole number, but is 1.7"),
+        (lambda p: DualOptimPlus([p], seed=True), "seed must be a whole number, but is True"),
         (lambda p: DualOptimPlus([p], betas=0.9), "betas must be two numbers"),
         (lambda p: DualOptimPlus([p], lr="1e-5"), "lr must be a number"),
         (lambda p: DualOptimPlus([p], lr_scales=[1]), "lr_scales must be a mapping"),
@@ -1038,6 +1042,18 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
 def test_a_setting_that_means_nothing_is_refused(make: Callable[[Parameter], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(Parameter(torch.ones(2)))
+
+
+@pytest.mark.parametrize("key", ["lr_scales", "base_weights"])
+def test_a_factor_of_no_objective_that_a_group_gets_later_is_refused(key: str) -> None:
+    param = Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    opt = DualOptimPlus([param], lr=0.1)
+    opt.param_groups[0][key]["froget"] = 3
+    with pytest.raises(ValueError, match=f"{key} names 'froget', but the objectives are 'forget', 'retain'"):
+        opt.step(objective="forget")
+    assert torch.equal(param, torch.ones(2))
+    assert not opt.state
 
 
 def test_states_of_another_optimizer_or_model_are_refused() -> None:

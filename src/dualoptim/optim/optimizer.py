@@ -40,9 +40,12 @@ from .state import (
 )
 from .validation import (
     BY_OBJECTIVE,
+    check_factors,
     check_group_keys,
+    check_without_base,
     checked_backend,
     checked_objectives,
+    checked_seed,
     checked_settings,
     listed,
 )
@@ -144,7 +147,7 @@ class DualOptimPlus(Optimizer):
     ) -> None:
         self.objectives = checked_objectives(objectives)
         self.backend = checked_backend(backend)
-        self.seed = int(seed)
+        self.seed = checked_seed(seed)
         self.process_group = process_group
         self._choice: list[str] = []  # none or one; a list, so that wrappers that copy the attributes share it
         self._skipped: dict[str, Tensor] = {}
@@ -169,6 +172,8 @@ class DualOptimPlus(Optimizer):
         """Add a parameter group; its keys and hyperparameters are checked as the constructor's arguments are."""
         check_group_keys(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
+        if settings["base_betas"] is None:
+            check_without_base(param_group, settings)
         # Each group has mappings of its own, so that a change to one does not change all. None is empty, as torch's
         # checkpoints would lose it.
         for key in BY_OBJECTIVE:
@@ -381,6 +386,7 @@ class DualOptimPlus(Optimizer):
         """All that a step reads and writes. What cannot be stepped is refused here, before anything is written."""
         candidates, place = [], 0
         for group in self.param_groups:
+            check_factors(group, self.objectives)
             keys = _keys(objective, group)
             for param in group["params"]:
                 if param.grad is not None:

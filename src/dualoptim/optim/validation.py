@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,19 @@ def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"objectives must be one or more different names, but is {names!r}")
     return tuple(map(str.__str__, names))  # members of a string enumeration become plain strings
+
+
+def checked_seed(seed: Any) -> int:
+    """A whole number of 64 bits, as torch takes it."""
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        number = operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed must be a whole number, but is {_shown(seed)}") from None
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be at least -2**63 and < 2**64, but is {_shown(seed)}")
+    return number
 
 
 def checked_backend(backend: str | None) -> str | None:
@@ -113,14 +127,20 @@ def checked_settings(given: Mapping[str, Any], objectives: tuple[str, ...], *, l
     for name in ("flat", "stochastic_rounding"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"{name} must be True or False, but is {_shown(settings[name])}")
+    check_factors(settings, objectives)
+    for key in BY_OBJECTIVE:
+        settings[key] = {str.__str__(name): number(f"{key}[{name!r}]", f, 0) for name, f in settings[key].items()}
+    return settings
+
+
+def check_factors(settings: Mapping[str, Any], objectives: tuple[str, ...]) -> None:
+    """Refuse a factor of an objective that there is not."""
     for key in BY_OBJECTIVE:
         if not isinstance(settings[key], Mapping):
             raise ValueError(f"{key} must be a mapping of objective → factor, but is {_shown(settings[key])}")
         for name in settings[key]:
             if name not in objectives:
                 raise ValueError(f"{key} names {name!r}, but the objectives are {listed(objectives)}")
-        settings[key] = {str.__str__(name): number(f"{key}[{name!r}]", f, 0) for name, f in settings[key].items()}
-    return settings
 
 
 def check_group_keys(param_group: Mapping[str, Any]) -> None:
@@ -129,6 +149,22 @@ def check_group_keys(param_group: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(key, SETTINGS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
+
+
+def check_without_base(param_group: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse what a group without a base says of a base.
+
+    Args:
+        param_group: the group as it was given.
+        settings: its checked settings.
+    """
+    weighed = any(weight != 1 for weight in settings["base_weights"].values())
+    for key, has_effect in (("base_weights", weighed), ("base_bits", settings["base_bits"] != 32)):
+        if key in param_group and has_effect:
+            raise ValueError(
+                f"a parameter group sets {key!r}, but it has no base, as base_betas is None; leave it out, or give the "
+                "group base_betas"
+            )
 
 
 def check_same_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
