@@ -161,15 +161,16 @@ for bits in (32, 8):
             off = float((ours - theirs).abs().max())
             assert off < (1e-5 if bits == 32 else 0.02), (name, bits, off)
 
-# A parameter that is distributed by another dimension than the first stays in 32 bits.
+# A parameter that is distributed by another dimension than the first stays in 32 bits, and one of a single dimension.
 mesh = init_device_mesh("cpu", (2,))
-turned = torch.nn.Parameter(distribute_tensor(torch.ones(4, 512), mesh, [Shard(1)]))
-turned.grad = distribute_tensor(torch.ones(4, 512), mesh, [Shard(1)])
-before = turned._version
-opt = DualOptimPlus([turned], lr=0.1, base_bits=8, delta_bits=8, min_8bit_size=0)
-opt.step(objective="forget")
-assert opt.state[turned]["base_exp_avg"].dtype == torch.float32
-assert (turned.full_tensor() < 1).all() and turned._version > before
+for shape, placed, flat in (((4, 512), Shard(1), False), ((4096,), Shard(0), True)):
+    turned = torch.nn.Parameter(distribute_tensor(torch.ones(shape), mesh, [placed]))
+    turned.grad = distribute_tensor(torch.ones(shape), mesh, [placed])
+    before = turned._version
+    opt = DualOptimPlus([{"params": [turned], "flat": flat}], lr=0.1, base_bits=8, delta_bits=8, min_8bit_size=0)
+    opt.step(objective="forget")
+    assert opt.state[turned]["base_exp_avg"].dtype == torch.float32
+    assert (turned.full_tensor() < 1).all() and turned._version > before
 
 # A gradient that tensor parallelism leaves in parts is summed first, on every rank alike.
 shared = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))

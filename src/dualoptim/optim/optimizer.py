@@ -90,8 +90,8 @@ class DualOptimPlus(Optimizer):
             to retain.
         base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
             They stay in 32 bits for parameters of one dimension, in fp64, or sharded along a dimension other than the
-            first. Parameters of one dimension may have 8 in a group with ``flat=True``, which is for matrices that
-            DeepSpeed's ZeRO flattens.
+            first. Parameters of one dimension, unless they are sharded, may have 8 in a group with ``flat=True``, which
+            is for matrices that DeepSpeed's ZeRO flattens.
         delta_bits: the same for the deltas' moments.
         max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: the two terms of v may
             cancel, and without a bound, updates of thousands of learning rates were measured. None is the published

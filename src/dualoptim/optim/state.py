@@ -164,7 +164,10 @@ def stored_bits(stored: Stored) -> int:
 def bits_of(param: Tensor, group: Mapping[str, Any], key: str) -> int:
     """In how many bits a parameter's moment is to be kept."""
     small = (param.ndim < 2 and not group["flat"]) or param.numel() < group["min_8bit_size"]
-    by_rows = all(place.is_replicate() or place.is_shard(0) for place in getattr(param, "placements", ()))
+    # Whole rows, as a rank's scales are a part of the whole's then; one dimension is one row, which ranks would share.
+    by_rows = all(
+        place.is_replicate() or (place.is_shard(0) and param.ndim > 1) for place in getattr(param, "placements", ())
+    )
     if small or not by_rows or param.dtype == torch.float64:
         return 32
     return int(group["base_bits" if key in BASE else "delta_bits"])
