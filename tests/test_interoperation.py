@@ -294,6 +294,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import fully_shard
 from dualoptim import DualOptimPlus, sharded
 
 dist.init_process_group("gloo")
@@ -372,5 +373,31 @@ for mine, loaded in zip(weights[1:], others):
     assert opt.state[mine].keys() == loaded.keys()
     assert all(torch.equal(value, loaded[key]) for key, value in opt.state[mine].items())
 again.load_state_dict(opt.state_dict())
+""",
+    )
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed training")
+def test_ranks_refuse_a_full_checkpoint_of_other_bits_than_their_states_have(tmp_path: Path) -> None:
+    on_two(
+        tmp_path,
+        """
+eight = {"base_bits": 8, "delta_bits": 8, "min_8bit_size": 0}
+for saved_in, read_in in ((eight, {}), ({}, eight)):
+    model, weights = made()
+    opt = DualOptimPlus(weights, **saved_in)
+    for weight in weights:
+        weight.grad = torch.ones(4, 4)
+    opt.step(objective="forget")
+    if not rank:
+        torch.save(opt.state_dict(), folder / "optimizer.pt")
+    other, _ = made()
+    fully_shard(other)
+    try:
+        read(other, DualOptimPlus(other.parameters(), **read_in))
+    except ValueError as error:
+        assert f"is not in the {8 if saved_in else 32} bits that its group says" in str(error), error
+    else:
+        raise AssertionError("loaded")
 """,
     )

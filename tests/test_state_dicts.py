@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
 from dualoptim import DualOptim, DualOptimPlus
-from dualoptim.optim import estimate_state_memory
+from dualoptim.optim import estimate_state_memory, state
 
 from .test_optim import assert_same, gradients, randn, run
 
@@ -312,6 +312,35 @@ def test_what_is_no_parameters_state_is_left_alone() -> None:
     saved["state"]["iteration"] = 3
     opt.load_state_dict(saved)
     assert opt.state["iteration"] == 3
+
+
+@pytest.mark.parametrize("kept_in_32", ["of fp64", "of a group whose bits were changed", "of few elements"])
+def test_moments_in_32_bits_load_where_8_are_possible_with_a_warning(kept_in_32: str) -> None:
+    saved_in = torch.float64 if kept_in_32 == "of fp64" else torch.float32
+    param = Parameter(randn(7, 300).to(saved_in))
+    opt = DualOptimPlus(
+        [param], **{**EIGHT, **({"base_bits": 32, "delta_bits": 32} if "changed" in kept_in_32 else {})}
+    )
+    opt.param_groups[0]["min_8bit_size"] = 4096 if "few" in kept_in_32 else 0
+    param.grad = randn(7, 300, seed=1).to(saved_in)
+    opt.step(objective="forget")
+    opt.param_groups[0].update(EIGHT)
+    again = DualOptimPlus([other := Parameter(torch.ones(7, 300))], **EIGHT)
+    with pytest.warns(UserWarning, match="6 were converted to this optimizer's base_bits and delta_bits"):
+        again.load_state_dict(opt.state_dict())
+    own, was = again.state[other], opt.state[param]["base_exp_avg"]
+    read = state.dequantise(
+        own["codes/base_exp_avg"], own["scales/base_exp_avg"], state.code_of("base_exp_avg", with_base=True)
+    )
+    assert (read - was).abs().max() <= 0.02 * was.abs().max()
+
+
+def test_moments_in_8_bits_load_where_only_32_are_possible_with_a_warning() -> None:
+    opt, _ = stepped((7, 300), **EIGHT)
+    again = DualOptimPlus([other := Parameter(torch.ones(7, 300, dtype=torch.float64))], **EIGHT)
+    with pytest.warns(UserWarning, match="6 were converted"):
+        again.load_state_dict(opt.state_dict())
+    assert again.state[other]["base_exp_avg"].dtype == torch.float64
 
 
 def test_torch_distributed_refuses_another_precision() -> None:
