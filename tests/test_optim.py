@@ -1028,6 +1028,10 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
     [
         (lambda p: DualOptimPlus([{"params": [p], "max_updates": 0.1}]), "did you mean 'max_update'"),
         (lambda p: DualOptim([{"params": [p], "base_betas": (0.9, 0.95)}]), "DualOptim has no base"),
+        (lambda p: DualOptimPlus([{"params": [p], 3: 1}]), "a parameter group sets 3, which"),
+        (lambda p: DualOptimPlus([{"params": [p]}, p]), "a parameter group must be a mapping, .* but is Parameter$"),
+        (lambda p: DualOptim([p]).add_param_group([p]), "a parameter group must be a mapping, .* but is list$"),
+        (lambda p: DualOptimPlus([p]).add_param_group({"lr": 0.1}), "must have 'params', but has 'lr'"),
         (lambda p: DualOptim([{"params": [p], "base_weights": {"forget": 3}}]), "sets 'base_weights', but it has"),
         (lambda p: DualOptim([{"params": [p], "base_bits": 8}]), "sets 'base_bits', but it has no base"),
         (lambda p: DualOptimPlus([p], seed=1.7), "seed must be a whole number, but is 1.7"),

@@ -41,7 +41,7 @@ from .state import (
 from .validation import (
     BY_OBJECTIVE,
     check_factors,
-    check_group_keys,
+    check_group,
     check_without_base,
     checked_backend,
     checked_objectives,
@@ -170,7 +170,7 @@ class DualOptimPlus(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its keys and hyperparameters are checked as the constructor's arguments are."""
-        check_group_keys(param_group)
+        check_group(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         if settings["base_betas"] is None:
             check_without_base(param_group, settings)
@@ -597,6 +597,7 @@ class DualOptim(DualOptimPlus):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; it has no base either."""
+        check_group(param_group)
         if param_group.get("base_betas") is not None:
             raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
         super().add_param_group(param_group)

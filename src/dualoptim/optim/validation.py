@@ -143,10 +143,16 @@ def check_factors(settings: Mapping[str, Any], objectives: tuple[str, ...]) -> N
                 raise ValueError(f"{key} names {name!r}, but the objectives are {listed(objectives)}")
 
 
-def check_group_keys(param_group: Mapping[str, Any]) -> None:
-    """Refuse a key that is not a setting, and suggest the nearest one that is."""
-    for key in set(param_group) - SETTINGS - OTHER_GROUP_KEYS:
-        close = difflib.get_close_matches(key, SETTINGS, n=1)
+def check_group(param_group: Any) -> None:
+    """Refuse what is no parameter group, and a key that is not a setting, with the nearest one that is."""
+    if not isinstance(param_group, dict):
+        raise ValueError(
+            f"a parameter group must be a mapping, such as {{'params': [weight]}}, but is {type(param_group).__name__}"
+        )
+    if "params" not in param_group:
+        raise ValueError(f"a parameter group must have 'params', but has {listed(param_group) or 'nothing'}")
+    for key in param_group.keys() - SETTINGS - OTHER_GROUP_KEYS:
+        close = difflib.get_close_matches(str(key), SETTINGS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
 
