@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -977,6 +978,13 @@ NAN = float("nan")
         {"objectives": ("forget", "forget")},
         {"objectives": ("forget", "")},
         {"objectives": ("forget", 1)},
+        {"objectives": [["a"]]},
+        {"seed": None},
+        {"seed": "a"},
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
+        {"seed": 2**70},
+        {"seed": torch.ones(2, dtype=torch.int64)},
         {"base_bits": 7},
         {"base_bits": 0},
         {"delta_bits": 7},
@@ -988,6 +996,15 @@ def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> Non
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
         DualOptimPlus([Parameter(torch.ones(1))], **wrong)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1, np.int32(3), torch.tensor(3)], ids=repr)
+def test_a_seed_is_any_whole_number_of_64_bits(seed: Any) -> None:
+    param = Parameter(torch.ones(1, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    opt = DualOptimPlus([param], seed=seed)
+    opt.step(objective="forget")
+    assert type(opt.seed) is int
 
 
 @pytest.mark.parametrize("name", ["base_betas", "base_bits"])

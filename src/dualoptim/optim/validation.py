@@ -44,7 +44,7 @@ def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
     if isinstance(objectives, str) or not isinstance(objectives, Iterable):
         raise ValueError(f"objectives must be a sequence of names, such as ('forget', 'retain'), but is {objectives!r}")
     names = tuple(objectives)
-    if not names or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
+    if not names or not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
         raise ValueError(f"objectives must be one or more different names, but is {names!r}")
     return tuple(map(str.__str__, names))  # members of a string enumeration become plain strings
 
