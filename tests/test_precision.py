@@ -270,6 +270,37 @@ def test_a_compiler_that_fails_is_named_with_its_reason(monkeypatch: pytest.Monk
         compiled.library.cache_clear()
 
 
+@CXX
+def test_a_kind_whose_kernel_cannot_be_made_is_stepped_by_plain(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known, later = Parameter(randn(7, 30)), Parameter(randn(7, 30, seed=1).bfloat16())
+    twins = [Parameter(known.detach().clone()), Parameter(later.detach().clone())]
+    opt, plainly = DualOptimPlus([known, later], lr=0.1), DualOptimPlus(twins, lr=0.1, backend="plain")
+    known.grad = randn(7, 30, seed=2)
+    opt.step(objective="retain")  # makes the kernels of the known kind
+    twins[0].grad = known.grad
+    plainly.step(objective="retain")
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compile", lambda *arguments: "error: No space left on device")
+    kinds = [(param, torch.bfloat16, 32, 32) for param in (torch.float32, torch.bfloat16)]
+    made = compiled.library
+    monkeypatch.setattr(compiled, "library", lambda kind: (made.__wrapped__ if kind in kinds else made)(kind))
+    compiled.kernel_of.cache_clear()
+    try:
+        later.grad = twins[1].grad = randn(7, 30, seed=3).bfloat16()
+        with pytest.warns(UserWarning, match=r"some parameters by plain torch operations.*No space left") as seen:
+            opt.step(objective="forget")
+        assert len({str(each.message) for each in seen}) == 1
+        opt.step(objective="forget")
+    finally:
+        compiled.kernel_of.cache_clear()
+    for _ in range(2):
+        plainly.step(objective="forget")
+    for ours, theirs in zip((known, later), twins, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="backend must be one of 'plain', 'compiled', 'gpu' or None"):
         DualOptimPlus([Parameter(randn(3))], backend="cuda")

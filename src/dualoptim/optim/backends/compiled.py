@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-con
 # Tried in turn: some compilers have no OpenMP, and some processors no -march.
 TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 
+FAILURES = (OSError, subprocess.SubprocessError)  # of making a kernel
+
 Kind = tuple[torch.dtype, torch.dtype, int, int]  # parameter, gradient, bits of the deltas, bits of the base or 0
 
 
@@ -43,8 +46,8 @@ def missing(device_type: str) -> str | None:
         return "there is no C++ compiler (none of $CXX, c++, g++, clang++)"
     try:
         library((torch.float32, torch.float32, 32, 32))
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"the C++ compiler {compiler()} could not make the kernel ({_first_line(error)})"
+    except FAILURES as error:
+        return _reason(error)
     return None
 
 
@@ -52,12 +55,12 @@ def finite(grads: Sequence[Tensor]) -> bool:
     """Whether every gradient and its square are finite in fp32."""
     for dtype in {grad.dtype for grad in grads}:
         some = [grad for grad in grads if grad.dtype == dtype]
-        if dtype not in SUPPORTED:
+        kernel = kernel_of((torch.float32, dtype, 32, 32))
+        if kernel is None:
             found = plain.finite(some)
         else:
             pointers = (ctypes.c_void_p * len(some))(*(grad.data_ptr() for grad in some))
             numels = (ctypes.c_int64 * len(some))(*(grad.numel() for grad in some))
-            kernel = library((torch.float32, dtype, 32, 32))
             largest = kernel.largest(pointers, numels, len(some), torch.get_num_threads())
             found = largest * largest < 2.0**128
         if not found:
@@ -71,18 +74,17 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     for i, item in enumerate(items):
         base_bits = 0 if item.base is None else stored_bits(item.base[0])
         kinds[item.param.dtype, item.grad.dtype, stored_bits(item.delta[0]), base_bits].append(i)
-    for kind in kinds:  # compiled before anything is written
-        if kind[0] in SUPPORTED and kind[1] in SUPPORTED:
-            library(kind)
+    kernels = {kind: kernel_of(kind) for kind in kinds}  # compiled before anything is written
     for kind, indices in kinds.items():
         some, rows, their_seeds = [items[i] for i in indices], coefficients[indices], seeds[indices]
-        if kind[0] not in SUPPORTED or kind[1] not in SUPPORTED:
+        kernel = kernels[kind]
+        if kernel is None:
             plain.step(some, rows, their_seeds)
             continue
         pointers = [pointer for item in some for pointer in _pointers(item)]
         in_rows = 8 in kind[2:]
         rounded = rows.float()
-        library(kind).step(
+        kernel.step(
             (ctypes.c_void_p * len(pointers))(*pointers),
             (ctypes.c_int64 * len(some))(*(item.param.numel() for item in some)),
             (ctypes.c_int64 * len(some))(*(rows_of(item.param)[1] if in_rows else item.param.numel() for item in some)),
@@ -132,6 +134,22 @@ def source(kind: Kind) -> str:
         "NUM_COEFFICIENTS": len(Coefficients._fields),
     }
     return "".join(f"#define {name} {value}\n" for name, value in settings.items()) + text
+
+
+@functools.cache
+def kernel_of(kind: Kind) -> ctypes.CDLL | None:
+    """The compiled kernel for one kind of parameter; None where `plain` steps it, with a warning if it should not."""
+    if kind[0] not in SUPPORTED or kind[1] not in SUPPORTED:
+        return None
+    try:
+        return library(kind)
+    except FAILURES as error:
+        # The same words for every kind, so that Python shows them once.
+        warnings.warn(
+            f"dualoptim steps some parameters by plain torch operations, which are slower: {_reason(error)}",
+            stacklevel=2,
+        )
+        return None
 
 
 @functools.cache
@@ -195,5 +213,7 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="dualoptim-kernels-"))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """Why a kernel could not be made."""
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the C++ compiler {compiler()} could not make the kernel ({first_line})"
