@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dualoptim import DualOptimPlus
+from dualoptim.optim import ranks
 
 from .test_optim import randn
 
@@ -108,16 +109,23 @@ def test_a_choice_is_used_up(used: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
-def test_a_closure_that_fails_uses_up_the_choice() -> None:
+@pytest.mark.parametrize("what", ["a closure", "a hook", "a misplaced argument", "ranks"])
+def test_what_fails_before_the_step_uses_up_the_choice(what: str) -> None:
     model = network()
     opt = made(model)
+    loss_of(model, 0).backward()
     opt.objective = "forget"
 
-    def closure() -> float:
-        raise RuntimeError("no loss")
+    def failing(*arguments: Any) -> Any:
+        raise RuntimeError("no step")
 
-    with pytest.raises(RuntimeError, match="no loss"):
-        opt.step(closure)
+    if what == "a hook":
+        opt.register_step_pre_hook(failing)
+    if what == "ranks":
+        opt._verdict = ranks.Verdict(torch.tensor([-2, 0, 0]), "retain", None)
+    arguments = {"a closure": [failing], "a misplaced argument": ["retain"]}.get(what, [])
+    with pytest.raises((RuntimeError, ValueError), match=r"no step|takes a closure first|another rank refused"):
+        opt.step(*arguments)
     assert opt.objective is None
 
 

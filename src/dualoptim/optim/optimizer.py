@@ -270,12 +270,8 @@ class DualOptimPlus(Optimizer):
             raise ValueError(f"step takes a closure first; to choose the objective, call step(objective={closure!r})")
         loss = None
         if closure is not None:
-            try:
-                with torch.enable_grad():
-                    loss = closure()
-            except BaseException:
-                self._choice.clear()
-                raise
+            with torch.enable_grad():
+                loss = closure()
         with torch.inference_mode(False), torch.no_grad():
             self._step_of(objective)
         return loss
@@ -334,6 +330,7 @@ class DualOptimPlus(Optimizer):
             try:
                 return hooked(self, *args, **kwargs)
             except BaseException:
+                self._choice.clear()
                 for name in ("grad_scale", "found_inf"):  # a gradient scaler removes its own only after a step
                     self.__dict__.pop(name, None)
                 raise
