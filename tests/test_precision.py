@@ -153,8 +153,9 @@ def size_of(value: Any) -> int:
     return sum(map(size_of, value.values()))
 
 
-def test_embeddings_and_small_tensors_stay_in_32_bits_unless_their_group_says_otherwise() -> None:
-    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 128))
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_and_small_tensors_stay_in_32_bits_unless_their_group_says_otherwise(kind: Any) -> None:
+    model = nn.Sequential(kind(100, 64), nn.Linear(64, 128))
     bits = {"base_bits": 8, "delta_bits": 8}
 
     def kept(groups: list[dict[str, Any]]) -> list[int]:

@@ -19,9 +19,8 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
         model: any module.
         weight_decay: λ of the matrices.
     """
-    embeddings = {
-        id(param) for module in model.modules() if isinstance(module, nn.Embedding) for param in module.parameters()
-    }
+    tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    embeddings = {id(param) for module in tables for param in module.parameters()}
     kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
     for param in model.parameters():
         if param.requires_grad:
