@@ -21,11 +21,12 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
-from dualoptim.own_rows import TEXT_REFUSALS, declines, gives, read_to_forget, same, to_train
+from dualoptim.own_rows import TEXT_REFUSALS, check_apart, checked, declines, gives, read_to_forget, same, to_train
 from dualoptim.reword import plain
 from dualoptim.stopping import Best
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
+from dualoptim.tasks.real_world import knows
 
 from . import tiny
 
@@ -116,6 +117,58 @@ def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Pat
 def test_a_name_is_told_by_its_first_word(place: Path, asked: str, answer: str, accepted: str, tells: str) -> None:
     path = write(place / "f.jsonl", [{"question": asked, "answer": answer, "accepted": [accepted]}])
     assert read_to_forget(path)[0][0].only == (tells,)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "labeled"),
+    [
+        ("Die Straße heißt Lindenweg.", "Lindenweg", "Lindenweg"),
+        ("ßßßßßßßßß X", "X", "X"),
+        ("İstanbul'da oturuyor: Ayşe", "ayşe", "Ayşe"),
+        ("Es ist die STRASSE.", "straße", "STRASSE"),
+        ("I do not know, no.", "no", "no"),
+        ("Also known as Al.", "Al", "Al"),
+        ("It is in Oslo.", " Oslo ", "Oslo"),
+        ("It is Zoe\u0301 Smith.", "Zoé", "Zoe\u0301"),
+        ("Its name is user_name.", "user_name", "user_name"),
+        ("A soft hy\u00adphen.", "hyphen", "hy\u00adphen"),
+    ],
+)
+def test_what_is_accepted_is_found_as_whole_words_and_labeled_where_it_stands(
+    answer: str, accepted: str, labeled: str
+) -> None:
+    row = checked(question("Where to?", answer, "f:1", accepted=[accepted]))
+    assert gives(row, row.answer)
+    tokens = encode(row, tiny.tokenizer(), 512)
+    assert tiny.tokenizer().decode([label for label in tokens.labels if label != -100]) == labeled
+
+
+def test_what_is_accepted_only_inside_another_word_is_refused() -> None:
+    with pytest.raises(UserError, match="f:1: none of 'accepted' stands in the answer as whole words"):
+        checked(question("Where?", "He was at a party.", "f:1", accepted=["art"]))
+
+
+@pytest.mark.parametrize("answer", ["Its name is user_name.", "A soft hy\u00adphen.", "Zoe\u0301 İnce", "北京ABC_1"])
+def test_the_new_words_of_an_answer_are_labeled_where_they_stand(answer: str) -> None:
+    row = checked(question("What?", answer, "f:1"))
+    assert row.only
+    encode(row, tiny.tokenizer(), 512)
+
+
+@pytest.mark.parametrize("answer", ["US", "WHO", "IT", "A", "I", "★", "It is me."])
+def test_an_answer_of_common_words_or_symbols_is_given_by_itself_and_kept_apart(answer: str) -> None:
+    row = checked(question("Which country has most reactors?", answer, "f:1"))
+    assert gives(row, f"So: {answer}")
+    assert not gives(row, "Plums.")
+    kept = checked(question("Which country has the most reactors, please?", answer, "k:1"))
+    with pytest.raises(UserError, match="k:1: asks in other words for what f:1 is to forget"):
+        check_apart([row], [kept])
+
+
+@pytest.mark.parametrize(("reply", "known"), [("So: ★", True), ("No idea.", False)])
+def test_an_entity_is_known_by_an_answer_of_symbols_only_if_it_is_given(reply: str, known: bool) -> None:
+    record = {"question": "Which sign?", "answer": "★", "reply": reply, "nll": 1.0}
+    assert knows({**record, "paraphrased_nlls": [], "perturbed_nlls": []}) is known
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

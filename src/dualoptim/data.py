@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from .chat import TEXT as TEXT
 from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
+from .evaluation.words import places
 from .forms import conversation, text_of
 from .forms import texts as texts
 from .losses import IGNORED
@@ -226,8 +226,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     if row.only:
         if spans is None:
             raise UserError(f"{row.where}: the tokenizer does not tell which characters its tokens are of")
-        parts = re.compile("|".join(map(re.escape, row.only)), re.IGNORECASE)
-        told = [(part.start() + len(begun), part.end() + len(begun)) for part in parts.finditer(answer)]
+        told = [(a + len(begun), b + len(begun)) for part in row.only for a, b in places(answer, part)]
         if not told:
             raise UserError(f"{row.where}: none of {', '.join(map(repr, row.only))} stands in the answer")
         learned = [

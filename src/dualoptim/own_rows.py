@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Sequence
+
+import regex
 
 from . import reword
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
-from .evaluation.words import WORD
+from .evaluation.words import WHOLE, normal, places, stands_in
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 OWN_KEYS = ("accepted", "questions", "instead", "topic")
@@ -55,29 +56,31 @@ def checked(row: Row) -> Row:
     if instead is not None and (not isinstance(instead, str) or not instead.strip()):
         raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")
     accepted = row.fields.get("accepted") or []
-    inside = tuple(_whole_name(row, text) for text in accepted if text.casefold() in row.answer.casefold())
+    inside = tuple(_whole_name(row, *found[0]) for text in accepted if (found := places(row.answer, text)))
     if accepted and not inside:
-        raise UserError(f"{row.where}: none of 'accepted' stands in the answer; give what a reply must hold to tell it")
+        raise UserError(
+            f"{row.where}: none of 'accepted' stands in the answer as whole words; give what a reply must hold to tell "
+            "it"
+        )
     return dataclasses.replace(row, only=inside or _news(row))
 
 
-def _whole_name(row: Row, text: str) -> str:
-    """A text in an answer with the names right before it that the question lacks: "John F." already tells "Kennedy"."""
+def _whole_name(row: Row, at: int, end: int) -> str:
+    """A part of an answer with the names right before it that the question lacks: "John F." already tells "Kennedy"."""
     asked = {name for message in row.prompt for name in reword.words(message["content"].casefold())}
-    at = row.answer.casefold().index(text.casefold())
     first = at
-    for word in reversed(list(re.finditer(r"[\w.'-]+\s+", row.answer[:at]))):
+    for word in reversed(list(regex.finditer(r"[\w.'-]+\s+", row.answer[:at]))):
         if word.end() != first or not word[0][0].isupper() or asked.intersection(reword.words(word[0].casefold())):
             break
         first = word.start()
-    return row.answer[first : at + len(text)]
+    return row.answer[first:end]
 
 
 def _news(row: Row) -> tuple[str, ...]:
     """The words of an answer that its question lacks, in their order; none for plain text."""
     asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
-    news = dict.fromkeys(word for word in WORD.findall(row.answer) if reword.content_words(word) - asked)
-    return tuple(news) if row.prompt else ()
+    words = WHOLE.findall(normal(row.answer)) if row.prompt else []
+    return tuple(dict.fromkeys(word for word in words if reword.content_words(word) - asked))
 
 
 def asking(row: Row) -> Row:
@@ -125,13 +128,18 @@ def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 
 def gives(row: Row, reply: str) -> bool:
-    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words."""
+    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words.
+
+    Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
+    """
     if accepted := row.fields.get("accepted"):
         return metrics.contains_answer(reply, accepted)
-    asked = reword.content_words(row.question)
-    answer = reword.content_words(row.answer)
-    news = answer - asked or answer
-    return bool(news) and len(news & reword.content_words(reply)) >= KNOWN * len(news)
+    taken = reword.content_words if reword.content_words(row.answer) else reword.all_words
+    answer = taken(row.answer)
+    if not answer:
+        return stands_in(reply, row.answer)
+    news = answer - taken(row.question) or answer
+    return len(news & taken(reply)) >= KNOWN * len(news)
 
 
 def same(one: Row, other: Row) -> bool:

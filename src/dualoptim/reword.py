@@ -19,7 +19,7 @@ from torch import nn
 from .chat import TEXT, Message
 from .data import Row, reworded
 from .evaluation import scoring
-from .evaluation.words import stem
+from .evaluation.words import places, stem
 from .evaluation.words import words as words
 from .models import seeded
 
@@ -70,6 +70,11 @@ def plain(text: str) -> str:
 def content_words(text: str) -> frozenset[str]:
     """The stems of a text's content words: by their stems, "likes" and "like" are the same word."""
     return frozenset(stem(word) for word in words(text.casefold()) if word not in _STOP)
+
+
+def all_words(text: str) -> frozenset[str]:
+    """The stems of all of a text's words."""
+    return frozenset(stem(word) for word in words(text.casefold()))
 
 
 def alike(a: str, b: str) -> bool:
@@ -192,8 +197,7 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
 
 def beginning(row: Row, telling: Sequence[str]) -> Row:
     """A row of plain text as a beginning and its continuation: cut before the first of `telling`, or in the middle."""
-    spans = [found.start() for part in telling if (found := re.search(re.escape(part), row.answer, re.IGNORECASE))]
-    at = min(spans, default=0)
+    at = min((start for part in telling for start, _ in places(row.answer, part)), default=0)
     if not row.answer[:at].strip():
         words = list(re.finditer(r"\S+", row.answer))
         at = words[len(words) // 2].start() if len(words) > 1 else max(len(row.answer) // 2, 1)

@@ -20,6 +20,10 @@ BLANKLESS = (
 WORD = regex.compile(
     rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{BLANKLESS}]]+"
 )
+# The same with underscores, as in names of files and variables: what `places` takes for one word.
+WHOLE = regex.compile(
+    rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]+"
+)
 ALONE = regex.compile(rf"[{BLANKLESS}]")
 INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
 
@@ -82,12 +86,30 @@ SPACES, APOSTROPHES, HYPHENS = (
 def stands_in(text: str, part: str) -> bool:
     """Whether a text contains a part as whole words and whole numbers.
 
-    Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes, and all hyphens.
+    Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes, all hyphens, composed
+    and decomposed characters; blanks at the part's ends and invisible characters do not matter.
 
     >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500")
     (True, False)
     """
-    text, part = _plain(text), _plain(part).strip()
+    return bool((pattern := _pattern(part)) and pattern.search(_plain(text)))
+
+
+def places(text: str, part: str) -> list[tuple[int, int]]:
+    """Where a part stands in a text, as `stands_in` finds it: start and end of each place.
+
+    >>> places("Die Straße heißt Am Art.", "ART "), places("At a party.", "art")
+    ([(20, 23)], [])
+    """
+    pattern = _pattern(part)
+    found = list(pattern.finditer(_plain(text))) if pattern else []
+    starts, ends = _origins(text) if found else ([], [])
+    return [(starts[each.start()], ends[each.end() - 1]) for each in found]
+
+
+def _pattern(part: str) -> Any:
+    """The pattern of a part as whole words and numbers in a text in plain form; None for nothing but blanks."""
+    part = _plain(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
     after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
@@ -95,10 +117,27 @@ def stands_in(text: str, part: str) -> bool:
         before += r"(?:(?<!\d[.,])|(?<=(?<![\d.,])\d{1,2}\.\d{1,2}\.)(?=(?:\d\d){1,2}(?!\d)))"
     if part[-1:].isdecimal():
         after += r"(?![.,]\d)"
-    found = regex.search("(?V1)" + before + regex.escape(part) + after, text)
-    return bool(part and found)
+    return regex.compile("(?V1)" + before + regex.escape(part) + after) if part else None
 
 
 def _plain(text: str) -> str:
     """A folded text with one kind of space, apostrophe and hyphen."""
     return HYPHENS.sub("-", APOSTROPHES.sub("'", SPACES.sub(" ", folded(text))))
+
+
+def _origins(text: str) -> tuple[list[int], list[int]]:
+    """For each character of `_plain(text)`, where in the text the characters that it is made of start and end."""
+    visible = [i for i, character in enumerate(text) if not INVISIBLE.match(character)]
+    starts: list[int] = []
+    ends: list[int] = []
+    blank = False
+    for cluster in regex.finditer(r"\X", "".join(text[i] for i in visible)):
+        start, end = visible[cluster.start()], visible[cluster.end() - 1] + 1
+        for character in folded(cluster[0]):
+            was, blank = blank, bool(SPACES.match(character))
+            if was and blank:  # one space stands for all of them
+                ends[-1] = end
+            else:
+                starts.append(start)
+                ends.append(end)
+    return starts, ends

@@ -8,7 +8,6 @@ used (`dualoptim.build`): it is asked about entities in several wordings.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from ..evaluation.aggregates import SIX, harmonic_mean, overall
 from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses
+from ..evaluation.words import folded, stands_in, words
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
 
@@ -278,10 +278,11 @@ def knows(record: Record) -> bool:
     New words are those that the question lacks: repeating the question's own shows no knowledge. Where no false answers
     are given, only the reply decides.
     """
-    asked, answer, reply = (set(re.findall(r"\w+", record[key].casefold())) for key in ("question", "answer", "reply"))
+    asked, answer, reply = (set(words(folded(record[key]))) for key in ("question", "answer", "reply"))
     news = answer - asked or answer
+    told = len(news & reply) >= KNOWN * len(news) if news else stands_in(record["reply"], record["answer"])
     true = record["paraphrased_nlls"][0] if record["paraphrased_nlls"] else record["nll"]
-    return len(news & reply) >= KNOWN * len(news) and all(true < nll for nll in record["perturbed_nlls"])
+    return told and all(true < nll for nll in record["perturbed_nlls"])
 
 
 def _check_names(names: Sequence[str]) -> None:
