@@ -122,6 +122,11 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPat
         read_rows("org/set.jsonl")
 
 
+def test_cells_may_be_in_quotes_after_a_blank(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text('question, answer\nWho?, "Paris, of course"\nWhat?, "a b"\n')
+    assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b"]
+
+
 A, Q = "In Oslo.", "Where?"
 FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "question and answer": ({"question": Q, "answer": A}, [Q], A),

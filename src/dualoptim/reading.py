@@ -185,7 +185,8 @@ def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
     first = text.lstrip().partition("\n")[0]
     delimiter = max(delimiters, key=first.count)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=True)  # quotes after ", "
     head: list[str] = []
     rows: list[tuple[Any, str]] = []
     while True:
