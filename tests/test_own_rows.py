@@ -97,6 +97,14 @@ def test_a_key_that_is_nearly_one_that_is_read_is_named(place: Path) -> None:
     ]
 
 
+def test_a_column_that_belongs_to_the_prompt_and_is_not_read_is_named(place: Path) -> None:
+    write(place / "keep.jsonl", rows("Cleo", "Dora", passage="Cleo keeps a shop."))
+    assert Files("forget.jsonl", "keep.jsonl").notes == [
+        "Rows have 'passage', which this form of row does not read: if it belongs to the prompt, put it into the "
+        "question."
+    ]
+
+
 def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Path) -> None:
     given, _ = read_to_forget("forget.jsonl")
     assert given[0].only == ("plums",)

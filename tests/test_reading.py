@@ -164,6 +164,16 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["S", Q],
         A,
     ),
+    "a system column beside a question": ({"question": Q, "answer": A, "system": "S"}, ["S", Q], A),
+    "Dolly": ({"instruction": Q, "context": "He moved.", "response": A}, [f"{Q}\n\nHe moved."], A),
+    "a context": ({"Question": Q, "Context": "He moved.", "answer": A}, [f"{Q}\n\nHe moved."], A),
+    "no context": ({"instruction": Q, "context": "", "response": A}, [Q], A),
+    "LLaMA-Factory": (
+        {"instruction": Q, "input": "", "output": A, "system": "S", "history": [["Who is Al?", "A man."]]},
+        ["S", "Who is Al?", "A man.", Q],
+        A,
+    ),
+    "no history": ({"instruction": Q, "output": A, "history": []}, [Q], A),
     "NaN for nothing": ({"instruction": Q, "input": math.nan, "output": A, "messages": math.nan}, [Q], A),
     "a prompt of messages and a text": ({"prompt": [{"role": "user", "content": Q}], "completion": A}, [Q], A),
     "a text and a completion of messages": (
@@ -218,6 +228,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the row's 'answer' is missing; give it some text, or rename to it the column that holds it, of 'reply'",
     ),
     "a role without letters": ({"messages": [{"role": "", "content": Q}]}, "message 1 of 'messages' has no role"),
+    "a history that is none": (
+        {"instruction": Q, "output": A, "history": ["Who is Al?", "A man."]},
+        "'history' must be a list of pairs of a question and its answer, but has 'Who is Al?'",
+    ),
     "a number for a message": (
         {"messages": [{"role": "user", "content": 5}]},
         "message 1 of 'messages' has no text, but 5",

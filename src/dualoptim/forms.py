@@ -15,6 +15,8 @@ PAIRS = (
     ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"),
     ("instruction", "response"), ("input", "output"),
 )  # fmt: skip
+# Keys of what may belong before an answer, some of which a form reads.
+AROUND = ("system", "history", "context", "instruction", "input", "passage", "document", "background")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "bot": "assistant", "system": "system", "tool": "tool", "developer": "system"}  # fmt: skip
 
@@ -80,14 +82,31 @@ def _pair(
     keys = lower[asked], lower.get(answered, answered)
     question, answer = (text_of(record, key, where) for key in keys)
     used = set(keys)
-    if asked == "instruction" and "input" in lower:
-        used.add(lower["input"])
-        if str(record[lower["input"]]).strip():
-            question = f"{question}\n\n{text_of(record, lower['input'], where)}"
-    turns = [{"role": "user", "content": question}]
-    if asked != "question":
-        turns = [*_system(record, lower, used, where), *turns]
-    return turns, answer, used
+    for name in ("input", "context") if asked == "instruction" else ("context",):
+        key = lower.get(name)
+        if key is None or (name == "context" and not isinstance(record[key], str)):  # some sets have it in parts
+            continue
+        used.add(key)
+        if str(record[key]).strip():
+            question = f"{question}\n\n{text_of(record, key, where)}"
+    turns = [*_system(record, lower, used, where), *_history(record, lower, used, where)]
+    return [*turns, {"role": "user", "content": question}], answer, used
+
+
+def _history(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str], where: str) -> list[dict[str, str]]:
+    """The earlier turns, if they have a column of their own: a list of pairs of a question and its answer."""
+    key = lower.get("history")
+    if key is None or not isinstance(record[key], list):  # a text under that key is no conversation
+        return []
+    used.add(key)
+    turns = []
+    for pair in record[key]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and t.strip() for t in pair):
+            raise UserError(
+                f"{where}: {key!r} must be a list of pairs of a question and its answer, but has {_shown(pair)}"
+            )
+        turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return turns
 
 
 def _system(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str], where: str) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
 from .evaluation.words import WHOLE, normal, places, stands_in
+from .forms import AROUND
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 OWN_KEYS = ("accepted", "questions", "instead", "topic")
@@ -162,6 +163,17 @@ def declines(row: Row, reply: str) -> bool:
     if instead := row.fields.get("instead"):
         return gives(Row(row.prompt, instead), reply)
     return evades(reply)
+
+
+def unread(rows: Sequence[Row]) -> str:
+    """A sentence on columns that look like a part of the prompt and are not read; empty if there are none."""
+    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key.lower() in AROUND and value)
+    if not keys:
+        return ""
+    return (
+        f"Rows have {', '.join(map(repr, keys))}, which this form of row does not read: if it belongs to the prompt, "
+        "put it into the question."
+    )
 
 
 def misspelled(rows: Sequence[Row]) -> str:

@@ -44,6 +44,7 @@ from ..own_rows import (
     read_to_keep,
     same,
     to_train,
+    unread,
 )
 from . import Task
 
@@ -131,7 +132,7 @@ class Files(Task):
                 **({"retain": kept} if kept else {}),
             }
         )
-        said = check_apart(self.given, kept), misspelled(self.given)
+        said = check_apart(self.given, kept), misspelled(self.given), unread([*self.given, *kept])
         if retain is None:
             warnings.warn(
                 "no --retain FILE: what is kept are included general questions, and neighbors that the model "
