@@ -21,7 +21,17 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
-from dualoptim.own_rows import TEXT_REFUSALS, check_apart, checked, declines, gives, read_to_forget, same, to_train
+from dualoptim.own_rows import (
+    TEXT_REFUSALS,
+    check_apart,
+    checked,
+    declines,
+    gives,
+    misspelled,
+    read_to_forget,
+    same,
+    to_train,
+)
 from dualoptim.reword import plain
 from dualoptim.stopping import Best
 from dualoptim.tasks.facts import Facts
@@ -95,6 +105,20 @@ def test_a_key_that_is_nearly_one_that_is_read_is_named(place: Path) -> None:
     assert Files("forget.jsonl", "keep.jsonl").notes == [
         "Rows have a key 'acepted', which nothing reads: did you mean 'accepted'?"
     ]
+
+
+def test_keys_of_ones_own_may_be_in_any_case(place: Path) -> None:
+    path = write(place / "f.jsonl", [*rows("Ada", ACCEPTED=["plums"], Instead="Rye.", Alternates=["Figs."]),
+                                     {"TOPIC": "Agatha Christie"}])  # fmt: skip
+    (row,), topics = read_to_forget(path)
+    assert row.fields == {"accepted": ["plums"], "instead": "Rye.", "alternates": ["Figs."]}
+    assert topics == ["Agatha Christie"]
+
+
+@pytest.mark.parametrize(("key", "meant"), [("alternatives", "alternates"), ("ACEPTED", "accepted")])
+def test_a_key_of_ones_own_is_named_in_any_case(key: str, meant: str) -> None:
+    said = misspelled([question("Who?", "Ada.", **{key: ["Ben."]})])
+    assert said == f"Rows have a key {key!r}, which nothing reads: did you mean {meant!r}?"
 
 
 def test_a_column_that_belongs_to_the_prompt_and_is_not_read_is_named(place: Path) -> None:

@@ -237,6 +237,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "message 1 of 'messages' has no text, but 5",
     ),
     "messages as text": ({"messages": "[]"}, "'messages' must be a list of {\"role\": …, \"content\": …}, but is '[]'"),
+    "a key in two cases": (
+        {"Question": "Old?", "question": Q, "answer": A},
+        "the row has 'Question' and 'question', which are the same key; remove or rename one",
+    ),
+    "a text in two cases": ({"text": A, "TEXT": Q}, "the row has 'text' and 'TEXT', which are the same key"),
+    "a key of one's own in two cases": (
+        {"question": Q, "answer": A, "accepted": ["Oslo"], "Accepted": ["In"]},
+        "the row has 'accepted' and 'Accepted', which are the same key",
+    ),
     "half a character": ({"question": Q, "answer": "A\ud83d"}, r"'\ud83d' is half of a character"),
 }
 
@@ -249,6 +258,11 @@ def test_what_is_refused_says_which_message_and_why(tmp_path: Path, record: dict
         read_rows(path)
     assert str(error.value).startswith(f"{path}:1: ")
     assert said in str(error.value)
+
+
+def test_keys_that_nothing_reads_may_stand_in_two_cases() -> None:
+    row = parse_row({"question": Q, "Question": None, "answer": A, "id": 1, "ID": 2}, "f:1")
+    assert (row.question, row.fields) == (Q, {"id": 1, "ID": 2})
 
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {

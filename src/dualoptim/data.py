@@ -25,7 +25,7 @@ from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
 from .evaluation.words import places
-from .forms import conversation, text_of
+from .forms import OWN_KEYS, check_cases, conversation, text_of
 from .forms import texts as texts
 from .losses import IGNORED
 from .reading import json_lines
@@ -111,7 +111,9 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
     else:
         prompt, answer, used = found
         chunk = None
-    fields = {key: value for key, value in record.items() if key not in used and value is not None}
+    check_cases(record, {*(key.lower() for key in used), *OWN_KEYS}, where)
+    others = {key: value for key, value in record.items() if key not in used and value is not None}
+    fields = {key.lower() if key.lower() in OWN_KEYS else key: value for key, value in others.items()}
     return Row(tuple(prompt), answer, where, fields, chunk=chunk)
 
 

@@ -5,7 +5,7 @@ Keys are those of the common formats, in upper or lower case; an empty column co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import UserError
@@ -17,6 +17,8 @@ PAIRS = (
 )  # fmt: skip
 # Keys of what may belong before an answer, some of which a form reads.
 AROUND = ("system", "history", "context", "instruction", "input", "passage", "document", "background")
+# Keys of one's own rows that are read beside those of the form.
+OWN_KEYS = ("accepted", "questions", "instead", "topic", "alternates")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "bot": "assistant", "system": "system", "tool": "tool", "developer": "system"}  # fmt: skip
 
@@ -42,6 +44,15 @@ def _shown(value: Any) -> str:
     """A value, short enough for a sentence."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_cases(record: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Refuse a key that is read and has values under two spellings, as "Question" and "question"."""
+    spelled: dict[str, str] = {}
+    for key in (key for key, value in record.items() if value is not None):
+        other = spelled.setdefault(key.lower(), key)
+        if other != key and key.lower() in keys:
+            raise UserError(f"{where}: the row has {other!r} and {key!r}, which are the same key; remove or rename one")
 
 
 def conversation(record: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str, set[str]] | None:

@@ -19,10 +19,9 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
 from .evaluation.words import WHOLE, normal, places, stands_in
-from .forms import AROUND
+from .forms import AROUND, OWN_KEYS
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
-OWN_KEYS = ("accepted", "questions", "instead", "topic")
 KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
@@ -38,8 +37,9 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     topics: list[str] = []
     for record, where in read_records(path):
-        if "topic" in record and not FORMS & {key.lower() for key in record if record[key] is not None}:
-            name = record["topic"]
+        given = {key.lower(): value for key, value in record.items() if value is not None}
+        if "topic" in {key.lower() for key in record} and not FORMS & given.keys():
+            name = given.get("topic")
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{where}: 'topic' must be a name, but is {name!r}")
             topics.append(name.strip())
@@ -179,7 +179,7 @@ def unread(rows: Sequence[Row]) -> str:
 def misspelled(rows: Sequence[Row]) -> str:
     """A sentence on keys that are not read, but are close to one that is; empty if there are none."""
     keys = dict.fromkeys(key for row in rows for key in row.fields if key not in OWN_KEYS)
-    near = [(key, found[0]) for key in keys if (found := difflib.get_close_matches(key, OWN_KEYS, 1, 0.85))]
+    near = [(key, found[0]) for key in keys if (found := difflib.get_close_matches(key.lower(), OWN_KEYS, 1, 0.85))]
     return " ".join(f"Rows have a key {key!r}, which nothing reads: did you mean {right!r}?" for key, right in near)
 
 
