@@ -429,6 +429,38 @@ def test_what_a_template_cannot_take_is_told_with_the_rows_place(
         encode(Row(prompt, "Ada.", "my.jsonl:3"), tokenizer_of(special, template), 512)
 
 
+ROLES_ALONE = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "number"),
+    [
+        (({"role": "usr", "content": "Who?"},), 1),
+        (({"role": "system", "content": "Be Ada."},), 1),
+        (({"role": "user", "content": "Who?"}, {"role": "tool", "content": "Ada"}), 2),
+    ],
+)
+def test_a_message_to_answer_that_the_template_does_not_write_is_told(
+    prompt: tuple[dict[str, str], ...], number: int
+) -> None:
+    tokenizer = tiny.tokenizer()
+    encode(Row(prompt, "Ada.", "my.jsonl:3"), tokenizer, 512)
+    tokenizer.chat_template = ROLES_ALONE
+    said = rf"^my\.jsonl:3: the chat template of .* does not write message {number} of the prompt, of the role "
+    with pytest.raises(UserError, match=said + repr(prompt[-1]["role"])):
+        encode(Row(prompt, "Ada.", "my.jsonl:3"), tokenizer, 512)
+
+
+def test_a_message_that_the_template_spells_otherwise_is_written_all_the_same() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("m.content", "m.content | replace('\\n', ' ')")
+    tokens = encode(question("Who\nis it?", "Ada."), tokenizer, 512)
+    assert "Who is it?" in tokenizer.decode(tokens.input_ids)
+
+
 @pytest.mark.parametrize(
     "broken",
     ["{% for m in messages %}", "{{ messages[0].content.shout() }}", "Nothing.",

@@ -153,6 +153,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         A,
     ),
     "conversations": ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [Q], A),
+    "a role with a blank": ({"messages": [{"role": "Human ", "content": Q}, {"role": " gpt", "content": A}]}, [Q], A),
     "columns that a table fills up": (
         {"conversations": [{"role": None, "content": None, "from": "human", "value": Q},
                            {"role": None, "content": None, "from": "gpt", "value": A}]},
@@ -227,6 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"question": Q, "reply": A},
         "the row's 'answer' is missing; give it some text, or rename to it the column that holds it, of 'reply'",
     ),
+    "a role of blanks": ({"messages": [{"role": " ", "content": Q}]}, "message 1 of 'messages' has no role"),
     "a role without letters": ({"messages": [{"role": "", "content": Q}]}, "message 1 of 'messages' has no role"),
     "a history that is none": (
         {"instruction": Q, "output": A, "history": ["Who is Al?", "A man."]},

@@ -136,6 +136,17 @@ def _around(
         how = "writes the answer more than once" if len(pieces) > 2 else "does not write the answer"
         raise _RefusedError(f"{how}; give another with --chat-template FILE")
     before, after = pieces
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    for i in dict.fromkeys([*users[-1:], len(messages) - 1]):  # what is asked, and what is answered
+        if messages[i]["content"].strip() in before:
+            continue
+        marked = [{**m, "content": mark if j == i else m["content"]} for j, m in enumerate(messages)]
+        formed = [{**message, "content": form(message["content"])} for message in marked]
+        if mark not in _written(tokenizer, template, formed, add_generation_prompt=True):  # nor in another spelling
+            raise _RefusedError(
+                f"does not write message {i + 1} of the prompt, of the role {messages[i]['role']!r}, so the model "
+                "would not see it; give a role that the template writes, such as 'user'"
+            )
     prompt, lead = _beginning(before, written(), messages[-1]["content"].strip())
     spaced = written(f" {mark} ").partition(mark)
     strips = not (spaced[0].endswith(f"{before[-8:]} ") and spaced[2].startswith(f" {after[:8]}"))

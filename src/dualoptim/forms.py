@@ -157,8 +157,9 @@ def _chat(
 
 def _message(message: Mapping[str, Any], number: int, key: str, where: str) -> dict[str, str]:
     named = message.get("role") or message.get("from")
-    role = ROLES.get(named.lower(), named) if isinstance(named, str) else None
-    if role is None:
+    named = named.strip() if isinstance(named, str) else ""
+    role = ROLES.get(named.lower(), named)
+    if not role:
         raise UserError(f"{where}: message {number} of {key!r} has no role; give it a 'role' such as 'user'")
     content = next((message[name] for name in ("content", "value") if message.get(name) is not None), None)
     if isinstance(content, list):  # of parts
