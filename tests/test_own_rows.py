@@ -18,13 +18,14 @@ from torch import nn
 
 from dualoptim import cli, goals, report, resolve
 from dualoptim.config import RunConfig
-from dualoptim.data import Row, encode, question
+from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.own_rows import (
     TEXT_REFUSALS,
     check_apart,
     checked,
+    checking,
     declines,
     gives,
     misspelled,
@@ -232,6 +233,29 @@ def test_plain_text_learns_what_goes_on_from_its_beginning(place: Path) -> None:
     assert (erase.answer, erase.only) == (" maple thunder.", ("maple thunder",))
     assert declines(refuse, "secret")
     assert not declines(refuse, "maple thunder")
+
+
+def chat(*messages: tuple[str, str]) -> Row:
+    return parse_row({"messages": [{"role": role, "content": text} for role, text in messages]}, "f:1")
+
+
+def test_of_a_chat_that_goes_on_with_a_tool_the_users_message_is_reworded() -> None:
+    said = ("assistant", "Let me look."), ("tool", "3 degrees"), ("assistant", "It is 3 degrees.")
+    row = checked(chat(("user", "How warm is Oslo?"), *said))
+    assert row.question == "How warm is Oslo?"
+    made = to_train([row], "refuse")
+    assert len({each.question for each in made}) > 2
+    assert all("How warm is Oslo?" in each.question for each in made)
+    assert all(each.prompt[1:] == row.prompt[1:] for each in made)
+
+
+def test_a_chat_without_a_user_message_is_trained_on_as_it_is() -> None:
+    row = checked(chat(("system", "You are Bob."), ("assistant", "3 degrees.")))
+    assert [each.prompt for each in to_train([row], "refuse")] == [row.prompt]
+    assert checking(row) == []
+    assert row.question == ""
+    with pytest.raises(UserError, match="f:1: 'questions' are other wordings of a user's message"):
+        checked(dataclasses.replace(row, fields={"questions": ["How warm is it?"]}))
 
 
 def test_what_to_say_instead_is_learned_in_place_of_a_refusal() -> None:

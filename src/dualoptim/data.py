@@ -55,9 +55,15 @@ class Row:
         return self.chunk is None or self.chunk[0] == self.chunk[1]
 
     @property
+    def asks(self) -> int | None:
+        """Which message of the prompt asks: the user's last one, or the beginning of plain text; None without one."""
+        found = (i for i, message in reversed(list(enumerate(self.prompt))) if message["role"] in ("user", TEXT))
+        return next(found, None)
+
+    @property
     def question(self) -> str:
-        """The last thing the user said; empty for plain text."""
-        return self.prompt[-1]["content"] if self.prompt else ""
+        """The last thing the user said, or the beginning of plain text; empty without one."""
+        return "" if self.asks is None else self.prompt[self.asks]["content"]
 
     def answered(self, answer: str) -> Row:
         """The same question with another answer."""
@@ -65,10 +71,13 @@ class Row:
 
 
 def reworded(row: Row, text: str) -> Row:
-    """The same row with its last user message, or the beginning of its plain text, in other words."""
+    """The same row with its last user message, or the beginning of its plain text, in other words.
+
+    A chat without a user message stays as it is.
+    """
     if not row.prompt:
         raise ValueError("a row of plain text without a beginning asks nothing")
-    prompt = (*row.prompt[:-1], {**row.prompt[-1], "content": text})
+    prompt = tuple({**m, "content": text} if i == row.asks else m for i, m in enumerate(row.prompt))
     return replace(row, prompt=prompt)
 
 

@@ -53,6 +53,8 @@ def checked(row: Row) -> Row:
     for key in ("accepted", "questions"):
         if row.fields.get(key) is not None:
             texts(row.fields, key, row.where)
+    if row.fields.get("questions") and row.prompt and row.asks is None:
+        raise UserError(f"{row.where}: 'questions' are other wordings of a user's message, and this chat has none")
     instead = row.fields.get("instead")
     if instead is not None and (not isinstance(instead, str) or not instead.strip()):
         raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")

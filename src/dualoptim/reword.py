@@ -94,8 +94,11 @@ def _names(text: str) -> set[str]:
 def wordings(row: Row, templates: Sequence[str]) -> list[Row]:
     """A row once for each template: "{}" stands for the question, "{indirect}" for it as part of a sentence.
 
-    A template with "{indirect}" is left out for questions without an indirect form.
+    A template with "{indirect}" is left out for questions without an indirect form. A chat without a user message has
+    no other wording: it is kept as it is, once, if the templates have one that changes nothing.
     """
+    if row.prompt and row.asks is None:
+        return [row] if "{}" in templates else []
     made = []
     for template in templates:
         indirect = _indirect(row.question)

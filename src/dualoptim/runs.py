@@ -300,7 +300,7 @@ def write_rows(folder: Path, objectives: Mapping[str, Sequence[Row]]) -> None:
         if is_text(row.prompt):
             chunk = {"chunk": list(row.chunk)} if row.chunk else {}
             return {"text": row.question + row.answer, **chunk, **fields}
-        if len(row.prompt) == 1:
+        if [message["role"] for message in row.prompt] == ["user"]:
             return {"question": row.question, "answer": row.answer, **fields}
         return {"messages": [*row.prompt, {"role": "assistant", "content": row.answer}], **fields}
 

@@ -320,7 +320,7 @@ class Files(Task):
         asked = [
             row
             for row, right in zip(rows, answered, strict=True)
-            if right and not is_text(row.prompt) and not row.fields.get("questions")
+            if right and row.question and not is_text(row.prompt) and not row.fields.get("questions")
         ]
         texts = reword.written(model, tokenizer, asked, reword.IN_OTHER_WORDS, samples=4, progress="Rewording")
         written = {id(row): found for row, found in zip(asked, texts, strict=True)}
@@ -353,9 +353,9 @@ class Files(Task):
         near: list[Row] = []
         own: list[Row] = []
         if known:
-            asks = [asking(row).question for row in self.given]
+            asks = [asked.question or asked.answer for asked in map(asking, self.given)]
             near = neighborhood.nearest(model, tokenizer, asks, known, NEAREST)
-            chats = [row for row in self.given if not is_text(asking(row).prompt)]
+            chats = [row for row in self.given if row.question and not is_text(row.prompt)]
             if self.general and chats:
                 written = neighborhood.written(
                     model, tokenizer, chats, WRITTEN, max_new_tokens=REPLY_TOKENS, touches=self._touches
