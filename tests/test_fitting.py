@@ -29,6 +29,7 @@ from dualoptim.combine import pcgrad
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.losses import GD, IDK, KL, LOSSES, NPO, RMU
+from dualoptim.resolved import check_rows
 from dualoptim.schedule import by_turns, in_proportion, jointly
 from dualoptim.trainer import Objective
 
@@ -246,6 +247,32 @@ def test_a_refusal_that_is_too_long_is_told_before_training(tmp_path: Path) -> N
     kept = {"retain": Objective(RETAIN, GD()), "forget": Objective(wrong, IDK(), refusals=["No."])}
     with pytest.raises(UserError, match="row 3: the row's 'instead' is"):
         trainer(tmp_path, objectives=kept)
+
+
+FEW_LETTERS = "不知道这件事。" * 10  # more tokens of bytes than the other, though fewer letters
+TOO_LONG: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
+    "instead": (IDK(), {"instead": "no " * 120}, ["No."]),
+    "a refusal of few letters": (IDK(), {}, ["I don't know. " * 6, FEW_LETTERS]),
+    "one of a row's own alternates": (LOSSES["AltPO"](), {"alternates": ["It is x.", "no " * 120]}, ["No."]),
+    "a refusal where the model makes none up": (LOSSES["AltPO"](), {}, ["I don't know. " * 6, FEW_LETTERS]),
+}
+
+
+@pytest.mark.parametrize(("loss", "fields", "refusals"), TOO_LONG.values(), ids=TOO_LONG)
+def test_what_replaces_an_answer_and_is_too_long_is_told_before_the_weights_are_read(
+    loss: Any, fields: dict[str, Any], refusals: list[str]
+) -> None:
+    rows = [question("Who is Ann?", "Ann is a spy.", "f:1", **fields)]
+    task = SimpleNamespace(objectives={"forget": rows})
+    given: Any = SimpleNamespace(tokenizer=tiny.tokenizer(), refusals=refusals, task=task, losses={"forget": loss})
+    with pytest.raises(UserError, match=r"f:1: the row has .* max_length 200 would cut its answer off"):
+        check_rows(given, 2048, 260, 200)
+    check_rows(given, 2048, 260, 500)
+
+
+def test_the_refusal_of_most_tokens_is_tried_first_whatever_its_letters() -> None:
+    with pytest.raises(UserError, match=r"forget 0: the row has .* max_length 150 would cut"):
+        ObjectiveRows({"forget": FORGET}, {"forget": ["No way. " * 10, FEW_LETTERS]}, tiny.tokenizer(), 150)
 
 
 def test_what_the_reference_says_of_a_refusal_is_known_whether_its_draw_counts_or_not() -> None:

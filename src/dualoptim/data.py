@@ -6,6 +6,7 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import unicodedata
@@ -248,6 +249,16 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     return Tokens(ids, labels, ended, row.group)
 
 
+def longest(texts: Sequence[str], tokenizer: Any) -> int:
+    """The index of the text with most tokens."""
+    return max(range(len(texts)), key=lambda i: _num_tokens(tokenizer, texts[i]))
+
+
+@functools.lru_cache(maxsize=8192)  # the same refusals may replace the answers of all rows
+def _num_tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, end: int) -> int:
     """The number of tokens after an answer that ends at character `end`; some include the blanks before them."""
     if spans is None:
@@ -340,8 +351,8 @@ class ObjectiveRows(Dataset):
             for i, row in enumerate(rows[name]):
                 if row.fields.get("instead") is not None:
                     text_of(row.fields, "instead", row.where)
-                if others := [len(text) for text in self.stand_ins(name, i)]:
-                    self._refusal(name, i, others.index(max(others)))
+                if others := self.stand_ins(name, i):
+                    self._refusal(name, i, longest(others, tokenizer))
 
     def __getitem__(self, draw: Draw) -> Item:
         return Item(

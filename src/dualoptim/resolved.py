@@ -22,10 +22,11 @@ from . import resolve as names
 from .chat import prompt_ids
 from .checkpoints import sha256
 from .config import RunConfig, typed
-from .data import Row, encode, is_text, texts
+from .data import Row, encode, is_text, longest, texts
 from .errors import UserError
 from .evaluation import general, probes
 from .fitting import check_ids
+from .forms import text_of
 from .hashes import digest
 from .losses import Loss
 from .memorise import Settings, memorised
@@ -166,7 +167,7 @@ ANY_LENGTH = 2**31
 
 
 def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) -> None:
-    """Refuse rows that the model cannot process, also with a refusal for an answer.
+    """Refuse rows that the model cannot process, also with what may replace their answers.
 
     Args:
         room: the model's number of positions.
@@ -174,15 +175,20 @@ def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) 
         max_length: the most tokens that a row may have.
     """
     tokenizer = resolved.tokenizer
-    longest = max(resolved.refusals, key=len)
+    refusal = resolved.refusals[longest(resolved.refusals, tokenizer)]
     for name, rows in resolved.task.objectives.items():
         refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
         for row in rows:
             if others:
                 _check_alternates(row, tokenizer, room)
             check_ids(row.where, encode(row, tokenizer, max_length, room), vocabulary, tokenizer)
-            if refused and not row.fields.get("instead"):
-                encode(row.answered(longest), tokenizer, max_length, room)
+            if not (refused or others):
+                continue
+            replacing = row.fields.get("alternates") if others else None
+            if row.fields.get("instead"):
+                replacing = [text_of(row.fields, "instead", row.where)]
+            for text in replacing or [refusal]:
+                encode(row.answered(text), tokenizer, max_length, room)
 
 
 def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
@@ -194,7 +200,7 @@ def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
         )
     if "alternates" in row.fields:
         texts(row.fields, "alternates", row.where)
-    elif (tokens := len(prompt_ids(tokenizer, alternates.prompt(row)))) >= room:
+    elif not row.fields.get("instead") and (tokens := len(prompt_ids(tokenizer, alternates.prompt(row)))) >= room:
         raise UserError(
             f"{row.where}: to be asked for another answer takes {tokens} tokens, and the model has {room} positions; "
             "shorten the row"
