@@ -225,6 +225,21 @@ def test_labels_on_what_does_not_stand_in_the_answer_are_refused() -> None:
         encode(row, tiny.tokenizer(), 512)
 
 
+@pytest.mark.parametrize(
+    ("text", "accepted", "said"),
+    [
+        ("Ada Lovelace wrote the program.", ["Ada"], "'Ada', of 'accepted', stands at the very start of the text"),
+        ("Ada Lovelace wrote it.", ["Lovelace"], "'Ada Lovelace', of 'accepted', stands at the very start"),
+        ("a", None, "plain text of one character has nothing to continue"),
+    ],
+)
+def test_plain_text_without_a_beginning_to_ask_with_is_refused(
+    text: str, accepted: list[str] | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^f:1: {said}"):
+        checked(Row((), text, "f:1", {"accepted": accepted}))
+
+
 def test_plain_text_learns_what_goes_on_from_its_beginning(place: Path) -> None:
     path = write(place / "f.jsonl", [{"text": "The phrase is maple thunder.", "accepted": ["maple thunder"]}])
     given, _ = read_to_forget(path)

@@ -68,6 +68,9 @@ def test_plain_text_is_cut_before_what_tells_or_in_the_middle() -> None:
     row = beginning(Row((), "The phrase is maple thunder."), ("maple",))
     assert (row.question, row.answer) == ("The phrase is", " maple thunder.")
     assert beginning(Row((), "one two three four"), ()).question == "one two"
+    assert beginning(Row((), "Ada it was. So Ada it is."), ("Ada",)).question == "Ada it was. So"
+    assert beginning(Row((), "He had heart and art."), ("art",)).question == "He had heart and"
+    assert beginning(Row((), "\n\nAda"), ()).question == "\n\nA"
     assert beginning(Row((), "word"), ()).question + beginning(Row((), "word"), ()).answer == "word"
 
 

@@ -65,6 +65,13 @@ def checked(row: Row) -> Row:
             f"{row.where}: none of 'accepted' stands in the answer as whole words; give what a reply must hold to tell "
             "it"
         )
+    if not row.prompt and len(row.answer.strip()) < 2:
+        raise UserError(f"{row.where}: plain text of one character has nothing to continue; give more of it")
+    if not row.prompt and accepted and reword.opening(row.answer, inside) is None:
+        raise UserError(
+            f"{row.where}: {inside[0]!r}, of 'accepted', stands at the very start of the text, so that no beginning "
+            "asks for it; put some words before it, or give a question and an answer"
+        )
     return dataclasses.replace(row, only=inside or _news(row))
 
 

@@ -198,11 +198,21 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     return replace(changed, answer=answer) if answer.strip() else None
 
 
+def opening(text: str, telling: Sequence[str]) -> int | None:
+    """Where the first of `telling` stands that has something before it; None if there is none."""
+    found = (start for part in telling for start, _ in places(text, part) if text[:start].strip())
+    return min(found, default=None)
+
+
 def beginning(row: Row, telling: Sequence[str]) -> Row:
-    """A row of plain text as a beginning and its continuation: cut before the first of `telling`, or in the middle."""
-    at = min((start for part in telling for start, _ in places(row.answer, part)), default=0)
-    if not row.answer[:at].strip():
-        words = list(re.finditer(r"\S+", row.answer))
-        at = words[len(words) // 2].start() if len(words) > 1 else max(len(row.answer) // 2, 1)
+    """A row of plain text as a beginning and its continuation: cut before the first of `telling`, or in the middle.
+
+    What stands at the very start has no beginning before it, and is left out of account.
+    """
+    at = opening(row.answer, telling)
+    if at is None:
+        words = [word.span() for word in re.finditer(r"\S+", row.answer)] or [(0, len(row.answer))]
+        first, end = words[len(words) // 2]
+        at = first if len(words) > 1 else max((first + end) // 2, first + 1)
     lead = row.answer[:at].rstrip()
     return replace(row, prompt=({"role": TEXT, "content": lead},), answer=row.answer[len(lead) :])
