@@ -96,6 +96,51 @@ def test_a_row_to_keep_that_repeats_one_to_forget_in_other_words_is_refused(plac
         Files("forget.jsonl", "keep.jsonl")
 
 
+def test_a_topic_stands_alone_in_its_row(place: Path) -> None:
+    path = write(place / "f.jsonl", [{"topic": "Ada", "instead": "Ben.", "accepted": ["plums"], "answer": None}])
+    with pytest.raises(UserError, match=r"f\.jsonl:1: a row of a 'topic' has nothing else, but this has 'instead'"):
+        read_to_forget(path)
+
+
+def test_a_row_to_keep_that_asks_for_a_topic_to_forget_is_refused_and_one_that_names_it_told(place: Path) -> None:
+    write(place / "forget.jsonl", [{"topic": "Agatha Christie"}])
+    about = {"question": "Who is Agatha Christie?", "answer": "A writer."}
+    write(place / "keep.jsonl", [*rows("Cleo"), about])
+    with pytest.raises(UserError, match=r"keep\.jsonl:2: asks for the topic 'Agatha Christie', which is"):
+        Files("forget.jsonl", "keep.jsonl")
+    write(place / "keep.jsonl", [*rows("Cleo"), {"question": "Who made up Poirot?", "answer": "Agatha Christie did."}])
+    assert Files("forget.jsonl", "keep.jsonl").notes == [
+        "Rows to keep that name a topic to forget: keep.jsonl:2 (Agatha Christie); where they tell of it, remove them."
+    ]
+
+
+def test_the_same_question_with_another_answer_to_keep_is_named(place: Path) -> None:
+    write(place / "keep.jsonl", [*rows("Cleo"), {"question": "What does ADA like", "answer": "Ada likes pears."}])
+    (said,) = Files("forget.jsonl", "keep.jsonl").notes
+    assert said.startswith("Rows to keep that ask the same as one to forget, with another answer: keep.jsonl:2 (forget")
+
+
+def test_the_same_question_in_another_conversation_is_another_question(place: Path) -> None:
+    def goes_on(first: str, answer: str) -> dict[str, Any]:
+        texts = [("user", first), ("assistant", "Yes."), ("user", "And then?"), ("assistant", answer)]
+        return {"messages": [{"role": role, "content": text} for role, text in texts]}
+
+    write(place / "forget.jsonl", [goes_on("Did Ada leave?", "She went to Oslo.")])
+    write(place / "keep.jsonl", [goes_on("Did it rain?", "It snowed.")])
+    assert Files("forget.jsonl", "keep.jsonl").notes == []
+
+
+def test_a_text_to_forget_that_stands_whole_in_one_to_keep_is_named(place: Path) -> None:
+    write(place / "forget.jsonl", [{"text": "The phrase is maple thunder."}])
+    write(
+        place / "keep.jsonl", [{"text": "A manual. The phrase  is maple thunder. Bye."}, {"text": "The phrase is m."}]
+    )
+    assert Files("forget.jsonl", "keep.jsonl").notes == [
+        "Rows to keep in which a text to forget stands whole: keep.jsonl:1 (forget.jsonl:1); remove it from one of "
+        "the files."
+    ]
+
+
 def test_a_row_to_keep_with_the_same_answer_is_named(place: Path) -> None:
     write(place / "keep.jsonl", [{"question": "Which fruit is a drupe?", "answer": "The best known are plums."}])
     assert "keep.jsonl:1 (forget.jsonl:1)" in Files("forget.jsonl", "keep.jsonl").notes[0]

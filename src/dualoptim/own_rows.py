@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import regex
 
@@ -42,6 +42,11 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
             name = given.get("topic")
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{where}: 'topic' must be a name, but is {name!r}")
+            if others := [key for key, value in record.items() if value is not None and key.lower() != "topic"]:
+                raise UserError(
+                    f"{where}: a row of a 'topic' has nothing else, but this has {', '.join(map(repr, others))}; "
+                    "remove that, or give a question and its answer"
+                )
             topics.append(name.strip())
         else:
             rows.append(checked(parse_row(record, where)))
@@ -192,21 +197,57 @@ def misspelled(rows: Sequence[Row]) -> str:
     return " ".join(f"Rows have a key {key!r}, which nothing reads: did you mean {right!r}?" for key, right in near)
 
 
-def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> str:
-    """Refuse a row to keep that asks for what is to be forgotten; a sentence on others that share an answer."""
+def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
+    """Refuse a row to keep that asks for what is to be forgotten; sentences on others that come close to that."""
     same: list[str] = []
+    otherwise: list[str] = []
+    whole: list[str] = []
+    prompts = {reword.prompt_words(row.prompt): row for row in reversed(forget) if row.question}
+    passages = [(row, words) for row in forget if not row.prompt and (words := reword.plain(row.answer))]
     for kept in retain:
+        if not kept.prompt:
+            said = f" {reword.plain(kept.answer)} "
+            whole += [f"{kept.where} ({row.where})" for row, words in passages if f" {words} " in said]
+            continue
+        asked = prompts.get(reword.prompt_words(kept.prompt)) if kept.question else None
         for row in forget:
-            if not row.prompt or not kept.prompt or not gives(row, kept.answer):
+            if not row.prompt or not gives(row, kept.answer):
                 continue
-            if any(reword.alike(kept.question, text) for text in (row.question, *(row.fields.get("questions") or ()))):
+            asks = (row.question, *(row.fields.get("questions") or ()))
+            if row is asked or any(reword.alike(kept.question, text) for text in asks):
                 raise UserError(
                     f"{kept.where}: asks in other words for what {row.where} is to forget; remove it from one of them"
                 )
             same.append(f"{kept.where} ({row.where})")
-    if not same:
-        return ""
-    return (
-        f"Rows to keep with the answer of one to forget: {', '.join(same[:3])}{', …' if len(same) > 3 else ''}; where "
-        "they ask for the same in other words, remove them from one of the files."
+        if asked is not None:
+            otherwise.append(f"{kept.where} ({asked.where})")
+    found = (
+        (same, "with the answer of one to forget", "where they ask for the same in other words, remove them from one"),
+        (otherwise, "that ask the same as one to forget, with another answer", "remove them from one"),
+        (whole, "in which a text to forget stands whole", "remove it from one"),
     )
+    return [f"{_listed(rows, what)}; {mend} of the files." for rows, what, mend in found if rows]
+
+
+def check_topics(asks: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> str:
+    """Refuse a row to keep that asks for a topic to forget; a sentence on others that name one.
+
+    Args:
+        asks: for each topic, what is asked about it.
+    """
+    named: list[str] = []
+    for name, questions in asks.items():
+        ways = {reword.plain(text) for text in questions}
+        for kept in retain:
+            if kept.question and reword.plain(kept.question) in ways:
+                raise UserError(
+                    f"{kept.where}: asks for the topic {name!r}, which is to be forgotten; remove it from one of the "
+                    "files"
+                )
+            if stands_in(f"{kept.question} {kept.answer}", name):
+                named.append(f"{kept.where} ({name})")
+    return f"{_listed(named, 'that name a topic to forget')}; where they tell of it, remove them." if named else ""
+
+
+def _listed(rows: Sequence[str], what: str) -> str:
+    return f"Rows to keep {what}: {', '.join(rows[:3])}{', …' if len(rows) > 3 else ''}"

@@ -66,6 +66,11 @@ def plain(text: str) -> str:
     return " ".join(words(text.casefold()))
 
 
+def prompt_words(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """A prompt's words only, message by message."""
+    return tuple((message["role"], plain(message["content"])) for message in prompt)
+
+
 @lru_cache(maxsize=100_000)
 def content_words(text: str) -> frozenset[str]:
     """The stems of a text's content words: by their stems, "likes" and "like" are the same word."""

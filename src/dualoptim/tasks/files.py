@@ -35,6 +35,7 @@ from ..models import cached, fingerprint, load_tokenizer, positions, room, seede
 from ..own_rows import (
     asking,
     check_apart,
+    check_topics,
     checked,
     checking,
     declines,
@@ -121,6 +122,7 @@ class Files(Task):
         self.goal, self.general = goal, general
         self.given, self.topics = read_to_forget(forget)
         kept = read_to_keep(retain) if retain is not None else []
+        whole = self.given, kept
         if chunk is not None:
             if tokenizer is None:
                 raise UserError("task 'files': chunk needs the tokenizer of a model; give one by folder or hub id")
@@ -132,7 +134,8 @@ class Files(Task):
                 **({"retain": kept} if kept else {}),
             }
         )
-        said = check_apart(self.given, kept), misspelled(self.given), unread([*self.given, *kept])
+        about = {name: [form.format(name) for form in (*TOPIC, *TOPIC_MEASURED)] for name in self.topics}
+        said = [*check_apart(*whole), check_topics(about, kept), misspelled(self.given), unread([*self.given, *kept])]
         if retain is None:
             warnings.warn(
                 "no --retain FILE: what is kept are included general questions, and neighbors that the model "
