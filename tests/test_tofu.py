@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from dualoptim import cli, resolve, runs, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
+from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import numbers
 from dualoptim.models import load_tokenizer
@@ -200,6 +201,13 @@ def test_the_real_files_hold_every_part_with_its_perturbed_answers(split: str) -
     assert len(seen) >= 0.99 * SIZES[split] * len(PARTS[split])  # a few questions of TOFU stand twice
     kept = Tofu(str(REAL), split=split, retain_rows=None).objectives["retain"]
     assert len(kept) == 4000 - SIZES[split] * len(PARTS[split])
+
+
+@pytest.mark.parametrize("where", ["d/forget01.json:41", "d/forget01.json, item 41", "d/a:b.parquet, row 41"])
+def test_rows_are_of_an_author_in_any_format_of_file(where: str) -> None:
+    task = Tofu.__new__(Tofu)
+    place = where.removesuffix("41").removesuffix(":").removesuffix(", item ").removesuffix(", row ")
+    assert task.cluster(question("Who?", "Ada.", where)) == f"{place}, author 2"
 
 
 def test_a_judge_that_fails_once_is_asked_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

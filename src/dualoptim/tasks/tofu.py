@@ -8,6 +8,7 @@ kept. Several parts are forgotten one after the other, each starting from the mo
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ PARTS = {
     "forget10": [3600, 3200, 2800, 2000, 2400, 400, 800, 1200, 1600],
 }
 QUESTIONS = 20  # about each author
+PLACE = re.compile(r"(.*?)(?::|, item |, row )(\d+)", re.DOTALL)  # of a row: file and number, in any format of files
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}  # in a folder; the first rows of all
 TO_TUNE_ON = 60  # rows held out where settings are chosen and the task holds out none
@@ -200,8 +202,9 @@ class Tofu(Task):
 
     def cluster(self, row: Row) -> str:
         """The row's author; each has twenty questions, in the order of TOFU's files."""
-        place, _, line = row.where.rpartition(":")
-        return f"{place}, author {(int(line) - 1) // QUESTIONS}"
+        found = PLACE.fullmatch(row.where)
+        assert found is not None
+        return f"{found[1]}, author {(int(found[2]) - 1) // QUESTIONS}"
 
     def attacked(self) -> Mapping[str, Rows]:
         scored = {row.question: row for row in self.scored["forget"]}  # with their paraphrased questions, if any
