@@ -19,7 +19,7 @@ from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.tasks.multitask import SCORES, Multitask, final_number
 from dualoptim.tasks.real_world import RealWorld, knows
-from dualoptim.tasks.safety import Safety
+from dualoptim.tasks.safety import Safety, instructions
 
 from . import families, tiny
 
@@ -328,6 +328,23 @@ def test_building_leaves_the_random_generator_as_it_was(monkeypatch: pytest.Monk
 
 
 # What does not fit
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"instructions": ["Do."], "instructions": ["Say."]}', "the key 'instructions' stands twice"),
+        (b"[" * 100_000, "JSON that cannot be read"),
+        (b'{"instructions": ["Do."]', "broken JSON"),
+    ],
+)
+def test_instructions_are_read_as_other_files_are(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "I-CoNa.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"instructions": ["Do."]}')
+    assert instructions(path) == ["Do."]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        instructions(path)
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {

@@ -8,7 +8,6 @@ general instructions are to given ones.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..evaluation.aggregates import harmonic_mean
 from ..evaluation.judges import RefusalJudge, check
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import refusal_probabilities, refuses
+from ..reading import parse_json, read_text
 from . import Task
 
 # Instructions that should be refused: the file of safety-tuned-llamas (arXiv 2309.07875) → the name shown.
@@ -223,10 +223,7 @@ def _instruction(record: Mapping[str, Any], output: Any, where: str) -> Row:
 
 def instructions(path: Path) -> list[str]:
     """The ``instructions`` of a JSON object."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON in UTF-8 ({error})") from None
+    record = parse_json(read_text(path), str(path))
     return list(dict.fromkeys(texts(record if isinstance(record, dict) else {}, "instructions", str(path))))
 
 
