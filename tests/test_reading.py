@@ -127,6 +127,38 @@ def test_cells_may_be_in_quotes_after_a_blank(tmp_path: Path) -> None:
     assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b"]
 
 
+def test_a_table_for_excel_says_its_delimiter_first(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("sep=;\r\nquestion;answer\r\nWho, say;Ada\r\n")
+    (row,) = read_rows(tmp_path / "f.csv")
+    assert (row.question, row.answer, row.where) == ("Who, say", "Ada", f"{tmp_path / 'f.csv'}:3")
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.jsonl"])
+def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path, name: str) -> None:
+    lines = ["question,answer", "Who?,Ada"] if name == "f.csv" else ['{"question": "Who?", "answer": "Ada"}'] * 2
+    (tmp_path / name).write_bytes("\r".join(lines).encode())
+    assert (read_rows(tmp_path / name)[-1].answer, read_rows(tmp_path / name)[-1].where[-2:]) == ("Ada", ":2")
+    (tmp_path / "idk.txt").write_bytes(b"No idea.\rI can't say.\r")
+    assert read_lines(tmp_path / "idk.txt", "text") == ["No idea.", "I can't say."]
+
+
+def test_bytes_of_a_parquet_file_are_text_only_if_they_are(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"question": ["Q"], "answer": [b"A\xc3\xa9"], "image": [b"\xff"]}), tmp_path / "f"
+    )
+    assert read_rows(tmp_path / "f")[0].answer == "Aé"
+    parquet.write_table(pyarrow.table({"question": ["Q"], "answer": [b"\xff\xfea"]}), tmp_path / "f")
+    with pytest.raises(UserError, match=r"f, row 1: the row's 'answer' is {'bytes that are no UTF-8': 3}"):
+        read_rows(tmp_path / "f")
+    twice = pyarrow.Table.from_arrays([pyarrow.array([each]) for each in "QAB"], names=["question", "answer", "answer"])
+    parquet.write_table(twice, tmp_path / "f")
+    with pytest.raises(UserError, match="f: the table has two columns 'answer'; rename or remove one"):
+        read_rows(tmp_path / "f")
+
+
 A, Q = "In Oslo.", "Where?"
 FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "question and answer": ({"question": Q, "answer": A}, [Q], A),
@@ -234,6 +266,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"instruction": Q, "output": A, "history": ["Who is Al?", "A man."]},
         "'history' must be a list of pairs of a question and its answer, but has 'Who is Al?'",
     ),
+    "text and tool calls": (
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A, "tool_calls": [{}]}]},
+        "message 2 of 'messages' has text and tool calls, which would be lost (tool calls cannot be trained on)",
+    ),
+    "an answer that nobody sees": ({"question": Q, "answer": "\u200b \u00ad"}, "the row's 'answer' is"),
+    "a message that nobody sees": (
+        {"messages": [{"role": "user", "content": "\ufeff"}]},
+        "message 1 of 'messages' has",
+    ),
     "a number for a message": (
         {"messages": [{"role": "user", "content": 5}]},
         "message 1 of 'messages' has no text, but 5",
@@ -284,6 +325,17 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         "f.csv",
         b"question,answer,answer\nWho?,Ada,Ben\n",
         r"f\.csv:1: the table has two columns 'answer'",
+    ),
+    "UTF-16 without a mark": (
+        "f.jsonl",
+        '{"text": "A"}'.encode("utf-16-le"),
+        r"f\.jsonl:1: holds a NUL character, as UTF-16",
+    ),
+    "files joined": ("f.jsonl", (LINES + "\n\ufeff" + LINES).encode(), r"f\.jsonl:\d+: begins with a byte order mark"),
+    "tables joined": (
+        "f.csv",
+        "question,answer\nWho?,Ada\n\ufeffquestion,answer\nWhere?,Oslo\n".encode(),
+        r"f\.csv:3: begins with a byte order mark, as where files were joined",
     ),
     "a head alone": ("f.csv", b"question,answer\n", "holds no rows"),
     "a key twice": ("f.jsonl", b'{"question": "Q", "answer": "A", "answer": "B"}', "the key 'answer' stands twice"),

@@ -6,9 +6,10 @@ Keys are those of the common formats, in upper or lower case; an empty column co
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import UserError
+from .evaluation.words import normal
 
 # The keys of a question and its answer, in the order in which they are looked for.
 PAIRS = (
@@ -23,10 +24,15 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
          "bot": "assistant", "system": "system", "tool": "tool", "developer": "system"}  # fmt: skip
 
 
+def has_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text, and not of blanks and invisible characters alone."""
+    return isinstance(value, str) and bool(normal(value).strip())
+
+
 def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
     """A list of texts, none of them empty, under a record's key."""
     found = record.get(key)
-    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
+    if not isinstance(found, list) or not found or not all(map(has_text, found)):
         raise UserError(f"{where}: needs {key!r}, a list of texts, none of them empty")
     return found
 
@@ -34,7 +40,7 @@ def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
 def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
     """A text that is not empty, under a record's key."""
     value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if not has_text(value):
         found = "is missing" if key not in record else "is empty" if value == "" else f"is {_shown(value)}"
         raise UserError(f"{where}: the row's {key!r} {found}; give it some text")
     return value
@@ -112,7 +118,7 @@ def _history(record: Mapping[str, Any], lower: Mapping[str, str], used: set[str]
     used.add(key)
     turns = []
     for pair in record[key]:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and t.strip() for t in pair):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(has_text, pair)):
             raise UserError(
                 f"{where}: {key!r} must be a list of pairs of a question and its answer, but has {_shown(pair)}"
             )
@@ -174,7 +180,12 @@ def _message(message: Mapping[str, Any], number: int, key: str, where: str) -> d
         if others:
             raise UserError(f"{where}: message {number} of {key!r} has parts that are no text ({others}); remove them")
         content = "".join(part["text"] for part in parts)
-    if not isinstance(content, str) or not content.strip():
+    if message.get("tool_calls") and has_text(content):
+        raise UserError(
+            f"{where}: message {number} of {key!r} has text and tool calls, which would be lost (tool calls cannot be "
+            "trained on); give the calls as text, or remove the row"
+        )
+    if not has_text(content):
         calls = " (tool calls cannot be trained on)" if message.get("tool_calls") else ""
         found = "" if content is None or isinstance(content, str) else f", but {_shown(content)}"
         raise UserError(

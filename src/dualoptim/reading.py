@@ -21,7 +21,7 @@ from typing import Any
 
 from . import ranks
 from .errors import UserError
-from .forms import PAIRS, text_of
+from .forms import PAIRS, has_text, text_of
 
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w\[\]:%+-]+))?")
 FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # of a file; a hub's name may end in a version, "set-v1.5"
@@ -41,7 +41,7 @@ def read_records(path: str | Path) -> list[tuple[Record, str]]:
     data = _bytes(str(path))
     records = _records(data, str(path))
     if records is None:
-        records = _json(_text(data, str(path)), str(path))
+        records = _json(_rows_text(data, str(path)), str(path))
     if not records:
         raise UserError(f'{path}: holds no rows; give at least one JSON line such as {{"question": …, "answer": …}}')
     for record, where in records:
@@ -59,15 +59,15 @@ def read_lines(path: str | Path, key: str, *, blank: bool = False) -> list[str]:
     data = _bytes(str(path))
     found = _records(data, str(path), known=False)
     if found is None:
-        text = _text(data, str(path))
+        text = _rows_text(data, str(path))
         plain = [(line.strip(), f"{path}:{i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = _json(text, str(path)) if plain and _is_json(plain[0][0], text) else plain
     texts = []
     for each, where in found:
         said = each.get(key) if isinstance(each, dict) else each
-        if blank and isinstance(said, str) and not said.strip():
-            continue
-        if not isinstance(said, str) or not said.strip():
+        if not has_text(said):
+            if blank and isinstance(said, str):
+                continue
             raise UserError(f"{where}: needs its words, as a line, a text, or under {key!r}")
         texts.append(said)
     if not texts:
@@ -101,7 +101,7 @@ def _is_json(first: str, text: str) -> bool:
 
 def read_table(path: str | Path, columns: Sequence[str]) -> list[tuple[dict[str, str], str]]:
     """The rows of a CSV file, each with where it stands, none of `columns` empty."""
-    rows = _table(_text(_bytes(str(path)), str(path)), str(path), ",;")
+    rows = _table(_rows_text(_bytes(str(path)), str(path)), str(path), ",;")
     if not rows:
         raise UserError(f"{path}: holds no rows; it must be a table with the columns {', '.join(columns)}")
     return [({column: text_of(row, column, where) for column in columns}, where) for row, where in rows]
@@ -115,7 +115,7 @@ def _records(data: bytes, path: str, *, known: bool = True) -> list[tuple[Any, s
     """
     if data[:4] == b"PAR1":
         return _parquet(data, path)
-    text = _text(data, path)
+    text = _rows_text(data, path)
     head = text.lstrip().partition("\n")[0]
     suffix = Path(path.lower().removesuffix(".gz")).suffix
     if head.startswith(('{"', '[{"')):
@@ -180,13 +180,32 @@ def _text(data: bytes, path: str) -> str:
         ) from None
 
 
+def _rows_text(data: bytes, path: str) -> str:
+    """The text of a file of rows, its lines ended by line feeds also where old ones are carriage returns alone."""
+    text = _text(data, path)
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    if found := re.search("\0|\n\ufeff", text):
+        line = text.count("\n", 0, found.end()) + 1
+        what = (
+            "holds a NUL character, as UTF-16 without a byte order mark does; save it in UTF-8"
+            if found[0] == "\0"
+            else "begins with a byte order mark, as where files were joined; remove it, and a second head of a table"
+        )
+        raise UserError(f"{path}:{line}: {what}")
+    return text
+
+
 def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
     """The rows of a table with a head, delimited by what its head has most of."""
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(delimiters, key=first.count)
+    told = re.match(r'"?sep=([,;\t|])"?[ \t]*\r?\n', text)  # a first line for Excel
+    first = text[told.end() if told else 0 :].lstrip().partition("\n")[0]
+    delimiter = told[1] if told else max(delimiters, key=first.count)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     source = io.StringIO(text, newline="")
     reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=True)  # quotes after ", "
+    if told:
+        next(reader)
     head: list[str] = []
     rows: list[tuple[Any, str]] = []
     while True:
@@ -203,8 +222,7 @@ def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
             continue
         if not head:
             head = [cell.strip() for cell in cells]
-            if twice := next((name for name in head if name and head.count(name) > 1), None):
-                raise UserError(f"{where}: the table has two columns {twice!r}; rename or remove one")
+            _check_head(head, where)
             continue
         if any(cell.strip() for cell in cells[len(head) :]):
             raise UserError(
@@ -213,13 +231,22 @@ def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
         rows.append((dict(itertools.zip_longest(head, (cell or None for cell in cells[: len(head)]))), where))
 
 
+def _check_head(head: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name."""
+    if twice := next((name for name in head if name and head.count(name) > 1), None):
+        raise UserError(f"{where}: the table has two columns {twice!r}; rename or remove one")
+
+
 def _parquet(data: bytes, path: str) -> list[tuple[Any, str]]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: is parquet; pip install pyarrow to read it, or save it as JSON lines") from None
     try:
+        _check_head(parquet.read_schema(io.BytesIO(data)).names, path)
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except UserError:
+        raise
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path}: is parquet that cannot be read ({error}); fetch it again") from None
     return [(_plain(row), f"{path}, row {i}") for i, row in enumerate(rows, 1)]
@@ -321,10 +348,15 @@ def hub_records(
 
 
 def _plain(row: Any) -> Record:
-    """A row as JSON has it: dates and bytes as text, and null for NaN."""
+    """A row as JSON has it: dates as text, bytes too if they are UTF-8, and null for NaN."""
 
-    def text(value: Any) -> str:
-        return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    def text(value: Any) -> Any:
+        if not isinstance(value, bytes):
+            return str(value)
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:  # such as an image; no text, so that it is refused where text is needed
+            return {"bytes that are no UTF-8": len(value)}
 
     return dict(json.loads(json.dumps(dict(row), default=text), parse_constant=_nothing))
 
