@@ -40,10 +40,10 @@ class Variant(DualOptimPlus):
         self.weights, self.drift, self.second = weights, drift, second
         super().__init__(params, **kwargs)
 
-    def _step(self, objective: str, *, sound: bool) -> None:
+    def _step(self, objective: str, ready: Any, finite: Any) -> None:
         for group in self.param_groups:
             own = [p for p in group["params"] if p.grad is not None]
-            if own and sound:
+            if own and finite:
                 self._step_group(group, own, objective)
 
     def _step_group(self, group: dict[str, Any], params: list[torch.Tensor], o: str) -> None:
