@@ -40,6 +40,9 @@ class Variant(DualOptimPlus):
         self.weights, self.drift, self.second = weights, drift, second
         super().__init__(params, **kwargs)
 
+    def _entries(self, objective: str) -> list[Any]:
+        return []  # its states are others than the package's
+
     def _step(self, objective: str, ready: Any, finite: Any) -> None:
         for group in self.param_groups:
             own = [p for p in group["params"] if p.grad is not None]
