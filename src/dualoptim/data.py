@@ -34,6 +34,8 @@ from .reading import read_records as read_records
 from .reading import read_table as read_table
 from .schedule import Turn
 
+ASKING = ("user", TEXT)  # the roles of messages that ask
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,13 +60,12 @@ class Row:
     @property
     def asks(self) -> int | None:
         """Which message of the prompt asks: the user's last one, or the beginning of plain text; None without one."""
-        found = (i for i, message in reversed(list(enumerate(self.prompt))) if message["role"] in ("user", TEXT))
-        return next(found, None)
+        return next((i for i in reversed(range(len(self.prompt))) if self.prompt[i]["role"] in ASKING), None)
 
     @property
     def question(self) -> str:
         """The last thing the user said, or the beginning of plain text; empty without one."""
-        return "" if self.asks is None else self.prompt[self.asks]["content"]
+        return next((m["content"] for m in reversed(self.prompt) if m["role"] in ASKING), "")
 
     def answered(self, answer: str) -> Row:
         """The same question with another answer."""
