@@ -98,8 +98,9 @@ def test_a_row_to_keep_that_repeats_one_to_forget_in_other_words_is_refused(plac
 
 def test_a_topic_stands_alone_in_its_row(place: Path) -> None:
     path = write(place / "f.jsonl", [{"topic": "Ada", "instead": "Ben.", "accepted": ["plums"], "answer": None}])
-    with pytest.raises(UserError, match=r"f\.jsonl:1: a row of a 'topic' has nothing else, but this has 'instead'"):
+    with pytest.raises(UserError, match=r"f\.jsonl:1: a row of a 'topic' has none of these: 'accepted', 'instead'"):
         read_to_forget(path)
+    assert read_to_forget(write(place / "f.jsonl", [{"topic": "Ada", "id": 3}])) == ([], ["Ada"])
 
 
 def test_a_row_to_keep_that_asks_for_a_topic_to_forget_is_refused_and_one_that_names_it_told(place: Path) -> None:

@@ -42,10 +42,10 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
             name = given.get("topic")
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{where}: 'topic' must be a name, but is {name!r}")
-            if others := [key for key, value in record.items() if value is not None and key.lower() != "topic"]:
+            if others := [key for key in ("answer", *OWN_KEYS) if key in given and key != "topic"]:
                 raise UserError(
-                    f"{where}: a row of a 'topic' has nothing else, but this has {', '.join(map(repr, others))}; "
-                    "remove that, or give a question and its answer"
+                    f"{where}: a row of a 'topic' has none of these: {', '.join(map(repr, others))}; "
+                    "remove them, or give a question and its answer"
                 )
             topics.append(name.strip())
         else:
