@@ -349,9 +349,9 @@ GOALS_OWN = ("forget_loss", "retain_loss", "optimizer", "lr", "betas", "eps", "r
 # When to use which; `dualoptim ls` prints it.
 USES: dict[str, str] = {
     "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",
-    "Alternating AdamW": "when memory is short and the objectives conflict little: one state, one objective a step",
+    "Alternating AdamW": "the first to try, and when memory is short: one state, one objective a step",
     "DualOptim": "when the objectives share nothing: a state for each",
-    "DualOptim+": "when keeping counts most: a shared base, a delta for each; --lr-scales equal unless it is 1:1",
+    "DualOptim+": "when keeping counts most: a shared base, a delta for each; try --lr-scales equal unless it is 1:1",
     "PCGrad": "when joint gradients conflict: each loses its component against the others (dualoptim[torchjd])",
     "GRU": "when forgetting must not harm the rows to keep: the forget gradient alone, less what harms them",
     "UPGrad": "when no objective may lose, to first order (dualoptim[torchjd])",
