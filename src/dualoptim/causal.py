@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .reference import evaluating
+from .reference import evaluating, is_whole
 
 
 def check_causal(model: Any, what: str = "model") -> None:
@@ -20,8 +20,7 @@ def check_causal(model: Any, what: str = "model") -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{what}: {type(model).__name__} has an encoder and a decoder; take a causal language model")
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    spread = any(p.is_meta or hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in model.parameters())
-    if table is None or spread or getattr(table, "num_embeddings", 0) < 4:
+    if table is None or not all(map(is_whole, model.parameters())) or getattr(table, "num_embeddings", 0) < 4:
         return
     ids = torch.tensor([[1, 2, 3, 1], [1, 2, 3, 2]], device=table.weight.device)
     with torch.no_grad(), evaluating(model):

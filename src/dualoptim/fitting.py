@@ -11,7 +11,7 @@ from torch import nn
 
 from .data import Tokens
 from .errors import UserError
-from .reference import AtStart
+from .reference import AtStart, is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def frozen(model: nn.Module) -> str | None:
     """
     digest, some = hashlib.sha256(), False
     for name, p in model.named_parameters():
-        if p.is_meta or hasattr(p, "ds_id") or hasattr(p, "device_mesh"):
+        if not is_whole(p):
             return None
         if not p.requires_grad:
             some = True

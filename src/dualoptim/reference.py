@@ -74,6 +74,11 @@ class AtStart(nn.Module):
                 reshard()
 
 
+def is_whole(p: Tensor) -> bool:
+    """Whether this process has all values of a parameter: it is not spread over ranks, nor without weights."""
+    return not (p.is_meta or hasattr(p, "ds_id") or hasattr(p, "device_mesh"))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A context in which a model is in evaluation mode; afterwards each module is in its mode before."""
