@@ -6,7 +6,6 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 import unicodedata
@@ -252,12 +251,8 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
 
 def longest(texts: Sequence[str], tokenizer: Any) -> int:
     """The index of the text with most tokens."""
-    return max(range(len(texts)), key=lambda i: _num_tokens(tokenizer, texts[i]))
-
-
-@functools.lru_cache(maxsize=8192)  # the same refusals may replace the answers of all rows
-def _num_tokens(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    counts = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    return counts.index(max(counts))
 
 
 def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, end: int) -> int:
@@ -348,12 +343,15 @@ class ObjectiveRows(Dataset):
         self.tokens = {name: [encode(row, tokenizer, *self.fits) for row in part] for name, part in rows.items()}
         self.reference_log_probs: dict[tuple, float] = {}
         self._refused: dict[tuple, Tokens] = {}
+        common = {name: longest(texts, tokenizer) for name, texts in refusals.items() if texts}
         for name in (*refusals, *self.alternates):  # the longest, so that no step comes to one that is too long
             for i, row in enumerate(rows[name]):
                 if row.fields.get("instead") is not None:
                     text_of(row.fields, "instead", row.where)
-                if others := self.stand_ins(name, i):
-                    self._refusal(name, i, longest(others, tokenizer))
+                if name in self.alternates:
+                    self._refusal(name, i, longest(self.alternates[name][i], tokenizer))
+                elif name in common:
+                    self._refusal(name, i, common[name])
 
     def __getitem__(self, draw: Draw) -> Item:
         return Item(
