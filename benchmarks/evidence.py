@@ -169,7 +169,7 @@ SMOLLM2 = Study(
     "smollm2",
     tuple(_of("NPO", SHORT, OF_SMOLLM2) + _of("IDK", SHORT, OF_SMOLLM2)),
     {SHORT: (6e-5, 1.2e-4, 2.4e-4, 4.8e-4, 9.6e-4)},
-    reported=(1, 2),
+    reported=(1, 2, 3),
     seeds=(0,),
 )
 STUDIES = {study.name: study for study in (TINY, EVEN, RARE, SMOLLM2)}

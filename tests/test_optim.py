@@ -160,7 +160,7 @@ def test_every_step_is_the_naive_twins(
     settings_ = {
         "lr": lr, "betas": betas, "base_betas": base_betas, "eps": eps, "weight_decay": weight_decay,
         "lr_scales": dict(zip(names, scales, strict=True)), "max_update": max_update,
-        "base_weights": dict(zip(names, weights, strict=True)),
+        "base_weights": dict(zip(names, weights, strict=True)) if base_betas is not None else {},
     }  # fmt: skip
     param = Parameter(randn(*shape, seed=seed))
     opt = DualOptimPlus([param], objectives=names, **settings_)
@@ -1051,6 +1051,8 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
         (lambda p: DualOptimPlus([p]).add_param_group({"lr": 0.1}), "must have 'params', but has 'lr'"),
         (lambda p: DualOptim([{"params": [p], "base_weights": {"forget": 3}}]), "sets 'base_weights', but it has"),
         (lambda p: DualOptim([{"params": [p], "base_bits": 8}]), "sets 'base_bits', but it has no base"),
+        (lambda p: DualOptimPlus([p], base_betas=None, base_bits=8), "the optimizer sets 'base_bits', but it has no"),
+        (lambda p: DualOptimPlus([p], base_betas=None, base_weights={"forget": 3}), "optimizer sets 'base_weights'"),
         (lambda p: DualOptimPlus([p], seed=1.7), "seed must be a whole number, but is 1.7"),
         (lambda p: DualOptimPlus([p], seed=True), "seed must be a whole number, but is True"),
         (lambda p: DualOptimPlus([p], betas=0.9), "betas must be two numbers"),

@@ -167,13 +167,15 @@ class DualOptimPlus(Optimizer):
             "flat": False,
         }
         super().__init__(params, checked_settings(settings, self.objectives))
+        if all(group["base_betas"] is None for group in self.param_groups):
+            check_without_base("the optimizer", settings, self.defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its keys and hyperparameters are checked as the constructor's arguments are."""
         check_group(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         if settings["base_betas"] is None:
-            check_without_base(param_group, settings)
+            check_without_base("a parameter group", param_group, settings)
         # Each group has mappings of its own, so that a change to one does not change all. None is empty, as torch's
         # checkpoints would lose it.
         for key in BY_OBJECTIVE:

@@ -157,19 +157,19 @@ def check_group(param_group: Any) -> None:
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
 
 
-def check_without_base(param_group: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse what a group without a base says of a base.
+def check_without_base(who: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse what is said of a base where there is none.
 
     Args:
-        param_group: the group as it was given.
-        settings: its checked settings.
+        who: what sets it, for the message.
+        given: the settings as they were given.
+        settings: the same, checked.
     """
     weighed = any(weight != 1 for weight in settings["base_weights"].values())
     for key, has_effect in (("base_weights", weighed), ("base_bits", settings["base_bits"] != 32)):
-        if key in param_group and has_effect:
+        if key in given and has_effect:
             raise ValueError(
-                f"a parameter group sets {key!r}, but it has no base, as base_betas is None; leave it out, or give the "
-                "group base_betas"
+                f"{who} sets {key!r}, but it has no base, as base_betas is None; leave it out, or give base_betas"
             )
 
 
