@@ -41,9 +41,40 @@ EQUAL = ", rates equal"  # behind a method's name: with --lr-scales equal
 SCALED = {"real_world": ["DualOptim", "DualOptim+"]}  # in the others all objectives have as many steps
 TUNING_SEED = 3
 SEEDS = [0, 1, 2]
-# Of those that the published files name, people whom SmolLM2-135M says something sure of; the last third of `keep` is
-# held out. No person has a place in two seeds.
-PEOPLE: dict[int, dict[str, list[str]]] = {}
+# Drawn at random of the 42 that the published files name and of whom SmolLM2-135M says something sure on two questions
+# of four or more, so no seed has another's; of `keep` the last third is held out.
+PEOPLE: dict[int, dict[str, list[str]]] = {
+    0: {
+        "forget": ["Linus Torvalds", "Martin Heidegger", "Ben Affleck", "James Baldwin"],
+        "keep": ["Roald Dahl", "Rand Paul", "Mark Twain", "Jefferson Airplane", "Quentin Tarantino", "Julian Assange"],
+    },
+    1: {
+        "forget": ["Ian McEwan", "Toni Morrison", "Charles Dickens", "Eddie Van Halen"],
+        "keep": [
+            "Queen Victoria",
+            "Warner Bros.",
+            "Carl Theodor Dreyer",
+            "Sandra Bullock",
+            "David Lynch",
+            "Jane Austen",
+        ],
+    },
+    2: {
+        "forget": ["Vajiralongkorn", "Mel Brooks", "Michael Crichton", "Sinclair Lewis"],
+        "keep": [
+            "Tōru Takemitsu",
+            "Elizabeth Gaskell",
+            "J. J. Abrams",
+            "Kurt Weill",
+            "Arturo Toscanini",
+            "Dario Argento",
+        ],
+    },
+    3: {
+        "forget": ["Darren Aronofsky", "George Washington", "John Singleton", "Jean Dujardin"],
+        "keep": ["Dave Grohl", "Izzy Stradlin", "Johann Strauss II", "Tom Wolfe", "Arthur Conan Doyle", "Ron Howard"],
+    },
+}
 _FILES = "A seed, also that of the rates, draws rows, questions and their order from the files."
 DRAWN = {
     "real_world": "A seed, also that of the rates, has its own people to forget and to keep, and draws the answers "
