@@ -34,9 +34,13 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = {"real_world": [1e-5, 3e-5, 1e-4, 3e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [1e-4, 3e-4, 6e-4, 1.2e-3]}
-TASK: dict[str, dict[str, Any]] = {"real_world": {}, "safety": {}, "multitask": {"scored": 30}}
-LEFT_OUT = ["PCGrad", "DualOptim 8-bit"]  # for time: UPGrad stands for what mends gradients, DualOptim+ for 8 bits
+RATES = {"real_world": [3e-5, 1e-4, 3e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [3e-4, 6e-4, 1.2e-3]}
+TASK: dict[str, dict[str, Any]] = {"real_world": {}, "safety": {}, "multitask": {"scored": 20}}
+LEFT_OUT = {  # for time; each has been measured before, as the page's last chapter says
+    "real_world": ["DualOptim 8-bit", "DualOptim+ 8-bit"],
+    "safety": [],
+    "multitask": ["DualOptim+ 8-bit", "PCGrad", "UPGrad", ALONE],
+}
 EQUAL = ", rates equal"  # behind a method's name: with --lr-scales equal
 SCALED = {"real_world": ["DualOptim", "DualOptim+"]}  # in the others all objectives have as many steps
 TUNING_SEED = 3
@@ -111,7 +115,7 @@ def recipe(family: str) -> dict[str, Any]:
 
 def methods_of(family: str) -> list[str]:
     """The methods of a family's page, in its order."""
-    methods = [method for method in recipe(family)["methods"] if method not in LEFT_OUT]
+    methods = [method for method in recipe(family)["methods"] if method not in LEFT_OUT[family]]
     return [*methods, *(method + EQUAL for method in SCALED.get(family, []))]
 
 
