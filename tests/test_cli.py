@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from dualoptim import UnlearnTrainer, __version__, cli, goals, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.errors import UserError
+from dualoptim.models import load_model
 
 from . import tiny
 
@@ -352,6 +353,39 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(run: Run, place: Path, m
     )
     assert straight["after"] == stopped["after"]
     assert len(stopped["losses"]) == len(straight["losses"])
+
+
+SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what a model's file says, and what is written of it
+    "sampling": ({"temperature": 0.6, "top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9, "do_sample": True}),
+    "greedy": ({"temperature": 0.6, "do_sample": False}, {"do_sample": False}),
+    "no temperature": ({"temperature": 0.0, "top_p": 0.9}, {}),
+    "beams": ({"num_beams": 1, "length_penalty": 0.8}, {"num_beams": 1}),
+    "scores": ({"output_scores": True, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+    "no pad": ({"pad_token_id": -1, "top_k": 40}, {"top_k": 40, "do_sample": True}),
+}
+
+
+@pytest.mark.parametrize(("said", "kept"), SAID.values(), ids=SAID)
+def test_a_model_whose_generation_config_contradicts_itself_can_be_saved_again(
+    said: dict[str, Any], kept: dict[str, Any], tmp_path: Path
+) -> None:
+    (tiny.save(tmp_path / "m") / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, **said}))
+    model = load_model(str(tmp_path / "m"))
+    model.generation_config.eos_token_id = [0, 1]
+    model.save_pretrained(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved/generation_config.json").read_text())
+    assert {key: written[key] for key in written if not key.endswith("version")} == {"eos_token_id": [0, 1], **kept}
+
+
+@pytest.mark.parametrize("extra", [[], ["--lora-rank", "2"], ["--memorise", "--memorise-args", "{epochs: 1}"]])
+def test_a_run_saves_a_model_whose_generation_config_contradicts_itself(
+    run: Run, model: Path, place: Path, extra: list[str]
+) -> None:
+    own = shutil.copytree(model, place / "own")
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "temperature": 0.6}))
+    assert run("unlearn", *extra, "--model", str(own), "--out", "out") == 0
+    written = json.loads((place / "out/model/generation_config.json").read_text())
+    assert (written["temperature"], written["do_sample"]) == (0.6, True)
 
 
 def test_a_model_without_chat_template_is_told_how_to_get_one(

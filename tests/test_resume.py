@@ -223,6 +223,13 @@ def test_a_full_disk_costs_the_checkpoint_alone(
     assert "No space left" in caplog.text
 
 
+def test_a_contradiction_in_the_generation_config_costs_no_checkpoint(tmp_path: Path) -> None:
+    own = run(tmp_path)
+    own.model.generation_config.temperature = 0.6  # transformers refuses to write it without do_sample
+    own.train()
+    assert checkpoints.numbered(tmp_path)
+
+
 def test_what_removing_left_is_no_checkpoint(stopped: Path) -> None:
     beside = stopped / checkpoints.PARTIAL
     beside.mkdir()

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,7 +149,38 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
     if loaded.generation_config.eos_token_id is None:
         # TOFU's Phi-1.5 names none, and its replies would run on past their end.
         loaded.generation_config.eos_token_id = load_tokenizer(model).eos_token_id
+    make_savable(loaded)
     return loaded
+
+
+_ISSUE = re.compile(r"^- `(\w+)`: (.*)", re.MULTILINE)  # of a generation config, as transformers words it
+
+
+def make_savable(model: Any) -> None:
+    """Remove contradictions from a model's generation config, which `save_pretrained` refuses to write.
+
+    Many published models have values for sampling and do not say whether to sample: then they sample. Of every other
+    contradiction, the value without effect is removed.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not (issues := _issues_of(config)):
+        return
+    sampling = any("`do_sample`" in why for why in issues.values())
+    if sampling and config.do_sample is None and config.temperature != 0:
+        config.do_sample = True
+        issues = _issues_of(config)
+    default = type(config)()
+    for name in issues:
+        setattr(config, name, getattr(default, name))
+
+
+def _issues_of(config: Any) -> dict[str, str]:
+    """The values for which transformers would not write a generation config, each with the reason."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return dict(_ISSUE.findall(str(error)))
+    return {}
 
 
 def _finite(model: str, loaded: Any) -> Any:

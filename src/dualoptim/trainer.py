@@ -42,7 +42,7 @@ from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .hashes import digest
 from .losses import Loss, sequence_log_probs
-from .models import load_model, load_tokenizer, positions
+from .models import load_model, load_tokenizer, make_savable, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
@@ -454,6 +454,7 @@ class UnlearnTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; a sharded model is saved unsharded, except in sharded checkpoints. Every rank calls it."""
+        make_savable(self.model)
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
         elif not (_internal_call and self._saves_shards):
