@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from dualoptim import cli
-from dualoptim.chat import turn_of
+from dualoptim.chat import end_ids, turn_of
 from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
@@ -499,6 +499,19 @@ def test_what_the_models_file_says_of_generation_changes_nothing(theirs: dict[st
     model.generation_config = config
     assert_replied(model, tokenizer, row)
     assert model.generation_config is config
+
+
+def test_every_end_that_the_models_file_names_ends_a_reply() -> None:
+    other = CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if m.role == 'user' else '<|eom|>' }}")
+    tokenizer = tokenizer_of(("<|im_start|>", "<|im_end|>", "<|eom|>"), other)
+    row = question("Who?", "Ada.")
+    model = taught(tokenizer, row)
+    tokenizer.chat_template = CHATML
+    eom = tokenizer.convert_tokens_to_ids("<|eom|>")
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, eom]
+    assert replies(model, tokenizer, [row.prompt], max_new_tokens=60) == ["Ada."]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_ids(tokenizer, [turn_of(tokenizer, row.prompt)], model) == [end, tokenizer.eos_token_id, eom]
 
 
 def test_the_prompt_is_the_generation_prompt_where_that_is_one() -> None:

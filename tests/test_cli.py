@@ -382,10 +382,11 @@ def test_a_run_saves_a_model_whose_generation_config_contradicts_itself(
     run: Run, model: Path, place: Path, extra: list[str]
 ) -> None:
     own = shutil.copytree(model, place / "own")
-    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "temperature": 0.6}))
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2], "temperature": 0.6}))
     assert run("unlearn", *extra, "--model", str(own), "--out", "out") == 0
     written = json.loads((place / "out/model/generation_config.json").read_text())
     assert (written["temperature"], written["do_sample"]) == (0.6, True)
+    assert written["eos_token_id"] == [0, 2]  # the other end is not forgotten
 
 
 def test_a_model_without_chat_template_is_told_how_to_get_one(

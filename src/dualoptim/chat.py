@@ -213,10 +213,18 @@ def _added(tokenizer: Any, size: int) -> tuple[tuple[str, bool], ...]:
     return tuple((str(token), bool(getattr(token, "special", True))) for token in added)
 
 
-def end_ids(tokenizer: Any, turns: Iterable[Turn]) -> list[int]:
-    """The ids of the tokens that end an answer: the control tokens of closings, and the tokenizer's end token."""
+def end_ids(tokenizer: Any, turns: Iterable[Turn], model: Any) -> list[int]:
+    """The ids of the tokens that end an answer.
+
+    These are the control tokens of closings, the tokenizer's end token, and the control tokens that the model's
+    generation config names as ends: many chat models have several, such as Llama 3's <|eot_id|> and <|eom_id|>.
+    """
     closings = dict.fromkeys(turn.closing for turn in turns if turn.end)
-    return list(dict.fromkeys([*(_ids(tokenizer, closing)[-1] for closing in closings), tokenizer.eos_token_id]))
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = [named] if isinstance(named, int) else named or []
+    control = {*getattr(tokenizer, "added_tokens_decoder", {}), *tokenizer.all_special_ids}
+    named = [token for token in named if token in control]  # others are text, as after a change of the tokenizer
+    return list(dict.fromkeys([*(_ids(tokenizer, c)[-1] for c in closings), tokenizer.eos_token_id, *named]))
 
 
 def _broken(text: str, tokens: Sequence[str]) -> str:

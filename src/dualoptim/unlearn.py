@@ -355,9 +355,9 @@ def train(
     if cards and (folder / ADAPTER).is_dir():
         written(folder / ADAPTER / CARD, cards[ADAPTER])
     if config.save_model and finite and MODEL in _saved(resolved):
-        # The tokens that the model learned to end an answer with; its generation config may lack them.
+        # The generation config may lack the tokens that the model learned to end an answer with.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
-        model.generation_config.eos_token_id = end_ids(tokenizer, around)
+        model.generation_config.eos_token_id = end_ids(tokenizer, around, model)
         _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer, cards)
 
 

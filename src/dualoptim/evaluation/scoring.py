@@ -51,7 +51,7 @@ def replies(
     begun: str = "",
     progress: str | None = None,
 ) -> list[str]:
-    """What the model answers to each prompt, up to its end token or `max_new_tokens`.
+    """What the model answers to each prompt, up to an end token (`dualoptim.chat.end_ids`) or `max_new_tokens`.
 
     Args:
         prompts: chat messages, each list ending with the user's.
@@ -62,7 +62,7 @@ def replies(
     """
     turns = [turn_of(tokenizer, prompt) for prompt in prompts]
     ids = [prompt_ids(tokenizer, prompt, begun=begun) for prompt in prompts]
-    ends, filler, room = end_ids(tokenizer, turns), pad_id(tokenizer), positions(model)
+    ends, filler, room = end_ids(tokenizer, turns, model), pad_id(tokenizer), positions(model)
     if (longest := max(map(len, ids), default=0)) >= room:
         raise UserError(f"a prompt has {longest} tokens, and the model takes {room} positions; shorten it")
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
@@ -87,7 +87,7 @@ def replies(
 
 @contextmanager
 def _generating(model: nn.Module) -> Iterator[None]:
-    """Ignore the generation settings of the model's files: penalties, beams, caches, several sequences."""
+    """Ignore the generation settings of the model's files except its end tokens: penalties, beams, caches."""
     theirs = [
         (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
     ]
