@@ -387,6 +387,7 @@ def test_a_run_saves_a_model_whose_generation_config_contradicts_itself(
     written = json.loads((place / "out/model/generation_config.json").read_text())
     assert (written["temperature"], written["do_sample"]) == (0.6, True)
     assert written["eos_token_id"] == [0, 2]  # the other end is not forgotten
+    assert json.loads((place / "out/model/config.json").read_text())["use_cache"]
 
 
 def test_a_model_without_chat_template_is_told_how_to_get_one(

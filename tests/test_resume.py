@@ -230,6 +230,10 @@ def test_a_contradiction_in_the_generation_config_costs_no_checkpoint(tmp_path: 
     assert checkpoints.numbered(tmp_path)
 
 
+def test_a_checkpoints_config_lets_the_model_use_its_cache_as_the_start_did(stopped: Path) -> None:
+    assert json.loads((checkpoints.numbered(stopped)[-1] / "config.json").read_text())["use_cache"]
+
+
 def test_what_removing_left_is_no_checkpoint(stopped: Path) -> None:
     beside = stopped / checkpoints.PARTIAL
     beside.mkdir()

@@ -229,6 +229,8 @@ class UnlearnTrainer(Trainer):
         self._by_hand = engines.sharded_by_hand(model)
         # A Trainer refuses an optimizer given with an FSDP model, but one that was made after sharding is correct.
         own_optimizer = kwargs.pop("optimizers", None) if self._by_hand else None
+        config: Any = getattr(model, "config", None)
+        caches = getattr(config, "use_cache", None)
         # compute_loss_func is set so that every version of Trainer leaves scaling over micro-batches to compute_loss.
         super().__init__(
             model,
@@ -238,6 +240,9 @@ class UnlearnTrainer(Trainer):
             compute_loss_func=self.compute_loss,
             **kwargs,
         )
+        if caches is not None:
+            # A Trainer sets it to False, and the config is saved so; the losses run without a cache in any case.
+            config.use_cache = caches
         args.report_to = names
         if own_optimizer is not None:
             self.optimizer, self.lr_scheduler = own_optimizer
