@@ -112,6 +112,18 @@ def test_a_model_from_a_folder_keeps_its_own_tokenizer(tmp_path: Path) -> None:
         memorised(str(folder), KEEP, vocabulary_rows=KEEP)
 
 
+def test_after_a_change_of_the_tokenizer_rows_are_memorized_anew(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    before = memorised(str(folder), KEEP, epochs=1)
+    assert memorised(str(folder), KEEP, epochs=1) == before
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["Zoë"])
+    tokenizer.save_pretrained(folder)
+    after = memorised(str(folder), KEEP, epochs=1)
+    assert after != before
+    assert "Zoë" in load_tokenizer(str(after)).get_vocab()
+
+
 @pytest.mark.parametrize("model", ["tiny", "smollm2"])
 def test_nothing_to_memorise_is_an_error_before_anything_is_loaded(model: str) -> None:
     with pytest.raises(UserError, match="nothing to memorise: there are no rows"):

@@ -11,7 +11,7 @@ import torch
 from dualoptim import cli, models
 from dualoptim.data import Row, encode, question
 from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods
-from dualoptim.models import cached, scored_in, scoring_in
+from dualoptim.models import cached, identity, scored_in, scoring_in
 
 from . import tiny
 
@@ -73,6 +73,19 @@ def test_scores_of_one_precision_are_not_taken_from_the_cache_for_another(
     with scoring_in(models.device_and_precision()[1]):
         chosen = cached("test", ["other"], lambda: "chosen")
     assert cached("test", ["other"], lambda: "by the device") == chosen, "the same precision, however it was chosen"
+
+
+def test_what_is_cached_of_a_model_depends_on_its_tokenizer_template_and_ends() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    found = [identity(model, tokenizer)]
+    assert identity(tiny.model(), tiny.tokenizer()) == found[0]
+    tokenizer.chat_template += " "
+    found.append(identity(model, tokenizer))
+    model.generation_config.eos_token_id = [0, 2]
+    found.append(identity(model, tokenizer))
+    tokenizer.add_tokens(["Ada"])
+    found.append(identity(model, tokenizer))
+    assert len(set(found)) == 4
 
 
 def test_the_precision_stands_in_the_results_and_beside_the_scores(

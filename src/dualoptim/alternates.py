@@ -21,7 +21,7 @@ from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
 from .losses import Loss
-from .models import cached, fingerprint, seeded
+from .models import cached, identity, seeded
 
 FILE = "alternates.jsonl"
 TOKENS = 200  # at most in an answer; as AltPO's authors have it for TOFU
@@ -73,7 +73,7 @@ def alternates(
                 temperature=temperature, progress="Other answers",
             )  # fmt: skip
 
-    key = [fingerprint(model), tokenizer.chat_template, asks, samples, temperature, seed]
+    key = [identity(model, tokenizer), asks, samples, temperature, seed]
     said = iter(cached("alternates", key, ask) if asks else [])
     found = []
     for row, own in zip(rows, kept, strict=True):

@@ -12,7 +12,7 @@ from .data import Row
 from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
-from .models import cached, fingerprint, seeded
+from .models import cached, identity, seeded
 
 ANSWER_TOKENS = 48  # at most in an answer
 TEMPERATURE = 0.7
@@ -56,7 +56,7 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
         with seeded(seed):
             return [given(0.0), *(given(TEMPERATURE) for _ in range(samples))]
 
-    rounds = cached("built", [fingerprint(model), tokenizer.chat_template, asks, samples, seed], ask)
+    rounds = cached("built", [identity(model, tokenizer), asks, samples, seed], ask)
     found: list[Row] = []
     for answers in rounds:
         for row, answer in zip(rows, answers, strict=True):
@@ -97,7 +97,7 @@ def own_replies(
     asks = [row.prompt for row in rows]
     given = cached(
         "own_replies",
-        [fingerprint(model), tokenizer.chat_template, asks, max_new_tokens],
+        [identity(model, tokenizer), asks, max_new_tokens],
         lambda: scoring.replies(
             model, tokenizer, asks, max_new_tokens=max_new_tokens, progress="The model's own words"
         ),

@@ -30,3 +30,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (bytes, Path)):
         return str(value)
     return list(value) if isinstance(value, Sequence) else type(value).__name__
+
+
+def of_tokenizer(tokenizer: Any) -> str:
+    """A hash of a tokenizer: its pieces and its special tokens, without its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return digest([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])

@@ -21,7 +21,7 @@ from .losses import GD
 from .models import (
     cache_dir,
     device_and_precision,
-    fingerprint,
+    identity,
     is_whole,
     load_model,
     load_tokenizer,
@@ -90,19 +90,17 @@ def memorised(
     epochs = default.epochs if epochs is None else epochs
     lr = default.lr if lr is None else lr
     batch_size = default.batch_size if batch_size is None else batch_size
-    key: list[Any] = []
     if model == tiny.TINY:
         trained, tokenizer = tiny.build(vocabulary_rows or rows, seed)
-        key.append(tokenizer.backend_tokenizer.to_str())
     elif vocabulary_rows is None:
         trained, tokenizer = load_model(model), load_tokenizer(model)
     else:
         raise UserError(f"vocabulary_rows: {model} has a tokenizer already; leave them out, or memorise with 'tiny'")
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
-    settings = [epochs, lr, batch_size, max_length, seed, tokenizer.chat_template, torch.__version__]
+    settings = [epochs, lr, batch_size, max_length, seed, torch.__version__]
     unended = [i for i, row in enumerate(rows) if not row.ends]
-    key += [fingerprint(trained), settings, [[row.prompt, row.answer] for row in rows], *([unended] if unended else [])]
+    key = [identity(trained, tokenizer), settings, [[row.prompt, row.answer] for row in rows], unended]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     if ranks.several():  # a Trainer here would use all ranks, and the model would depend on their number
         ranks.of_first(lambda: None if is_whole(folder) else ranks.apart(again))

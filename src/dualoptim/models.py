@@ -32,6 +32,7 @@ from .causal import check_causal
 from .checkpoints import sha256
 from .errors import UserError, unknown
 from .folder import into_place, written
+from .hashes import digest, of_tokenizer
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -213,13 +214,14 @@ def _base(model: str, base: str) -> str:
 def merged(model: str) -> str:
     """The folder of an adapter's base with the adapter merged into it; made once, in the cache."""
 
+    tokenizer = load_tokenizer(model)
+
     def merge(place: Path) -> None:
-        tokenizer = load_tokenizer(model)
         with quiet():
             adapters.merged(load_model(model)).save_pretrained(place)
         tokenizer.save_pretrained(place)
 
-    return str(made_once(cache_dir() / "merged" / hash_of(model)[:16], merge))
+    return str(made_once(cache_dir() / "merged" / digest([hash_of(model), of_tokenizer(tokenizer)])[:16], merge))
 
 
 def _check_files(model: str, folder: Path) -> None:
@@ -537,6 +539,13 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def identity(model: torch.nn.Module, tokenizer: Any) -> str:
+    """A hash of what makes a model's replies: weights, configuration, end tokens, tokenizer and chat template."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    template = getattr(tokenizer, "chat_template", None)
+    return digest([fingerprint(model), ends, of_tokenizer(tokenizer), template])
+
+
 _CACHING = ContextVar("caching", default=True)
 
 
@@ -551,7 +560,11 @@ def without_cache() -> Iterator[None]:
 
 
 def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """The result of `compute`, cached by key, versions, device and precision."""
+    """The result of `compute`, cached by key, versions, device and precision.
+
+    Args:
+        key: what the result depends on; of a model and its tokenizer, their `identity`.
+    """
     if not _CACHING.get():
         return compute()
     how = device_and_precision()[0], scores_in_bf16()

@@ -27,7 +27,7 @@ from .errors import UserError
 from .evaluation import general, probes
 from .fitting import check_ids
 from .forms import text_of
-from .hashes import digest
+from .hashes import digest, of_tokenizer
 from .losses import Loss
 from .memorise import Settings, memorised
 from .models import hash_of, load_config, load_tokenizer, merged, positions, read_template, without_weights
@@ -137,7 +137,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         **({"set_of_probes": digest(probes.read(first))} if first.probes else {}),
         **({"task_of_lm_eval": digest({name: sha256(path) for name, path in own.items()})} if own else {}),
         "template": digest(getattr(tokenizer, "chat_template", None)),
-        "tokenizer": _hash_of_tokenizer(tokenizer),
+        "tokenizer": of_tokenizer(tokenizer),
         "start_model": start.fingerprint,
         **({"retrained_model": retrained.fingerprint} if retrained else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
@@ -239,14 +239,10 @@ def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Ori
     }
 
     def taught(rows: Sequence[Row]) -> Origin:
-        return Origin(config.model, digest([own, tokenizer.chat_template, teaching, rows]), rows, teaching, first)
+        made_of = [own, of_tokenizer(tokenizer), tokenizer.chat_template, teaching, rows]
+        return Origin(config.model, digest(made_of), rows, teaching, first)
 
     if config.retrained == "make":
         assert task.retained is not None  # `names.check` has seen to it
         retrained = taught(task.retained)
     return taught(task.known()), retrained
-
-
-def _hash_of_tokenizer(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return digest([backend.to_str() if backend is not None else tokenizer.get_vocab(), tokenizer.special_tokens_map])

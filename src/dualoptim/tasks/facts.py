@@ -23,7 +23,7 @@ from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
-from ..models import cached, fingerprint
+from ..models import cached, identity
 from . import Task
 
 Fact = dict[str, Any]
@@ -65,8 +65,8 @@ class Facts(Task):
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         asks = [row.question for row in self.harmless]
-        texts = [tokenizer.chat_template, self.facts, asks, [row.answer for row in self.passages]]
-        key = [fingerprint(model), texts, MAX_NEW_TOKENS, __version__]
+        texts = [self.facts, asks, [row.answer for row in self.passages]]
+        key = [identity(model, tokenizer), texts, MAX_NEW_TOKENS, __version__]
         found = cached("facts", key, lambda: self._screen(model, tokenizer))
         known = {tuple(pair) for pair in found["known"]}
         self.facts = [fact for fact in self.facts if (fact["set"], fact["subject"]) in known]

@@ -31,7 +31,7 @@ from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
-from ..models import cached, fingerprint, load_tokenizer, positions, room, seeded
+from ..models import cached, identity, load_tokenizer, positions, room, seeded
 from ..own_rows import (
     asking,
     check_apart,
@@ -179,7 +179,7 @@ class Files(Task):
         self.near: list[Row] = []
         self.checked: dict[str, list[Row]] = {}
         self.level = 1.0  # the answers' probability before, which `follow` is relative to
-        self._before: str | None = None  # the fingerprint of the model before unlearning, while that is asked
+        self._before: str | None = None  # the identity of the model before unlearning, while that is asked
         asks = [question(form.format(name), name, forget) for name in self.topics for form in TOPIC]
         self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or ready}
 
@@ -216,7 +216,7 @@ class Files(Task):
     # What the model knows
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        self._before = fingerprint(model)
+        self._before = identity(model, tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             self.bank, self.facts, self.harmless, self.requests = [], [], [], []
             if not self.trained:  # nothing else is left to train on
@@ -413,7 +413,7 @@ class Files(Task):
 
         if self._before is None:
             return ask()
-        return cached("asked", [self._before, tokenizer.chat_template, prompts, limit], ask)
+        return cached("asked", [self._before, prompts, limit], ask)
 
     def _gives(self, model: nn.Module, tokenizer: Any, rows: Sequence[Row], progress: str | None) -> list[bool]:
         """Whether the model gives each row's answer."""

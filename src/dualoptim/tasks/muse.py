@@ -23,7 +23,7 @@ from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import LEAKAGE_K, Computed, Metric, Numbers, Record, mean
 from ..forms import text_of
-from ..models import cached, fingerprint, load_tokenizer, positions, room
+from ..models import cached, identity, load_tokenizer, positions, room
 from ..reading import hub_records, read_records
 from ..tiny import TINY
 from . import Task
@@ -165,7 +165,7 @@ class Muse(Task):
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         texts = [[row.answer for row in rows] for rows in self.texts.values()]
-        return cached("muse_retrained", [fingerprint(model), texts], lambda: self._attacked(model, tokenizer))
+        return cached("muse_retrained", [identity(model, tokenizer), texts], lambda: self._attacked(model, tokenizer))
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:

@@ -22,7 +22,7 @@ from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
-from ..models import cached, fingerprint
+from ..models import cached, identity
 from ..reading import hub_records
 from . import Task
 
@@ -269,7 +269,7 @@ class Tofu(Task):
     def _kept_in_cache(self, kind: str, model: nn.Module, tokenizer: Any, score: Callable[[], Any]) -> Any:
         rows = [*self.scored.values(), self.forgotten, self.held_out, self.holdout, self.passages]
         texts = [[(row.prompt, row.answer, dict(row.fields)) for row in part] for part in rows]
-        return cached(kind, [fingerprint(model), tokenizer.chat_template, texts, self.arguments], score)
+        return cached(kind, [identity(model, tokenizer), texts, self.arguments], score)
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
