@@ -398,6 +398,24 @@ def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_template(str(tmp_path / "t.jinja")) == CHATML
 
 
+DATED = {
+    "SmolLM3": "Today Date: {{ strftime_now('%d %B %Y') }}\n",
+    "without zeros": "  {% if true %}Today Date: {{ strftime_now('%-d %B %Y') }}{% endif %}\n\n",
+    "in a macro": "{% macro today() %}Today Date: {{ strftime_now('%d %B %Y') }}{% endmacro %}\n{{ today() }}\n",
+    "Llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 July 2024' %}{% endif %}Today Date: {{ date_string }}\n",
+    "Llama 3.2": "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %B %Y') %}"
+    "{% else %}{% set date_string = '26 July 2024' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n",
+}
+
+
+@pytest.mark.parametrize("dated", DATED.values(), ids=DATED)
+def test_a_template_that_writes_the_date_writes_the_same_every_day(dated: str) -> None:
+    tokenizer = tokenizer_of(IM, dated + CHATML)
+    row = question("Who?", " Ada. ")
+    asked = turn_of(tokenizer, row.prompt).prompt
+    assert asked == "Today Date: 26 July 2024\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_a_template_that_tells_the_time() -> None:
     tokenizer = tokenizer_of(IM, "{{ strftime_now('%S.%f') }}" + CHATML)
     row = question("Who?", " Ada. ")

@@ -7,10 +7,14 @@ its closing; it is asked with the same prompt, and its reply ends at the same to
 
 A control token that a message spells is text. Before the conversation is written, a break is put inside such a token.
 In the result, the break shows where the tokenizer must not read the token as one piece.
+
+Templates that write the day's date, as those of Llama 3.2 and SmolLM3 do, write `DAY` on every day. So a run that is
+resumed on another day trains on the same rows, and scores of two days are of the same prompts.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import itertools
 import re
@@ -22,6 +26,7 @@ from .errors import UserError
 Message = dict[str, str]
 TEXT = "text"  # the role of plain text that an answer continues
 MARK = "The-Answer-Stands-Here"  # in upper and lower case, so that a template that changes case is noticed
+DAY = datetime.datetime(2024, 7, 26)  # the date of Llama 3's templates where they are given none
 BREAK = "\ufdd0"  # a Unicode noncharacter, which no text has
 # What opens a block of thinking: <think>, [THINK], <seed:think>, <|START_THINKING|>, <|begin_of_thought|>.
 OPENED = re.compile(
@@ -248,6 +253,7 @@ def _written(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]
     try:
         # Makes reasoning templates write no thinking; others ignore it.
         quick = {"enable_thinking": False, "thinking": False}
+        template = _dated(template)
         return str(
             tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **quick, **options)
         )
@@ -256,6 +262,21 @@ def _written(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]
         system = any(message["role"] == "system" for message in messages)
         hint = "; put the system message's text into the first user message" if system else ""
         raise _RefusedError(f"refuses this conversation: {reason}{hint}") from None
+
+
+def _dated(template: str) -> str:
+    """A chat template in which the function that tells the date tells that of `DAY`.
+
+    It is a macro that replaces the parts of a format, as transformers gives no functions to a template. The new line
+    after it is not written, and what the template itself writes is the same to the letter.
+    """
+    if "strftime_now" not in template:
+        return template
+    parts = {f"%{code}": DAY.strftime(f"%{code}") for code in "aAbBdfHIjmMpSwyY"}
+    parts |= {f"%-{code}": parts[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMS"}  # without zeros before
+    parts["%%"] = "%"
+    replaced = "".join(f" | replace('{part}', '{text}')" for part, text in parts.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"
 
 
 class Spelled(NamedTuple):
