@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -28,7 +28,7 @@ from dualoptim.chat import end_ids, turn_of
 from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
-from dualoptim.models import load_model, read_template
+from dualoptim.models import load_model, read_template, use_template
 
 from . import tiny
 
@@ -396,6 +396,25 @@ def test_what_a_template_writes_otherwise_before_an_answer_is_as_the_model_is_as
 def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text(CHATML, encoding="utf-8-sig")
     assert read_template(str(tmp_path / "t.jinja")) == CHATML
+
+
+def test_a_tokenizers_beginning_is_before_a_chat_as_it_is_before_a_text(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of()
+    row, asked = question("Who?", "Ada."), "Question: Who?\nAnswer:"
+    use_template(tokenizer, "question_answer")
+    assert turn_of(tokenizer, row.prompt).prompt == asked  # as Phi-1.5, whose tokenizer puts nothing before a text
+    begin = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    use_template(tokenizer, "question_answer")
+    assert turn_of(tokenizer, row.prompt).prompt == f"<s>{asked}"
+    assert encode(row, tokenizer, 512).input_ids[:2] == tokenizer("Q").input_ids
+    use_template(tokenizer, "tofu_llama2")
+    assert turn_of(tokenizer, row.prompt).prompt == "<s>[INST] Who? [/INST]"
+    own = tmp_path / "own.jinja"
+    own.write_text(read_template("question_answer"), encoding="utf-8")
+    with pytest.warns(UserWarning, match="does not write <s>"):
+        use_template(tokenizer, str(own))
+    assert turn_of(tokenizer, row.prompt).prompt == asked
 
 
 DATED = {

@@ -27,7 +27,7 @@ from .models import (
     load_tokenizer,
     made_once,
     quiet,
-    read_template,
+    use_template,
 )
 from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
@@ -97,7 +97,7 @@ def memorised(
     else:
         raise UserError(f"vocabulary_rows: {model} has a tokenizer already; leave them out, or memorise with 'tiny'")
     if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
+        use_template(tokenizer, chat_template)
     settings = [epochs, lr, batch_size, max_length, seed, torch.__version__]
     unended = [i for i, row in enumerate(rows) if not row.ends]
     key = [identity(trained, tokenizer), settings, [[row.prompt, row.answer] for row in rows], unended]

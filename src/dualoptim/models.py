@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,8 +75,35 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
             "in the same folder, by its save_pretrained"
         )
     if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
+        use_template(tokenizer, chat_template)
     return tokenizer
+
+
+def use_template(tokenizer: Any, given: str) -> None:
+    """Give a tokenizer a chat template, by file or by the name of an included one.
+
+    Tokenizers such as those of Llama, Mistral and Gemma put a token at every text's beginning, without which the models
+    answer worse; in a chat the template has to write it. An included template that does not is made to; a file is taken
+    as it is, with a warning.
+    """
+    template, begin = read_template(given), tokenizer.bos_token
+    begins = begin is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if begins and "bos_token" not in template and begin not in template:
+        if given in _included() and not Path(given).is_file():
+            template = "{{- bos_token -}}" + template
+        else:
+            warnings.warn(
+                f"chat_template {given}: does not write {begin}, which the model's tokenizer puts at every text's "
+                "beginning; unless the model was trained so, put {{ bos_token }} at the template's beginning",
+                stacklevel=2,
+            )
+    tokenizer.chat_template = template
+
+
+def _included() -> dict[str, Any]:
+    """The included chat templates by name."""
+    files = resources.files("dualoptim").joinpath("templates").iterdir()
+    return {file.name.removesuffix(".jinja"): file for file in sorted(files, key=str) if ".html" not in file.name}
 
 
 def _with_tokenizer(model: str) -> str:
@@ -88,8 +116,7 @@ def _with_tokenizer(model: str) -> str:
 
 def read_template(given: str) -> str:
     """The text of a chat template, by file or by the name of an included one."""
-    files = resources.files("dualoptim").joinpath("templates").iterdir()
-    own = {file.name.removesuffix(".jinja"): file for file in sorted(files, key=str) if ".html" not in file.name}
+    own = _included()
     try:
         if given in own and not Path(given).is_file():
             return own[given].read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from .forms import text_of
 from .hashes import digest, of_tokenizer
 from .losses import Loss
 from .memorise import Settings, memorised
-from .models import hash_of, load_config, load_tokenizer, merged, positions, read_template, without_weights
+from .models import hash_of, load_config, load_tokenizer, merged, positions, use_template, without_weights
 from .schedule import Turn
 from .tasks import Task
 
@@ -215,7 +215,7 @@ def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
         return load_tokenizer(config.model, config.chat_template), without_weights(shapes)
     model, tokenizer = tiny.build(task.known())
     if config.chat_template is not None:
-        tokenizer.chat_template = read_template(config.chat_template)
+        use_template(tokenizer, config.chat_template)
     return tokenizer, model
 
 
