@@ -82,6 +82,37 @@ def test_a_private_card_names_no_file_and_an_adapters_has_its_own_numbers() -> N
     assert "| 25% (11–47) |" in merged
 
 
+def test_an_adapter_of_a_model_that_only_the_cache_has_says_so_and_is_not_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    Hub(monkeypatch)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    said = {"peft_type": "LORA", "base_model_name_or_path": "someone/some-model"}
+    (adapter / "adapter_config.json").write_text(json.dumps(said), encoding="utf-8")
+    of_cache = tmp_path / "of_cache"
+    of_cache.mkdir()
+    said["base_model_name_or_path"] = str(tmp_path / "cache/memorised/0123")
+    (of_cache / "adapter_config.json").write_text(json.dumps(said), encoding="utf-8")
+    settings: list[dict[str, Any]] = [
+        {"model": "someone/some-model", "lora_rank": 2, "memorise": True},
+        {"model": str(adapter), "lora_rank": 2},
+        {"model": str(of_cache)},
+    ]
+    for config in settings:
+        assert card.NEEDS_CACHE in card.of(*results(**config), "adapter")
+        assert card.NEEDS_CACHE not in card.of(*results(**config), "model")
+        publish.check(Push("me/it"), RunConfig(**config))
+        for push, more in ((Push("me/it", adapter=True), {}), (Push("me/it"), {"merge": False})):
+            with pytest.raises(UserError, match="in the cache of this machine alone"):
+                publish.check(push, RunConfig(**config, **more))
+    for config in ({"model": "someone/some-model", "lora_rank": 2}, {"model": str(adapter)}):
+        assert card.NEEDS_CACHE not in card.of(*results(**config), "adapter")
+        publish.check(Push("me/it", adapter=True), RunConfig(**config))
+
+
 def test_a_start_models_own_card_says_its_license_and_a_folder_is_no_base_of_the_hubs(tmp_path: Path) -> None:
     place = tmp_path / "start"
     place.mkdir()

@@ -22,6 +22,10 @@ LIMITS = (
     "The numbers below are what was measured, on the samples and by the means that they name. They do not show that "
     "anything was deleted: other wordings, other attacks or further training may bring back what was to be forgotten."
 )
+NEEDS_CACHE = (
+    "Its base model was made for the run and is only in the cache of the machine that ran it, so the adapter is of use "
+    "on that machine alone; elsewhere, take the model with the adapter merged into it."
+)
 PLACES = ("out", "save_every", "report_to", "log_every", "curve_points")  # settings without influence on the model
 
 
@@ -33,6 +37,8 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
         entry: the run's own entry among them.
         kind: what the card is for, `dualoptim.folder.MODEL` or `ADAPTER`.
     """
+    from . import models
+
     config, private = entry["config"], bool(results.get("private") or entry["config"].get("private"))
     base = base_of(config)
     facts = metadata(base, kind, config["model"])
@@ -48,6 +54,7 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
         f"{how} `{shown}`{', with the adapter that was trained merged into it' if merged else ''}, by "
         f"dualoptim on the task `{task}`, seed {entry['seed']}"
         f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {entry.get('verdict') or ''}".rstrip(),
+        *([NEEDS_CACHE] if kind == ADAPTER and models.base_is_cached(config) else []),
         "## What was measured",
         LIMITS,
         _table(is_one, entry, kind),

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import resources
@@ -236,6 +236,21 @@ def _base(model: str, base: str) -> str:
     if adapters.base_of(base) is not None:
         raise UserError(f"model {model!r}: is an adapter of another adapter, {base!r}; merge that one into its model")
     return base
+
+
+def base_is_cached(config: Mapping[str, Any]) -> bool:
+    """Whether the adapter that a run trains is of a model that only this machine's cache has.
+
+    So it is with the included model, which is converted there, one that memorized rows first, and one that an adapter
+    was merged into first. Such an adapter is of no use elsewhere.
+    """
+    base = adapters.base_of(config["model"])
+    if config["memorise"] or (base and config["lora_rank"]):
+        return True
+    of = base or config["model"]
+    if of == SMOLLM2:
+        return importlib.util.find_spec(_PACKAGE) is not None
+    return cache_dir().resolve() in Path(of).resolve().parents
 
 
 def merged(model: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from . import ranks
+from . import adapters, models, ranks
 from .certify import evidence
 from .config import RunConfig
 from .errors import UserError
@@ -31,8 +31,8 @@ def check(push: Push, config: RunConfig) -> None:
     """Refuse, before anything slow starts, what could not or must not be uploaded once the run is done.
 
     Raises:
-        UserError: the repository has no valid name, nobody is logged in, the run saves no such model, or the model
-            would reveal texts of a private run.
+        UserError: the repository has no valid name, nobody is logged in, the run saves no such model, the adapter is of
+            a model that only the cache has, or the model would reveal texts of a private run.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # of its lazy list
@@ -48,6 +48,13 @@ def check(push: Push, config: RunConfig) -> None:
         raise UserError(f"{where}: the run is private, and so is its model; leave out --push-public, or --private")
     if config.private and config.model == TINY:
         raise UserError(f"{where}: the run is private, and the tokenizer of {TINY!r} holds words of its rows")
+    adapted = bool(config.lora_rank) or adapters.base_of(config.model) is not None
+    merges = not config.load_in_4bit if config.merge is None else config.merge
+    if adapted and (push.adapter or not merges) and models.base_is_cached(config.as_dict()):
+        raise UserError(
+            f"{where}: the adapter's base model is in the cache of this machine alone, so nobody else could use the "
+            "adapter; upload the merged model, with --merge true and without --push-adapter"
+        )
     if get_token() is None:
         raise UserError(f"{where}: nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN")
 
