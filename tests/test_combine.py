@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchjd.aggregation import PCGradWeighting, UPGrad
 
-from dualoptim.combine import RULES, gru, pcgrad, upgrad
+from dualoptim.combine import RULES, check_roles, gru, pcgrad, upgrad
 from dualoptim.errors import UserError
+
+BOTH = ["forget", "retain"]
 
 
 def gradients(seed: int, count: int) -> torch.Tensor:
@@ -24,17 +26,17 @@ def test_pcgrad_of_two_loses_what_conflicts_and_no_more(seed: int) -> None:
     a, b = jacobian = gradients(seed, 2)
     overlap = (a @ b).clamp(max=0)
     expected = a - overlap / (b @ b) * b + b - overlap / (a @ a) * a
-    torch.testing.assert_close(pcgrad(jacobian @ jacobian.T) @ jacobian, expected)
+    torch.testing.assert_close(pcgrad(jacobian @ jacobian.T, BOTH) @ jacobian, expected)
 
 
 def test_pcgrad_of_many_is_one_of_its_orders_the_same_on_every_rank() -> None:
     jacobian = gradients(3, 4)
     gram = jacobian @ jacobian.T
     state = torch.random.get_rng_state()
-    weights = pcgrad(gram)
+    weights = pcgrad(gram, BOTH)
     assert torch.equal(torch.random.get_rng_state(), state), "the run's own draws are left alone"
     torch.manual_seed(99)
-    assert torch.equal(pcgrad(gram), weights)
+    assert torch.equal(pcgrad(gram, BOTH), weights)
     found = set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -47,7 +49,7 @@ def test_pcgrad_of_many_is_one_of_its_orders_the_same_on_every_rank() -> None:
 def test_upgrad_is_torchjds_mean_times_the_number_and_harms_no_objective(seed: int, count: int) -> None:
     jacobian = gradients(seed, count)
     gram = jacobian @ jacobian.T
-    weights = upgrad(gram)
+    weights = upgrad(gram, BOTH)
     step = weights @ jacobian
     torch.testing.assert_close(step, count * UPGrad()(jacobian), rtol=1e-4, atol=1e-4)
     # TorchJD adds 1e-4 to the diagonal of the normed Gramian, and by so much an objective may lose.
@@ -55,23 +57,45 @@ def test_upgrad_is_torchjds_mean_times_the_number_and_harms_no_objective(seed: i
 
 
 @given(st.integers(0, 10**6))
-def test_gru_follows_the_first_alone_and_does_not_harm_the_rest(seed: int) -> None:
+def test_gru_follows_what_forgets_alone_and_does_not_harm_the_rest(seed: int) -> None:
     forget, retain = gradients(seed, 2)
     jacobian = torch.stack([forget, retain])
-    step = gru(jacobian @ jacobian.T) @ jacobian
+    step = gru(jacobian @ jacobian.T, BOTH) @ jacobian
     assert step @ retain > -1e-9
     if forget @ retain >= 0:
         torch.testing.assert_close(step, forget)
 
 
+@given(st.integers(0, 10**6), st.permutations(["forget", "forget", "retain", "retain"]))
+def test_gru_takes_the_sums_of_each_role_wherever_they_stand(seed: int, roles: list[str]) -> None:
+    jacobian = gradients(seed, 4)
+    to_forget = torch.tensor([role == "forget" for role in roles])
+    forget, retain = jacobian[to_forget].sum(0), jacobian[~to_forget].sum(0)
+    expected = forget - (forget @ retain).clamp(max=0) / (retain @ retain) * retain
+    torch.testing.assert_close(gru(jacobian @ jacobian.T, roles) @ jacobian, expected)
+
+
+@pytest.mark.parametrize("role", ["forget", "retain"])
+def test_gru_of_one_role_follows_the_sum(role: str) -> None:
+    assert gru(torch.eye(2), [role, role]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("role", ["forget", "retain"])
+def test_gru_is_refused_where_no_step_has_both_roles(role: str) -> None:
+    with pytest.raises(UserError, match="combine: GRU takes what harms"):
+        check_roles(gru, [[role, role], [role]])
+    check_roles(gru, [[role], BOTH])
+    check_roles(pcgrad, [[role, role]])
+
+
 @pytest.mark.parametrize("rule", ["PCGrad", "UPGrad"])
 def test_where_nothing_conflicts_the_step_is_the_sum(rule: str) -> None:
     gram = torch.tensor([[1.0, 0.5, 0.0], [0.5, 2.0, 0.25], [0.0, 0.25, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(RULES[rule](gram), torch.ones(3, dtype=torch.float64), rtol=0, atol=2e-3)
+    torch.testing.assert_close(RULES[rule](gram, BOTH), torch.ones(3, dtype=torch.float64), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("rule", ["PCGrad", "UPGrad"])
 def test_without_torchjd_that_is_told(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchjd", None)
     with pytest.raises(UserError, match=rf"{rule} needs the package torchjd; install dualoptim\[torchjd\]"):
-        RULES[rule](torch.eye(2))
+        RULES[rule](torch.eye(2), BOTH)

@@ -438,6 +438,12 @@ def test_a_file_that_is_no_task_is_told(wrong: str, place: Path) -> None:
         resolve.check(RunConfig(task="mine.py", ratio="1:1"))
 
 
+def test_gru_is_refused_for_a_task_whose_losses_have_one_role(place: Path) -> None:
+    (place / "mine.py").write_text(EXAMPLE)
+    with pytest.raises(UserError, match="no step has losses of both roles"):
+        resolve.check(RunConfig(task="mine.py", ratio="1:1", optimizer="AdamW", joint=True, combine="GRU"))
+
+
 def test_a_tasks_own_weights_and_losses_count_unless_the_config_gives_others(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def test_the_gradient_to_forget_is_that_of_the_worst_weights_nearby(
     plain, _ = of_step(run, "forget", tiny.model())
     if "retain" in turns[0]:
         kept, _ = of_step(run, "retain", tiny.model())
-        weights = gru(gramian([expected, kept])).tolist() if "combine" in settings else [1.0, 1.0]
+        weights = gru(gramian([expected, kept]), ["forget", "retain"]).tolist() if "combine" in settings else [1.0, 1.0]
         expected = [weights[0] * f + weights[1] * r for f, r in zip(expected, kept, strict=True)]
         plain = [f + r for f, r in zip(plain, kept, strict=True)]
     rounding = 0.1 if settings.get("bf16") else 1e-3

@@ -293,9 +293,29 @@ def test_gradients_are_combined_over_the_whole_step(tmp_path: Path, rule: Any, a
             loss = run.objectives[name].loss(model, batch[name]) * run.objectives[name].weight
             (loss * size / sum(sizes)).backward()
         alone.append([p.grad for p in model.parameters()])
-    weights = rule(gramian(alone)).tolist()
+    weights = rule(gramian(alone), ["forget", "retain"]).tolist()
     for got, forget, retain in zip(kept, *alone, strict=True):
         torch.testing.assert_close(got, weights[0] * forget + weights[1] * retain, rtol=1e-4, atol=1e-6)
+
+
+def test_gru_forgets_what_the_losses_forget_in_whatever_order_the_objectives_come(tmp_path: Path) -> None:
+    turns, found = jointly({"forget": 1, "retain": 1}, 8, 1), []
+    for order in (("forget", "retain"), ("retain", "forget")):
+        run = UnlearnTrainer(
+            tiny.model(),
+            TrainingArguments(str(tmp_path / order[0]), report_to="none", use_cpu=True, disable_tqdm=True),
+            objectives={
+                name: {"forget": Objective(FORGET, LOSSES["GA"]()), "retain": Objective(RETAIN, LOSSES["GD"]())}[name]
+                for name in order
+            },
+            turns=turns,
+            processing_class=tiny.tokenizer(),
+            combine=gru,
+            optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1}),
+        )
+        run.train()
+        found.append(weights(run))
+    torch.testing.assert_close(*found)
 
 
 class KeepGradients(TrainerCallback):

@@ -1,13 +1,13 @@
 """Gradients of several objectives → one: the compared methods that resolve conflict in the gradient, not the optimizer.
 
 A rule reads the objectives' Gramian G (K, K), the inner products of their gradients g_1 … g_K over all parameters, and
-gives weights w (K,): the step is taken along Σ_k w_k g_k. These methods only weight whole gradients, so nothing else is
-stored or computed. There are K objectives; the first is the one to forget.
+their roles (K,), "forget" or "retain". It gives weights w (K,): the step is taken along Σ_k w_k g_k. These methods only
+weight whole gradients, so nothing else is stored or computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from torch.distributed.tensor import DTensor
 
 from .errors import UserError
 
-Rule = Callable[[Tensor], Tensor]
+Rule = Callable[[Tensor, Sequence[str]], Tensor]
 
 
-def pcgrad(gram: Tensor) -> Tensor:
+def pcgrad(gram: Tensor, roles: Sequence[str]) -> Tensor:
     """PCGrad, by TorchJD: each gradient loses its component along every other that it conflicts with; then the sum.
 
     For each k, in a random order of the others: g ← g − min(0, ⟨g, g_j⟩) / ‖g_j‖² · g_j. With two objectives the order
     does not matter. It is drawn with a seed computed from the gradients, so that all ranks draw the same and a run can
     be repeated.
 
-    >>> pcgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
+    >>> pcgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["forget", "retain"])
     tensor([1.5000, 1.5000])
 
     Raises:
@@ -39,27 +39,28 @@ def pcgrad(gram: Tensor) -> Tensor:
         return weighting(gram)
 
 
-def gru(gram: Tensor) -> Tensor:
+def gru(gram: Tensor, roles: Sequence[str]) -> Tensor:
     """GRU's rectified gradient: that of forgetting, without its component against what is to be kept.
 
-    g_f − min(0, ⟨g_f, g_r⟩) / ‖g_r‖² · g_r, with g_r the sum of all other objectives' gradients. The step does not
-    follow g_r itself, which only tells which direction of forgetting does no harm. The paper can average g_r over
-    steps, with weight γ for the newest; here γ = 1.
+    g_f − min(0, ⟨g_f, g_r⟩) / ‖g_r‖² · g_r, with g_f the sum of the gradients of the objectives to forget, and g_r that
+    of all others. The step does not follow g_r itself, which only tells which direction of forgetting does no harm.
+    Where a step serves no objective to forget, there is nothing to rectify, and it follows g_r. The paper can average
+    g_r over steps, with weight γ for the newest; here γ = 1.
 
-    >>> gru(torch.tensor([[1.0, -0.5], [-0.5, 2.0]]))
+    >>> gru(torch.tensor([[1.0, -0.5], [-0.5, 2.0]]), ["forget", "retain"])
     tensor([1.0000, 0.2500])
 
     Reference: arXiv 2503.09117.
     """
-    weights = torch.zeros_like(gram[0])
-    weights[0] = 1
-    against, size = gram[0, 1:].sum(), gram[1:, 1:].sum()
-    if size > 0:
-        weights[1:] = -(against / size).clamp(max=0)
-    return weights
+    forget = gram.new_tensor([role == "forget" for role in roles])
+    retain = 1 - forget
+    if not forget.any():
+        return retain
+    against, size = forget @ gram @ retain, retain @ gram @ retain
+    return forget - (against / size).clamp(max=0) * retain if size > 0 else forget
 
 
-def upgrad(gram: Tensor) -> Tensor:
+def upgrad(gram: Tensor, roles: Sequence[str]) -> Tensor:
     """UPGrad, by TorchJD: each gradient is projected so that no objective gets worse to first order; then the sum.
 
     TorchJD takes the mean. The sum is what the other rules give where nothing conflicts.
@@ -72,7 +73,7 @@ def upgrad(gram: Tensor) -> Tensor:
     return len(gram) * _torchjd("UPGradWeighting")(gram)
 
 
-def _torchjd(name: str) -> Rule:
+def _torchjd(name: str) -> Callable[[Tensor], Tensor]:
     try:
         from torchjd import aggregation
 
@@ -83,6 +84,20 @@ def _torchjd(name: str) -> Rule:
 
 
 RULES: dict[str, Rule] = {"PCGrad": pcgrad, "GRU": gru, "UPGrad": upgrad}
+
+
+def check_roles(rule: Rule, turns: Iterable[Collection[str]]) -> None:
+    """Refuse GRU where no step has both a loss to forget and one to keep.
+
+    Args:
+        rule: the rule.
+        turns: the roles of the losses of each step.
+    """
+    if rule is gru and not any("forget" in roles and set(roles) != {"forget"} for roles in turns):
+        raise UserError(
+            "combine: GRU takes what harms the losses to keep out of the gradient of those to forget, and no step has "
+            "losses of both roles; give one of each, or take another rule"
+        )
 
 
 def gramian(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -101,9 +116,9 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def combined(rule: Rule, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def combined(rule: Rule, gradients: Sequence[Sequence[Tensor]], roles: Sequence[str]) -> list[Tensor]:
     """Σ_k w_k g_k by a rule's weights, written into the first objective's gradients."""
-    weights = rule(gramian(gradients)).tolist()
+    weights = rule(gramian(gradients), roles).tolist()
     into = list(gradients[0])
     torch._foreach_mul_(into, weights[0])
     for weight, gradient in zip(weights[1:], gradients[1:], strict=True):

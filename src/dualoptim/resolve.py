@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from . import adapters, ranks, reporting, tasks
-from .combine import RULES
+from .combine import RULES, check_roles
 from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .data import asset
 from .errors import UserError, unknown
@@ -84,7 +84,7 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
     if config.combine is not None and config.combine not in RULES:
         raise unknown("combine", config.combine, RULES)
     if config.combine is not None:
-        RULES[config.combine](torch.eye(2))  # what it needs may not be installed
+        RULES[config.combine](torch.eye(2), ("forget", "retain"))  # what it needs may not be installed
     if config.combine is not None and not config.joint:
         raise UserError(f"combine: {config.combine} needs both gradients in one step; add --joint true")
     if config.alone is not None and config.alone not in task.objectives:
@@ -332,7 +332,10 @@ def _check_thrift(config: RunConfig) -> None:
 
 def check_with(config: RunConfig, task: Task) -> None:
     """Check a config against its task."""
-    optimizer_of(config, list(task.objectives)), losses_of(config, task), turns_of(config, task), refusals_of(config)
+    optimizer_of(config, list(task.objectives)), refusals_of(config)
+    losses, turns = losses_of(config, task), turns_of(config, task)
+    if config.combine is not None:
+        check_roles(RULES[config.combine], [[losses[name].role for name in turn] for turn in turns])
     for name in {**task.weights, **config.weights}:
         if name not in task.objectives:
             raise unknown("objective of weights", name, task.objectives)

@@ -116,7 +116,7 @@ class UnlearnTrainer(Trainer):
             be sharded, the log-probabilities are computed when training begins, and checkpoints hold them. A reference
             may be sharded by `fully_shard`.
         combine: the rule that combines the objectives' gradients in a joint step, one of `dualoptim.combine.RULES`;
-            None for their weighted sum.
+            None for their weighted sum. It gets the Gramian and the roles of the objectives' losses.
         sam_rho: ρ of SAM: the gradient of the losses to forget is taken at weights moved this far along that gradient
             (`dualoptim.sharpness`); None for no perturbation. A step that forgets runs these losses twice; the values
             logged are those at the moved weights. Memory holds one more copy of the trainable parameters. Needs
@@ -174,7 +174,7 @@ class UnlearnTrainer(Trainer):
         if release_gradients:
             trainer_arguments.check_release(args, combine, sam_rho)
         trainer_arguments.check_names(objectives, turns, kwargs)
-        trainer_arguments.check_combine(combine, turns)
+        trainer_arguments.check_combine(combine, turns, objectives)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
         for name, objective in objectives.items():
@@ -709,15 +709,16 @@ class UnlearnTrainer(Trainer):
             if self.combine is not None:
                 self._gradients[name] = [p.grad for p in parameters]
         if self.combine is not None and self.accelerator.sync_gradients:
+            names = [name for name in self.objectives if name in self._gradients]
             gradients = [
                 [
                     torch.zeros_like(p) if g is None else g
                     for p, g in zip(parameters, self._gradients[name], strict=True)
                 ]
-                for name in self.objectives
-                if name in self._gradients
+                for name in names
             ]
-            for p, mended in zip(parameters, combined(self.combine, gradients), strict=True):
+            roles = [self.objectives[name].loss.role for name in names]
+            for p, mended in zip(parameters, combined(self.combine, gradients, roles), strict=True):
                 p.grad = mended
             self._gradients = {}
         return total

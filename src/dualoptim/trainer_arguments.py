@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from .combine import Rule
+from .combine import Rule, check_roles
 from .errors import UserError, unknown
 from .optim import DualOptimPlus
 from .schedule import Turn
@@ -251,10 +251,13 @@ def check_sam(rho: float, perturbed: Collection[str], model: nn.Module) -> None:
             )
 
 
-def check_combine(combine: Rule | None, turns: Sequence[Turn]) -> None:
-    """Refuse a rule for joint steps where there are none."""
-    if combine is not None and all(len(turn) == 1 for turn in turns):
+def check_combine(combine: Rule | None, turns: Sequence[Turn], objectives: Mapping[str, Any]) -> None:
+    """Refuse a rule for joint steps where there are none, or none of losses that it can work on."""
+    if combine is None:
+        return
+    if all(len(turn) == 1 for turn in turns):
         raise UserError("combine: no turn serves several objectives, so there is nothing to combine; leave it out")
+    check_roles(combine, [[objectives[name].loss.role for name in turn] for turn in turns])
 
 
 def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float | None = None) -> None:
