@@ -318,6 +318,26 @@ def test_gru_forgets_what_the_losses_forget_in_whatever_order_the_objectives_com
     torch.testing.assert_close(*found)
 
 
+def test_layers_that_no_loss_reaches_stay_when_gradients_are_combined(tmp_path: Path) -> None:
+    model = tiny.model()
+    above = model.model.layers[1].mlp.up_proj.weight
+    before = above.detach().clone()
+    UnlearnTrainer(
+        model,
+        TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
+        objectives={
+            "forget": Objective(FORGET, LOSSES["RMU"](layer=0)),
+            "retain": Objective(RETAIN, LOSSES["RMURetain"](layer=0)),
+        },
+        turns=jointly({"forget": 1, "retain": 1}, 4, 2),
+        processing_class=tiny.tokenizer(),
+        reference=tiny.model(),
+        combine=pcgrad,
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+    ).train()
+    assert torch.equal(above, before)
+
+
 class KeepGradients(TrainerCallback):
     """Keeps the gradients that the optimizer is about to see."""
 

@@ -709,19 +709,23 @@ class UnlearnTrainer(Trainer):
             if self.combine is not None:
                 self._gradients[name] = [p.grad for p in parameters]
         if self.combine is not None and self.accelerator.sync_gradients:
-            names = [name for name in self.objectives if name in self._gradients]
-            gradients = [
-                [
-                    torch.zeros_like(p) if g is None else g
-                    for p, g in zip(parameters, self._gradients[name], strict=True)
-                ]
-                for name in names
-            ]
-            roles = [self.objectives[name].loss.role for name in names]
-            for p, mended in zip(parameters, combined(self.combine, gradients, roles), strict=True):
-                p.grad = mended
-            self._gradients = {}
+            self._combine(self.combine, parameters)
         return total
+
+    def _combine(self, rule: Rule, parameters: Sequence[Any]) -> None:
+        """Make one gradient of the objectives' gradients of this step."""
+        names = [name for name in self.objectives if name in self._gradients]
+        own = [self._gradients[name] for name in names]
+        # A parameter that no loss reaches keeps no gradient: a zero would let the optimizer decay it.
+        reached = [any(g is not None for g in found) for found in zip(*own, strict=True)]
+        gradients = [
+            [torch.zeros_like(p) if g is None else g for p, g, some in zip(parameters, each, reached, strict=True) if some]
+            for each in own
+        ]
+        roles = [self.objectives[name].loss.role for name in names]
+        for p, mended in zip(itertools.compress(parameters, reached), combined(rule, gradients, roles), strict=True):
+            p.grad = mended
+        self._gradients = {}
 
     def _find_worst(self, model: nn.Module, parameters: Sequence[Any], num_items_in_batch: Any) -> sharpness.Worst:
         """The nearby weights with the highest losses to forget, by these losses' gradient over all micro-batches."""
