@@ -99,6 +99,20 @@ def test_a_paused_objective_steps_for_nothing_and_the_others_go_on(tmp_path: Pat
     assert any("loss/retain" in entry for entry in joint.state.log_history)
 
 
+def test_a_step_whose_objectives_are_all_paused_leaves_a_gradient_scaler_as_it_is(tmp_path: Path) -> None:
+    found = []
+    for place, scaler in (("with", torch.amp.GradScaler("cpu")), ("without", None)):
+        run = trainer(tmp_path / place, by_turns({"forget": 1, "retain": 1}, 4, 6))
+        run.accelerator.scaler, run.paused = scaler, {"forget"}
+        run.train()
+        assert run.accelerator.scaler is scaler
+        found.append(weights(run))
+        if scaler is not None:
+            assert run.optimizer.scaler is scaler
+            assert scaler.state_dict()["_growth_tracker"] == 3, "three steps had gradients"
+    torch.testing.assert_close(*found)
+
+
 RATIO = {"forget": 1, "retain": 2}
 RANKS = """
 import os

@@ -46,7 +46,7 @@ from .models import load_model, load_tokenizer, make_savable, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
-from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, StartKept, Unlogged
+from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, ScalerAside, StartKept, Unlogged
 
 logger = logging.getLogger(__name__)
 
@@ -288,6 +288,8 @@ class UnlearnTrainer(Trainer):
         elif diagnostics_every:
             self.add_callback(Diagnose(self, diagnostics_every))
         self.add_callback(Unlogged())
+        self._scaler_aside = ScalerAside(self)
+        self.add_callback(self._scaler_aside)
         self._gradients: dict[str, list[Tensor | None]] = {}  # each objective's in this step, for `combine`
         if isinstance(reference, AtStart) and any(o.loss.reference == "model" for o in objectives.values()):
             self.add_callback(StartKept(reference))
@@ -666,15 +668,19 @@ class UnlearnTrainer(Trainer):
         if self.paused:
             self._hand_over(inputs)
             inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
-            if not inputs:  # without gradients, the optimizer's step changes nothing
-                return torch.zeros((), device=self.args.device)
-        if self.release_gradients:
+        if not inputs:  # without gradients, the optimizer's step changes nothing
+            loss = torch.zeros((), device=self.args.device)
+        elif self.release_gradients:
             loss = self._released(model, inputs, num_items_in_batch)
         elif self.combine is None and self.sam_rho is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._one_by_one(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
+            if self.combine is not None and self._gradients:
+                self._combine(self.combine, model)
+            if not any(engines.served(self._samples, self.paused)):
+                self._scaler_aside.begin()
             self._raise_multipliers()
             self._samples, self._worst = [], None  # frees memory that the optimizer may need
         self._stepping = None
@@ -692,7 +698,7 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """A backward pass for each objective of the micro-batch; at the step's last, their gradients are combined."""
+        """A backward pass for each objective of the micro-batch, whose gradients are kept apart if they are combined."""
         total = torch.zeros((), device=self.args.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if self.is_fsdp_enabled:  # or FSDP would accumulate the gradients of all objectives in one sum
@@ -708,18 +714,21 @@ class UnlearnTrainer(Trainer):
                 total = total + super().training_step(model, {name: batch}, num_items_in_batch)
             if self.combine is not None:
                 self._gradients[name] = [p.grad for p in parameters]
-        if self.combine is not None and self.accelerator.sync_gradients:
-            self._combine(self.combine, parameters)
         return total
 
-    def _combine(self, rule: Rule, parameters: Sequence[Any]) -> None:
+    def _combine(self, rule: Rule, model: nn.Module) -> None:
         """Make one gradient of the objectives' gradients of this step."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
         names = [name for name in self.objectives if name in self._gradients]
         own = [self._gradients[name] for name in names]
         # A parameter that no loss reaches keeps no gradient: a zero would let the optimizer decay it.
         reached = [any(g is not None for g in found) for found in zip(*own, strict=True)]
         gradients = [
-            [torch.zeros_like(p) if g is None else g for p, g, some in zip(parameters, each, reached, strict=True) if some]
+            [
+                torch.zeros_like(p) if g is None else g
+                for p, g, some in zip(parameters, each, reached, strict=True)
+                if some
+            ]
             for each in own
         ]
         roles = [self.objectives[name].loss.role for name in names]

@@ -136,6 +136,28 @@ class Diagnose(TrainerCallback):
                 unlogged.last = self.trainer.diagnostics[-1:]
 
 
+class ScalerAside(TrainerCallback):
+    """Keeps the gradient scaler of fp16 out of steps without gradients, where it would find nothing to check."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.scaler: Any = None  # the run's own, while another takes its place
+
+    def begin(self) -> None:
+        """Put one that does nothing in its place, until the optimizer has stepped."""
+        if (scaler := self.trainer.accelerator.scaler) is not None:
+            self.scaler = scaler
+            self._take(torch.amp.GradScaler(enabled=False))
+
+    def _take(self, scaler: Any) -> None:
+        self.trainer.accelerator.scaler = self.trainer.optimizer.scaler = scaler
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.scaler is not None:
+            self._take(self.scaler)
+            self.scaler = None
+
+
 class Unlogged(TrainerCallback, ExportableState):
     """What the next log entry will hold, and the last diagnostics; saved in checkpoints and restored on resume."""
 
