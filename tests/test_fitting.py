@@ -29,6 +29,7 @@ from dualoptim.combine import pcgrad
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.losses import GD, IDK, KL, LOSSES, NPO, RMU
+from dualoptim.reference import AtStart
 from dualoptim.resolved import check_rows
 from dualoptim.schedule import by_turns, in_proportion, jointly
 from dualoptim.trainer import Objective
@@ -349,3 +350,19 @@ def test_early_stopping_of_ones_own_kind_goes_on_counting(tmp_path: Path) -> Non
     ends.append(trainer(tmp_path, callbacks=[Patient(2)], **given))
     ends[1].train(str(tmp_path / "checkpoint-2"))
     assert ends[0].state.global_step == ends[1].state.global_step < len(TURNS)
+
+
+def test_a_parameter_unfrozen_later_is_refused_by_the_reference_unless_the_optimizer_held_it(tmp_path: Path) -> None:
+    model, inputs = tiny.model(), {"input_ids": torch.arange(8)[None]}
+    optimizer = DualOptimPlus(model.parameters(), lr=1e-3)
+    model.model.layers[0].requires_grad_(False)
+    alone = AtStart(model)
+    run = trainer(tmp_path, model, keep=KL(), optimizers=(optimizer, None))
+    start = alone(**inputs).logits
+    model.model.layers[0].requires_grad_(True)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05)
+    assert torch.equal(run.reference(**inputs).logits, start)
+    with pytest.raises(UserError, match=r"reference: model.layers.0.* was frozen when training was set up"):
+        alone(**inputs)

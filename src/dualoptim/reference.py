@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import base_of
+from .errors import UserError
 
 
 class AtStart(nn.Module):
@@ -20,20 +21,36 @@ class AtStart(nn.Module):
 
     Args:
         model: only a part of it is trained; it may be sharded later, by `fully_shard`.
+        optimizer: what it holds is kept, too, as it may be trained later; None for the parameters that require a
+            gradient alone.
+
+    Raises:
+        UserError: in a call, a parameter is trained by now that was not.
     """
 
     module: Any
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any = None) -> None:
         super().__init__()
+        held = {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}
         self.__dict__["module"] = model  # not registered, or it would be saved and moved twice
-        self.copies = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.copies = {
+            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad or id(p) in held
+        }
         self._shards: dict[str, Tensor] = {}  # this rank's shards of the copies
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:
         self._reshard()
-        places = {name: p for name, p in self.module.named_parameters() if name in self.copies}
+        now = dict(self.module.named_parameters())
+        if (
+            new := next((name for name, p in now.items() if p.requires_grad and name not in self.copies), None)
+        ) is not None:
+            raise UserError(
+                f"reference: {new} was frozen when training was set up and is trained now, so its start was not kept; "
+                "unfreeze it before, let the optimizer that is given hold it, or give reference=…, a frozen copy"
+            )
+        places = {name: p for name, p in now.items() if name in self.copies}
         if any(hasattr(p, "ds_id") for p in places.values()):  # DeepSpeed partitions these itself
             raise ValueError("under ZeRO-3 no copy can stand in for what is trained; give reference=…, a frozen model")
         sharded = {name: p for name, p in places.items() if hasattr(p, "device_mesh")}
@@ -91,13 +108,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def at_start(model: nn.Module, wanted: set[str]) -> AtStart | None:
+def at_start(model: nn.Module, wanted: set[str], optimizer: Any = None) -> AtStart | None:
     """The model at the start, if losses need it and only a part of it is trained; else None.
 
     An adapter is small, so it is kept wherever a loss compares with the reference in any way.
+
+    Args:
+        model: the model.
+        wanted: what losses need of a reference.
+        optimizer: one that is given, as for `AtStart`.
     """
     compares = "model" in wanted or ("sequences" in wanted and hasattr(model, "peft_config"))
-    return AtStart(model) if compares and partly_trained(model) else None
+    return AtStart(model, optimizer) if compares and partly_trained(model) else None
 
 
 def partly_trained(model: nn.Module | str) -> bool:

@@ -213,7 +213,8 @@ class UnlearnTrainer(Trainer):
         if sam_rho is not None:
             trainer_arguments.check_sam(sam_rho, self._perturbed, model)
         if reference is None:
-            reference = at_start(model, {objective.loss.reference for objective in objectives.values()})
+            optimizer, _ = kwargs.get("optimizers") or (None, None)
+            reference = at_start(model, {objective.loss.reference for objective in objectives.values()}, optimizer)
         args.max_steps, args.per_device_train_batch_size = len(turns), micro_batch
         if args.n_gpu > 1:  # one device per process: DataParallel would split a batch that a loss needs as a whole
             args._n_gpu = 1
@@ -698,7 +699,7 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """A backward pass for each objective of the micro-batch, whose gradients are kept apart if they are combined."""
+        """A backward pass for each objective of a micro-batch; gradients that will be combined are kept apart."""
         total = torch.zeros((), device=self.args.device)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if self.is_fsdp_enabled:  # or FSDP would accumulate the gradients of all objectives in one sum
