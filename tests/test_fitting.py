@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
@@ -23,12 +24,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from dualoptim import DualOptimPlus, UnlearnTrainer
+from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints
 from dualoptim.causal import check_causal
 from dualoptim.combine import pcgrad
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
+from dualoptim.hashes import digest
 from dualoptim.losses import GD, IDK, KL, LOSSES, NPO, RMU
+from dualoptim.losses.base import Loss, labelled
 from dualoptim.reference import AtStart
 from dualoptim.resolved import check_rows
 from dualoptim.schedule import by_turns, in_proportion, jointly
@@ -336,6 +339,79 @@ def test_a_run_does_not_go_on_with_other_settings(changed: dict[str, Any], what:
     trainer(tmp_path, arguments=SAVED).train()
     with pytest.raises(ValueError, match=f"a run with another {what}"):
         trainer(tmp_path, **{"arguments": SAVED, **copy.deepcopy(changed)}).train(True)
+
+
+class Mine(Loss):
+    """A loss of one's own that is no data class."""
+
+    role = "forget"
+
+    def __init__(self, factor: Any) -> None:
+        self.factor = factor
+
+    def __call__(self, model: Any, batch: Any, reference: Any = None) -> torch.Tensor:
+        return self.factor * labelled(model, batch).log_probs().mean()
+
+
+JOINT = {
+    "turns": jointly({"forget": 1, "retain": 1}, 4, 4),
+    "optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 1e-3}),
+}
+OTHER: dict[str, tuple[Any, Any]] = {
+    "combine": ({**JOINT, "combine": pcgrad}, {**JOINT, "combine": None}),
+    "sam rho": ({"sam_rho": 0.1}, {}),
+    "max grad norm": ({}, {"arguments": {**SAVED, "max_grad_norm": 1.0}}),
+    "reference model": ({"keep": KL(), "reference": 0}, {"keep": KL(), "reference": 7}),
+    "set of loss arguments": ({"loss": Mine(torch.ones(2)[0])}, {"loss": Mine(torch.tensor(2.0))}),
+    "set of optimizer arguments": (
+        {"optimizer_cls_and_kwargs": (DualOptimPlus, {"lr": torch.tensor(1e-3)})},
+        {"optimizer_cls_and_kwargs": (DualOptimPlus, {"lr": torch.tensor(1e-1)})},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_a_run_does_not_go_on_with_other_inputs_unless_its_checkpoint_is_of_an_earlier_version(
+    what: str, tmp_path: Path
+) -> None:
+    def made(given: dict[str, Any]) -> UnlearnTrainer:
+        reference = {"reference": tiny.model(given["reference"])} if "reference" in given else {}
+        return trainer(tmp_path, **{"arguments": SAVED, **given, **reference})
+
+    begun, changed = OTHER[what]
+    first = made(begun)
+    first.train()
+    assert made(begun).fingerprints == first.fingerprints
+    with pytest.raises(UserError, match=f"a run with another {what} than"):
+        made(changed).train(True)
+    known = {name: value for name, value in first.fingerprints.items() if name not in checkpoints.MAY_LACK}
+    for folder in checkpoints.numbered(tmp_path):
+        checkpoints.seal(folder, known)
+    made(changed).train(True)
+
+
+def test_hashes_of_contents_tell_values_apart_and_say_where_only_the_class_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Thing:
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+    values = [1, 2.5, np.float32(3), np.arange(3), torch.arange(3), torch.arange(3.0), torch.zeros(2, 2).bfloat16()]
+    values += [Thing(1), Thing(2), pcgrad, torch.float32, torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    hashed = [digest(Thing(value), contents=True) for value in values]
+    assert len(set(hashed)) == len(values)
+    assert hashed == [digest(Thing(copy.deepcopy(value)), contents=True) for value in values]
+    assert digest(Thing(1)) == digest(Thing(2)), "without contents, the class alone counts"
+    assert not caplog.records
+    looped = Thing(None)
+    looped.value = looped
+    assert digest([looped], contents=True) == digest([Thing(1)])
+    assert digest([object()], contents=True) == digest([object()], contents=True)
+    assert [record.getMessage().partition(" by ")[0] for record in caplog.records] == [
+        "checkpoints compare an object that holds itself or has keys of several types",
+        "checkpoints compare object",
+    ]
 
 
 def test_early_stopping_of_ones_own_kind_goes_on_counting(tmp_path: Path) -> None:

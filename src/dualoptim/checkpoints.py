@@ -24,7 +24,17 @@ from .schema import count, text, unlike
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
-FROZEN = "set of frozen weights"  # a fingerprint that a run under some engines cannot have; then it is not compared
+FROZEN, REFERENCE = "set of frozen weights", "reference model"
+# Fingerprints that some engines and earlier versions do not write: without one, a checkpoint is not compared by it.
+MAY_LACK = {
+    FROZEN,
+    REFERENCE,
+    "combine",
+    "sam_rho",
+    "max_grad_norm",
+    "set of loss arguments",
+    "set of optimizer arguments",
+}
 # The form of a manifest.
 FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}
 
@@ -157,7 +167,7 @@ def flaw(folder: Path) -> str | None:
 def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:
     """The name of the first fingerprint that a checkpoint's run does not share; None if it shares all."""
     before = _manifest(folder).get("fingerprints", {})
-    seen = {name: value for name, value in fingerprints.items() if name in before or name != FROZEN}
+    seen = {name: value for name, value in fingerprints.items() if name in before or name not in MAY_LACK}
     return next((name for name, value in seen.items() if before.get(name) != value), None)
 
 

@@ -278,6 +278,7 @@ class UnlearnTrainer(Trainer):
         self.given_fingerprints = {
             **self._settings(),
             **({checkpoints.FROZEN: hashed} if (hashed := fitting.frozen(model)) else {}),
+            **self._compared_with(),
             **(fingerprints or {}),
         }
         self._beside: str | None = None  # where a checkpoint is being written
@@ -371,7 +372,23 @@ class UnlearnTrainer(Trainer):
             name: [type(o.loss).__name__, o.loss, o.weight, o.bound, o.multiplier_lr, o.multiplier_warmup]
             for name, o in self.objectives.items()
         }
-        return {"set of losses": digest(losses), "optimizer": digest([own, given])}
+        return {
+            "set of losses": digest(losses),
+            "set of loss arguments": digest(losses, contents=True),
+            "optimizer": digest([own, given]),
+            "set of optimizer arguments": digest([own, given], contents=True),
+            "combine": digest(self.combine, contents=True),
+            "sam_rho": digest(self.sam_rho),
+            "max_grad_norm": digest(self.args.max_grad_norm),
+        }
+
+    def _compared_with(self) -> dict[str, str]:
+        """A hash of the reference model, where one is given, whole on this rank, and needed by a loss."""
+        needed = any(objective.loss.needs_reference for objective in self.objectives.values())
+        if not needed or self.reference is None or isinstance(self.reference, AtStart):
+            return {}
+        hashed = fitting.frozen(self.reference)
+        return {checkpoints.REFERENCE: hashed} if hashed else {}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, but it resumes only from a complete checkpoint of the same run.
