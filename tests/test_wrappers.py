@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dualoptim import DualOptimPlus
-from dualoptim.optim import ranks
+from dualoptim.optim import diagnostics, ranks, releasing
 
 from .test_optim import randn
 
@@ -213,6 +213,33 @@ def test_accelerate() -> None:
     opt.objective = "forget"  # an attribute of the wrapper
     with pytest.raises(ValueError, match="on this optimizer and not on a wrapper around it"):
         opt.step()
+
+
+def test_releasing_and_diagnostics_find_the_optimizer_that_accelerate_wraps() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state()
+    model = network()
+    own = made(model)
+    wrapped_model, wrapper = accelerate.Accelerator(cpu=True, mixed_precision="no").prepare(model, own)
+    for step, objective in enumerate(TURNS):
+        chosen: dict[str, Any] = {"objective": objective} if step % 2 else {}
+        if not chosen:
+            own.objective = objective
+        with releasing(wrapper, **chosen):
+            loss_of(wrapped_model, step).backward()
+    assert_trained(model)
+    assert diagnostics(wrapper) == diagnostics(own) != {"all": {}}
+
+
+def test_an_optimizer_without_objectives_has_none_to_release_or_to_diagnose() -> None:
+    plain = torch.optim.AdamW([nn.Parameter(torch.ones(3))])
+    with (
+        pytest.raises(ValueError, match=r"releasing: AdamW has no objectives, .*leave it out"),
+        releasing(plain, objective="forget"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="diagnostics: AdamW has no objectives"):
+        diagnostics(plain)
 
 
 def test_a_trainer_of_ones_own(tmp_path: Path) -> None:

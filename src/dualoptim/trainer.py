@@ -44,6 +44,7 @@ from .hashes import digest
 from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer, make_savable, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
+from .optim.optimizer import multi_objective
 from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
 from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, ScalerAside, StartKept, Unlogged
@@ -535,10 +536,7 @@ class UnlearnTrainer(Trainer):
     @property
     def multi_objective(self) -> DualOptimPlus | None:
         """The optimizer, if it knows objectives."""
-        optimizer = self.optimizer
-        while optimizer is not None and not isinstance(optimizer, DualOptimPlus):
-            optimizer = getattr(optimizer, "optimizer", None)  # accelerate and DeepSpeed wrap it
-        return optimizer
+        return multi_objective(self.optimizer)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; a multi-objective optimizer gets its `parameter_groups`, embeddings in 32 bits.

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from .combine import Rule, check_roles
 from .errors import UserError, unknown
 from .optim import DualOptimPlus
+from .optim.optimizer import multi_objective
 from .schedule import Turn
 
 logger = logging.getLogger(__name__)
@@ -141,8 +142,8 @@ def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Map
     given: tuple[Any, Mapping[str, Any]] = named.get("optimizer_cls_and_kwargs") or (None, {})
     cls, arguments = given
     known = None
-    if isinstance(optimizer, DualOptimPlus):
-        known = optimizer.objectives
+    if (several := multi_objective(optimizer)) is not None:
+        known = several.objectives
     elif isinstance(cls, type) and issubclass(cls, DualOptimPlus):
         known = tuple(arguments.get("objectives", objectives))
     if known is not None and len(known) > 1 and (other := [name for name in served if name not in known]):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import state
-from .optimizer import DualOptimPlus
+from .optimizer import multi_objective
 from .rule import FLOOR
 from .state import BASE, CODES, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
@@ -30,7 +30,7 @@ BLOCKS, WIDTH = 8, 256  # blocks read from each tensor, and coordinates in each
 
 @torch.no_grad()
 def diagnostics(
-    optimizer: DualOptimPlus, named_parameters: Iterable[tuple[str, Tensor]] | None = None
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None = None
 ) -> dict[str, dict[str, float]]:
     r"""Measures of each layer, layer → measure → value, and under ``"all"`` the same over all layers.
 
@@ -43,9 +43,13 @@ def diagnostics(
     - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
 
     Args:
-        optimizer: one that has stepped; objectives that have not stepped yet are left out. If its parameters are
-            distributed tensors, every rank of its `process_group` must call this function.
+        optimizer: a `DualOptimPlus` that has stepped, also if it is wrapped, as by accelerate; objectives that have not
+            stepped yet are left out. If its parameters are distributed tensors, every rank of its `process_group` must
+            call this function.
         named_parameters: the model's, which name the layers; without it, each parameter is a layer named by its index.
+
+    Raises:
+        ValueError: the optimizer has no objectives.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(4))
@@ -56,6 +60,11 @@ def diagnostics(
         >>> round(diagnostics(opt, [("head.weight", weight)])["head"]["cosine/forget/retain"], 6)
         -1.0
     """
+    if (several := multi_objective(optimizer)) is None:
+        raise ValueError(
+            f"diagnostics: {type(optimizer).__name__} has no objectives; give a DualOptimPlus or DualOptim"
+        )
+    optimizer = several
     names = {id(param): name for name, param in named_parameters or ()}
     layers: dict[str, list[Entry]] = {}
     index = 0

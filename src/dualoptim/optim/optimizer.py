@@ -602,6 +602,18 @@ class DualOptim(DualOptimPlus):
         super().add_param_group(param_group)
 
 
+def multi_objective(optimizer: Any) -> DualOptimPlus | None:
+    """The optimizer that knows objectives, itself or within what wraps it (accelerate, DeepSpeed, Lightning); or None.
+
+    The innermost counts: a wrapper may be of a class made of this one, with attributes that were copied.
+    """
+    found = None
+    while optimizer is not None:
+        found = optimizer if isinstance(optimizer, DualOptimPlus) else found
+        optimizer = getattr(optimizer, "optimizer", None)
+    return found
+
+
 def _with_own_mappings(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Copy the mappings in a state dict's groups, as torch copies a group only."""
     for group in saved["param_groups"]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .optimizer import DualOptimPlus, logger
+from .optimizer import logger, multi_objective
 
 
 @contextmanager
@@ -23,11 +23,13 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
     would come after the step.
 
     Args:
-        optimizer: any that keeps a step counter for each parameter, as this package's and torch's do.
+        optimizer: any that keeps a step counter for each parameter, as this package's and torch's do. A
+            `DualOptimPlus` may be wrapped, as by accelerate.
         objective: the objective of the step, for a `DualOptimPlus`; without it, its property `objective` decides.
 
     Raises:
-        ValueError: there is a gradient already, a parameter gets a second one, or there are several processes.
+        ValueError: there is a gradient already, a parameter gets a second one, there are several processes, or the
+            optimizer has no objectives and is given one.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -39,10 +41,16 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ValueError("gradients cannot be released in several processes; use one, or FSDP to share the memory")
+    several = multi_objective(optimizer)
+    if several is not None:
+        optimizer = several
+    elif objective is not None:
+        raise ValueError(
+            f"releasing: {type(optimizer).__name__} has no objectives, so {objective!r} would not be read; leave it out"
+        )
     params = [param for group in optimizer.param_groups for param in group["params"]]
     if any(param.grad is not None for param in params):
         raise ValueError("there are gradients already, of which releasing makes no step; call zero_grad() first")
-    several = optimizer if isinstance(optimizer, DualOptimPlus) else None
     name = several._whose(objective) if several is not None else None
     before = several._skipped.get(name) if several is not None and name is not None else None
     before = None if before is None else before.clone()
