@@ -318,6 +318,21 @@ def test_lightning(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+def test_an_objective_that_is_added_by_way_of_a_wrapper_is_the_inner_optimizers_too() -> None:
+    from lightning import Fabric
+
+    model = network()
+    inner = made(model)
+    wrapped, opt = Fabric(accelerator="cpu").setup(model, inner)
+    opt.add_objective("style")
+    assert opt.objectives == inner.objectives == ("forget", "retain", "style")
+    for objective in inner.objectives:
+        loss_of(wrapped, 0).backward()
+        inner.step(objective=objective)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
 def test_fabric() -> None:
     from lightning import Fabric
 

@@ -145,11 +145,11 @@ class DualOptimPlus(Optimizer):
         backend: str | None = None,
         process_group: Any = None,
     ) -> None:
-        self.objectives = checked_objectives(objectives)
+        self._objectives = list(checked_objectives(objectives))  # a list, so that wrappers that copy it share it
         self.backend = checked_backend(backend)
         self.seed = checked_seed(seed)
         self.process_group = process_group
-        self._choice: list[str] = []  # none or one; a list, so that wrappers that copy the attributes share it
+        self._choice: list[str] = []  # none or one; a list for the same reason
         self._skipped: dict[str, Tensor] = {}
         settings = {
             "lr": lr,
@@ -198,7 +198,7 @@ class DualOptimPlus(Optimizer):
             seen.add(id(param))
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("objectives", "backend", "seed", "process_group", "_choice", "_skipped")
+        own = ("_objectives", "backend", "seed", "process_group", "_choice", "_skipped")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -225,10 +225,15 @@ class DualOptimPlus(Optimizer):
         Raises:
             ValueError: there is one of this name already, or it is not a name.
         """
-        self.objectives = checked_objectives((*self.objectives, name))
+        self._objectives[:] = checked_objectives((*self._objectives, name))
         for group in self.param_groups:
             for key in BY_OBJECTIVE:
                 group[key] = {**dict.fromkeys(self.objectives, 1.0), **group[key]}
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the objectives."""
+        return tuple(self._objectives)
 
     @property
     def num_skipped(self) -> dict[str, int]:
