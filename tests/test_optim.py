@@ -1059,7 +1059,10 @@ def test_importing_the_package_does_not_even_import_torch() -> None:
         (lambda p: DualOptimPlus([p], lr="1e-5"), "lr must be a number"),
         (lambda p: DualOptimPlus([p], lr_scales=[1]), "lr_scales must be a mapping"),
         (lambda p: DualOptimPlus([p], objectives=None), "objectives must be a sequence"),
-        (lambda p: DualOptimPlus([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]), "complex"),
+        (
+            lambda p: DualOptimPlus([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]),
+            "is complex, .* store it as a real parameter, and apply torch.view_as_complex",
+        ),
     ],
 )
 def test_a_setting_that_means_nothing_is_refused(make: Callable[[Parameter], object], message: str) -> None:

@@ -192,7 +192,8 @@ class DualOptimPlus(Optimizer):
                 self.param_groups.pop()
                 if param.is_complex():
                     raise ValueError(
-                        f"{name} is complex, which is not supported; optimize torch.view_as_real(parameter)"
+                        f"{name} is complex, which is not supported; store it as a real parameter, and apply "
+                        "torch.view_as_complex to it in the forward pass"
                     )
                 raise ValueError(f"{name} stands in its parameter group twice; give it once")
             seen.add(id(param))
