@@ -231,6 +231,18 @@ def test_releasing_and_diagnostics_find_the_optimizer_that_accelerate_wraps() ->
     assert diagnostics(wrapper) == diagnostics(own) != {"all": {}}
 
 
+def test_a_wrapper_and_schedulers_may_keep_values_of_their_own_in_the_groups() -> None:
+    model = network()
+    group = {"params": list(model.parameters()), "lr": 1e-2, "rho": 0.05, "adaptive": False}
+    opt = DualOptimPlus([group])
+    torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=9, cycle_momentum=False)
+    again = DualOptimPlus([{**own, "params": own["params"]} for own in opt.param_groups])
+    loss_of(model, 0).backward()
+    again.step(objective="forget")
+    again.load_state_dict(again.state_dict())
+    assert again.param_groups[0]["rho"] == 0.05
+
+
 def test_an_optimizer_without_objectives_has_none_to_release_or_to_diagnose() -> None:
     plain = torch.optim.AdamW([nn.Parameter(torch.ones(3))])
     with (

@@ -171,7 +171,7 @@ class DualOptimPlus(Optimizer):
             check_without_base("the optimizer", settings, self.defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; its keys and hyperparameters are checked as the constructor's arguments are."""
+        """Add a parameter group; its hyperparameters are checked as the constructor's arguments are."""
         check_group(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         if settings["base_betas"] is None:

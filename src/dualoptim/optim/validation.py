@@ -37,6 +37,15 @@ SETTINGS = RULE_SETTINGS | set(KEPT_ON_LOAD)
 SINCE_THEN = {"stochastic_rounding", "flat", "base_weights"}  # missing in state dicts of earlier versions
 # What torch and its schedulers add to a group's settings, and this optimizer's own count.
 OTHER_GROUP_KEYS = {"params", "param_names", "name", "initial_lr", "num_skipped"}
+OTHER_GROUP_KEYS |= {"max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# What would make a step another one, in other optimizers or as another name of a setting, and what this one takes for
+# all groups alike. A wrapper's own keys, such as SAM's rho, are none of these.
+NOT_OF_A_GROUP = {
+    *("momentum", "dampening", "nesterov", "amsgrad", "maximize", "foreach", "fused", "capturable", "differentiable"),
+    *("decoupled_weight_decay", "momentum_decay", "lr_decay", "alpha", "centered", "lambd", "t0", "etas", "step_sizes"),
+    *("beta1", "beta2", "correct_bias", "clip_threshold", "decay_rate", "optim_bits", "learning_rate"),
+    *("objectives", "backend", "seed", "process_group"),
+}
 
 
 def checked_objectives(objectives: Iterable[str]) -> tuple[str, ...]:
@@ -144,7 +153,10 @@ def check_factors(settings: Mapping[str, Any], objectives: tuple[str, ...]) -> N
 
 
 def check_group(param_group: Any) -> None:
-    """Refuse what is no parameter group, and a key that is not a setting, with the nearest one that is."""
+    """Refuse what is no parameter group, and a key that is meant as a setting and is none.
+
+    Keys of others, such as those of an optimizer around this one, are let through.
+    """
     if not isinstance(param_group, dict):
         raise ValueError(
             f"a parameter group must be a mapping, such as {{'params': [weight]}}, but is {type(param_group).__name__}"
@@ -153,6 +165,8 @@ def check_group(param_group: Any) -> None:
         raise ValueError(f"a parameter group must have 'params', but has {listed(param_group) or 'nothing'}")
     for key in param_group.keys() - SETTINGS - OTHER_GROUP_KEYS:
         close = difflib.get_close_matches(str(key), SETTINGS, n=1)
+        if isinstance(key, str) and not close and key not in NOT_OF_A_GROUP:
+            continue
         hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
 
