@@ -361,6 +361,15 @@ class KeepGradients(TrainerCallback):
         self.gradients = [p.grad.clone() for p in kwargs["model"].parameters()]
 
 
+def test_a_second_training_keeps_its_own_diagnostics_alone(tmp_path: Path) -> None:
+    run = trainer(tmp_path, by_turns({"forget": 1, "retain": 1}, 4, 2))
+    run.train()
+    first = run.diagnostics
+    run.train()
+    assert [reading["step"] for reading in run.diagnostics] == [2]
+    assert run.diagnostics != first
+
+
 def test_a_bound_moves_the_multiplier_and_a_checkpoint_keeps_it(tmp_path: Path) -> None:
     turns = jointly({"forget": 1, "retain": 1}, 4, 6)
     settings = {"save_strategy": "steps", "save_steps": 3, "optimizer": ADAMW, "bound": 2.0}

@@ -181,7 +181,13 @@ def check(folder: Path, fingerprints: Mapping[str, str]) -> None:
         raise UserError(f"checkpoint {folder}: there is no such folder")
     if found := flaw(folder):
         raise UserError(f"checkpoint {folder}: {found}; go on from another, or begin anew")
-    if differs := other(folder, fingerprints):
+    differs = other(folder, fingerprints)
+    if differs and differs not in _manifest(folder)["fingerprints"]:
+        raise UserError(
+            f"checkpoint {folder}: is of a run that had no {differs.replace('_', ' ')}, and this one has; leave it "
+            "out, or give another folder"
+        )
+    if differs:
         raise UserError(
             f"checkpoint {folder}: is of a run with another {differs.replace('_', ' ')} than this one; give it as it "
             "was, or another folder"

@@ -120,9 +120,9 @@ class Diagnose(TrainerCallback):
         self.trainer, self.every = trainer, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(Unlogged.__name__)
-        if saved is not None and state.global_step:
-            self.trainer.diagnostics = list(json.loads(saved["attributes"]["readings"])["last"])
+        saved = state.stateful_callbacks.get(Unlogged.__name__) if state.global_step else None
+        readings = json.loads(saved["attributes"]["readings"])["last"] if saved is not None else []
+        self.trainer.diagnostics = list(readings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.multi_objective
@@ -195,6 +195,7 @@ class Unlogged(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
         if saved is None or not state.global_step:
+            self.last = []
             self.begin(state.global_step)
             return
         saved = saved["attributes"]
