@@ -388,6 +388,14 @@ def test_a_bound_moves_the_multiplier_and_a_checkpoint_keeps_it(tmp_path: Path) 
     assert torch.equal(weights(resumed), weights(straight))
 
 
+def test_a_second_training_begins_with_the_multipliers_of_the_first(tmp_path: Path) -> None:
+    run = trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 4, 3), optimizer=ADAMW, bound=2.0, warmup=1)
+    run.train()
+    assert run.multipliers["retain"] > 2.0
+    run.train()
+    assert next(e["multiplier/retain"] for e in run.state.log_history if "multiplier/retain" in e) == 2.0
+
+
 def test_a_multiplier_stays_where_it_begins_until_it_is_warm(tmp_path: Path) -> None:
     """PDU's authors begin it high, leave it there for half the epochs, then move it after every step."""
     turns = jointly({"forget": 1, "retain": 1}, 4, 6)

@@ -211,12 +211,12 @@ class Multipliers(TrainerCallback, ExportableState):
     """The weights of objectives that are held below a bound; saved in checkpoints and restored on resume."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
-        self.values = dict(values)
+        self.start, self.values = dict(values), dict(values)
 
     def state(self) -> dict[str, Any]:
         return {"args": {"values": dict(self.values)}, "attributes": {}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved is not None:
-            self.values = dict(saved["args"]["values"])
+        resumed = saved is not None and state.global_step  # a run that begins has what a run before left, as well
+        self.values = dict(saved["args"]["values"] if resumed else self.start)
