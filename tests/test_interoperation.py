@@ -228,6 +228,24 @@ for objective, mine in (("forgte" if rank else "forget", "did you mean 'forget'"
     refused(opt, objective, mine, "another rank refused")
     opt.step(objective="forget")
 
+# Zeros for nobody's objective make states alone only where all ranks have them; else the others would wait.
+for objective, mine, others in (
+    (None, "no objective", "another rank refused"),
+    ("forget" if rank else None, "this one 'forget'", "this one None"),
+):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), float(rank))
+    refused(DualOptimPlus([weight]), objective, mine, others)
+weight.grad = torch.zeros(3)
+opt = DualOptimPlus([weight])
+opt.step()
+assert int(opt.state[weight]["step"]) == 0
+if not rank:  # torch.distributed.checkpoint, with the rate 0, on one rank alone
+    opt = DualOptimPlus([weight], lr=0.0)
+    opt.step()
+    assert int(opt.state[weight]["step"]) == 0
+weight.grad = torch.ones(3)
+
 # So is a step for different objectives, and one that would round copies apart.
 opt = DualOptimPlus([weight], objectives=("forget", "retain")[:: 1 if rank else -1])
 opt.step(objective="forget")  # whatever the order in which they are named

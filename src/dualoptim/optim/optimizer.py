@@ -21,7 +21,7 @@ from .backends.plain import hashed
 from .backends.tables import on_device
 from .loading import Loaded, prepared
 from .memory import Candidate, Entry, Keys, entries, keys_of, overlapping
-from .ranks import Verdict, agreed, several
+from .ranks import Verdict, agreed, all_probed, several
 from .rule import Moments, coefficients
 from .state import (
     BASE,
@@ -287,9 +287,10 @@ class DualOptimPlus(Optimizer):
     @_disable_dynamo  # torch.compile must not trace it
     def _step_of(self, objective: str | None) -> None:
         if objective is None and not self._choice and self._is_probed():
-            for param, group in self._parameters():
-                if param.grad is not None:
-                    self._make_state(param, group)
+            if not self._asks() or all_probed(self._device(), self.process_group):
+                for param, group in self._parameters():
+                    if param.grad is not None:
+                        self._make_state(param, group)
             return
         verdict, self._verdict = self._verdict, None
         if verdict is not None:
@@ -367,6 +368,14 @@ class DualOptimPlus(Optimizer):
         """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state."""
         grads = [] if self.state or len(self.objectives) == 1 else list(self._local_gradients())
         return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
+
+    def _asks(self) -> bool:
+        """Whether other ranks are asked if they are probed as well.
+
+        torch.distributed.checkpoint sets the learning rate to 0, and may be called on one rank alone.
+        """
+        real = any(has_values(grad) for grad in self._local_gradients())
+        return real and several(self.process_group) and any(float(group["lr"]) for group in self.param_groups)
 
     def _local_gradients(self) -> Iterator[Tensor]:
         for param, _ in self._parameters():

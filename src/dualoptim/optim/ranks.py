@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .backends.tables import on_device
 
-REFUSED, NOT_FINITE, FINITE = -2, -1, 0
+REFUSED, NOT_FINITE, FINITE, PROBED = -2, -1, 0, 1
+NOBODYS = 2**33  # in place of an objective's number where there is none; no objective has it
 ANY = 2**40  # in place of a number that does not matter on a rank; above all that it is compared with
 
 
@@ -93,6 +94,22 @@ def agreed(
         Verdict(found, objective, seed).check()
     answer = int(found[0]) == FINITE
     return (torch.full_like(finite, answer, device=device) if isinstance(finite, Tensor) else answer), None
+
+
+def all_probed(device: torch.device, group: Any) -> bool:
+    """Whether all ranks were given a step on zeros for nobody's objective, which makes their states alone.
+
+    A rank whose gradients happen to be zero must not take its step for one: the others wait for it, in `agreed`.
+
+    Raises:
+        ValueError: another rank refused the step, or was given an objective.
+    """
+    flags = [PROBED, 0, *_both(NOBODYS), *_both(None)]
+    found = torch.tensor(flags, dtype=torch.int64, device=_served(device, group))
+    dist.all_reduce(found, dist.ReduceOp.MIN, group=group)
+    found = found.view(3, 2).sum(1).cpu()
+    Verdict(found, None, None).check()
+    return int(found[0]) == PROBED
 
 
 def _later(found: Tensor, objective: str | None, seed: int | None) -> Verdict | None:
