@@ -26,7 +26,7 @@ from transformers import (
 
 from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints
 from dualoptim.causal import check_causal
-from dualoptim.combine import pcgrad
+from dualoptim.combine import gru, pcgrad
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.hashes import digest
@@ -433,6 +433,21 @@ def test_early_stopping_of_ones_own_kind_goes_on_counting(tmp_path: Path) -> Non
     ends.append(trainer(tmp_path, callbacks=[Patient(2)], **given))
     ends[1].train(str(tmp_path / "checkpoint-2"))
     assert ends[0].state.global_step == ends[1].state.global_step < len(TURNS)
+
+
+@pytest.mark.parametrize("how", ["combine", "sam_rho"])
+def test_parameters_that_the_optimizer_lacks_count_as_frozen_ones(how: str, tmp_path: Path) -> None:
+    given = {"combine": {"combine": gru, "turns": JOINT["turns"]}, "sam_rho": {"sam_rho": 0.1}}[how]
+    found = []
+    for frozen in (False, True):
+        model = tiny.model()
+        optimizer = torch.optim.SGD(model.model.layers[1].parameters(), lr=0.1)
+        if frozen:
+            model.requires_grad_(False).model.layers[1].requires_grad_(True)
+        trainer(tmp_path, model, optimizers=(optimizer, None), **given).train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], torch.cat([p.detach().flatten() for p in tiny.model().parameters()]))
 
 
 def test_a_parameter_unfrozen_later_is_refused_by_the_reference_unless_the_optimizer_held_it(tmp_path: Path) -> None:

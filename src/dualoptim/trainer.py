@@ -716,7 +716,7 @@ class UnlearnTrainer(Trainer):
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
         """A backward pass for each objective of a micro-batch; gradients that will be combined are kept apart."""
         total = torch.zeros((), device=self.args.device)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = self._held(model)
         if self.is_fsdp_enabled:  # or FSDP would accumulate the gradients of all objectives in one sum
             self.model.set_requires_gradient_sync(True)
         if self.sam_rho is not None and self._worst is None:
@@ -732,9 +732,14 @@ class UnlearnTrainer(Trainer):
                 self._gradients[name] = [p.grad for p in parameters]
         return total
 
+    def _held(self, model: nn.Module) -> list[nn.Parameter]:
+        """The trained parameters that the optimizer holds: what stays has no say in where the others go."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [p for p in model.parameters() if p.requires_grad and id(p) in held]
+
     def _combine(self, rule: Rule, model: nn.Module) -> None:
         """Make one gradient of the objectives' gradients of this step."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = self._held(model)
         names = [name for name in self.objectives if name in self._gradients]
         own = [self._gradients[name] for name in names]
         # A parameter that no loss reaches keeps no gradient: a zero would let the optimizer decay it.
@@ -766,7 +771,9 @@ class UnlearnTrainer(Trainer):
             for p in parameters:
                 if p.grad is not None:
                     p.grad = self.accelerator.reduce(p.grad, reduction="mean")
-        return sharpness.worst_nearby(parameters, self.sam_rho)
+        worst = sharpness.worst_nearby(parameters, self.sam_rho)
+        model.zero_grad()  # those that the optimizer does not hold
+        return worst
 
     def _raise_multipliers(self) -> None:
         """λ ← max(0, λ + η (loss − bound)) for the objectives of this step that are held below a bound."""
