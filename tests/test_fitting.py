@@ -360,6 +360,7 @@ JOINT = {
 OTHER: dict[str, tuple[Any, Any]] = {
     "combine": ({**JOINT, "combine": pcgrad}, {**JOINT, "combine": None}),
     "sam rho": ({"sam_rho": 0.1}, {}),
+    "set of optimizer arguments, by its seed": ({"seed": 0}, {"seed": 1}),
     "max grad norm": ({}, {"arguments": {**SAVED, "max_grad_norm": 1.0}}),
     "reference model": ({"keep": KL(), "reference": 0}, {"keep": KL(), "reference": 7}),
     "set of loss arguments": ({"loss": Mine(torch.ones(2)[0])}, {"loss": Mine(torch.tensor(2.0))}),
@@ -376,13 +377,16 @@ def test_a_run_does_not_go_on_with_other_inputs_unless_its_checkpoint_is_of_an_e
 ) -> None:
     def made(given: dict[str, Any]) -> UnlearnTrainer:
         reference = {"reference": tiny.model(given["reference"])} if "reference" in given else {}
-        return trainer(tmp_path, **{"arguments": SAVED, **given, **reference})
+        model = tiny.model()
+        if "seed" in given:
+            given = {"optimizers": (DualOptimPlus(model.parameters(), seed=given["seed"]), None)}
+        return trainer(tmp_path, model, **{"arguments": SAVED, **given, **reference})
 
     begun, changed = OTHER[what]
     first = made(begun)
     first.train()
     assert made(begun).fingerprints == first.fingerprints
-    with pytest.raises(UserError, match=f"a run with another {what} than"):
+    with pytest.raises(UserError, match=f"a run with another {what.partition(',')[0]} than"):
         made(changed).train(True)
     known = {name: value for name, value in first.fingerprints.items() if name not in checkpoints.MAY_LACK}
     for folder in checkpoints.numbered(tmp_path):

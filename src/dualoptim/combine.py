@@ -52,12 +52,14 @@ def gru(gram: Tensor, roles: Sequence[str]) -> Tensor:
 
     Reference: arXiv 2503.09117.
     """
-    forget = gram.new_tensor([role == "forget" for role in roles])
-    retain = 1 - forget
+    forget = torch.tensor([role == "forget" for role in roles])
     if not forget.any():
-        return retain
-    against, size = forget @ gram @ retain, retain @ gram @ retain
-    return forget - (against / size).clamp(max=0) * retain if size > 0 else forget
+        return torch.ones_like(gram[0])
+    weights = forget.to(gram)
+    against, size = gram[forget][:, ~forget].sum(), gram[~forget][:, ~forget].sum()
+    if size > 0:
+        weights[~forget] = -(against / size).clamp(max=0)
+    return weights
 
 
 def upgrad(gram: Tensor, roles: Sequence[str]) -> Tensor:

@@ -369,6 +369,7 @@ class UnlearnTrainer(Trainer):
         fields = (*trainer_arguments.OF_OPTIMIZERS, *trainer_arguments.OF_SCHEDULER)
         given = {name: getattr(self.args, name, None) for name in fields}
         own = fitting.settings_of(self.optimizer, self.optimizer_cls_and_kwargs)
+        seed = getattr(self.multi_objective, "seed", None)  # of an optimizer that is given; it is in no group
         losses = {
             name: [type(o.loss).__name__, o.loss, o.weight, o.bound, o.multiplier_lr, o.multiplier_warmup]
             for name, o in self.objectives.items()
@@ -377,7 +378,7 @@ class UnlearnTrainer(Trainer):
             "set of losses": digest(losses),
             "set of loss arguments": digest(losses, contents=True),
             "optimizer": digest([own, given]),
-            "set of optimizer arguments": digest([own, given], contents=True),
+            "set of optimizer arguments": digest([own, given, seed], contents=True),
             "combine": digest(self.combine, contents=True),
             "sam_rho": digest(self.sam_rho),
             "max_grad_norm": digest(self.args.max_grad_norm),
