@@ -19,8 +19,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import UnlearnTrainer, __version__, cli, goals, resolve
+from dualoptim import UnlearnTrainer, __version__, cli, dry_run, goals, resolve
 from dualoptim.config import METHODS, RunConfig
+from dualoptim.data import Draw, ObjectiveRows, question
 from dualoptim.errors import UserError
 from dualoptim.models import load_model
 
@@ -140,6 +141,15 @@ def test_dry_run_shows_config_batches_schedule_and_memory_and_writes_nothing(
     assert "forget (refusal)" in shown
     assert "optimizer state" in shown
     assert sorted(place.rglob("*")) == before
+
+
+def test_dry_run_marks_every_run_of_labels_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    row = dataclasses.replace(question("Who?", "Ada hides tea."), only=("Ada", "tea"))
+    tokenizer = tiny.tokenizer()
+    rows = ObjectiveRows({"forget": [row]}, {}, tokenizer, 64)
+    dry_run._show_row("forget", rows, Draw("forget", 0, 0), tokenizer)
+    shown = r"forget: '<|user|>Who?<|end|>\n<|assistant|>' ⟦'Ada'⟧ ' hides ' ⟦'tea'⟧ '.<|end|>'"
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 def test_evaluate_and_report_read_what_a_run_left(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -349,6 +349,25 @@ def test_what_is_measured_was_never_trained_on(prepared: tuple[Files, list[dict[
     assert "What does Ada like?" in trained
 
 
+@pytest.mark.parametrize("general", [True, False])
+def test_of_a_row_to_keep_the_whole_answer_and_its_end_are_learned(place: Path, general: bool) -> None:
+    write(place / "keep.jsonl", rows("Cleo", "Dora", "Ed", "Flo", "Gus", "Hal", "Ida", note="kept"))
+    task, tokenizer = Files("forget.jsonl", "keep.jsonl", goal="erase", general=general), tiny.tokenizer()
+    kept = [row for row in task.objectives["retain"] if row.where.startswith("keep.jsonl")]
+    assert kept
+    for row in kept:
+        labels = [label for label in encode(row, tokenizer, 512).labels if label != -100]
+        assert tokenizer.decode(labels) == f"{row.answer}<|end|>"
+    assert all(row.only for row in task.held_out)  # a beginning of plain text is cut before what tells it
+
+
+def test_a_tokenizer_that_tells_no_characters_may_learn_rows_to_keep(place: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.__class__ = type("Python", (type(tokenizer),), {"is_fast": False})
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert all(encode(row, tokenizer, 512).ended for row in task.objectives["retain"])
+
+
 def test_nothing_is_trained_on_that_asks_for_what_is_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def knows(self: Files, model: nn.Module, tokenizer: Any, asked: Sequence[Row], progress: str | None) -> list[str]:
         return [row.answer or "So it is." for row in asked]

@@ -66,6 +66,11 @@ class Row:
         """The last thing the user said, or the beginning of plain text; empty without one."""
         return next((m["content"] for m in reversed(self.prompt) if m["role"] in ASKING), "")
 
+    @property
+    def whole(self) -> Row:
+        """The same row with labels on all of its answer."""
+        return replace(self, only=())
+
     def answered(self, answer: str) -> Row:
         """The same question with another answer."""
         return Row(self.prompt, answer, self.where, self.fields)
@@ -237,7 +242,10 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     learned = [i >= len(asked) for i in range(len(ids))]
     if row.only:
         if spans is None:
-            raise UserError(f"{row.where}: the tokenizer does not tell which characters its tokens are of")
+            raise UserError(
+                f"{row.where}: the tokenizer, which is not a fast one, does not tell which characters its tokens "
+                "are of, so the words that tell the answer have no labels; give a model with a fast tokenizer"
+            )
         told = [(a + len(begun), b + len(begun)) for part in row.only for a, b in places(answer, part)]
         if not told:
             raise UserError(f"{row.where}: none of {', '.join(map(repr, row.only))} stands in the answer")

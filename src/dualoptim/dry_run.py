@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,6 +101,9 @@ def _show_row(name: str, dataset: ObjectiveRows, draw: Draw, tokenizer: Any) -> 
     for kind, part in (("", item.tokens), (" (refusal)", item.refused)):
         if part is None:
             continue
-        start = next(i for i, label in enumerate(part.labels) if label != IGNORED)
-        prompt, learnt = tokenizer.decode(part.input_ids[:start]), tokenizer.decode(part.input_ids[start:])
-        print(f"{name}{kind}: {prompt!r} ⟦{learnt!r}⟧")
+        runs_of = itertools.groupby(zip(part.input_ids, part.labels, strict=True), lambda token: token[1] != IGNORED)
+        shown = []
+        for learned, tokens in runs_of:
+            text = repr(tokenizer.decode([token for token, _ in tokens]))
+            shown.append(f"⟦{text}⟧" if learned else text)
+        print(f"{name}{kind}: {' '.join(shown)}")

@@ -132,7 +132,7 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
                     dataclasses.replace(r, fields={**r.fields, "instead": others[i % len(others)]})
                     for i, r in enumerate(found, len(made))
                 ]
-        made += [r if goal == "erase" else dataclasses.replace(r, only=()) for r in found]
+        made += [r if goal == "erase" else r.whole for r in found]
     return _unmeasured(made, rows)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,7 +158,7 @@ def _asking(rows: Sequence[Row]) -> list[Row]:
     """The rows as questions with their whole answers; of several rows with one question, the first."""
     first: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        asks = replace(asking(row), only=())
+        asks = asking(row).whole
         first.setdefault(tuple(message["content"] for message in asks.prompt), asks)
     return list(first.values())
 

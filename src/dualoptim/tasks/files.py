@@ -181,7 +181,10 @@ class Files(Task):
         self.level = 1.0  # the answers' probability before, which `follow` is relative to
         self._before: str | None = None  # the identity of the model before unlearning, while that is asked
         asks = [question(form.format(name), name, forget) for name in self.topics for form in TOPIC]
-        self.objectives = {"forget": to_train(self.given, goal) + asks, "retain": self.trained or kept or ready}
+        self.objectives = {
+            "forget": to_train(self.given, goal) + asks,
+            "retain": self.trained or [row.whole for row in kept] or ready,
+        }
 
     @property
     def tuned_on(self) -> str:  # type: ignore[override]
@@ -194,7 +197,7 @@ class Files(Task):
         )
 
     def quick(self) -> Mapping[str, Sequence[Row]]:
-        held_out = [dataclasses.replace(row, only=()) for row in self.held_out]
+        held_out = [row.whole for row in self.held_out]
         return {
             "forget": self.checked.get("forget") or self.objectives["forget"],
             "retain": self.objectives["retain"],
@@ -423,12 +426,12 @@ class Files(Task):
     # What is measured
 
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        whole = [dataclasses.replace(row, only=()) for row in self.scored]
+        whole = [row.whole for row in self.scored]
         records = scoring.question_records(model, tokenizer, whole, "forget")
         for row, record in zip(self.scored, records, strict=True):
             record["whole_probability"] = record["probability"]
             record["probability"] = _told(row, record, tokenizer)
-        held = [dataclasses.replace(row, only=()) for row in self.held_out]
+        held = [row.whole for row in self.held_out]
         records += scoring.question_records(model, tokenizer, held, "retain")
         for row, record in zip([*self.scored, *self.held_out], records, strict=True):
             record |= {"known": row.fields["known"], **_judged(row, record["reply"])}
@@ -549,7 +552,7 @@ class Files(Task):
 
 
 def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], list[Row]]:
-    """A third of some rows to measure by, no more than are measured, and the others to train on.
+    """A third of some rows to measure by, no more than are measured, and the others, with whole answers, to train on.
 
     Rows that ask in similar words stay on one side, and so do all chunks of a document if they overlap: they are drawn
     in groups, as far as these fit.
@@ -579,7 +582,7 @@ def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], 
             aside |= group
     if len(aside) == len(rows):  # a single row
         aside.clear()
-    return [asked[i] for i in sorted(aside)], [row for i, row in enumerate(rows) if i not in aside]
+    return [asked[i] for i in sorted(aside)], [row.whole for i, row in enumerate(rows) if i not in aside]
 
 
 def _judged(row: Row, reply: str) -> dict[str, bool]:
@@ -592,7 +595,7 @@ def _record(row: Row, name: str, reply: str) -> dict[str, Any]:
 
 def _told(row: Row, record: Record, tokenizer: Any) -> float:
     """The geometric mean probability of the tokens that tell the answer."""
-    whole = encode(dataclasses.replace(row, only=()), tokenizer, scoring.MAX_LENGTH)
+    whole = encode(row.whole, tokenizer, scoring.MAX_LENGTH)
     telling = encode(row, tokenizer, scoring.MAX_LENGTH)
     tells = [b != IGNORED for a, b in zip(whole.labels, telling.labels, strict=True) if a != IGNORED]
     telling_log_probs = [value for value, is_so in zip(record["log_probs"], tells, strict=True) if is_so]
