@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from dualoptim import cli, models
 from dualoptim.data import Row, encode, question
+from dualoptim.evaluation import scoring
 from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods
 from dualoptim.models import cached, identity, scored_in, scoring_in
 
@@ -27,6 +29,27 @@ def test_answers_scored_together_are_those_scored_apart() -> None:
             assert len(a.log_probs) == len(b.log_probs)
             assert a.log_probs == pytest.approx(b.log_probs, abs=0.03)  # bf16 where the processor has it
             assert a.nll == pytest.approx(b.nll, abs=0.02)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_answers_to_a_prompt_longer_than_a_sliding_window_are_scored_as_apart(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=260, num_key_value_heads=1, sliding_window=48, initializer_range=0.5, **small)
+    model, tokenizer = MistralForCausalLM(config), tiny.tokenizer()
+    if not told:  # as of a model whose configuration has another name for it: the longest question shows it
+        monkeypatch.setattr(scoring, "_window", lambda _: float("inf"))
+    short, long = ([question(text, answer) for answer in ("Yes.", "No, never.")] for text in ("Hi?", "Why? " * 20))
+    given = [[short], [short, long], *([[short, long[:1]]] if told else [])]
+    with scoring_in(False):
+        for rows in given:
+            together = answers(model, tokenizer, rows)
+            apart = [[answers(model, tokenizer, [[row]])[0][0] for row in group] for group in rows]
+            for one, other in zip(together, apart, strict=True):
+                assert [a.nll for a in one] == pytest.approx([b.nll for b in other], abs=1e-4)
+    assert (_PACKS[model] > 0) == told, "what fits into the window is scored together"
 
 
 ROWS = [question(f"Who is {i}?", "x" * (3 + i)) for i in range(4)]

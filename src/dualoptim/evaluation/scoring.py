@@ -6,12 +6,14 @@ Nothing here is aggregated: `metrics` makes numbers of the per-sample results.
 
 Several answers to one question are scored as one sequence: the prompt once, then every answer as a branch that attends
 only to the prompt and itself, by a mask (B, 1, T, T) and positions that continue the prompt's. This gives the same
-scores as separate sequences, for about half the tokens on TOFU. Before it is used, one question is scored both ways to
-see whether the model supports it.
+scores as separate sequences, for about half the tokens on TOFU. Before it is used, the longest question is scored both
+ways to see whether the model supports it. The mask takes the place of the model's own, also of a sliding window's, so
+it is used only where all questions are no longer than the window.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import fmean
@@ -126,9 +128,11 @@ def answers(
     room = positions(model)
     tokens = [[encode(row, tokenizer, MAX_LENGTH, room) for row in rows] for rows in questions]
     found: list[list[Answer]] = [[] for _ in questions]
-    several = next((group for group in tokens if len(group) > 1), None)
+    sizes = [len(pack(group).input_ids) for group in tokens]  # a single answer may share a batch, and so a mask
+    several = [i for i, group in enumerate(tokens) if len(group) > 1]
     with _scoring(model) as device:
-        together = several is not None and _packs(model, several)
+        together = bool(several) and max(sizes) <= _window(model)
+        together = together and _packs(model, tokens[max(several, key=sizes.__getitem__)])
         # Each unit is one sequence; if scored apart, a question's answers are consecutive units.
         units = [
             (i, unit) for i, group in enumerate(tokens) for unit in ([group] if together else [[t] for t in group])
@@ -267,18 +271,30 @@ def _token_scores(out: Labelled) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(log_probs), torch.cat(top1), torch.cat(z)
 
 
-_PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# The tokens of the longest question for which a model gave the same scores; 0 if it once gave others.
+_PACKS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def _window(model: nn.Module) -> float:
+    """How many tokens each layer of a model sees at least: those of a sliding window or chunk; else no limit."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)
 
 
 def _packs(model: nn.Module, group: Sequence[Tokens]) -> bool:
-    """Whether a model gives answers the same scores together as apart, tried on one question, in its own precision.
+    """Whether a model gives answers the same scores together as apart, in its own precision.
+
+    It is tried on a question, and again on one that is longer than all that were tried before.
 
     It does not if its attention takes no such mask, or if a token's place does not come from its position id alone, as
     in recurrent layers.
     """
-    if model not in _PACKS:
-        _PACKS[model] = _agrees(model, group)
-    return _PACKS[model]
+    size, tried = len(pack(group).input_ids), _PACKS.get(model)
+    if tried is None or 0 < tried < size:
+        _PACKS[model] = size if _agrees(model, group) else 0
+    return _PACKS[model] > 0
 
 
 @ranks.by_first
