@@ -220,6 +220,8 @@ FORMS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         A,
     ),
     "text": ({"text": A}, [], A),
+    "text in a table of questions": ({"question": None, "answer": None, "prompt": None, "text": A}, [], A),
+    "the pair that is whole": ({"instruction": Q, "output": None, "response": A, "text": "T"}, [Q], A),
     "text beside a null one": ({"text": None, "Text": A}, [], A),
 }  # fmt: skip
 
@@ -255,7 +257,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no role": ({"conversations": [{"value": Q}]}, "message 1 of 'conversations' has no role"),
     "other columns": ({"query": Q, "reply": A}, "but has 'query', 'reply', or 'prompt' and 'completion'"),
-    "an answer that is null": ({"question": Q, "answer": None}, "the row's 'answer' is None"),
+    "an answer that is null": ({"question": Q, "answer": None}, "the row's 'answer' is empty"),
+    "an empty output beside a text": (
+        {"instruction": Q, "input": "", "output": None, "text": A},
+        "the row's 'output' is empty; give it some text",
+    ),
+    "an empty completion beside a text": (
+        {"prompt": Q, "completion": None, "Text": A},
+        "the row's 'completion' is empty",
+    ),
+    "an empty prompt beside a text": ({"prompt": None, "completion": A, "text": A}, "the row's 'prompt' is empty"),
+    "an empty answer to messages": (
+        {"prompt": [{"role": "user", "content": Q}], "completion": None, "text": A},
+        "the row's 'completion' is empty",
+    ),
+    "an answer to an empty question": ({"question": None, "answer": A, "text": A}, "the row's 'question' is empty"),
     "an answer of another name": (
         {"question": Q, "reply": A},
         "the row's 'answer' is missing; give it some text, or rename to it the column that holds it, of 'reply'",

@@ -1,6 +1,7 @@
 """The forms that rows come in: a question and an answer, an instruction, a chat or plain text.
 
-Keys are those of the common formats, in upper or lower case; an empty column counts as absent.
+Keys are those of the common formats, in upper or lower case. A form counts as absent where all of its columns are
+empty, as in a table of rows of several forms; where only the question or the answer is empty, that is an error.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
     """A text that is not empty, under a record's key."""
     value = record.get(key)
     if not has_text(value):
-        found = "is missing" if key not in record else "is empty" if value == "" else f"is {_shown(value)}"
+        found = "is missing" if key not in record else "is empty" if value in ("", None) else f"is {_shown(value)}"
         raise UserError(f"{where}: the row's {key!r} {found}; give it some text")
     return value
 
@@ -78,6 +79,11 @@ def conversation(record: Mapping[str, Any], where: str) -> tuple[list[dict[str, 
             if any(isinstance(record[key], list) for key in keys):
                 return _chat(record, lower, keys, where)
             return _pair(record, lower, asked, answered, where)
+    columns_of = {key.lower(): key for key in record} | lower  # the empty ones, too
+    for pair in PAIRS:
+        if lower.keys() & set(pair) and columns_of.keys() >= set(pair):  # half of it: no plain text
+            for key in set(pair) - lower.keys():
+                text_of(record, columns_of[key], where)
     if "text" in lower:
         return None
     columns = ", ".join(map(repr, record)) or "nothing"
@@ -91,7 +97,7 @@ def _pair(
     record: Mapping[str, Any], lower: Mapping[str, str], asked: str, answered: str, where: str
 ) -> tuple[list[dict[str, str]], str, set[str]]:
     if answered not in lower and (others := [key for key in lower.values() if key != lower[asked]]):
-        found = "is None" if any(key.lower() == answered for key in record) else "is missing"
+        found = "is empty" if any(key.lower() == answered for key in record) else "is missing"
         raise UserError(
             f"{where}: the row's {answered!r} {found}; give it some text, or rename to it the column that holds it, "
             f"of {', '.join(map(repr, others))}"
