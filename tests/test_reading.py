@@ -461,13 +461,15 @@ def test_signs_that_say_something_are_no_end_punctuation(one: str, other: str) -
     ("text", "key", "value"),
     [("ratio: 1:5", "ratio", "1:5"), ("ratio: 1:30", "ratio", "1:30"), ("out: 2024-01-01", "out", "2024-01-01"),
      ("lr: 1e-3", "lr", "0.001"), ("steps: 10", "steps", "10"), ("lr: .5", "lr", "0.5"),
-     ("bf16: true", "bf16", "true"), ("steps: 010", "steps", "10"), ("steps: 08", "steps", "8"),
+     ("bf16: true", "bf16", "true"), ("report_to: no", "report_to", "no"), ("out: 007", "out", "007"),
+     ("model: on", "model", "on"), ("train:", "train", "null"), ("max_update: ~", "max_update", "null"),
+     ("steps: 010", "steps", "10"), ("steps: 08", "steps", "8"),
      ("methods: &w {forget: 1}\nweights: {<<: *w, forget: 2}", "weights", '{"forget": 2}')],
 )  # fmt: skip
 def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text, encoding="utf-8-sig")
-    assert recipe_files.recipe_arguments(path, {key}) == [f"--{key}={value}"]
+    assert recipe_files.recipe_arguments(path, {key}) == [f"--{key.replace('_', '-')}={value}"]
 
 
 @pytest.mark.parametrize(
@@ -479,13 +481,15 @@ def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: 
      (b"lr: \0", r"not allowed in .*, position 4$"),
      (b"steps: !!int x", "what is tagged as int is none"), (b"bf16: !!bool maybe", "what is tagged as bool is none"),
      (b"weights: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "YAML that cannot be read"),
+     (b"lr: 1e-3\nout:\n", r"r\.yaml:2: out has no value; give one or leave the line out"),
+     (b"weights: ~", r"r\.yaml:1: weights has no value"), (b"seeds: null", r"r\.yaml:1: seeds has no value"),
      (b"lr: 1\n\tsteps: 3", r"r\.yaml:2: broken YAML; found character")],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_meant_is_one_sentence(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     with pytest.raises(UserError, match=said):
-        recipe_files.recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16"})
+        recipe_files.recipe_arguments(path, {"lr", "steps", "out", "weights", "bf16", "seeds"})
 
 
 def test_of_openais_rows_the_last_turn_is_learned_whatever_weights_and_tools_say() -> None:

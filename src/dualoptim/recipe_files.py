@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,14 @@ from .errors import UserError, unknown
 
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
 _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have: those of a union, or the only one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+TYPES = {name: kinds(hint) for name, hint in typing.get_type_hints(RunConfig).items()}
 
 
 def recipes_folder() -> Path:
@@ -81,10 +91,12 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
         known: the command's settings; a setting of another command is skipped.
 
     Raises:
-        UserError: YAML that cannot be read, or a key that no command has.
+        UserError: YAML that cannot be read, a key that no command has, or a setting without a value.
     """
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+        loader = Loader(path.read_text(encoding="utf-8-sig"))
+        node: Any = loader.get_single_node()
+        settings = loader.construct_document(node) if node else None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -95,14 +107,19 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
         raise UserError(f"{path}: YAML that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, such as 'lr: 1e-5', but this is {settings!r}")
+    nodes = {key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
     arguments = []
-    for key, value in settings.items():
-        if isinstance(key, str):
-            key = re.sub("^memorize", "memorise", key)
+    for given, value in settings.items():
+        key = re.sub("^memorize", "memorise", given) if isinstance(given, str) else given
         if key not in RECIPE_KEYS:
             raise unknown("recipe key", key, RECIPE_KEYS, str(path))
         if key not in known:
             continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
+        place, node = nodes[given]
+        if value is None and type(None) not in TYPES.get(key, ()):
+            raise UserError(f"{path}:{place.start_mark.line + 1}: {given} has no value; give one or leave the line out")
+        if str in TYPES.get(key, ()) and isinstance(value, (bool, int, float)):
+            value = node.value  # as it stands there: no and 007 are names, too
         try:
             written = value if isinstance(value, str) else json.dumps(value)
         except (TypeError, ValueError):  # a Python object, or one that contains itself
