@@ -111,6 +111,24 @@ def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
         assert {"memorise", "memorise_args"} <= set(parsed.given)
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("--attacks=leak", ["leak"]), ("--attacks=relearn, leak", ["relearn", "leak"]), ("--lm-eval=arc", ["arc"]),
+     ("--probe-subjects=Stephen King,Tom Hanks", ["Stephen King", "Tom Hanks"]), ("--attacks=[leak]", ["leak"]),
+     ("--methods=Joint AdamW,DualOptim+", ["Joint AdamW", "DualOptim+"]), ("--seeds=0,1", [0, 1]), ("--seeds=2", [2]),
+     ("--betas=0.9, 0.99", (0.9, 0.99)), ("--betas=null", None), ("--lora-targets=q_proj", ["q_proj"]),
+     ("--lora-targets=q_proj,mlp.up_proj", ["q_proj", "mlp.up_proj"]), ("--lora-targets=all-linear", "all-linear"),
+     ("--lora-targets=.*[qv]_proj", ".*[qv]_proj"), ("--lora-targets=.*{1,2}", ".*{1,2}")],
+)  # fmt: skip
+def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, read: Any) -> None:
+    parser = arguments.parsers()["compare"]
+    name, _, value = given.partition("=")
+    key = name.removeprefix("--").replace("-", "_")
+    (tmp_path / "r.yaml").write_text(f"{key}: {json.dumps(value) if value != 'null' else value}\n")
+    for told in ([given], [name, value], ["--config", str(tmp_path / "r.yaml")]):
+        assert getattr(arguments.parse(parser, told), key) == read
+
+
 # The recipe that init writes
 
 
@@ -127,6 +145,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 INIT = ["init", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "model"]
+
+
+def test_the_commands_that_a_recipe_names_run_also_where_its_name_has_a_blank(place: Path) -> None:
+    assert cli.main([*INIT, "--out", "my recipe.yaml"]) == 0
+    commands = [line for line in Path("my recipe.yaml").read_text().splitlines() if "--config" in line]
+    assert all("my recipe.yaml" in shlex.split(line, comments=False) for line in commands)
+    assert len(commands) == 3
 
 
 @pytest.mark.parametrize("goal", goals.GOALS)

@@ -6,7 +6,7 @@ jsonargparse reads values by their types; `usage` lays out the help. torch is no
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from . import usage
 from .config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig
 from .errors import UserError, unknown
-from .recipe_files import find_recipe, recipe_arguments
+from .recipe_files import find_recipe, kinds, recipe_arguments
 
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
@@ -190,7 +190,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         if name.startswith("--") and name not in known:
             raise unknown("option", name, known)
     _check_signs(arguments)
-    arguments = _with_true(parser, arguments)
+    arguments = _written(parser, arguments)
     try:
         parsed = parser.parse_args(arguments)
         if not getattr(parsed, "recipe", None):
@@ -200,6 +200,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     path = find_recipe(parsed.recipe)
     settings = recipe_arguments(path, {option.removeprefix("--").replace("-", "_") for option in known})
     _check_signs(settings)
+    settings = _written(parser, settings)
     try:
         parser.parse_args(settings)
     except (ArgumentError, TypeError, ValueError) as error:
@@ -207,16 +208,39 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
 
 
-def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The arguments, with "true" for each boolean setting that is given without a value."""
+def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments as `jsonargparse` reads them.
+
+    A boolean setting that is given without a value has "true", and a list of words may have no brackets.
+    """
     types = {
-        option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
+        option: kinds(getattr(action, "_typehint", None))
+        for action in parser._actions
+        for option in action.option_strings
     }
-    switches = {option for option, type in types.items() if bool in (type, *typing.get_args(type))}
-    return [
-        f"{given}=true" if given in switches and after.startswith("--") else given
-        for given, after in itertools.pairwise([*arguments, "--"])
-    ]
+    made = []
+    for before, given, after in zip(["", *arguments], arguments, [*arguments[1:], "--"], strict=False):
+        name, sign, value = given.partition("=")
+        if given.startswith("--") and sign:
+            made.append(f"{name}={_value(value, types.get(name, ()))}")
+        elif bool in types.get(given, ()) and after.startswith("--"):
+            made.append(f"{given}=true")
+        else:
+            made.append(_value(given, types.get(before, ())))
+    return made
+
+
+def _value(value: str, types: Sequence[Any]) -> str:
+    """A setting's value, with brackets around what is a list without them.
+
+    Where a regular expression is possible, too, only plain names are a list.
+    """
+    of = next((typing.get_args(each)[0] for each in types if typing.get_origin(each) in (list, tuple)), None)
+    words = [word.strip() for word in value.split(",")]
+    form = r"\w+(\.\w+)*" if str in types else r"[^\[\]{}\"']+"
+    if of is None or value == "null" or not all(re.fullmatch(form, word) for word in words):
+        return value
+    return json.dumps(words) if of is str else f"[{', '.join(words)}]"
 
 
 def _check_signs(arguments: Sequence[str]) -> None:

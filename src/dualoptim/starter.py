@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,12 +36,12 @@ def recipe(given: Mapping[str, Any], name: str) -> str:
     """
     if given.get("forget") is None:
         raise UserError("init: nothing to forget; give --forget FILE")
-    config = goals.chosen(given)
+    config, quoted = goals.chosen(given), shlex.quote(name)
     lines = [
         f"# A recipe for unlearning, begun by `dualoptim init` of dualoptim {__version__}. Next:",
-        f"#   dualoptim unlearn --config {name} --dry-run   # shows rows, batches, schedule and memory; runs nothing",
-        f"#   dualoptim unlearn --config {name}",
-        f"#   dualoptim compare --config {name} --seeds '[0, 1, 2]'   # several optimizers side by side",
+        f"#   dualoptim unlearn --config {quoted} --dry-run   # shows rows, batches, schedule and memory; runs nothing",
+        f"#   dualoptim unlearn --config {quoted}",
+        f"#   dualoptim compare --config {quoted} --seeds '[0, 1, 2]'   # several optimizers side by side",
         "# Settings behind '# ' have these values anyway: remove the '# ' to change one. With a forget_loss of your",
         "# own the goal no longer chooses until, keep_at_least and pause, so give these, too. Paths start from the",
         "# folder where the command runs. `dualoptim unlearn --help` lists all settings.",
