@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from dualoptim import arguments, catalog, cli, combine, goals, recipe_files, usage
+from dualoptim.cache import cache_dir
 from dualoptim.config import ALONE, GROUPS, METHODS, USES, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES
@@ -127,6 +128,20 @@ def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, 
     (tmp_path / "r.yaml").write_text(f"{key}: {json.dumps(value) if value != 'null' else value}\n")
     for told in ([given], [name, value], ["--config", str(tmp_path / "r.yaml")]):
         assert getattr(arguments.parse(parser, told), key) == read
+
+
+def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DUALOPTIM_CACHE", "~/cache")
+    assert cache_dir() == tmp_path / "cache"
+    keys = [*RunConfig().inputs, "out"]
+    (tmp_path / "r.yaml").write_text("".join(f"{key}: ~/{key}\n" for key in keys) + "train: ~\n")
+    parsed = arguments.parse(arguments.parsers()["unlearn"], ["--config=~/r.yaml"])
+    assert {key: getattr(parsed, key) for key in keys} == {key: str(tmp_path / key) for key in keys}
+    assert parsed.train is None
+    parsed = arguments.parse(arguments.parsers()["evaluate"], ["--scores=~/s.json", "--base", "~/b"])
+    assert (parsed.scores, parsed.base) == (str(tmp_path / "s.json"), str(tmp_path / "b"))
+    assert arguments.parse(arguments.parsers()["report"], ["~/run"]).runs == [str(tmp_path / "run")]
 
 
 # The recipe that init writes

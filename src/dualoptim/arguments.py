@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -211,7 +212,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """The arguments as `jsonargparse` reads them.
 
-    A boolean setting that is given without a value has "true", and a list of words may have no brackets.
+    A boolean setting that is given without a value has "true", a list of words may have no brackets, and a path may
+    begin with "~".
     """
     types = {
         option: kinds(getattr(action, "_typehint", None))
@@ -231,10 +233,12 @@ def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
 
 def _value(value: str, types: Sequence[Any]) -> str:
-    """A setting's value, with brackets around what is a list without them.
+    """A setting's value, with the user's folder for "~", and with brackets around what is a list without them.
 
     Where a regular expression is possible, too, only plain names are a list.
     """
+    if re.match("~(/|$)", value):
+        return os.path.expanduser(value)
     of = next((typing.get_args(each)[0] for each in types if typing.get_origin(each) in (list, tuple)), None)
     words = [word.strip() for word in value.split(",")]
     form = r"\w+(\.\w+)*" if str in types else r"[^\[\]{}\"']+"

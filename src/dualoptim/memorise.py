@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from . import ranks, tiny
+from .cache import cache_dir
 from .data import Row
 from .errors import UserError
 from .losses import GD
 from .models import (
-    cache_dir,
     device_and_precision,
     identity,
     is_whole,

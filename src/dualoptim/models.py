@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import warnings
@@ -29,6 +28,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from . import __version__, adapters, checkpoints, ranks
+from .cache import cache_dir
 from .causal import check_causal
 from .checkpoints import sha256
 from .errors import UserError, unknown
@@ -47,11 +47,6 @@ _TOKENIZERS = {  # model published without a tokenizer → the model whose token
         for model in ("target", "retrain")
     },
 }
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: $DUALOPTIM_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim")
 
 
 def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:

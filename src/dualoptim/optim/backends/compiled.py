@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ...cache import cache_dir
 from ..rule import Coefficients
 from ..state import SIGNED, UNSIGNED, rows_of, stored_bits
 from . import Item, plain
@@ -204,7 +205,7 @@ def _compile(path: str, tuning: Sequence[str], text: str, made: Path) -> str:
 def _cache_folder() -> Path:
     """A folder that can be written to."""
     try:
-        folder = Path(os.environ.get("DUALOPTIM_CACHE") or Path.home() / ".cache" / "dualoptim") / "kernels"
+        folder = cache_dir() / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
