@@ -107,17 +107,25 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"there is no such file; for a data set on the hub, pip install"):
         read_rows("org/set:forget")
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, ...]] = []
 
-    def load_dataset(name: str, split: str) -> list[dict[str, Any]]:
-        asked.append((name, split))
+    def load_dataset(*name: str, split: str) -> list[dict[str, Any]]:
+        asked.append((*name, split))
         return [ROW]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert read_rows("org/set:forget")[0].where == "org/set:forget, row 1"
     read_rows("org/set")
     read_rows("org/set-v1.5:forget")
-    assert asked == [("org/set", "forget"), ("org/set", "train"), ("org/set-v1.5", "forget")]
+    read_rows("org/set:train[:10%]")
+    assert read_rows("org/set:forget10:train[5:]")[0].where == "org/set, forget10:train[5:], row 1"
+    assert asked == [
+        ("org/set", "forget"),
+        ("org/set", "train"),
+        ("org/set-v1.5", "forget"),
+        ("org/set", "train[:10%]"),
+        ("org/set", "forget10", "train[5:]"),
+    ]
     with pytest.raises(UserError, match="there is no such file"):
         read_rows("org/set.jsonl")
 

@@ -1,7 +1,7 @@
 """Reading files of rows in the common formats.
 
 JSON lines, a JSON array, CSV and TSV, parquet, each also gzipped, UTF-8 with or without a byte order mark, or a data
-set on the hub as ``org/name:split``. `forms` has the keys of a row.
+set on the hub as ``org/name:split`` or ``org/name:configuration:split``. `forms` has the keys of a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import ranks
 from .errors import UserError
 from .forms import PAIRS, has_text, text_of
 
-HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w\[\]:%+-]+))?")
+HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)((:(?P<config>[\w.-]+))?:(?P<split>[\w\[\]:%+-]+))?")
 FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # of a file; a hub's name may end in a version, "set-v1.5"
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 # The first bytes of files that are no text.
@@ -37,7 +37,7 @@ def read_records(path: str | Path) -> list[tuple[Record, str]]:
     """The rows of a file, or of a data set on the hub, as they are, each with where it stands ("file:line")."""
     found = HUB.fullmatch(str(path))
     if found and not os.path.exists(path) and not FILE_SUFFIX.fullmatch(Path(path).suffix):
-        return _hub(found["name"], found["split"] or "train")
+        return _hub(found["name"], found["split"] or "train", found["config"])
     data = _bytes(str(path))
     records = _records(data, str(path))
     if records is None:
@@ -252,8 +252,8 @@ def _parquet(data: bytes, path: str) -> list[tuple[Any, str]]:
     return [(_plain(row), f"{path}, row {i}") for i, row in enumerate(rows, 1)]
 
 
-def _hub(name: str, split: str) -> list[tuple[Any, str]]:
-    return list(hub_rows(name, split))
+def _hub(name: str, split: str, config: str | None) -> list[tuple[Any, str]]:
+    return list(hub_rows(name, split, config))
 
 
 GATED = re.compile(r"gated|\b40[13]\b|authenticat|log in", re.IGNORECASE)  # how the hub says that access is restricted
