@@ -286,7 +286,7 @@ def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: p
         ("lr: 1e-3\nsteps: !!float", "r.yaml:2: broken YAML; what is tagged as float is none"),
         ("out: !!timestamp x", "r.yaml:1: broken YAML; what is tagged as timestamp is none"),
         ("weights: !!set [a]", "r.yaml: YAML that cannot be read"),
-        ('weights: "a\\nb"', "Got value: a"),
+        ('weights: "a\\nb"', "weights\": must be of type dict, but is 'a b'"),
         ('out: "a\\0b"', "holds the character NUL"),
     ):
         (place / "r.yaml").write_text(text)

@@ -117,8 +117,8 @@ def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
     [("--attacks=leak", ["leak"]), ("--attacks=relearn, leak", ["relearn", "leak"]), ("--lm-eval=arc", ["arc"]),
      ("--probe-subjects=Stephen King,Tom Hanks", ["Stephen King", "Tom Hanks"]), ("--attacks=[leak]", ["leak"]),
      ("--methods=Joint AdamW,DualOptim+", ["Joint AdamW", "DualOptim+"]), ("--seeds=0,1", [0, 1]), ("--seeds=2", [2]),
-     ("--betas=0.9, 0.99", (0.9, 0.99)), ("--betas=null", None), ("--lora-targets=q_proj", ["q_proj"]),
-     ("--lora-targets=q_proj,mlp.up_proj", ["q_proj", "mlp.up_proj"]), ("--lora-targets=all-linear", "all-linear"),
+     ("--betas=0.9, 0.99", (0.9, 0.99)), ("--betas=null", None), ("--lora-targets=q_proj,up_proj", "q_proj,up_proj"),
+     ("--lora-targets=[q_proj, up_proj]", ["q_proj", "up_proj"]), ("--lora-targets=all-linear", "all-linear"),
      ("--lora-targets=.*[qv]_proj", ".*[qv]_proj"), ("--lora-targets=.*{1,2}", ".*{1,2}")],
 )  # fmt: skip
 def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, read: Any) -> None:
@@ -128,6 +128,11 @@ def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, 
     (tmp_path / "r.yaml").write_text(f"{key}: {json.dumps(value) if value != 'null' else value}\n")
     for told in ([given], [name, value], ["--config", str(tmp_path / "r.yaml")]):
         assert getattr(arguments.parse(parser, told), key) == read
+
+
+def test_what_is_no_list_is_told_in_words() -> None:
+    with pytest.raises(UserError, match=r"setting \"attacks\": must be of type list, but is '\[leak'$"):
+        arguments.parse(arguments.parsers()["compare"], ["--attacks=[leak"])
 
 
 def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,17 +233,13 @@ def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
 
 def _value(value: str, types: Sequence[Any]) -> str:
-    """A setting's value, with the user's folder for "~", and with brackets around what is a list without them.
-
-    Where a regular expression is possible, too, only plain names are a list.
-    """
+    """A setting's value, with the user's folder for "~", and with brackets around what is a list without them."""
     if re.match("~(/|$)", value):
         return os.path.expanduser(value)
     of = next((typing.get_args(each)[0] for each in types if typing.get_origin(each) in (list, tuple)), None)
-    words = [word.strip() for word in value.split(",")]
-    form = r"\w+(\.\w+)*" if str in types else r"[^\[\]{}\"']+"
-    if of is None or value == "null" or not all(re.fullmatch(form, word) for word in words):
+    if of is None or str in types or value == "null" or not re.fullmatch("[^\\[\\]{}\"']+", value):
         return value
+    words = [word.strip() for word in value.split(",")]
     return json.dumps(words) if of is str else f"[{', '.join(words)}]"
 
 
@@ -262,6 +258,7 @@ def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
 
 def _one_sentence(error: Exception) -> str:
     told = " ".join(str(error).replace("Parser key", "setting").split()).rstrip(".")
+    told = re.sub(r"Expected an? <class '(\w+)'>\. Got value: ?(.*)$", r"must be of type \1, but is '\2'", told)
     # Of a setting with several types, jsonargparse reports what each of them makes of the value.
     several = re.search(r"(setting .*?): Does not validate .*? Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$", told)
     if not several:
