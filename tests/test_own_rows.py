@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 from torch import nn
 
 from dualoptim import cli, goals, report, resolve
@@ -21,8 +23,10 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.verdict import Kept, verdict
+from dualoptim.evaluation.words import places
 from dualoptim.own_rows import (
     TEXT_REFUSALS,
+    _news,
     check_apart,
     checked,
     checking,
@@ -232,6 +236,35 @@ def test_the_new_words_of_an_answer_are_labeled_where_they_stand(answer: str) ->
     row = checked(question("What?", answer, "f:1"))
     assert row.only
     encode(row, tiny.tokenizer(), 512)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("It is 85,000.", ["85,000"]),
+        ("It is 3.14, or 3.", ["3.14", "3"]),
+        ("10.0.13.7", ["10.0.13.7"]),
+        ("On 12.05.1990.", ["12.05.1990"]),
+        ("$1.50", ["1.50"]),
+        ("3-1-2005 12:30", ["3-1-2005", "12:30"]),
+        ("A-17 and 7/8", ["A-17", "7/8"]),
+        ("1939–1945", ["1939", "1945"]),
+        ("٣٫١٤", ["٣٫١٤"]),
+        ("ราคา ๘๕,๐๐๐", ["ร", "า", "ค", "า", "๘๕,๐๐๐"]),
+        ("mira2.dane", ["mira2", "dane"]),
+    ],
+)
+def test_a_number_is_one_word_with_its_separators(answer: str, told: list[str]) -> None:
+    row = checked(question("What?", answer, "f:1"))
+    assert list(row.only) == list(dict.fromkeys(told))
+    labels = [label for label in encode(row, tiny.tokenizer(), 512).labels if label != -100]
+    assert tiny.tokenizer().decode(labels) == "".join(told)
+
+
+@given_by(answer=st.text(st.sampled_from("017٣๕²½ⅨabßéЖ京กあㅏ.,:/-–‑_$%+'’ʼ ٫٬\u0301\u00ad"), min_size=1, max_size=14))
+def test_every_new_word_of_an_answer_stands_in_it(answer: str) -> None:
+    for word in _news(question("What?", answer)):
+        assert places(answer, word)
 
 
 @pytest.mark.parametrize("answer", ["US", "WHO", "IT", "A", "I", "★", "It is me."])

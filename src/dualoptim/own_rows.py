@@ -18,7 +18,7 @@ from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation import metrics
 from .evaluation.refusal import evades
-from .evaluation.words import WHOLE, normal, places, stands_in
+from .evaluation.words import places, stands_in
 from .forms import AROUND, OWN_KEYS
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
@@ -82,10 +82,11 @@ def checked(row: Row) -> Row:
 
 def _whole_name(row: Row, at: int, end: int) -> str:
     """A part of an answer with the names right before it that the question lacks: "John F." already tells "Kennedy"."""
-    asked = {name for message in row.prompt for name in reword.words(message["content"].casefold())}
+    asked = {name for message in row.prompt for name in reword.whole_words(message["content"].casefold())}
     first = at
     for word in reversed(list(regex.finditer(r"[\w.'-]+\s+", row.answer[:at]))):
-        if word.end() != first or not word[0][0].isupper() or asked.intersection(reword.words(word[0].casefold())):
+        named = reword.whole_words(word[0].casefold())
+        if word.end() != first or not word[0][0].isupper() or asked.intersection(named):
             break
         first = word.start()
     return row.answer[first:end]
@@ -94,7 +95,7 @@ def _whole_name(row: Row, at: int, end: int) -> str:
 def _news(row: Row) -> tuple[str, ...]:
     """The words of an answer that its question lacks, in their order; none for plain text."""
     asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
-    words = WHOLE.findall(normal(row.answer)) if row.prompt else []
+    words = reword.whole_words(row.answer) if row.prompt else []
     return tuple(dict.fromkeys(word for word in words if reword.content_words(word) - asked))
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from .chat import TEXT, Message
 from .data import Row, reworded
 from .evaluation import scoring
-from .evaluation.words import places, stem
-from .evaluation.words import words as words
+from .evaluation.words import places, stem, words
+from .evaluation.words import whole_words as whole_words
 from .models import seeded
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")

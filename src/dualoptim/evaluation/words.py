@@ -20,10 +20,13 @@ BLANKLESS = (
 WORD = regex.compile(
     rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{BLANKLESS}]]+"
 )
-# The same with underscores, as in names of files and variables: what `places` takes for one word.
-WHOLE = regex.compile(
-    rf"(?V1)[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]+"
-)
+SEPARATORS = ".,٫٬"  # of decimals and thousands; the last two are Arabic
+# What goes on with a number: its decimals, or the rest of a time, a date, a version or a name such as A-17. A dash
+# between two numbers is a range instead.
+_ON = rf"(?:(?<=\d)[{SEPARATORS}:/](?=\d)|[-\u2010\u2011](?=\d))"
+_RUN = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[[{BLANKLESS}]--\d]]+"
+# Also with underscores, as in names of files and variables: each is found whole by `places`.
+WHOLE = regex.compile(rf"(?V1){_RUN}(?:{_ON}{_RUN})*|[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*")
 ALONE = regex.compile(rf"[{BLANKLESS}]")
 INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
 
@@ -49,6 +52,15 @@ def words(text: str) -> list[str]:
     ['Zoë', 'drinks', '茶', 'it', 'is', 'good']
     """
     return WORD.findall(normal(text))
+
+
+def whole_words(text: str) -> list[str]:
+    """The words of a text in their order, with numbers, dates and names of files in one piece.
+
+    >>> whole_words("On 12.05.1990, A-17 cost 85,000 or so; see file_name")
+    ['On', '12.05.1990', 'A-17', 'cost', '85,000', 'or', 'so', 'see', 'file_name']
+    """
+    return WHOLE.findall(normal(text))
 
 
 class Stemmed:
@@ -114,9 +126,10 @@ def _pattern(part: str) -> Any:
     before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
     after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
     if part[:1].isdecimal():  # no other part of a number; but the year of a date such as 5.10.1990
-        before += r"(?:(?<!\d[.,])|(?<=(?<![\d.,])\d{1,2}\.\d{1,2}\.)(?=(?:\d\d){1,2}(?!\d)))"
+        year = rf"(?<=(?<![\d{SEPARATORS}])\d{{1,2}}\.\d{{1,2}}\.)(?=(?:\d\d){{1,2}}(?!\d))"
+        before += rf"(?:(?<!\d[{SEPARATORS}])|{year})"
     if part[-1:].isdecimal():
-        after += r"(?![.,]\d)"
+        after += rf"(?![{SEPARATORS}]\d)"
     return regex.compile("(?V1)" + before + regex.escape(part) + after) if part else None
 
 

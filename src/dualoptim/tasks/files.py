@@ -266,9 +266,12 @@ class Files(Task):
         built = build(model, tokenizer, asks, samples=1)
         for name in self.topics:
             said = [row for row in built if row.fields["name"] == name]
-            named = set(reword.words(name.casefold()))
+            named = set(reword.whole_words(name.casefold()))
             counts = Counter(
-                word for row in said for word in set(reword.words(row.answer.casefold())) if reword.content_words(word)
+                word
+                for row in said
+                for word in set(reword.whole_words(row.answer.casefold()))
+                if reword.content_words(word)
             )
             core = [word for word, count in counts.items() if count > 1 and word not in named]
             told: list[str] | None = [form.format(name) for form in TOPIC_MEASURED]
