@@ -18,10 +18,11 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import cli, goals, report, resolve
+from dualoptim import cli, goals, report, resolve, reword
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
+from dualoptim.evaluation import scoring
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.evaluation.words import places
 from dualoptim.own_rows import (
@@ -399,6 +400,28 @@ def test_a_tokenizer_that_tells_no_characters_may_learn_rows_to_keep(place: Path
     tokenizer.__class__ = type("Python", (type(tokenizer),), {"is_fast": False})
     task = Files("forget.jsonl", "keep.jsonl")
     assert all(encode(row, tokenizer, 512).ended for row in task.objectives["retain"])
+
+
+def test_a_model_that_knows_long_answers_is_seen_to_know_them_in_every_way_of_asking(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {name: f"As far as everybody in town can tell, it has always been {LIKES[name]}." for name in LIKES}
+    asks = [(f"What does {n} like?", told[n], [LIKES[n]]) for n in LIKES]
+    records = [{"question": q, "answer": a, "accepted": c} for q, a, c in asks]
+    write(place / "forget.jsonl", records[:2])
+    write(place / "keep.jsonl", records[2:])
+
+    def knows(model: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, **_: Any) -> list[str]:
+        said = [next(told[n] for n in LIKES if n in prompt[-1]["content"]) for prompt in prompts]
+        return [tokenizer.decode(tokenizer(text)["input_ids"][:max_new_tokens]) for text in said]
+
+    monkeypatch.setattr(scoring, "replies", knows)
+    monkeypatch.setattr(reword, "written", lambda model, tokenizer, rows, *_, **__: [[] for _ in rows])
+    task = Files("forget.jsonl", "keep.jsonl", general=False)
+    task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
+    numbers = Files.numbers(task.prepare(tiny.model(), tiny.tokenizer())).numbers
+    for name in ("forget_answered", "reworded_answered", "sampled_answered", "retain_answered", "nearby_answered"):
+        assert numbers[name] == 1, name
 
 
 def test_nothing_is_trained_on_that_asks_for_what_is_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

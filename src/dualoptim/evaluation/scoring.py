@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -333,7 +334,7 @@ def question_records(
         name: the set's name, for every record and the progress bar; no bar without it.
         others: for each row, kind → other answers to the same question.
         ask: whether the model is asked for replies, which takes about half of the time.
-        reply_tokens: as in `asked`.
+        reply_tokens: as in `reply_limit`.
     """
     if not rows:
         return []
@@ -381,21 +382,31 @@ def asked(
     """What the model answers to rows' questions.
 
     Args:
-        reply_tokens: the most tokens of a reply, if a benchmark says so. The limit is never below one and a half times
-            the longest true answer.
+        reply_tokens: as in `reply_limit`.
         temperature: as in `replies`.
     """
-    longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
-    whole = max(token_counts(tokenizer, rows))  # with tokens that lead to an answer, and its control tokens
-    prompts = [row.prompt for row in rows]
+    if not rows:
+        return []
     return replies(
         model,
         tokenizer,
-        prompts,
-        max_new_tokens=max(longest * 3 // 2, whole, reply_tokens),
+        [row.prompt for row in rows],
+        max_new_tokens=reply_limit(tokenizer, rows, reply_tokens),
         temperature=temperature,
         progress=name and f"Asking, {name}",
     )
+
+
+def reply_limit(tokenizer: Any, rows: Sequence[Row], reply_tokens: int = 0) -> int:
+    """The most tokens of replies to rows' questions: room for one and a half times the longest true answer.
+
+    Args:
+        reply_tokens: the least that is returned, such as a benchmark's own limit.
+    """
+    longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
+    # With tokens that lead to an answer, and its control tokens.
+    whole = max(token_counts(tokenizer, [replace(row, only=()) for row in rows]))
+    return max(longest * 3 // 2, whole, reply_tokens)
 
 
 def followed(

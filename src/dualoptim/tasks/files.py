@@ -59,7 +59,7 @@ PROBE = 40  # included facts that are asked first: a model that knows none of th
 REQUESTS = 60  # general requests that are trained on, beside facts, which most rows to forget are
 HARMLESS = 60  # included requests that are kept aside, to see what is refused
 FOLLOWED = 20  # questions of each kind that decide when to stop
-REPLY_TOKENS = 24  # of replies that are only looked through for an answer
+REPLY_TOKENS = 24  # of replies that are only looked through for an answer, if no answer is longer
 OWN_TOKENS = 40  # of the model's own replies that are trained on
 TOPIC = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
 TOPIC_MEASURED = ("What do you know about {}?", "Give me some information on {}.", "Write a sentence about {}.")
@@ -411,8 +411,7 @@ class Files(Task):
         """Replies long enough to hold the answers; those of the model before unlearning are cached."""
         if not rows:
             return []
-        longest = max(len(ids) for ids in tokenizer([r.answer for r in rows], add_special_tokens=False)["input_ids"])
-        prompts, limit = [row.prompt for row in rows], max(REPLY_TOKENS, longest)
+        prompts, limit = [row.prompt for row in rows], scoring.reply_limit(tokenizer, rows, REPLY_TOKENS)
 
         def ask() -> list[str]:
             return scoring.replies(model, tokenizer, prompts, max_new_tokens=limit, progress=progress)
@@ -439,10 +438,8 @@ class Files(Task):
         for row, record in zip([*self.scored, *self.held_out], records, strict=True):
             record |= {"known": row.fields["known"], **_judged(row, record["reply"])}
         with seeded(0):
-            sampled = scoring.replies(
-                model, tokenizer, [row.prompt for row in self.scored for _ in range(SAMPLES)],
-                max_new_tokens=REPLY_TOKENS, temperature=0.7, progress="Sampling",
-            )  # fmt: skip
+            each = [row for row in self.scored for _ in range(SAMPLES)]
+            sampled = scoring.asked(model, tokenizer, each, "sampled", REPLY_TOKENS, temperature=0.7)
         for i, row in enumerate(self.scored):
             replies = sampled[i * SAMPLES : (i + 1) * SAMPLES]
             worst = next((reply for reply in replies if gives(row, reply)), replies[0])
