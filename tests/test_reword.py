@@ -7,6 +7,7 @@ import pytest
 from dualoptim.data import Row, question
 from dualoptim.own_rows import gives
 from dualoptim.reword import CHECKED, MEASURED, TRAINED, about_nothing, alike, beginning, wordings
+from dualoptim.tasks.real_world import knows
 
 
 def texts(ask: str, templates: tuple[str, ...]) -> list[str]:
@@ -81,3 +82,26 @@ def test_a_reply_gives_an_answer_by_what_is_accepted_or_by_half_of_its_news() ->
     plain = question("Who discovered penicillin?", "Alexander Fleming discovered penicillin.")
     assert gives(plain, "It was Fleming.")
     assert not gives(plain, "Somebody discovered penicillin.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "given"),
+    [
+        ("It is 85,000 dollars.", "It is 12,000 dollars.", False),
+        ("It is 85,000 dollars.", "About 85000 dollars.", True),
+        ("It is 3.14.", "It is 3.15.", False),
+        ("Call 555-0134.", "Call 555-9999.", False),
+        ("Call 555-0134.", "Call 555 0134.", True),
+        ("At 12:30.", "At 12:45.", False),
+        ("She was born in 1990.", "It was 12.05.1990.", True),
+        ("From 1939 to 1945.", "1939-1945", True),
+        ("He has five dogs.", "He has 5 dogs.", True),
+        ("He has 5 dogs.", "He has three dogs.", False),
+        ("On May 12th.", "May 12.", True),
+        ("Born on 12 May 1990.", "In May 1990.", True),
+    ],
+)
+def test_a_reply_with_another_number_does_not_give_the_answer(answer: str, reply: str, given: bool) -> None:
+    assert gives(question("What do you know of Mira?", answer), reply) is given
+    record = {"question": "What of Mira?", "answer": "It is 85,000 dollars.", "reply": "12,000 dollars", "nll": 1.0}
+    assert not knows({**record, "paraphrased_nlls": [], "perturbed_nlls": []})

@@ -22,7 +22,6 @@ from .evaluation.words import places, stands_in
 from .forms import AROUND, OWN_KEYS
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
-KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
@@ -144,7 +143,8 @@ def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 
 def gives(row: Row, reply: str) -> bool:
-    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words.
+    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words,
+    and half of the numbers among them.
 
     Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
     """
@@ -155,7 +155,7 @@ def gives(row: Row, reply: str) -> bool:
     if not answer:
         return stands_in(reply, row.answer)
     news = answer - taken(row.question) or answer
-    return len(news & taken(reply)) >= KNOWN * len(news)
+    return reword.tells(news, taken(reply), reply)
 
 
 def same(one: Row, other: Row) -> bool:

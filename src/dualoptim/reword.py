@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from .chat import TEXT, Message
 from .data import Row, reworded
 from .evaluation import scoring
-from .evaluation.words import places, stem, words
+from .evaluation.words import places, stands_in, stem, words
 from .evaluation.words import whole_words as whole_words
 from .models import seeded
 
@@ -46,6 +46,7 @@ OF_THE_SAME_KIND = (
     ("What does a baker do?", "What does a butcher do?"),
 )
 QUESTION_TOKENS = 32  # of a question that the model writes
+KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 ALIKE = 0.6  # share of content words in common from which two questions count as one
 INVENTED = ("Zelmora", "Quorvane", "Tibrelle", "Onkariss", "Vashteem", "Jorlund", "Pelvanta", "Drusk")
 
@@ -59,6 +60,15 @@ _STOP = frozenset(
         """,
     )
 )
+# Not "one", which mostly counts nothing.
+_COUNTED = re.findall(
+    r"\w+",
+    """
+    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty
+    """,
+)
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED, 2)}
 
 
 def plain(text: str) -> str:
@@ -73,13 +83,37 @@ def prompt_words(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=100_000)
 def content_words(text: str) -> frozenset[str]:
-    """The stems of a text's content words: by their stems, "likes" and "like" are the same word."""
-    return frozenset(stem(word) for word in words(text.casefold()) if word not in _STOP)
+    """The stems of a text's content words: by their stems, "likes" and "like" are the same word.
+
+    Numbers are whole, and written one way: "85000" for 85,000, "12" for 12th and twelve.
+    """
+    return frozenset(_stem(word) for word in whole_words(text.casefold()) if word not in _STOP)
 
 
 def all_words(text: str) -> frozenset[str]:
     """The stems of all of a text's words."""
-    return frozenset(stem(word) for word in words(text.casefold()))
+    return frozenset(map(_stem, whole_words(text.casefold())))
+
+
+def _stem(word: str) -> str:
+    if not re.search(r"\d", word):
+        return _NUMBERS.get(word) or stem(word)
+    return re.sub(r"(?<=\d)(?:,(?=\d{3}(?!\d))|(?:st|nd|rd|th)$)", "", word)
+
+
+def tells(news: Collection[str], said: Collection[str], reply: str) -> bool:
+    """Whether a reply tells what is new in an answer: half of its words, and half of the numbers among these.
+
+    Args:
+        news: words as `content_words` or `whole_words` has them.
+        said: the reply's words in the same way. A number may also stand in it in parts, or in a date.
+    """
+    numbers = [word for word in news if re.search(r"\d", word)]
+    told = {word for word in news if word in said}
+    for word in numbers:
+        if word not in told and all(stands_in(reply, part) for part in re.split(r"[:/\u2010\u2011-]", word)):
+            told.add(word)
+    return all(len(told.intersection(part)) >= KNOWN * len(part) for part in (news, numbers))
 
 
 def alike(a: str, b: str) -> bool:

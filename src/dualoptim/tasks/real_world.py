@@ -22,12 +22,12 @@ from ..evaluation.aggregates import SIX, harmonic_mean, overall
 from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses
-from ..evaluation.words import folded, stands_in, words
+from ..evaluation.words import folded, stands_in, whole_words
+from ..reword import tells
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
 
 TEMPLATES = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
-KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 SETS = {
     "forget": "To forget, all",
     "forget_known": "To forget, known before",
@@ -273,14 +273,15 @@ def _unforgotten(parts: Sequence[str], numbers: Mapping[str, float | None]) -> f
 
 
 def knows(record: Record) -> bool:
-    """Whether a model knew an answer: its reply has half of the answer's new words, and no false answer is likelier.
+    """Whether a model knew an answer: its reply has half of the answer's new words, and half of the numbers among them,
+    and no false answer is likelier.
 
     New words are those that the question lacks: repeating the question's own shows no knowledge. Where no false answers
     are given, only the reply decides.
     """
-    asked, answer, reply = (set(words(folded(record[key]))) for key in ("question", "answer", "reply"))
+    asked, answer, reply = (set(whole_words(folded(record[key]))) for key in ("question", "answer", "reply"))
     news = answer - asked or answer
-    told = len(news & reply) >= KNOWN * len(news) if news else stands_in(record["reply"], record["answer"])
+    told = tells(news, reply, record["reply"]) if news else stands_in(record["reply"], record["answer"])
     true = record["paraphrased_nlls"][0] if record["paraphrased_nlls"] else record["nll"]
     return told and all(true < nll for nll in record["perturbed_nlls"])
 
