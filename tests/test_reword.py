@@ -105,3 +105,11 @@ def test_a_reply_with_another_number_does_not_give_the_answer(answer: str, reply
     assert gives(question("What do you know of Mira?", answer), reply) is given
     record = {"question": "What of Mira?", "answer": "It is 85,000 dollars.", "reply": "12,000 dollars", "nll": 1.0}
     assert not knows({**record, "paraphrased_nlls": [], "perturbed_nlls": []})
+
+
+@pytest.mark.parametrize("fields", [{}, {"accepted": ["No"]}])
+def test_yes_and_no_are_given_by_a_replys_first_word_alone(fields: dict[str, list[str]]) -> None:
+    row = question("Is Mira married?", "No.", **fields)
+    assert gives(row, "no, she is not")
+    assert not gives(row, "I have no information about that.")
+    assert not gives(row, "Yes, no doubt.")

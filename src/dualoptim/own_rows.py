@@ -16,12 +16,12 @@ import regex
 from . import reword
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
-from .evaluation import metrics
 from .evaluation.refusal import evades
 from .evaluation.words import places, stands_in
 from .forms import AROUND, OWN_KEYS
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
+YES_NO = ("yes", "no")
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
@@ -147,15 +147,27 @@ def gives(row: Row, reply: str) -> bool:
     and half of the numbers among them.
 
     Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
+    Where an answer begins with yes or no, that alone must be the reply's first word: "no" also stands in "I have no
+    information".
     """
+    first = _first_word(row.answer)
     if accepted := row.fields.get("accepted"):
-        return metrics.contains_answer(reply, accepted)
+        short = [text for text in accepted if first in YES_NO and reword.plain(text) == first]
+        return bool(short and _first_word(reply) == first) or any(
+            stands_in(reply, text) for text in accepted if text not in short
+        )
+    if first in YES_NO and reword.plain(row.answer) == first:
+        return _first_word(reply) == first
     taken = reword.content_words if reword.content_words(row.answer) else reword.all_words
     answer = taken(row.answer)
     if not answer:
         return stands_in(reply, row.answer)
     news = answer - taken(row.question) or answer
     return reword.tells(news, taken(reply), reply)
+
+
+def _first_word(text: str) -> str:
+    return reword.plain(text).partition(" ")[0]
 
 
 def same(one: Row, other: Row) -> bool:
