@@ -553,7 +553,8 @@ def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: f
      ("NewYork", "New York", False), ("It’s O’Hara", "O'Hara", True), ("O'Hara", "Oʼhara", True),
      ("Jean‑Luc", "Jean-Luc", True), ("Jean Luc", "Jean-Luc", False), ("1,500 of them", "500", False),
      ("1.500", "1", False), ("3.14", "14", False), ("It cost 1,500.", "1,500", True), ("In 1990.", "1990", True),
-     ("1, 2, 3", "2", True), ("born 5.10.1990, in", "1990", True), ("1.10.500", "500", False),
+     ("The novel is “Dune”.", '"Dune"', True), ('He said "oui".', "«oui»", True), ("６′ tall", "6″", False),
+     ("５００", "500", True), ("1, 2, 3", "2", True), ("born 5.10.1990, in", "1990", True), ("1.10.500", "500", False),
      ("Os\u200blo", "Oslo", True), ("किताब", "क", False), ("…", " ", False)],
 )  # fmt: skip
 def test_an_answer_stands_in_a_reply_as_whole_words(reply: str, answer: str, there: bool) -> None:

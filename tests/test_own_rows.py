@@ -216,6 +216,9 @@ def test_a_name_is_told_by_its_first_word(place: Path, asked: str, answer: str, 
         ("It is Zoe\u0301 Smith.", "Zoé", "Zoe\u0301"),
         ("Its name is user_name.", "user_name", "user_name"),
         ("A soft hy\u00adphen.", "hyphen", "hy\u00adphen"),
+        ("Die Straße in „Dune Road“ ist es.", '"Dune Road"', "„Dune Road“"),
+        ("She said « oui », and «non».", '"non"', "«non»"),
+        ("ßß costs ５００.", "500", "５００"),
     ],
 )
 def test_what_is_accepted_is_found_as_whole_words_and_labeled_where_it_stands(
@@ -262,7 +265,9 @@ def test_a_number_is_one_word_with_its_separators(answer: str, told: list[str]) 
     assert tiny.tokenizer().decode(labels) == "".join(told)
 
 
-@given_by(answer=st.text(st.sampled_from("017٣๕²½ⅨabßéЖ京กあㅏ.,:/-–‑_$%+'’ʼ ٫٬\u0301\u00ad"), min_size=1, max_size=14))
+@given_by(
+    answer=st.text(st.sampled_from("017３٣๕²½ⅨabßéЖ京ｶﾞกあㅏ.,，:/-–‑_$%+'’ʼ“» ٫٬\u0301\u00ad"), min_size=1, max_size=14)
+)
 def test_every_new_word_of_an_answer_stands_in_it(answer: str) -> None:
     for word in _news(question("What?", answer)):
         assert places(answer, word)

@@ -27,7 +27,7 @@ _ON = rf"(?:(?<=\d)[{SEPARATORS}:/](?=\d)|[-\u2010\u2011](?=\d))"
 _RUN = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[[{BLANKLESS}]--\d]]+"
 # Also with underscores, as in names of files and variables: each is found whole by `places`.
 WHOLE = regex.compile(rf"(?V1){_RUN}(?:{_ON}{_RUN})*|[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*")
-ALONE = regex.compile(rf"[{BLANKLESS}]")
+ALONE, LAST_ALONE = regex.compile(rf"[{BLANKLESS}]"), regex.compile(rf"[{BLANKLESS}]\p{{M}}*\Z")
 INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
 
 
@@ -90,16 +90,25 @@ def _stemmer() -> Any:
     return PorterStemmer()
 
 
-SPACES, APOSTROPHES, HYPHENS = (
-    regex.compile(pattern) for pattern in (r"\s+", "[\u2018\u2019\u201b\u02bb\u02bc\u2032\uff07`´]", r"[\p{Pd}\u2212]")
+SPACES, APOSTROPHES, QUOTES, HYPHENS = (
+    regex.compile(pattern)
+    for pattern in (
+        r"\s+",
+        "[\u2018-\u201b\u02bb\u02bc\u2032\u2039\u203a\uff07`´]",
+        r"(?V1)[\p{Quotation_Mark}\u2033--']",
+        r"[\p{Pd}\u2212]",
+    )
 )
+# Digits and Latin letters of full width, as in Chinese and Japanese texts.
+WIDE = regex.compile(r"[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 
 
 def stands_in(text: str, part: str) -> bool:
     """Whether a text contains a part as whole words and whole numbers.
 
-    Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes, all hyphens, composed
-    and decomposed characters; blanks at the part's ends and invisible characters do not matter.
+    Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes and single quotation
+    marks, all double quotation marks, all hyphens, digits and Latin letters of full width, composed and decomposed
+    characters; blanks at the part's ends and invisible characters do not matter.
 
     >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500")
     (True, False)
@@ -124,7 +133,7 @@ def _pattern(part: str) -> Any:
     part = _plain(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
-    after = r"(?!\p{M})" if ALONE.match(part[-1:]) else rf"(?!{inside})"
+    after = r"(?!\p{M})" if LAST_ALONE.search(part) else rf"(?!{inside})"
     if part[:1].isdecimal():  # no other part of a number; but the year of a date such as 5.10.1990
         year = rf"(?<=(?<![\d{SEPARATORS}])\d{{1,2}}\.\d{{1,2}}\.)(?=(?:\d\d){{1,2}}(?!\d))"
         before += rf"(?:(?<!\d[{SEPARATORS}])|{year})"
@@ -134,8 +143,12 @@ def _pattern(part: str) -> Any:
 
 
 def _plain(text: str) -> str:
-    """A folded text with one kind of space, apostrophe and hyphen."""
-    return HYPHENS.sub("-", APOSTROPHES.sub("'", SPACES.sub(" ", folded(text))))
+    """A folded text with one kind of space, apostrophe, quotation mark and hyphen."""
+    return HYPHENS.sub("-", QUOTES.sub('"', APOSTROPHES.sub("'", SPACES.sub(" ", _one_width(text)))))
+
+
+def _one_width(text: str) -> str:
+    return folded(WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
 
 
 def _origins(text: str) -> tuple[list[int], list[int]]:
@@ -146,7 +159,7 @@ def _origins(text: str) -> tuple[list[int], list[int]]:
     blank = False
     for cluster in regex.finditer(r"\X", "".join(text[i] for i in visible)):
         start, end = visible[cluster.start()], visible[cluster.end() - 1] + 1
-        for character in folded(cluster[0]):
+        for character in _one_width(cluster[0]):
             was, blank = blank, bool(SPACES.match(character))
             if was and blank:  # one space stands for all of them
                 ends[-1] = end
