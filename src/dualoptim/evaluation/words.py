@@ -132,7 +132,8 @@ def _pattern(part: str) -> Any:
     """The pattern of a part as whole words and numbers in a text in plain form; None for nothing but blanks."""
     part = _plain(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
-    before = "" if ALONE.match(part[:1]) else rf"(?<!{inside})"
+    # A mark belongs to the word of the letter before it.
+    before = "" if ALONE.match(part[:1]) else rf"(?<![[\p{{L}}\p{{N}}_]--[{BLANKLESS}]]\p{{M}}*)"
     after = r"(?!\p{M})" if LAST_ALONE.search(part) else rf"(?!{inside})"
     if part[:1].isdecimal():  # no other part of a number; but the year of a date such as 5.10.1990
         year = rf"(?<=(?<![\d{SEPARATORS}])\d{{1,2}}\.\d{{1,2}}\.)(?=(?:\d\d){{1,2}}(?!\d))"
