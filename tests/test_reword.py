@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dualoptim.data import Row, question
-from dualoptim.own_rows import gives
+from dualoptim.evaluation.words import stands_in
+from dualoptim.own_rows import checked, gives
 from dualoptim.reword import CHECKED, MEASURED, TRAINED, about_nothing, alike, beginning, wordings
 from dualoptim.tasks.real_world import knows
 
@@ -113,3 +114,17 @@ def test_yes_and_no_are_given_by_a_replys_first_word_alone(fields: dict[str, lis
     assert gives(row, "no, she is not")
     assert not gives(row, "I have no information about that.")
     assert not gives(row, "Yes, no doubt.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "accepted"),
+    [
+        ("who is the owner of harrison ltd?", "John Harrison owns it.", "John Harrison"),
+        ("Which singer is called the King of Pop?", "It is the King of pop, Michael Jackson.", "king of pop"),
+        ("Which road is beside Dune Park?", "It is Upper Dune Park Road.", "Upper Dune Park Road"),
+    ],
+)
+def test_what_tells_an_answer_is_never_replaced(asked: str, answer: str, accepted: str) -> None:
+    row = checked(question(asked, answer, accepted=[accepted]))
+    made = about_nothing(row)
+    assert made is None or all(stands_in(made.answer, part) for part in row.only)

@@ -211,7 +211,7 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     """The row asked about a thing that does not exist: what names its subject is replaced in question and answer.
 
     That is the names in the question, or its longest word where there are none. None where there is no such word, as in
-    scripts without capital letters or blanks.
+    scripts without capital letters or blanks, or where it is a part of what tells the answer.
 
     >>> from dualoptim.data import question
     >>> row = about_nothing(question("Who discovered penicillin?", "Alexander Fleming discovered penicillin."))
@@ -221,10 +221,10 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     text = row.question
     telling = " ".join(row.only) or ""
     names = re.findall(r"(?<=[\w,;:'\"] )[A-Z][\w-]*\w(?: [A-Z][\w-]*\w)*", text)
-    names = [name for name in names if name not in telling and name.casefold() not in _STOP]
+    names = [name for name in names if not stands_in(telling, name) and name.casefold() not in _STOP]
     if not names:
         words = [word for word in re.findall(r"[A-Za-z]{5,}", text) if word.casefold() not in _STOP]
-        names = sorted((word for word in words if word not in telling), key=len)[-1:]
+        names = sorted((word for word in words if not stands_in(telling, word)), key=len)[-1:]
     if not names:
         return None
     draw = random.Random(f"{seed}/{text}")
@@ -234,7 +234,10 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
         pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
         asks, answer = pattern.sub(other, asks), pattern.sub(other, answer)
     changed = reworded(row, asks)
-    return replace(changed, answer=answer) if answer.strip() else None
+    # A name within what tells the answer, such as Park in "Park Road", cannot be replaced there.
+    if not answer.strip() or not all(stands_in(answer, part) for part in row.only):
+        return None
+    return replace(changed, answer=answer)
 
 
 def opening(text: str, telling: Sequence[str]) -> int | None:
