@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -426,6 +427,20 @@ def test_ones_own_rows_are_asked_that_the_model_knew(tmp_path: Path, monkeypatch
         assert row.fields["questions"] == [other.question for other in task.reworded if other.answer == row.answer]
         assert len(row.fields["questions"]) >= 3
     assert {row.question for row in task.attacked()["retain"]} <= {row.question for row in RETAIN}
+    assert [row.question for row in task.attacked()["relearn"]] == [row.question for row in FORGET], "all of them"
+
+
+def test_texts_are_relearned_whole_and_asked_by_their_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [Row((), f"{name} hides tea in the well behind the house.", name, only=("tea",)) for name in NAMES]
+    found: list[Row] = []
+    monkeypatch.setattr(attacks, "_scored", lambda *_: [])
+    monkeypatch.setattr(attacks, "relearned", lambda model, tok, rows, lr: nullcontext(found.extend(rows)))
+    asked = {"relearn": [*texts, texts[0]], "forget": texts[:2]}
+    for rows in (asked, {"forget": [*texts, texts[0]]}):
+        found.clear()
+        task = SimpleNamespace(attacked=lambda rows=rows: rows, leaks=Task.leaks)
+        attacks.records(task, tiny.model(), tiny.tokenizer(), ["relearn"])
+        assert [(row.prompt, row.answer, row.only) for row in found] == [((), row.answer, ()) for row in texts]
 
 
 def test_tofus_rows_are_all_relearned_and_asked_in_the_files_own_words(tmp_path: Path) -> None:

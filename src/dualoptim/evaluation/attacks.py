@@ -47,8 +47,8 @@ class Target(NamedTuple):
 
     model: nn.Module
     tokenizer: Any
-    every: Sequence[Row]  # all rows to forget
-    forget: Sequence[Row]  # those of them that are asked
+    every: Sequence[Row]  # all rows to forget, whole
+    forget: Sequence[Row]  # those that are asked, plain texts as beginnings
     retain: Sequence[Row]  # the rows to keep that are asked
     leaks: Callable[[Row, str], bool]  # whether a reply gives a row's answer
     plain: Mapping[str, Sequence[Record]]  # "forget", "retain" → records without an attack
@@ -144,14 +144,22 @@ def records(
     if not names:
         return []
     rows = task.attacked()
-    every = _asking(rows["forget"])
-    forget, retain = _drawn(every), _drawn(_asking(rows.get("retain", ())))
+    every = _whole(rows.get("relearn", rows["forget"]))
+    forget, retain = _drawn(_asking(rows["forget"])), _drawn(_asking(rows.get("retain", ())))
     if not set(names) & set(ROUNDING):
         retain = []
     target = Target(model, tokenizer, every, forget, retain, task.leaks, {}, relearn_lr)
     plain = {"forget": _scored(target, "forget", ""), "retain": _scored(target, "retain", "")}
     target = target._replace(plain=plain)
     return [record for part in (*plain.values(), *(ATTACKS[name](target) for name in names)) for record in part]
+
+
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """The rows with labels on all of their answers, each once."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        first.setdefault((*(message["content"] for message in row.prompt), row.answer), replace(row, only=()))
+    return list(first.values())
 
 
 def _asking(rows: Sequence[Row]) -> list[Row]:

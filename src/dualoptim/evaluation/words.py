@@ -7,7 +7,7 @@ digits; in a script without spaces between words, each character with its marks 
 from __future__ import annotations
 
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import regex
@@ -128,6 +128,7 @@ def places(text: str, part: str) -> list[tuple[int, int]]:
     return [(starts[each.start()], ends[each.end() - 1]) for each in found]
 
 
+@lru_cache(maxsize=10_000)
 def _pattern(part: str) -> Any:
     """The pattern of a part as whole words and numbers in a text in plain form; None for nothing but blanks."""
     part = _plain(part).strip()

@@ -81,8 +81,9 @@ class Task(ABC):
         return {name: sets[metric.share_of] for name, metric in cls.metrics.items() if metric.share_of}
 
     def attacked(self) -> Mapping[str, Sequence[Row]]:
-        """The rows that attacks ask and relearn, under "forget", and under "retain" if there are some.
+        """The rows that attacks ask, under "forget", and under "retain" if there are some.
 
+        Relearned are the rows under "relearn", all rows to forget as they are given; without it, those under "forget".
         A row may have ``accepted``, as in `leaks`, and ``questions``, the same in other words.
         """
         return {name: rows for name, rows in self.objectives.items() if name in ("forget", "retain")}

@@ -463,7 +463,7 @@ class Files(Task):
         for row in (row for row in self.scored if row.fields["known"]):
             words = [o.question for o in self.reworded if (o.where, o.answer) == (row.where, row.answer)]
             forget.append(dataclasses.replace(row, fields={**row.fields, "questions": words}))
-        return {"forget": forget, "retain": [*self.held_out, *self.near]}
+        return {"relearn": self.given, "forget": forget, "retain": [*self.held_out, *self.near]}
 
     leaks = staticmethod(gives)
 
