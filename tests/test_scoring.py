@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -201,3 +202,22 @@ def test_what_was_learned_pulls_less() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert gradient_norms(model, tokenizer, ROWS[:1]) < before
+
+
+def test_a_reply_is_not_cut_by_a_long_prompt_beside_it() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model.config.max_position_embeddings = 256
+    prompts = [({"role": "user", "content": text},) for text in ("hi", "you", "x" * 225)]
+    widths: list[int] = []
+    generate = model.generate
+
+    def seen(**given: Any) -> Any:
+        widths.append(len(given["input_ids"]) * given["generation_config"].max_new_tokens)
+        return generate(**given)
+
+    model.generate = seen
+    alone = [scoring.replies(model, tokenizer, [prompt], max_new_tokens=20)[0] for prompt in prompts]
+    del widths[:]
+    assert scoring.replies(model, tokenizer, prompts, max_new_tokens=20) == alone
+    assert widths[0] == 2 * 20
+    assert widths[1] < 20

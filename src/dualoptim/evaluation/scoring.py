@@ -85,7 +85,8 @@ def replies(
             said = out[:, width:].tolist()
             return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
 
-        return _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress, ask)
+        # A reply that the model's positions cut short is its row's own: beside others, the longest prompt would cut all.
+        return _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress, ask, room)
 
 
 @contextmanager
@@ -469,12 +470,20 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
 
 
 def _by_length(
-    lengths: Sequence[int], limit: int, progress: str | None, work: Callable[[list[int]], Sequence[R]]
+    lengths: Sequence[int],
+    limit: int,
+    progress: str | None,
+    work: Callable[[list[int]], Sequence[R]],
+    together: float = math.inf,
 ) -> list[R]:
-    """The result of `work` for each index. It gets indices in batches by length, of at most `limit` padded tokens."""
+    """The result of `work` for each index. It gets indices in batches by length, of at most `limit` padded tokens.
+
+    Args:
+        together: what is longer gets a batch of its own.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > limit:
+        if not batches or lengths[i] > together or (len(batches[-1]) + 1) * lengths[i] > limit:
             batches.append([])
         batches[-1].append(i)
     with _bar(len(lengths), progress) as bar:
