@@ -342,23 +342,59 @@ def test_the_interval_covers_what_it_should_and_grows_with_clusters_alike() -> N
     held = 0
     for _ in range(200):
         values = [draw.random() for _ in range(20)]
-        low, high = points.interval([[(value * 5, 5) for value in values]])
+        low, high = points.interval([{i: (value * 5, 5) for i, value in enumerate(values)}])
         held += low <= 0.5 <= high
     assert 180 <= held <= 199
     rows = [draw.random() for _ in range(20)]
-    one_each = points.interval([[(value, 1) for value in rows]])
-    alike = points.interval([[(value * 10, 10) for value in rows]])
+    one_each = points.interval([{i: (value, 1) for i, value in enumerate(rows)}])
+    alike = points.interval([{i: (value * 10, 10) for i, value in enumerate(rows)}])
     assert alike == pytest.approx(one_each)
     deviation = np.std(rows) / math.sqrt(20)
     assert one_each[1] - one_each[0] == pytest.approx(2 * 1.96 * deviation, rel=0.15)
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
-    steady = points.interval([[(0.5, 1)] * 4] * 3)
+    steady = points.interval([dict.fromkeys(range(4), (0.5, 1))] * 3)
     assert steady == (0.5, 0.5)
-    low, high = points.interval([[(value, 1)] * 4 for value in (0.2, 0.5, 0.8)])
+    low, high = points.interval([dict.fromkeys(range(4), (value, 1)) for value in (0.2, 0.5, 0.8)])
     assert (low, high) == pytest.approx((0.2, 0.8), abs=0.11)
     assert high - low > 0.3
+
+
+def test_more_seeds_on_the_same_rows_narrow_no_interval_and_on_others_do() -> None:
+    draw = random.Random(0)
+    rows = [draw.random() for _ in range(40)]
+    low, high = points.interval([{i: (value, 1) for i, value in enumerate(rows)}])
+    for count in (2, 4, 10):
+        same = points.interval([{i: (value, 1) for i, value in enumerate(rows)}] * count)
+        assert same == pytest.approx((low, high))
+        backward = {i: (rows[i], 1) for i in reversed(range(40))}
+        turned = points.interval([dict(sorted(backward.items())), *[backward] * count])
+        assert turned == pytest.approx((low, high))
+    others = points.interval([{(seed, i): (value, 1) for i, value in enumerate(rows)} for seed in range(4)])
+    assert others[1] - others[0] < 0.7 * (high - low)
+
+
+def test_seeds_of_the_same_rows_are_drawn_together_and_of_others_apart(tmp_path: Path) -> None:
+    found: dict[str, list[points.Run]] = {}
+    for what in ("same", "other", "private"):
+        for seed in range(4):
+            folder = tmp_path / f"{what}{seed}"
+            folder.mkdir()
+            lines = [
+                {"when": "after", "set": "forget", "nll": -math.log(p), **({} if what == "private" else text)}
+                for i, p in enumerate([0.1, 0.9, 0.3, 0.5])
+                for text in [{"question": f"{i} of {seed if what == 'other' else 0}", "answer": "a"}]
+            ]
+            (folder / "records.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+            found.setdefault(what, []).append(run_of("A", seed, {"forget_probability": 0.45}, folder))
+    widths = {}
+    for what, part in found.items():
+        (point,) = points.points_of(part, ("forget_probability", "held_out_probability"))
+        low, high = point["intervals"]["forget_probability"]
+        widths[what] = high - low
+    assert widths["same"] == pytest.approx(widths["private"])
+    assert widths["other"] < 0.7 * widths["same"]
 
 
 def test_intervals_come_from_the_records_of_each_run(tmp_path: Path) -> None:

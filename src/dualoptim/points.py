@@ -1,7 +1,8 @@
 """Many runs → points: one for each method and setting, with a mean over seeds, an interval, and if no other beats it.
 
-The interval is a bootstrap over what varies: the seeds, and within each the clusters of its rows (for TOFU the authors,
-else the rows themselves), both drawn with replacement as often as there are. With one seed it is over rows only, and
+The interval is a bootstrap over what varies: the seeds, and the clusters of rows (for TOFU the authors, else the rows
+themselves), both drawn with replacement as often as there are. Seeds with the same clusters get the same draw of them:
+more seeds on the same rows say no more about other rows. With one seed it is over rows only, and
 says nothing about seeds. For a share of questions it is at least as wide as Wilson's, since a bootstrap of a share of 0
 has no width.
 """
@@ -24,8 +25,8 @@ from .reading import json_lines
 RESAMPLES = 2000
 LEVEL = 0.95
 Run = tuple[Mapping[str, Any], Mapping[str, Any], Path]  # entry, the grid's settings, the run's own folder
-# The clusters of one seed: for each, (sum of its rows' values, number of its rows).
-Clusters = Sequence[tuple[float, int]]
+# The clusters of one seed: for each by its name, (sum of its rows' values, number of its rows).
+Clusters = Mapping[Any, tuple[float, int]]
 
 
 def points_of(
@@ -108,13 +109,14 @@ def _spread(name: str, values: Sequence[Any], count: int | None, folders: Sequen
         low, high = wilson(fmean(values), count)
         if len(values) > 1:
             right = [round(value * count) for value in values]
-            drawn = interval([[(1.0, 1)] * n + [(0.0, 1)] * (count - n) for n in right])
+            # Which questions are right is not known here: as far as possible, the same in all seeds, which is widest.
+            drawn = interval([{i: (float(i < n), 1) for i in range(count)} for n in right])
             low, high = min(low, drawn[0]), max(high, drawn[1])
         return [low, high]
     seeds = [_clusters(folder / RECORDS, name, value) for folder, value in zip(folders, values, strict=True)]
     if all(seeds):
         return list(interval(seeds))
-    return list(interval([[(value, 1)] for value in values])) if len(values) > 1 else None
+    return list(interval([{0: (value, 1)} for value in values])) if len(values) > 1 else None
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -142,35 +144,42 @@ def _clusters(path: Path, name: str, value: float) -> Clusters:
     """
     end = next((end for end in OF_ROWS if name.endswith(end)), None)
     if end is None:
-        return ()
+        return {}
     try:
         records = json_lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return ()
+        return {}
     found: dict[Any, list[float]] = {}
-    for i, record in enumerate(records):
+    for record in records:
         if not isinstance(record, dict):
-            return ()
+            return {}
         if record.get("when") == "after" and record.get("set") == name.removesuffix(end):
             with suppress(KeyError, TypeError, ValueError, OverflowError):
-                found.setdefault(record.get("cluster", i), []).append(OF_ROWS[end](record))
+                score = OF_ROWS[end](record)
+                # A private run's records have no text, but their order.
+                own = (record["question"], record.get("answer")) if "question" in record else len(found)
+                found.setdefault(record.get("cluster", own), []).append(score)
     rows = [score for scores in found.values() for score in scores]
     if not rows or abs(fmean(rows) - value) > 1e-6:  # a mean of something else
-        return ()
-    return [(sum(scores), len(scores)) for scores in found.values()]
+        return {}
+    return {name: (sum(scores), len(scores)) for name, scores in found.items()}
 
 
 def interval(seeds: Sequence[Clusters], level: float = LEVEL) -> tuple[float, float]:
     """The percentile interval of the mean over rows, averaged over seeds, with seeds and clusters resampled.
 
     Args:
-        seeds: for each seed, its clusters' sums and sizes.
+        seeds: for each seed, its clusters' sums and sizes; clusters of the same names are drawn together.
     """
     draw = np.random.default_rng(0)
+    drawn: dict[frozenset[Any], tuple[list[Any], Any]] = {}
     means = []
     for clusters in seeds:
-        table = np.array(clusters, dtype=float)  # (C, 2)
-        at = draw.integers(len(table), size=(RESAMPLES, len(table)))
+        names = frozenset(clusters)
+        if names not in drawn:
+            drawn[names] = list(clusters), draw.integers(len(clusters), size=(RESAMPLES, len(clusters)))
+        order, at = drawn[names]
+        table = np.array([clusters[name] for name in order], dtype=float)  # (C, 2)
         total = table[at].sum(1)
         means.append(total[:, 0] / total[:, 1])
     which = draw.integers(len(seeds), size=(RESAMPLES, len(seeds)))

@@ -85,7 +85,7 @@ def replies(
             said = out[:, width:].tolist()
             return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
 
-        # A reply that the model's positions cut short is its row's own: beside others, the longest prompt would cut all.
+        # Where positions cut a reply short, its row is alone: beside others, the longest prompt would cut them all.
         return _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress, ask, room)
 
 
