@@ -690,3 +690,19 @@ def test_a_share_that_merging_or_rounding_changes_is_said() -> None:
     ((name, table),) = report.merging(results)
     assert name == "DualOptim+"
     assert table[2] == ["left ↓", "5%", "6%", "40%"]
+
+
+def test_a_fingerprint_tells_adapters_of_other_scale_or_switched_off_apart() -> None:
+    def adapted(alpha: int) -> Any:
+        torch.manual_seed(1)
+        lora = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        return peft.get_peft_model(tiny.model(), lora).eval()
+
+    model = adapted(4)
+    one = models.fingerprint(model)
+    assert models.fingerprint(adapted(4)) == one
+    assert models.fingerprint(adapted(64)) != one
+    with model.disable_adapter():
+        assert models.fingerprint(model) != one
+    model.peft_config["default"].base_model_name_or_path = "elsewhere"
+    assert models.fingerprint(model) == one
