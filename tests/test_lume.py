@@ -19,7 +19,7 @@ from dualoptim import tiny as tiny_tier
 from dualoptim.data import encode
 from dualoptim.errors import UserError
 from dualoptim.losses import IGNORED
-from dualoptim.tasks.lume import FIELDS, HUB, TWELVE, Lume
+from dualoptim.tasks.lume import FIELDS, HUB, TWELVE, Lume, _documents
 
 from . import lume, tiny
 
@@ -271,7 +271,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
         "stand for nonmember.jsonl, which is there; leave them out",
     ),
     "members alone": ({}, alone, "has one of member.jsonl and nonmember.jsonl; put the other there, too"),
-    "id": ({}, changed("id", "ada"), "forget.jsonl:1: an id ends in sc and a digit, .* but this is 'ada'"),
+    "id": ({}, changed("id", "ada"), "forget.jsonl:1: an id ends in sc and a number, .* but this is 'ada'"),
     "task": ({}, changed("task", "Task4"), "forget.jsonl:1: unknown task 'Task4'; did you mean 'Task"),
     "output": ({}, changed("output", 3), "forget.jsonl:1: the row's 'output' is 3; give it some text"),
     "field": (
@@ -298,3 +298,11 @@ def test_what_does_not_fit_is_told_in_one_sentence(wrong: str, place: Path, caps
     assert line.count("\n") == 1
     assert re.search(told, line), line
     assert not (place / "out").exists()
+
+
+def test_a_document_may_have_more_than_ten_questions() -> None:
+    records = [
+        ({"id": f"ada{form}", "input": "What?", "output": "Plums", "task": "Task1"}, form) for form in ("sc1", "qa10")
+    ]
+    (document,) = _documents(records)
+    assert [row.where for row in document.questions] == ["qa10"]

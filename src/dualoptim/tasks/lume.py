@@ -35,7 +35,7 @@ TITLES = {"creative": "Invented stories", "pii": "Made-up people's data", "biogr
 # What the questions about made-up people ask for → the words by which that is recognized.
 FIELDS = {"birth_date": "birth", "ssn": "social security", "phone": "phone", "email": "email", "address": "address"}
 FIELD_NAMES = {name: name.replace("_", " ") for name in FIELDS} | {"ssn": "social security number"}
-ID = re.compile(r"(?P<document>.+)(?P<form>sc|qa)\d")
+ID = re.compile(r"(?P<document>.+)(?P<form>sc|qa)\d+")
 TWELVE = tuple(f"{side}_{kind}_{key}" for side in SIDES for kind in TITLES for key in ("rouge_l", "exact_match"))
 SCORE_PARTS = ("task_aggregate", "membership_score", "mmlu")
 
@@ -261,7 +261,7 @@ def _documents(records: Sequence[tuple[Mapping[str, Any], str]]) -> list[Documen
         given, asked, answer, task = (text_of(record, key, where) for key in ("id", "input", "output", "task"))
         told = ID.fullmatch(given)
         if told is None:
-            raise UserError(f"{where}: an id ends in sc and a digit, or in qa and a digit, but this is {given!r}")
+            raise UserError(f"{where}: an id ends in sc and a number, or in qa and a number, but this is {given!r}")
         if task not in KINDS:
             raise unknown("task", task, KINDS, where)
         kind = KINDS[task]
