@@ -366,7 +366,12 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], str], str]] = {
     "no other words": (
         {"paraphrased": True},
         lambda p: folder(p, forget01_perturbed=[{**row, "paraphrased_question": 3} for row in PERTURBED]),
-        "'paraphrased_question' must be a question in other words, but is 3",
+        "'paraphrased_question' is 3; give it some text",
+    ),
+    "a list for a text": (
+        {},
+        lambda p: folder(p, forget01_perturbed=[{**row, "paraphrased_answer": ["x"]} for row in PERTURBED]),
+        r"forget01_perturbed.json:1: the row's 'paraphrased_answer' is \['x'\]; give it some text",
     ),
     "held out twice": ({"holdout": True, "holdout_rows": 1}, lambda _: "tofu", "leave out one"),
     "held out by a word": ({"holdout": "forget01"}, lambda _: "tofu", "holdout must be bool, but is 'forget01'"),

@@ -47,6 +47,13 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
+def check_texts(record: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Refuse a value that is not some text under keys that a record need not have."""
+    for key in keys:
+        if record.get(key) is not None:
+            text_of(record, key, where)
+
+
 def _shown(value: Any) -> str:
     """A value, short enough for a sentence."""
     text = repr(value)

@@ -158,7 +158,7 @@ def _whole(rows: Sequence[Row]) -> list[Row]:
     """The rows with labels on all of their answers, each once."""
     first: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        first.setdefault((*(message["content"] for message in row.prompt), row.answer), replace(row, only=()))
+        first.setdefault((*(message["content"] for message in row.prompt), row.answer), row.whole)
     return list(first.values())
 
 

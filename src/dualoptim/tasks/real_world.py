@@ -23,6 +23,7 @@ from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses
 from ..evaluation.words import folded, stands_in, whole_words
+from ..forms import check_texts, text_of
 from ..reword import tells
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
@@ -320,10 +321,9 @@ def _rows(data_dir: str, file: str, names: Sequence[str] | None) -> list[Row]:
     perturbed = file.endswith("_perturbed.json")
     rows = []
     for record, where in read_records(path):
-        for key in ("name", *(("golden_answer", "paraphrased_answer") if perturbed else ())):
-            if not isinstance(value := record.get(key, "" if key == "name" else "-"), str) or not value.strip():
-                raise UserError(f"{where}: needs some text under {key!r}; docs/tasks.md has the format")
+        text_of(record, "name", where)
         if perturbed:
+            check_texts(record, ("golden_answer", "paraphrased_answer"), where)
             texts(record, "perturbed_answer", where)
         row = parse_row(record, where)
         golden = row.fields.get("golden_answer")

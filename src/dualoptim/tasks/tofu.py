@@ -22,6 +22,7 @@ from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
+from ..forms import check_texts
 from ..models import cached, identity
 from ..reading import hub_records
 from . import Task
@@ -290,11 +291,8 @@ def _paraphrased(rows: Rows) -> list[Row]:
     found = []
     for row in rows:
         words = row.fields.get("paraphrased_question")
-        if words is None:
-            continue
-        if not isinstance(words, str) or not words.strip():
-            raise UserError(f"{row.where}: 'paraphrased_question' must be a question in other words, but is {words!r}")
-        found.append(reworded(row, words))
+        if words is not None:
+            found.append(reworded(row, words))
     return found
 
 
@@ -328,11 +326,7 @@ class _Folder:
             )
         if not path.is_file():
             raise UserError(f"data_dir {self.folder}: has no {path.name}; give the folder that holds all TOFU files")
-        rows = [parse_row(record, where) for record, where in read_records(path)]
-        if name.endswith("_perturbed"):
-            for row in rows:
-                texts(row.fields, "perturbed_answer", row.where)
-        return rows
+        return [_row(record, where, name) for record, where in read_records(path)]
 
     def part(self, split: str, part: int) -> list[Row]:
         return self._of_part(split, part)
@@ -352,6 +346,15 @@ class _Folder:
         return rows
 
 
+def _row(record: Mapping[str, Any], where: str, name: str) -> Row:
+    """A row of the file of that name, its other texts checked."""
+    row = parse_row(record, where)
+    if name.endswith("_perturbed"):
+        texts(row.fields, "perturbed_answer", where)
+    check_texts(row.fields, ("paraphrased_question", "paraphrased_answer"), where)
+    return row
+
+
 class _Hub:
     """TOFU on the hub, with its parts computed."""
 
@@ -359,7 +362,7 @@ class _Hub:
         self.read = cache(self._read)
 
     def _read(self, name: str) -> list[Row]:
-        return [parse_row(record, where) for record, where in hub_records(HUB, "train", name)]
+        return [_row(record, where, name) for record, where in hub_records(HUB, "train", name)]
 
     def part(self, split: str, part: int) -> list[Row]:
         begin = PARTS[split][part - 1]
