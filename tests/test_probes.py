@@ -142,6 +142,10 @@ def test_replies_are_compared_with_answers_or_with_those_before(place: Path, mon
     assert [r["answer"] for r in after if r["set"] == "blur_whp_retain"] == ["North, by the sea", ""]
     assert next(r["rouge_l"] for r in after if r["set"] == "blur_whp_retain") == 0.5
     assert probes.numbers(after).missing == {}
+    assert [r["rouge_l"] for r in after if r["set"] == "blur_whp_retain"] == [0.5, 1.0], "nothing said again is kept"
+    said["rye"] = "rye"
+    after = probes.records(None, tiny.tokenizer(), asked, before)  # type: ignore[arg-type]
+    assert [r["rouge_l"] for r in after if r["set"] == "blur_whp_retain"] == [0.5, 0.0]
 
 
 def test_rwkus_words_are_not_stemmed_and_blurs_are(monkeypatch: pytest.MonkeyPatch) -> None:

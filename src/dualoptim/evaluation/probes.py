@@ -203,7 +203,9 @@ def records(
         for row, answer, reply in zip(rows, answers, given, strict=True):
             made.append({"set": name, "question": row.question, "answer": answer, "reply": reply})
             if base is not None or row.answer:
-                made[-1]["rouge_l"] = rouge_l_recall(reply, answer, stemmed=name.startswith("blur_"))
+                # BLUR's answer is empty where the reply before was: nothing is kept only by saying nothing again.
+                same = rouge_l_recall(reply, answer, stemmed=name.startswith("blur_")) if answer.strip() else None
+                made[-1]["rouge_l"] = float(not reply.strip()) if same is None else same
     return made
 
 
