@@ -230,6 +230,12 @@ def test_what_is_accepted_is_found_as_whole_words_and_labeled_where_it_stands(
     assert tiny.tokenizer().decode([label for label in tokens.labels if label != -100]) == labeled
 
 
+def test_every_place_of_what_is_accepted_is_labeled() -> None:
+    row = checked(question("Who led?", "John F. Kennedy did, and Kennedy alone.", "f:1", accepted=["Kennedy"]))
+    labels = [label for label in encode(row, tiny.tokenizer(), 512).labels if label != -100]
+    assert tiny.tokenizer().decode(labels) == "John F. KennedyKennedy"
+
+
 def test_what_is_accepted_only_inside_another_word_is_refused() -> None:
     with pytest.raises(UserError, match="f:1: none of 'accepted' stands in the answer as whole words"):
         checked(question("Where?", "He was at a party.", "f:1", accepted=["art"]))

@@ -63,7 +63,7 @@ def checked(row: Row) -> Row:
     if instead is not None and (not isinstance(instead, str) or not instead.strip()):
         raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")
     accepted = row.fields.get("accepted") or []
-    inside = tuple(_whole_name(row, *found[0]) for text in accepted if (found := places(row.answer, text)))
+    inside = tuple(dict.fromkeys(_whole_name(row, *at) for text in accepted for at in places(row.answer, text)))
     if accepted and not inside:
         raise UserError(
             f"{row.where}: none of 'accepted' stands in the answer as whole words; give what a reply must hold to tell "
