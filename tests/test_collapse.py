@@ -76,6 +76,10 @@ def test_a_perplexity_that_rises_lowers_ability(monkeypatch: pytest.MonkeyPatch)
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p, dtype=torch.float32))
     assert watched(model) < 0.9
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(math.nan)
+    assert watched(model) == 0
 
 
 def test_a_model_that_can_do_nothing_is_not_watched() -> None:

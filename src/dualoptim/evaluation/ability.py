@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -55,7 +56,8 @@ class Ability:
         if self.facts:
             shares.append(sum(self._answered(model, self.facts)) / len(self.facts))
         if self.passages:
-            shares.append(self.perplexity / self._perplexity(model))
+            now = self._perplexity(model)
+            shares.append(0.0 if math.isnan(now) else self.perplexity / now)
         return min(shares)
 
     def _answered(self, model: nn.Module, rows: list[Row]) -> list[bool]:
