@@ -180,6 +180,24 @@ def test_what_is_there_is_taken_over_and_another_plan_is_refused(capsys: pytest.
     assert "holds a run of another task" in capsys.readouterr().err
 
 
+def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole = ["--fast", "false", "--curve-points", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        assert compare(*whole, grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 2
+    assert "make room and go on with --resume" in capsys.readouterr().err
+    ((name, entry),) = ends().items()
+    assert not Path("out", RESULTS).exists()  # no run is finished
+    assert compare(*whole, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
+    assert ends()[name]["run"]["after"] == entry["run"]["after"]
+    assert Path("out", name, "model", "config.json").exists()
+
+
 def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     with FileLock(Path("out", f"{LOCK}-1-of-2")):

@@ -251,7 +251,8 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
                 f"out {folder}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its "
                 "name did not); give another folder, or --overwrite"
             )
-        found[name] = entry
+        if runs.has_models(entry["run"], of, folder / name):
+            found[name] = entry
     return found
 
 

@@ -26,6 +26,7 @@ from .data import Row, encode, is_text, longest, texts
 from .errors import UserError
 from .evaluation import general, probes
 from .fitting import check_ids
+from .folder import ADAPTER, MODEL
 from .forms import text_of
 from .hashes import digest, of_tokenizer
 from .losses import Loss
@@ -105,6 +106,13 @@ class Resolved:
         """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
         whole = not self.adapted and self.config.train is None  # else the trained part is copied
         return whole and any(loss.reference == "model" for loss in self.losses.values())
+
+    @property
+    def saved(self) -> list[str]:
+        """The names of the folders of the models that the run saves, in its own folder."""
+        if not self.config.save_model:
+            return []
+        return [*([ADAPTER] if self.adapted else []), *([MODEL] if self.merge or not self.adapted else [])]
 
     @property
     def identity(self) -> dict[str, str]:

@@ -133,6 +133,14 @@ def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, An
     return found
 
 
+def has_models(entry: Mapping[str, Any], of: Resolved, own: Path) -> bool:
+    """Whether a run's folder has the models that it saves, which are written after its entry; else it is not finished.
+
+    A run whose weights are not finite saves none.
+    """
+    return not entry.get("finite", True) or all((own / name).is_dir() for name in of.saved)
+
+
 def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """What went wrong with runs, in sentences."""
     found = []

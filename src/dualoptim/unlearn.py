@@ -302,7 +302,7 @@ def train(
     if finite:
         model.requires_grad_(False)
         after = scored(attacked=not resolved.merge)
-        if resolved.adapted and config.save_model:
+        if ADAPTER in resolved.saved:
             _write(folder / ADAPTER, adapters.save, model, tokenizer)
         if resolved.merge:
             merging["unmerged"] = after.numbers
@@ -354,7 +354,7 @@ def train(
     )
     if cards and (folder / ADAPTER).is_dir():
         written(folder / ADAPTER / CARD, cards[ADAPTER])
-    if config.save_model and finite and MODEL in _saved(resolved):
+    if finite and MODEL in resolved.saved:
         # The generation config may lack the tokens that the model learned to end an answer with.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around, model)
@@ -480,11 +480,6 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     return task, {"before": before, "after": after}, gold
 
 
-def _saved(of: Resolved) -> list[str]:
-    """The names of the folders of the models that a run saves."""
-    return [*([ADAPTER] if of.adapted else []), *([MODEL] if of.merge or not of.adapted else [])]
-
-
 def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     def own_folder(method: str, seed: int) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
@@ -493,9 +488,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
         return [
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
-            if not of.config.save_model
-            or not entry.get("finite", True)
-            or all((own_folder(of.config.method, of.config.seed) / m).is_dir() for m in _saved(of))
+            if runs.has_models(entry, of, own_folder(of.config.method, of.config.seed))
         ]
 
     finished = ranks.of_first(taken_over)
