@@ -104,6 +104,28 @@ def test_a_search_leaves_a_front_and_a_recipe_that_runs_and_goes_on_where_it_was
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_search_on_rows_that_changed_is_refused_before_a_trial_and_can_go_on_with_the_old_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    space = {**SPACE, "methods": METHODS[:1]}
+    assert search(space=space, trials=1) == 0
+    capsys.readouterr()
+    before = {path: path.read_text(encoding="utf-8") for path in Path("tofu").iterdir()}
+    for path, text in before.items():
+        path.write_text(text.replace("tea.", "rye."), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr("dualoptim.unlearn.prepare", never)
+        assert search("--resume", space=space) == 2
+    assert "holds a run of another task (its contents changed" in capsys.readouterr().err
+    for path, text in before.items():
+        path.write_text(text, encoding="utf-8")
+    assert search("--resume", space=space) == 0
+    assert len(trials()) == 2
+
+
 @pytest.mark.parametrize("method", ["Joint AdamW", "DualOptim", "DualOptim+", "PDU"])
 def test_a_recipe_has_nothing_that_its_method_does_not_read(method: str) -> None:
     config = RunConfig(

@@ -243,14 +243,7 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
         path = folder / name / ENTRY
         if not path.is_file():
             continue
-        entry = runs.read_entry(path)
-        before = entry["run"].get("fingerprints", {})
-        differs = next((key for key, value in of.identity.items() if before.get(key) != value), None)
-        if differs:
-            raise UserError(
-                f"out {folder}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its "
-                "name did not); give another folder, or --overwrite"
-            )
+        entry = runs.read_entry(path, of.identity)
         if runs.has_models(entry["run"], of, folder / name):
             found[name] = entry
     return found

@@ -122,15 +122,27 @@ def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, An
             raise UserError(
                 f"{out / RESULTS}: holds runs that {SETTINGS} does not; give another folder, or --overwrite"
             )
-        before = entry.get("fingerprints", {})
-        differs = next((name for name, value in of.identity.items() if before.get(name) != value), None)
-        if differs:
-            raise UserError(
-                f"out {out}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its name "
-                "did not); give another folder, or --overwrite"
-            )
+        check_same(entry, of.identity, out)
         found.append((entry, of))
     return found
+
+
+def check_same(entry: Mapping[str, Any], identity: Mapping[str, str], out: Path) -> None:
+    """Refuse to go on with a run that had other rows, another model or the like.
+
+    Args:
+        identity: as `dualoptim.resolved.Resolved` has it.
+        out: the folder that was given.
+
+    Raises:
+        UserError: the first fingerprint that differs.
+    """
+    before = entry.get("fingerprints", {})
+    if differs := next((name for name, value in identity.items() if before.get(name) != value), None):
+        raise UserError(
+            f"out {out}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its name "
+            "did not); give another folder, or --overwrite"
+        )
 
 
 def has_models(entry: Mapping[str, Any], of: Resolved, own: Path) -> bool:
@@ -392,11 +404,15 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
-def read_entry(path: Path) -> dict[str, Any]:
+def read_entry(path: Path, identity: Mapping[str, str]) -> dict[str, Any]:
     """Read the run.json of a run of many.
 
+    Args:
+        path: OUT/name/run.json.
+        identity: as `dualoptim.resolved.Resolved` has it.
+
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or of a run with other rows, another model or the like.
     """
     try:
         said = read_json(path)
@@ -405,6 +421,7 @@ def read_entry(path: Path) -> dict[str, Any]:
         found = str(error).removeprefix(f"{path}: ")
     if found:
         raise UserError(f"{path}: is damaged ({found}); remove the folder {path.parent} and go on with --resume")
+    check_same(said["run"], identity, path.parent.parent)
     return dict(said)
 
 

@@ -368,7 +368,7 @@ class _Trials:
     def ended(self, method: str, number: int) -> None:
         """Read a finished trial from its folder."""
         name = self.name(method, number)
-        said = runs.read_entry(self.folder / name / ENTRY)
+        said = runs.read_entry(self.folder / name / ENTRY, self.start.identity)
         try:
             entry, seconds = said["run"], float(said["wall_seconds"])
             found = [entry["after"][key] for key in said["plane"]]
