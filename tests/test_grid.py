@@ -198,6 +198,23 @@ def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
     assert Path("out", name, "model", "config.json").exists()
 
 
+def test_a_folder_is_emptied_once_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise UserError("model: could not be loaded")
+
+    assert compare(grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(unlearn, "prepare", broken)
+        assert compare("--overwrite", grid={"lr": [1e-2]}, methods=["DualOptim+"]) == 2
+    assert "could not be loaded" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert compare("--overwrite", grid={"lr": [1e-2]}, methods=["DualOptim+"]) == 0
+    assert [entry["run"]["config"]["lr"] for entry in ends().values()] == [1e-2]
+
+
 def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     with FileLock(Path("out", f"{LOCK}-1-of-2")):

@@ -126,6 +126,25 @@ def test_a_search_on_rows_that_changed_is_refused_before_a_trial_and_can_go_on_w
     assert len(trials()) == 2
 
 
+def test_a_folder_is_emptied_once_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise UserError("model: could not be loaded")
+
+    space = {**SPACE, "methods": METHODS[:1]}
+    assert search(space=space, trials=1) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("dualoptim.unlearn.prepare", broken)
+        assert search("--overwrite", space={**space, "lr": [1e-3, 1e-2]}, trials=1) == 2
+    assert "could not be loaded" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert search("--overwrite", space={**space, "lr": [1e-3, 1e-2]}, trials=1) == 0
+    assert runs.read_results("out")["grid"]["lr"] == [1e-3, 1e-2]
+    assert len(trials()) == 1
+
+
 @pytest.mark.parametrize("method", ["Joint AdamW", "DualOptim", "DualOptim+", "PDU"])
 def test_a_recipe_has_nothing_that_its_method_does_not_read(method: str) -> None:
     config = RunConfig(

@@ -138,13 +138,13 @@ def run(
     joins, read = resume or shard is not None, {**configs[0].inputs, **(inputs or {})}
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
     with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):
-        if overwrite:
-            emptied(folder)
-        ranks.of_first(lambda: runs.check_begun(folder, configs))
-        runs.write_settings(folder, configs, {})
+        emptying = overwrite  # once the first model is loaded
+        if not emptying:
+            ranks.of_first(lambda: runs.check_begun(folder, configs))
+            runs.write_settings(folder, configs, {})
         names = list(resolved)
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
-        done = ranks.of_first(lambda: _finished(folder, resolved))
+        done = {} if emptying else ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
         try:
             with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar:
@@ -155,6 +155,10 @@ def run(
                         prepared = None  # before the next is loaded
                         task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
                         prepared = prepare(dataclasses.replace(of, task=task))
+                    if emptying:
+                        emptied(folder)
+                        runs.write_settings(folder, configs, {})
+                        emptying = False
                     assert prepared is not None
                     assert task is not None
                     of = dataclasses.replace(of, task=task)
@@ -170,7 +174,7 @@ def run(
                     )
                     bar.update()
         finally:
-            results = ranks.of_first(lambda: _gathered(folder, resolved, grid))
+            results = {} if emptying else ranks.of_first(lambda: _gathered(folder, resolved, grid))
     return results
 
 

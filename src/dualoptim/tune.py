@@ -246,12 +246,12 @@ def run(
     start = checked(search, resume=resume, overwrite=overwrite, inputs=inputs)
     read = {**search.config.inputs, **(inputs or {})}
     with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
-        if overwrite:
-            emptied(folder)
-        runs.check_begun(folder, configs)
-        _check_space(folder, search.space)
-        runs.write_settings(folder, configs, {})
         trials = _Trials(search, folder, start)
+        if not overwrite:
+            runs.check_begun(folder, configs)
+            _check_space(folder, search.space)
+            runs.write_settings(folder, configs, {})
+            trials.read()
         began -= sum(trials.seconds.values())  # what was spent before this process counts as well
         results: dict[str, Any] = {}
         most = search.trials * len(configs) if search.trials is not None else None
@@ -261,7 +261,12 @@ def run(
                 for number, method in trials.missing():
                     if method == configs[0].method and _is_over(search, time.monotonic() - began, trials.round_takes()):
                         break
-                    prepared = prepared or prepare(start)
+                    if prepared is None:
+                        prepared = prepare(start)
+                        if overwrite:
+                            emptied(folder)
+                            _check_space(folder, search.space)
+                            runs.write_settings(folder, configs, {})
                     of, own = trials.begun(method, number)
                     about = grid.about(of, prepared.metrics, prepared.before.records)
                     train(
@@ -335,9 +340,12 @@ class _Trials:
         self.done: dict[str, Resolved] = {}  # by their folders' names
         self.seconds: dict[str, float] = {}
         self.values: dict[str, tuple[float, float]] = {}
-        for method in search.trials_of:
+
+    def read(self) -> None:
+        """Take over the finished trials from the folder."""
+        for method in self.search.trials_of:
             for number in itertools.count(1):
-                if not (folder / self.name(method, number) / ENTRY).is_file():
+                if not (self.folder / self.name(method, number) / ENTRY).is_file():
                     break
                 self.ended(method, number)
 

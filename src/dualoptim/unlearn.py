@@ -438,7 +438,7 @@ def run(
     with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
         if stages:
             return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
-        return _side_by_side(resolved, folder, resume=resume, overwrite=overwrite)
+        return _side_by_side(resolved, folder, resume=resume, begin=lambda: emptied(folder) if overwrite else None)
 
 
 @contextmanager
@@ -480,7 +480,15 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     return task, {"before": before, "after": after}, gold
 
 
-def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _side_by_side(
+    resolved: Sequence[Resolved], folder: Path, *, resume: bool, begin: Callable[[], None]
+) -> dict[str, Any]:
+    """Runs of one start.
+
+    Args:
+        begin: called once the model is loaded and scored, before anything is written.
+    """
+
     def own_folder(method: str, seed: int) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
 
@@ -505,8 +513,7 @@ def _side_by_side(resolved: Sequence[Resolved], folder: Path, *, resume: bool, o
     told = [*task.notes, *prepared.notes]
     for note in runs.redacted(secrets or (), told):
         print(note, flush=True)
-    if overwrite:
-        emptied(folder)
+    begin()
     said = dict(task.objectives) if task.built else {}  # rows in the model's own words
     if prepared.alternates:
         said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
@@ -563,9 +570,17 @@ def _one_after_the_other(
     configs = [of.config for of in resolved]
     if resume:
         ranks.of_first(lambda: runs.check_begun(out, configs))
-    if overwrite:
-        emptied(out)
-    runs.write_settings(out, configs, {})
+    emptying = overwrite
+
+    def begin() -> None:
+        nonlocal emptying
+        if emptying:
+            emptied(out)
+        emptying = False
+        runs.write_settings(out, configs, {})
+        if ranks.first():
+            folder.mkdir(parents=True, exist_ok=True)
+
     results: dict[str, Any] = {}
     for config in configs:
         model: str | None = None
@@ -582,9 +597,7 @@ def _one_after_the_other(
                 stage = stage.replace(save_model=True)
             number = arguments[begins.task.stage]
             folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{number}"
-            if ranks.first():
-                folder.parent.mkdir(exist_ok=True)
-            done = run([stage.replace(out=str(folder))], folder, resume=resume)
+            done = _side_by_side(resolve_all([stage.replace(out=str(folder))]), folder, resume=resume, begin=begin)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             # Parts forget different rows, so they cannot be compared in one plot.
             results = results or {**done, "model": config.model, "plane": None, "points": [], "runs": []}
