@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,56 @@ def test_a_rank_that_fails_ends_all_with_its_sentence_and_they_go_on(two: tuple[
     for name, (tensor, records) in trained(tmp_path).items():
         assert torch.equal(tensor, trained(two[0])[name][0])
         assert records == trained(two[0])[name][1]
+
+
+WAITING = {"of_first", "gathered", "shared", "barrier", "all_reduce", "all_gather", "all_gather_object",
+           "broadcast", "broadcast_object_list"}  # fmt: skip
+
+
+def _called(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "id", None) or getattr(node.func, "attr", ""), node.lineno
+
+
+def test_no_rank_waits_for_others_where_only_one_may_come() -> None:
+    """A rank that fails reaches an `except` or `finally` alone: others never come, and all would wait forever."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in Path(ranks.__file__).parent.rglob("*.py")}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    by_first = {
+        node.name
+        for _, node in nodes
+        if isinstance(node, ast.FunctionDef) and any("by_first" in ast.unparse(d) for d in node.decorator_list)
+    }
+    assert {"check", "_write"} <= by_first
+    found = [
+        f"{path.name}:{line}: {name}"
+        for path, node in nodes
+        if isinstance(node, ast.Try)
+        for part in (*node.handlers, *node.finalbody)
+        for name, line in _called(part)
+        if name in WAITING | by_first
+    ]
+    assert found == []
+
+
+def test_what_is_saved_of_a_failure_is_done_by_the_first_rank_without_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[int] = []
+
+    def fails() -> None:
+        done.append(ranks.of_first(lambda: len(done)))  # would wait for the others if this rank were not by itself
+        raise OSError("the disk is full, too")
+
+    for rank in (0, 1):
+        monkeypatch.setattr(ranks, "_group", ranks._Group(rank, 2, None, (sys.stdout, sys.stderr)))
+        with pytest.raises(UserError, match="what fails first"), ranks.saving(fails):
+            raise UserError("what fails first")
+    assert done == [0]
+    with ranks.saving(fails):
+        pass
+    assert done == [0]
 
 
 def test_what_all_ranks_find_is_said_once_and_nothing_is_written(tmp_path: Path) -> None:

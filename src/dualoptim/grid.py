@@ -146,36 +146,37 @@ def run(
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
         done = {} if emptying else ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
-        try:
-            with tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar:
-                prepared, start, task = None, None, None
-                for name in missing:
-                    of = resolved[name]
-                    if start != (start := _start_key(of.config, of)):
-                        prepared = None  # before the next is loaded
-                        task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
-                        prepared = prepare(dataclasses.replace(of, task=task))
-                    if emptying:
-                        emptied(folder)
-                        runs.write_settings(folder, configs, {})
-                        emptying = False
-                    assert prepared is not None
-                    assert task is not None
-                    of = dataclasses.replace(of, task=task)
-                    own = folder / name
-                    if ranks.first():
-                        own.mkdir(exist_ok=True)
-                        clear(own)
-                    train(
-                        prepared,
-                        of,
-                        own,
-                        Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records), secrets_of(of)),
-                    )
-                    bar.update()
-        finally:
-            results = {} if emptying else ranks.of_first(lambda: _gathered(folder, resolved, grid))
-    return results
+        # A run that fails, on whichever rank, leaves a page of those before it.
+        with (
+            ranks.saving(lambda: None if emptying else _gathered(folder, resolved, grid)),
+            tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar,
+        ):
+            prepared, start, task = None, None, None
+            for name in missing:
+                of = resolved[name]
+                if start != (start := _start_key(of.config, of)):
+                    prepared = None  # before the next is loaded
+                    task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
+                    prepared = prepare(dataclasses.replace(of, task=task))
+                if emptying:
+                    emptied(folder)
+                    runs.write_settings(folder, configs, {})
+                    emptying = False
+                assert prepared is not None
+                assert task is not None
+                of = dataclasses.replace(of, task=task)
+                own = folder / name
+                if ranks.first():
+                    own.mkdir(exist_ok=True)
+                    clear(own)
+                train(
+                    prepared,
+                    of,
+                    own,
+                    Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records), secrets_of(of)),
+                )
+                bar.update()
+        return ranks.of_first(lambda: _gathered(folder, resolved, grid))
 
 
 def checked(

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TextIO, TypeVar
@@ -158,18 +158,41 @@ def of_first(work: Callable[[], T]) -> T:
 
     outcome: list[Any] = [None, None]
     if _group.rank == 0:
-        _group.alone = True
         try:
-            outcome[0] = work()
+            outcome[0] = _alone(work)
         except Exception as found:
             outcome[1] = found
-        finally:
-            _group.alone = False
     dist.broadcast_object_list(outcome)
     result, error = outcome
     if error is not None:
         raise error
     return result
+
+
+def _alone(work: Callable[[], T]) -> T:
+    if _group is None or _group.alone:
+        return work()
+    _group.alone = True
+    try:
+        return work()
+    finally:
+        _group.alone = False
+
+
+@contextlib.contextmanager
+def saving(work: Callable[[], object]) -> Iterator[None]:
+    """A context whose failure, of whichever rank, does not keep the first one from `work`, which no other waits for.
+
+    What `work` raises then is left out, as the failure is what the user has to know. Where nothing fails, it is not
+    called.
+    """
+    try:
+        yield
+    except BaseException:
+        if first():
+            with contextlib.suppress(Exception):
+                _alone(work)
+        raise
 
 
 def by_first(function: Callable[P, R]) -> Callable[P, R]:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm.auto import tqdm
 
-from . import goals, grid, report, runs, tasks
+from . import goals, grid, ranks, report, runs, tasks
 from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
@@ -253,34 +253,32 @@ def run(
             runs.write_settings(folder, configs, {})
             trials.read()
         began -= sum(trials.seconds.values())  # what was spent before this process counts as well
-        results: dict[str, Any] = {}
         most = search.trials * len(configs) if search.trials is not None else None
-        try:
-            with tqdm(total=most, initial=len(trials.done), unit="trial", disable=None) as bar:
-                prepared = None
-                for number, method in trials.missing():
-                    if method == configs[0].method and _is_over(search, time.monotonic() - began, trials.round_takes()):
-                        break
-                    if prepared is None:
-                        prepared = prepare(start)
-                        if overwrite:
-                            emptied(folder)
-                            _check_space(folder, search.space)
-                            runs.write_settings(folder, configs, {})
-                    of, own = trials.begun(method, number)
-                    about = grid.about(of, prepared.metrics, prepared.before.records)
-                    train(
-                        prepared,
-                        of,
-                        own,
-                        _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}, grid.secrets_of(of)),
-                    )
-                    trials.ended(method, number)
-                    bar.update()
-        finally:
-            if trials.done:
-                results = _chosen(search, folder, trials)
-    return results
+        with (
+            ranks.saving(lambda: _chosen(search, folder, trials)),
+            tqdm(total=most, initial=len(trials.done), unit="trial", disable=None) as bar,
+        ):
+            prepared = None
+            for number, method in trials.missing():
+                if method == configs[0].method and _is_over(search, time.monotonic() - began, trials.round_takes()):
+                    break
+                if prepared is None:
+                    prepared = prepare(start)
+                    if overwrite:
+                        emptied(folder)
+                        _check_space(folder, search.space)
+                        runs.write_settings(folder, configs, {})
+                of, own = trials.begun(method, number)
+                about = grid.about(of, prepared.metrics, prepared.before.records)
+                train(
+                    prepared,
+                    of,
+                    own,
+                    _Timed(own / ENTRY, {**about, "tuned_on": of.task.tuned_on}, grid.secrets_of(of)),
+                )
+                trials.ended(method, number)
+                bar.update()
+        return _chosen(search, folder, trials)
 
 
 def _is_over(search: Search, seconds: float, more: float) -> bool:

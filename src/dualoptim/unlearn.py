@@ -547,16 +547,18 @@ def _side_by_side(
         own = said["runs"][results["runs"].index(entry)]
         return {kind: card.of(said, own, kind) for kind in (MODEL, ADAPTER)} if entry["config"]["save_model"] else None
 
+    def show() -> None:
+        if results["runs"]:
+            report.write(runs.without(secrets, results), folder / PAGE)
+
     for of in missing:
         own = own_folder(of.config.method, of.config.seed)
         if ranks.first():
             own.mkdir(exist_ok=True)
             clear(own)
-        try:
+        with ranks.saving(show):
             train(prepared, of, own, keep, resume=resume)
-        finally:
-            if results["runs"]:
-                report.write(runs.without(secrets, results), folder / PAGE)
+        show()
     return ranks.of_first(lambda: runs.read_results(folder))
 
 
