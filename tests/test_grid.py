@@ -215,6 +215,21 @@ def test_a_folder_is_emptied_once_the_model_is_loaded(
     assert [entry["run"]["config"]["lr"] for entry in ends().values()] == [1e-2]
 
 
+def test_a_run_of_a_grid_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def ended(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps.append(state.global_step)
+        if steps == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dualoptim.watch.Watch.on_step_end", ended)
+    options = ["--steps", "4", "--save-every", "2"]
+    assert compare(*options, grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 130
+    assert compare(*options, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
+    assert steps == [1, 2, 3, 3, 4]
+
+
 def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     with FileLock(Path("out", f"{LOCK}-1-of-2")):

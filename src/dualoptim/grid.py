@@ -174,6 +174,7 @@ def run(
                     of,
                     own,
                     Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records), secrets_of(of)),
+                    resume=joins,
                 )
                 bar.update()
         return ranks.of_first(lambda: _gathered(folder, resolved, grid))
