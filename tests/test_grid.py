@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import arguments, cli, fast, grid, points, runs, tasks, unlearn
+from dualoptim import arguments, cli, fast, folder, grid, points, runs, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.certify import measured
 from dualoptim.certify.evidence import Run
@@ -228,6 +228,48 @@ def test_a_run_of_a_grid_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyP
     assert compare(*options, grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 130
     assert compare(*options, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
     assert steps == [1, 2, 3, 3, 4]
+
+
+def test_a_folder_of_another_kind_of_runs_is_refused_and_keeps_its_results(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ["compare", "--task", "tofu", "--data-dir", "tofu", "--task-args", json.dumps(HELD_OUT), "--model", "model"]
+    plain += ["--steps", "2", "--batch-size", "2", "--save-model", "false", "--curve-points", "0"]
+    plain += ["--methods", json.dumps(METHODS), "--retain-loss", "GD", "--forget-loss", "NPO", "--out", "out"]
+    assert cli.main(plain) == 0
+    results = Path("out", RESULTS).read_bytes()
+    capsys.readouterr()
+    assert cli.main([*plain, "--shard", "1/2"]) == 2
+    said = (
+        "out out: holds runs of unlearn or compare, and the results of runs of compare with --grid, --shard or --fast"
+    )
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*plain, "--resume", "--grid", '{"lr": [1e-3]}']) == 2
+    assert Path("out", RESULTS).read_bytes() == results
+    assert cli.main([*plain, "--shard", "1/2", "--out", "grid"]) == 0
+    results = Path("grid", RESULTS).read_bytes()
+    capsys.readouterr()
+    assert cli.main([*plain, "--resume", "--out", "grid"]) == 2
+    assert "out grid: holds runs of compare with --grid" in capsys.readouterr().err
+    assert Path("grid", RESULTS).read_bytes() == results
+
+
+@pytest.mark.parametrize(
+    ("left", "kind"),
+    [
+        ([], None),
+        (["config.resolved.yaml"], None),
+        (["config.resolved.yaml", "results.json"], folder.RUNS),
+        (["dualoptim-plus-seed0/records.jsonl"], folder.RUNS),
+        (["dualoptim-plus-seed0/part1/records.jsonl"], folder.PARTS),
+        (["dualoptim-plus-0123456789ab-seed0/run.json", "results.json"], folder.GRID),
+        (["dualoptim-plus-trial001-seed0/run.json", "space.yaml"], folder.SEARCH),
+    ],
+)
+def test_the_kind_of_a_folder_is_known_by_what_it_holds(tmp_path: Path, left: list[str], kind: str | None) -> None:
+    for name in left:
+        path = tmp_path / "was" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert folder.kind_of(tmp_path / "was") == kind
 
 
 def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,3 +220,39 @@ def clear(folder: Path) -> None:
 def _remove(paths: Iterable[Path]) -> None:
     for path in list(paths):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+RUNS = "runs of unlearn or compare"
+PARTS = "parts that are forgotten one after the other"
+GRID = "runs of compare with --grid, --shard or --fast"
+SEARCH = "trials of tune"
+
+
+def kind_of(folder: Path) -> str | None:
+    """What kind of runs a folder holds, by the files that they leave; None while nothing could be lost.
+
+    Args:
+        folder: one that was given to a run.
+    """
+    if (folder / SPACE).exists():
+        return SEARCH
+    own = [path for path in folder.glob("*-seed*") if path.is_dir()]
+    if any(re.search(r"-[0-9a-f]{12}-seed\d+$", path.name) for path in own):  # as `dualoptim.runs.of_grid` names them
+        return GRID
+    if any(next(path.glob("part*"), None) for path in own):
+        return PARTS
+    return RUNS if own or any((folder / name).exists() for name in (RESULTS, RECORDS, CHECKPOINTS)) else None
+
+
+@ranks.by_first
+def check_kind(out: str | Path, kind: str) -> None:
+    """Refuse a folder that holds runs of another kind, whose results would be replaced.
+
+    Raises:
+        UserError: it does.
+    """
+    found = kind_of(Path(out))
+    if found not in (None, kind):
+        raise UserError(
+            f"out {out}: holds {found}, and the results of {kind} would replace theirs; give another folder"
+        )

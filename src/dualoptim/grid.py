@@ -27,7 +27,7 @@ from . import ranks, report, runs
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation.numbers import Metric
-from .folder import ENTRY, PAGE, RESULTS, clear, emptied, owned
+from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
 from .points import points_of
 from .resolved import Resolved
@@ -200,6 +200,8 @@ def checked(
         raise UserError("overwrite: other shards may be at work in the folder; empty it first, and leave this out")
     read = {**configs[0].inputs, **(inputs or {})}
     check_folder(out, read, resume=resume or shard is not None, overwrite=overwrite)
+    if not overwrite:
+        check_kind(out, GRID)
     resolved = {folder_of(of.config): of for group in _by_start(configs) for of in resolve_all(group)}
     if any(of.task.stages() for of in resolved.values()):
         raise UserError("grid, fast and shard: parts that are forgotten one after the other are not crossed; give one")

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from . import goals, grid, ranks, report, runs, tasks
 from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, one_line, unknown
-from .folder import ENTRY, PAGE, RECIPE, RESULTS, SPACE, clear, emptied, owned, written
+from .folder import ENTRY, PAGE, RECIPE, RESULTS, SEARCH, SPACE, check_kind, clear, emptied, owned, written
 from .folder import check as check_folder
 from .resolve import methods_of
 from .resolved import Resolved
@@ -296,6 +296,8 @@ def checked(search: Search, *, resume: bool, overwrite: bool, inputs: Mapping[st
     """
     read = {**search.config.inputs, **(inputs or {})}
     check_folder(search.config.out, read, resume=resume, overwrite=overwrite)
+    if not overwrite:
+        check_kind(search.config.out, SEARCH)
     every = []
     for method, own in search.trials_of.items():
         every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]

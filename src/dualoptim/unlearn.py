@@ -40,8 +40,11 @@ from .folder import (
     LOGS,
     MODEL,
     PAGE,
+    PARTS,
     RECORDS,
     RESULTS,
+    RUNS,
+    check_kind,
     clear,
     emptied,
     into_place,
@@ -433,6 +436,8 @@ def run(
     resolve.check_read(configs)
     resolved = resolve_all(configs)
     stages = resolved[0].task.stages()
+    if not overwrite:
+        check_kind(out, PARTS if stages else RUNS)
     for arguments in stages:
         resolve_all([config.replace(task_args={**config.task_args, **arguments}) for config in configs])
     with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
