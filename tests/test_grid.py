@@ -296,6 +296,33 @@ def test_starts_of_their_own_are_loaded_for_each_and_rows_differ(capsys: pytest.
     assert first != second
 
 
+def test_runs_that_measure_different_things_are_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
+    less = {key: value for key, value in HELD_OUT.items() if key != "held_out_rows"}
+    assert compare(grid={"task_args": [less, HELD_OUT]}, methods=["DualOptim+"]) == 0
+    results = runs.read_results("out")
+    assert set(results["metrics"]) == {"forget_probability", "retain_probability", "held_out_probability"}
+    one, other = results["runs"]
+    assert one["before"]["held_out_probability"] is one["after"]["held_out_probability"] is None
+    assert one["not_computed"] == {"held_out_probability": "this run's settings do not ask for it"}
+    assert other["after"]["held_out_probability"] is not None
+    assert results["plane"] is None
+    assert any("different metrics of what is forgotten and kept" in note for note in results["notes"])
+    assert compare("--resume", grid={"task_args": [less, HELD_OUT]}, methods=["DualOptim+"]) == 0
+    assert cli.main(["report", "out"]) == 0
+
+
+def test_counts_that_differ_stand_with_their_runs() -> None:
+    about = {"private": False, "metrics": {"share": {}}, "curves": {}, "scores": {}, "notes": ["a"], "plane": None}
+    other = {**about, "notes": ["b"], "metrics": {"share": {}, "more": {}}}
+    entry = {"before": {"share": 0.5}, "after": {"share": 0.1}}
+    both = [{**about, "counts": {"share": 4, "same": 2}, "run": entry},
+            {**other, "counts": {"share": 9, "same": 2}, "run": {when: {**entry[when], "more": 1} for when in entry}}]  # fmt: skip
+    made = grid.together(both)
+    assert (made["counts"], made["notes"], list(made["metrics"])) == ({"same": 2}, ["a", "b"], ["share", "more"])
+    assert [grid._complete(each, made)["counts"] for each in both] == [{"share": 4}, {"share": 9}]
+    assert grid._complete(both[0], made)["after"] == {"share": 0.1, "more": None}
+
+
 def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
     options = [
         "--grid",

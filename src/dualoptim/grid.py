@@ -277,8 +277,8 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
     done = _finished(folder, resolved)
     if not done:
         return {}
-    entries = [done[name]["run"] for name in done]
-    about = next(iter(done.values()))
+    about = together(list(done.values()))
+    entries = [_complete(each, about) for each in done.values()]
     return {
         "schema": runs.SCHEMA,
         **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
@@ -294,6 +294,44 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
         ),
         "runs": entries,
     }  # fmt: skip
+
+
+def together(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What results.json says about the tasks of runs that may measure different things, as by other task_args.
+
+    It has all metrics and notes; of counts, curves and scores, those that are the same for all runs.
+    """
+    first = abouts[0]
+
+    def same(key: str) -> dict[str, Any]:
+        known = [about[key] for about in abouts]
+        return {name: value for name, value in known[0].items() if all(name in k and k[name] == value for k in known)}
+
+    planes = list(dict.fromkeys(json.dumps(about["plane"]) for about in abouts))
+    notes = list(dict.fromkeys(note for about in abouts for note in about["notes"]))
+    if len(planes) > 1:
+        pairs = "; ".join(" and ".join(json.loads(plane) or ["none"]) for plane in planes)
+        notes.append(f"Runs have different metrics of what is forgotten and kept ({pairs}), so no picture has all.")
+    return {
+        **first,
+        "private": any(about["private"] for about in abouts),
+        "metrics": {name: metric for about in abouts for name, metric in about["metrics"].items()},
+        **{key: same(key) for key in ("counts", "curves", "scores")},
+        "notes": notes,
+        "plane": first["plane"] if len(planes) == 1 else None,
+    }
+
+
+def _complete(said: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's entry, with null for metrics that other runs alone have, and counts that others do not share."""
+    entry = dict(said["run"])
+    if lacking := dict.fromkeys(name for name in about["metrics"] if name not in said["metrics"]):
+        entry |= {when: {**lacking, **entry[when]} for when in ("before", "after")}
+        why = "this run's settings do not ask for it"
+        entry["not_computed"] = {**dict.fromkeys(lacking, why), **entry.get("not_computed", {})}
+    if own := {name: n for name, n in said["counts"].items() if name not in about["counts"]}:
+        entry["counts"] = own
+    return entry
 
 
 def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:

@@ -82,6 +82,7 @@ def _point(group: Sequence[Run], plane: Sequence[str], counts: Mapping[str, int]
     values = {name: _mean([entry["after"].get(name) for entry in entries]) for name in names}
     folders = [folder for _, _, folder in group]
     by_seed = {name: [entry["after"].get(name) for entry in entries] for name in plane}
+    counts = {**counts, **entries[0].get("counts", {})}
     intervals = {name: found for name in plane if (found := _spread(name, by_seed[name], counts.get(name), folders))}
     return {
         "method": entries[0]["method"],

@@ -157,7 +157,8 @@ def brought_back(results: Mapping[str, Any]) -> list[str]:
     for entry in results["runs"]:
         of = entry.get("merging", {})
         for name, m in results["metrics"].items():
-            was, n = of.get("unmerged", {}).get(name), results.get("counts", {}).get(name, 0)
+            was = of.get("unmerged", {}).get(name)
+            n = {**results.get("counts", {}), **entry.get("counts", {})}.get(name, 0)
             if m.get("group") or was is None or not n:
                 continue
             for how in list(MERGING)[1:]:

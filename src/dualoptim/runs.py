@@ -25,7 +25,8 @@ A run of one of several parts has "part" as well. `before` and `after` hold the 
 `metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"
 they were taken: before, after, or from the "retrained" model. If the rows to train on are the model's own words,
 forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers that
-AltPO prefers. `counts` has the number of questions for metrics that are shares. `verdict` is the result in a sentence,
+AltPO prefers. `counts` has the number of questions for metrics that are shares; a run of many has `counts` of its own
+where those of the runs differ. `verdict` is the result in a sentence,
 empty for tasks that have none; `stopped` says why a run with a goal or a floor ended and which point remains; `notes`
 what else a reader should know. `curve` has the values of what `followed` names, for each of `curves`. `scored_in` is
 the precision of all scores, "fp32" or "bf16" autocast.

@@ -55,7 +55,7 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
     records, spread = _samples(run, remarks)
     measured: dict[str, Any] = {}
     for name, metric in results["metrics"].items():
-        n = results.get("counts", {}).get(name)
+        n = {**results.get("counts", {}), **entry.get("counts", {})}.get(name)
         said: dict[str, Any] = {"label": metric["label"], "group": metric.get("group", ""), "better": metric["better"]}
         why = entry.get("not_computed", {}).get(name)
         for when in ("before", "after"):
