@@ -196,6 +196,9 @@ def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
     assert compare(*whole, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
     assert ends()[name]["run"]["after"] == entry["run"]["after"]
     assert Path("out", name, "model", "config.json").exists()
+    card = Path("out", name, "model", "README.md").read_text(encoding="utf-8")
+    assert "unlearned with DualOptim+" in card
+    assert "lr: 0.001" in card
 
 
 def test_a_folder_is_emptied_once_the_model_is_loaded(
@@ -238,9 +241,7 @@ def test_a_folder_of_another_kind_of_runs_is_refused_and_keeps_its_results(capsy
     results = Path("out", RESULTS).read_bytes()
     capsys.readouterr()
     assert cli.main([*plain, "--shard", "1/2"]) == 2
-    said = (
-        "out out: holds runs of unlearn or compare, and the results of runs of compare with --grid, --shard or --fast"
-    )
+    said = "out out: holds runs of unlearn or compare, whose results those of runs of compare with --grid, --shard or"
     assert said in " ".join(capsys.readouterr().err.split())
     assert cli.main([*plain, "--resume", "--grid", '{"lr": [1e-3]}']) == 2
     assert Path("out", RESULTS).read_bytes() == results
@@ -315,8 +316,11 @@ def test_counts_that_differ_stand_with_their_runs() -> None:
     about = {"private": False, "metrics": {"share": {}}, "curves": {}, "scores": {}, "notes": ["a"], "plane": None}
     other = {**about, "notes": ["b"], "metrics": {"share": {}, "more": {}}}
     entry = {"before": {"share": 0.5}, "after": {"share": 0.1}}
-    both = [{**about, "counts": {"share": 4, "same": 2}, "run": entry},
-            {**other, "counts": {"share": 9, "same": 2}, "run": {when: {**entry[when], "more": 1} for when in entry}}]  # fmt: skip
+    longer = {when: {**entry[when], "more": 1.0} for when in entry}
+    both = [
+        {**about, "counts": {"share": 4, "same": 2}, "run": entry},
+        {**other, "counts": {"share": 9, "same": 2}, "run": longer},
+    ]
     made = grid.together(both)
     assert (made["counts"], made["notes"], list(made["metrics"])) == ({"same": 2}, ["a", "b"], ["share", "more"])
     assert [grid._complete(each, made)["counts"] for each in both] == [{"share": 4}, {"share": 9}]

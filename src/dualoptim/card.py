@@ -75,6 +75,16 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def beside(results: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, str] | None:
+    """The cards of the models that a run saves, by the names of their folders; None if it saves none.
+
+    Args:
+        results: as for `of`.
+        entry: as for `of`.
+    """
+    return {kind: of(results, entry, kind) for kind in (MODEL, ADAPTER)} if entry["config"]["save_model"] else None
+
+
 def base_of(config: Mapping[str, Any]) -> str | None:
     """The hub id of the model that a run began from, or of its base if that is an adapter; None for a folder."""
     from . import adapters, models

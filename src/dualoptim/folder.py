@@ -239,7 +239,7 @@ def kind_of(folder: Path) -> str | None:
     own = [path for path in folder.glob("*-seed*") if path.is_dir()]
     if any(re.search(r"-[0-9a-f]{12}-seed\d+$", path.name) for path in own):  # as `dualoptim.runs.of_grid` names them
         return GRID
-    if any(next(path.glob("part*"), None) for path in own):
+    if any(next(path.glob("part[0-9]*"), None) for path in own):
         return PARTS
     return RUNS if own or any((folder / name).exists() for name in (RESULTS, RECORDS, CHECKPOINTS)) else None
 
@@ -253,6 +253,4 @@ def check_kind(out: str | Path, kind: str) -> None:
     """
     found = kind_of(Path(out))
     if found not in (None, kind):
-        raise UserError(
-            f"out {out}: holds {found}, and the results of {kind} would replace theirs; give another folder"
-        )
+        raise UserError(f"out {out}: holds {found}, whose results those of {kind} would replace; give another folder")

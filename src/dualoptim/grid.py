@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from . import ranks, report, runs
+from . import card, ranks, report, runs
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation.numbers import Metric
@@ -214,8 +214,12 @@ class Keeps:
     def __init__(self, path: Path, about: dict[str, Any], secrets: Sequence[str] | None) -> None:
         self.path, self.about, self.secrets = path, about, secrets
 
-    def __call__(self, entry: dict[str, Any]) -> None:
-        runs.write_json(self.path, runs.without(self.secrets, {**self.about, "run": entry}))
+    def __call__(self, entry: dict[str, Any]) -> dict[str, str] | None:
+        """Write the entry; the cards of its models."""
+        said = runs.without(self.secrets, {**self.about, "run": entry})
+        runs.write_json(self.path, said)
+        own = said["run"]
+        return card.beside({**said, "notes": [*said["notes"], *runs.troubles([own])], "runs": [own]}, own)
 
 
 def secrets_of(of: Resolved) -> Sequence[str] | None:

@@ -327,9 +327,9 @@ class _Timed(grid.Keeps):
         super().__init__(path, about, secrets)
         self.began = time.monotonic()
 
-    def __call__(self, entry: dict[str, Any]) -> None:
+    def __call__(self, entry: dict[str, Any]) -> dict[str, str] | None:
         self.about["wall_seconds"] = round(time.monotonic() - self.began, 2)
-        super().__call__(entry)
+        return super().__call__(entry)
 
 
 class _Trials:

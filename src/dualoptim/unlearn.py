@@ -550,7 +550,7 @@ def _side_by_side(
         said = runs.without(secrets, results)
         runs.write_json(folder / RESULTS, said)
         own = said["runs"][results["runs"].index(entry)]
-        return {kind: card.of(said, own, kind) for kind in (MODEL, ADAPTER)} if entry["config"]["save_model"] else None
+        return card.beside(said, own)
 
     def show() -> None:
         if results["runs"]:
