@@ -443,7 +443,12 @@ def run(
     with owned(out, read, resume=resume, overwrite=overwrite) as folder, as_told(configs[0]):
         if stages:
             return _one_after_the_other(resolved, stages, folder, resume=resume, overwrite=overwrite)
-        return _side_by_side(resolved, folder, resume=resume, begin=lambda: emptied(folder) if overwrite else None)
+
+        def begin() -> None:
+            if overwrite:
+                emptied(folder)
+
+        return _side_by_side(resolved, folder, resume=resume, begin=begin)
 
 
 @contextmanager
