@@ -61,7 +61,7 @@ from .schedule import Turn, equal_weights
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
-from .watch import Watch, bytes_of, peak_memory
+from .watch import Watch, bytes_of, peak_memory, points_in
 
 Records = list[dict[str, Any]]
 
@@ -212,7 +212,7 @@ def train(
     micro = config.micro_batch_size or config.batch_size
 
     steps = len(turns)
-    points = [round(steps * i / config.curve_points) for i in range(1, config.curve_points + 1)]
+    points = points_in(steps, config.curve_points)
     bar = tqdm(total=steps, desc=config.method, unit="step", leave=False, disable=None)
     best = None
     if config.until is not None or config.keep_at_least is not None:

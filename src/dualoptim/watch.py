@@ -16,6 +16,15 @@ from transformers.trainer_callback import ExportableState
 from .stopping import Best
 
 
+def points_in(steps: int, points: int) -> list[int]:
+    """The steps after which so many points of a curve are measured; each once, where there are fewer steps than points.
+
+    >>> points_in(10, 4), points_in(2, 5), points_in(3, 0)
+    ([2, 5, 8, 10], [1, 2], [])
+    """
+    return sorted({round(steps * i / points) for i in range(1, points + 1)} - {0})
+
+
 class Watch(TrainerCallback, ExportableState):
     """Follows the forget/keep curve and the time of every step, without the time that the curve takes."""
 
