@@ -280,6 +280,8 @@ def test_a_whole_run_and_shards_do_not_share_a_folder(capsys: pytest.CaptureFixt
         assert "another process is at work" in capsys.readouterr().err
         assert compare("--shard", "1/2") == 2
         assert compare("--shard", "2/2") == 0
+    with FileLock(Path("out", f"{LOCK}-1-of-3")):  # its runs are those of 1/2, too
+        assert compare("--shard", "2/2") == 2
     with FileLock(Path("out", LOCK)):
         assert compare("--shard", "1/2") == 2
     capsys.readouterr()

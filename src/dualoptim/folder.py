@@ -148,8 +148,10 @@ def _owned(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        for path in folder.glob(f"{LOCK}*"):  # a run shares it with no shard, a shard with any other
-            if path.name != Path(lock.lock_file).name and (share is None or path.name == LOCK):
+        # A run shares it with no shard. A shard shares it with others of as many: 1/2 and 1/3 have runs in common.
+        others = f"-of-{share.rpartition('-')[2]}" if share is not None else None
+        for path in folder.glob(f"{LOCK}*"):
+            if path.name != Path(lock.lock_file).name and (others is None or not path.name.endswith(others)):
                 with FileLock(path, timeout=0):
                     pass
     except Timeout:
