@@ -283,4 +283,7 @@ def test_the_command_of_one_run_and_of_a_grid() -> None:
     assert arguments.config_of(found).replace(out="elsewhere") == config
     name, found = parsed(rerun.command({"runs": [entry], "planned": 2, "grid": {"lr": [1e-3, 1e-2]}}))
     assert (name, found.grid, found.seeds) == ("compare", {"lr": [1e-3, 1e-2]}, [4])
+    plan = {"methods": ["DualOptim+", "Joint AdamW"], "seeds": [0, 1]}  # of which one run is finished
+    name, found = parsed(rerun.command({"runs": [entry], "planned": 4, "plan": plan, "grid": {}}))
+    assert (name, found.methods, found.seeds) == ("compare", plan["methods"], plan["seeds"])
     assert rerun.command({"runs": [{**entry, "part": 1}]}) == rerun.command({"runs": [entry], "chosen": {}}) == []

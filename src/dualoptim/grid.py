@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from . import card, ranks, report, runs
+from . import card, ranks, report, rerun, runs
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation.numbers import Metric
@@ -288,6 +288,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
         **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
         "notes": [*about["notes"], *runs.troubles(entries)],
         "planned": len(resolved),
+        "plan": rerun.plan_of([of.config for of in resolved.values()]),
         "grid": {key: list(values) for key, values in grid.items()},
         "plane": about["plane"],
         "points": points_of(

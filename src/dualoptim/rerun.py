@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .config import ALONE, GOALS_OWN, METHODS, NO_MULTIPLIER, PLAIN, RunConfig
@@ -24,6 +24,12 @@ def options(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def plan_of(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
+    """The methods, as `compare` takes them, and the seeds of all runs of a plan, finished or not."""
+    methods = [ALONE if config.alone else config.method for config in configs]
+    return {"methods": list(dict.fromkeys(methods)), "seeds": list(dict.fromkeys(config.seed for config in configs))}
+
+
 def command(results: Mapping[str, Any]) -> list[str]:
     """`dualoptim unlearn` or `compare` with the options that repeat all runs, one a line, without the output folder.
 
@@ -41,14 +47,14 @@ def command(results: Mapping[str, Any]) -> list[str]:
     own = {k: v for k, v in configs[0].items() if k not in left_out and (k in said or v != defaults.get(k))}
     if not many:
         return ["dualoptim unlearn", *options(own)]
-    methods = list(
-        dict.fromkeys(ALONE if c.get("alone") else e["method"] for c, e in zip(configs, entries, strict=True))
-    )
+    methods = [ALONE if c.get("alone") else e["method"] for c, e in zip(configs, entries, strict=True)]
+    finished = {"methods": list(dict.fromkeys(methods)), "seeds": list(dict.fromkeys(e["seed"] for e in entries))}
+    crossed = results.get("plan", finished)
+    methods = crossed["methods"]
     if not {*methods} <= {*METHODS, ALONE}:
         return []
     for key in NO_MULTIPLIER:  # methods without a multiplier do not take these from the command
         given = next((config[key] for config in configs if config.get(key, defaults[key]) != defaults[key]), None)
         if given is not None and not any(key in method for method in METHODS.values()):
             own[key] = given
-    crossed = {"methods": methods, "seeds": list(dict.fromkeys(entry["seed"] for entry in entries))}
     return ["dualoptim compare", *options({**crossed, **({"grid": grid} if grid else {}), **own})]

@@ -17,19 +17,19 @@
                "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
 
 "plane" names the metrics of what is forgotten and of what is kept, and "points" has a point for each method and
-setting, as `dualoptim.points` makes them. The results of many runs (`dualoptim.grid`) also have "planned" (how many)
-and "grid" (setting → values); those of a search (`dualoptim.tune`) also have "chosen": the "method", "settings" and
-"score" of the trial in its recipe.
+setting, as `dualoptim.points` makes them. The results of many runs (`dualoptim.grid`) also have "planned" (how many),
+"plan" (their "methods" and "seeds") and "grid" (setting → values); those of a search (`dualoptim.tune`) also have
+"chosen": the "method", "settings" and "score" of the trial in its recipe.
 
 A run of one of several parts has "part" as well. `before` and `after` hold the task's numbers under the names in
 `metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"
 they were taken: before, after, or from the "retrained" model. If the rows to train on are the model's own words,
 forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers that
 AltPO prefers. `counts` has the number of questions for metrics that are shares; a run of many has `counts` of its own
-where those of the runs differ. `verdict` is the result in a sentence,
-empty for tasks that have none; `stopped` says why a run with a goal or a floor ended and which point remains; `notes`
-what else a reader should know. `curve` has the values of what `followed` names, for each of `curves`. `scored_in` is
-the precision of all scores, "fp32" or "bf16" autocast.
+where those of the runs differ. `verdict` is the result in a sentence, empty for tasks that have none; `stopped` says
+why a run with a goal or a floor ended and which point remains; `notes` what else a reader should know. `curve` has the
+values of what `followed` names, for each of `curves`. `scored_in` is the precision of all scores, "fp32" or "bf16"
+autocast.
 
 A run with `attacks` has their numbers beside the task's. Their samples are in sets that begin with "attack_", and the
 samples that they are compared with in "unattacked" and "unattacked_retain": `probability`, `rouge_l`, whether the

@@ -104,7 +104,8 @@ POINT: dict[str, Any] = {
 FORM: dict[str, Any] = {
     "task": text, "model": text, "followed": text, "metrics": {"*": METRIC}, "runs": [ENTRY], "notes?": [text],
     "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
-    "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count, "grid?": {"*": _anything},
+    "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count,
+    "plan?": {"methods": [_name], "seeds": [count]}, "grid?": {"*": _anything},
     "chosen?": {"method": _name, "settings": {"*": _anything}},
 }  # fmt: skip
 
