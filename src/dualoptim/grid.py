@@ -144,7 +144,7 @@ def run(
             runs.write_settings(folder, configs, {})
         names = list(resolved)
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
-        done = {} if emptying else ranks.of_first(lambda: _finished(folder, resolved))
+        done: dict[str, Any] = {} if emptying else ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
         # A run that fails, on whichever rank, leaves a page of those before it.
         with (
