@@ -125,6 +125,25 @@ def test_parts_that_are_done_are_taken_over_on_resume(
     assert "Taken over" in capsys.readouterr().out
 
 
+def test_parts_are_overwritten_once_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise UserError("model: could not be loaded")
+
+    options = ["--model", "model", "--data-dir", "tofu"]
+    assert run("unlearn", *options, task={"part": [1, 2]}) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(unlearn, "prepare", broken)
+        assert run("unlearn", *options, "--overwrite", task={"part": [3, 1]}) == 2
+    assert "could not be loaded" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert run("unlearn", *options, "--overwrite", task={"part": [3, 1]}) == 0
+    (method,) = (path for path in Path("out").iterdir() if path.is_dir())
+    assert sorted(path.name for path in method.iterdir()) == ["part1", "part3"]
+
+
 # The hub
 
 
