@@ -52,6 +52,7 @@ def diagnostics(
         ValueError: the optimizer has no objectives.
 
     Example:
+        >>> from dualoptim import DualOptimPlus
         >>> weight = torch.nn.Parameter(torch.ones(4))
         >>> opt = DualOptimPlus([weight], objectives=("forget", "retain"))
         >>> for objective, sign in (("forget", 1.0), ("retain", -1.0)):

@@ -32,6 +32,7 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
             optimizer has no objectives and is given one.
 
     Example:
+        >>> from dualoptim import DualOptimPlus
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> opt = DualOptimPlus([weight], lr=0.1)
         >>> with releasing(opt, objective="forget"):
