@@ -216,8 +216,8 @@ def test_a_reply_is_not_cut_by_a_long_prompt_beside_it() -> None:
         return generate(**given)
 
     model.generate = seen
-    alone = [scoring.replies(model, tokenizer, [prompt], max_new_tokens=20)[0] for prompt in prompts]
+    alone = [scoring.replies(model, tokenizer, [prompt], max_new_tokens=60)[0] for prompt in prompts]
     del widths[:]
-    assert scoring.replies(model, tokenizer, prompts, max_new_tokens=20) == alone
-    assert widths[0] == 2 * 20
-    assert widths[1] < 20
+    assert scoring.replies(model, tokenizer, prompts, max_new_tokens=60) == alone
+    assert widths[0] == 2 * 60
+    assert widths[1] < 60
