@@ -18,6 +18,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dualoptim import cli, folder, models, report, reporting, runs, unlearn
+from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.models import made_once
 from dualoptim.schema import misfit
@@ -76,6 +77,31 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
     assert run("--overwrite", "--save-model", "false") == 0
     assert not (place / "out" / "model").exists()
     assert results(place)["runs"][0]["config"]["save_model"] is False
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "adapter"},
+        {"retrained": "adapter"},
+        {"lm_eval": ["hellaswag", "out/model/own.yaml"]},
+        {"task_args": {"split": "forget01", "judge": "out/model"}},
+    ],
+)
+def test_overwrite_refuses_the_base_of_an_adapter_and_all_else_that_is_read(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("out/model", "adapter"):
+        Path(name).mkdir(parents=True)
+    Path("out/model/own.yaml").write_text("task: own")
+    said = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "out/model"), "task_type": "CAUSAL_LM"}
+    Path("adapter/adapter_config.json").write_text(json.dumps(said))
+    Path("out", folder.SETTINGS).write_text("")
+    inputs = RunConfig(**settings).inputs
+    with pytest.raises(UserError, match=f"--overwrite would remove what {next(iter(settings))} .* reads there"):
+        folder.check("out", inputs, resume=False, overwrite=True)
+    folder.check("other", inputs, resume=False, overwrite=True)
 
 
 def test_a_resumed_run_removes_no_partial_file_but_its_own(run: Run, place: Path) -> None:

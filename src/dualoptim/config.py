@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -285,10 +286,22 @@ class RunConfig:
 
     @property
     def inputs(self) -> dict[str, str | None]:
-        """The settings that name a file or folder to read, or may name one."""
+        """What is read: setting → the file or folder that it names, or may name; an adapter's base is read, too."""
+        from .adapters import base_of
+
         names = ("model", "retrained", "chat_template", "task", "data_dir", "probes_dir", "forget", "retain",
                  "refusals")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        models = {name: getattr(self, name) for name in ("model", "retrained")}
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{f"{name} (the adapter's base)": base_of(model) for name, model in models.items() if model is not None},
+            **{f"lm_eval (task {i})": task for i, task in enumerate(self.lm_eval, 1)},
+            **{
+                f"task_args ({name})": value
+                for name, value in self.task_args.items()
+                if isinstance(value, str) and os.sep in value  # others are names and words
+            },
+        }
 
     @property
     def method(self) -> str:
