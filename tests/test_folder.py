@@ -79,6 +79,37 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
     assert results(place)["runs"][0]["config"]["save_model"] is False
 
 
+def test_files_of_ones_own_beside_what_a_run_writes_into_its_folders_are_refused(tmp_path: Path) -> None:
+    place = tiny.save(tmp_path / folder.MODEL).parent
+    ours = [
+        "model/model-00001-of-00002.safetensors",
+        "model/model.safetensors.index.json",
+        "model/README.md",
+        "model/.DS_Store",
+        "model/additional_chat_templates/tool_use.jinja",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "checkpoints/checkpoint-4/trainer_state.json",
+        "checkpoints/.partial/model.safetensors",
+        "dualoptim-plus-seed0/logs/Nov29_10-00-00_host/events.out.tfevents.1.host.2.0",
+        "logs/emissions.csv",
+        "model.partial/anything",
+    ]
+    own = ["dualoptim-plus-seed0/model/Modelfile", "logs/diary.txt", "model/my-model-Q4_K_M.gguf"]
+    for name in ours:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    (place / folder.SETTINGS).touch()
+    folder.check(place, {}, resume=False, overwrite=True)
+    for name in own:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    assert folder.foreign(place) == own
+    with pytest.raises(UserError, match="holds what no run wrote"):
+        folder.check(place, {}, resume=False, overwrite=True)
+    folder.check(place, {}, resume=True, overwrite=False)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -391,6 +422,7 @@ def test_a_private_run_writes_no_text_of_rows_or_replies(
     assert not (place / "out" / "forget.jsonl").exists()
     assert not list((place / "cache").rglob("*.json"))
     found = results(place)
+    assert json.loads((place / "out" / "env.json").read_text())["rows"] == []  # so a forget.jsonl there is not its own
     assert found["private"] is True
     assert found["runs"][0]["samples"] == []
     _, records = runs.read_records(place / "out")

@@ -31,6 +31,18 @@ OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several m
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
+# What is written into a folder of a run: by transformers and PEFT, by the trackers, by the Trainer.
+_OF_MODEL = re.compile(
+    r"(model(-\d+-of-\d+)?|adapter_model)\.safetensors(\.index\.json)?|((adapter|generation)_)?config\.json|README\.md|"
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.(txt|bpe)|"
+    r"(tokenizer|spiece|sentencepiece(\.bpe)?)\.model|(additional_chat_templates/[^/]+|chat_template)\.jinja"
+)
+_WRITTEN_INTO = {
+    MODEL: _OF_MODEL,
+    ADAPTER: _OF_MODEL,
+    CHECKPOINTS: re.compile(r"(checkpoint-\d+|\.partial)/.+"),
+    LOGS: re.compile(r"(.+/)?(events\.out\.tfevents\.[^/]+|emissions[^/]*\.csv)"),
+}
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # operating systems put these anywhere
 
 
@@ -52,11 +64,21 @@ def foreign(folder: Path) -> list[str]:
     written = WRITTEN | rows_of(folder)
     for path in sorted(folder.iterdir()):
         name = partial_of(path) or path.name
-        if OWN_RUN.match(name) and path.is_dir() and not path.is_symlink():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if OWN_RUN.match(name) and is_folder:
             found += [f"{path.name}/{other}" for other in foreign(path)]
+        elif path.name in _WRITTEN_INTO and is_folder:
+            found += [f"{path.name}/{other}" for other in _foreign_of(path)]
         elif name not in written and path.name not in NOBODYS and not _LOCKS.fullmatch(name):
             found.append(path.name)
     return found
+
+
+def _foreign_of(folder: Path) -> list[str]:
+    """The files that no run writes into its folder of a model, an adapter, checkpoints or logs."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in files if path.name not in NOBODYS)
+    return [name for name in names if not _WRITTEN_INTO[folder.name].fullmatch(name)]
 
 
 def partial_of(path: Path) -> str | None:

@@ -527,9 +527,9 @@ def _side_by_side(
     said = dict(task.objectives) if task.built else {}  # rows in the model's own words
     if prepared.alternates:
         said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
+    said = {} if config.private else said
     order = runs.write_settings(folder, [of.config for of in resolved], said)
-    if not config.private:
-        runs.write_rows(folder, said)
+    runs.write_rows(folder, said)
     results = {
         "schema": runs.SCHEMA,
         "task": task.name,
