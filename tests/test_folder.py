@@ -135,6 +135,23 @@ def test_overwrite_refuses_the_base_of_an_adapter_and_all_else_that_is_read(
     folder.check("other", inputs, resume=False, overwrite=True)
 
 
+def test_a_folder_that_was_moved_is_that_of_the_same_run(tmp_path: Path) -> None:
+    here, whole = RunConfig(out=str(tmp_path), lr=1e-3), whole_results(forget_accuracy=[0.5], perplexity=[9.0])
+    runs.write_settings(tmp_path, [here.replace(out="elsewhere")], ())
+    entry = {**whole["runs"][0], "config": here.replace(out="elsewhere").as_dict(), "fingerprints": {}}
+    runs.write_json(tmp_path / "results.json", {**whole, "runs": [entry]})
+    resolved: Any = SimpleNamespace(config=here, identity={})
+    assert [found["method"] for found, _ in runs.finished(tmp_path, [resolved])] == [entry["method"]]
+    with pytest.raises(UserError, match=r"other settings \(lr: 0\.001 there, 1e-05 here\)"):
+        runs.check_begun(tmp_path, [here.replace(lr=1e-5)])
+    # The folder of a part: it begins from the model of the part before it, which is moved with it.
+    part = here.replace(model="there/a/part1/model", out="there/a/part2")
+    runs.write_settings(tmp_path, [part], ())
+    runs.check_begun(tmp_path, [part.replace(model="here/a/part1/model", out="here/a/part2")])
+    with pytest.raises(UserError, match="other settings"):
+        runs.check_begun(tmp_path, [part.replace(model="here/b/part1/model", out="here/a/part2")])
+
+
 def test_a_resumed_run_removes_no_partial_file_but_its_own(run: Run, place: Path) -> None:
     assert run("--save-model", "false") == 0
     for name in ("notes.partial", "results.json.partial"):

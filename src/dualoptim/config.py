@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError, unknown
@@ -324,6 +326,26 @@ class RunConfig:
         """The fields as plain values, for YAML and JSON."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that make a run the one that it is: all but the folder of its results, which may be moved."""
+        return without_place(self.as_dict())
+
+
+_OF_PART = re.compile(r"part\d+")  # its folder, beside those of the other parts
+
+
+def without_place(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's fields without its folder; a part's start model, which the part before it left, is named from there.
+
+    >>> without_place({"model": "runs/a/part1/model", "seed": 0, "out": "runs/a/part2"})
+    {'model': '../part1/model', 'seed': 0}
+    """
+    found = {key: value for key, value in values.items() if key != "out"}
+    model, out = Path(str(values.get("model"))), Path(str(values.get("out")))
+    if _OF_PART.fullmatch(out.name) and _OF_PART.fullmatch(model.parent.name) and model.parents[1] == out.parent:
+        found["model"] = f"../{model.parent.name}/{model.name}"
+    return found
 
 
 # The settings that define a method; what a method leaves out has these values, whatever the recipe says.

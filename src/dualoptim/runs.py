@@ -68,7 +68,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import ranks
-from .config import RunConfig
+from .config import RunConfig, without_place
 from .errors import UserError
 from .folder import ENVIRONMENT, SETTINGS, written
 from .folder import RECORDS as RECORDS
@@ -94,15 +94,15 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
         return
     try:
         begun = yaml.safe_load(path.read_text(encoding="utf-8"))
-        begun = begun.get("runs", [begun])
-        known = [set(one.keys()) for one in begun]
+        begun = [without_place(one) for one in begun.get("runs", [begun])]
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path}: is damaged; give another folder, or --overwrite") from None
-    mine = [config.as_dict() for config in configs]
-    for other, keys in zip(begun, known, strict=True):
+    mine = [config.settings() for config in configs]
+    for other in begun:
         if other not in mine:
             nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
-            key = next((key for key in nearest if key not in keys or nearest[key] != other[key]), min(keys, default=""))
+            differing = (key for key in nearest if key not in other or nearest[key] != other[key])
+            key = next(differing, min(other, default=""))
             raise UserError(
                 f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest.get(key)} here); "
                 "give another folder, or --overwrite"
@@ -118,7 +118,7 @@ def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, An
     check_begun(out, [of.config for of in resolved])
     found = []
     for entry in read_results(out)["runs"] if (out / RESULTS).exists() else []:
-        of = next((of for of in resolved if of.config.as_dict() == entry["config"]), None)
+        of = next((of for of in resolved if of.config.settings() == without_place(entry["config"])), None)
         if of is None:
             raise UserError(
                 f"{out / RESULTS}: holds runs that {SETTINGS} does not; give another folder, or --overwrite"
@@ -359,8 +359,8 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     return read_results(beside)["runs"][0]["config"], records
 
 
-def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> list[dict[str, Any]]:
-    """Write env.json, what a run may depend on, and config.resolved.yaml, the settings; these as plain values.
+def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> None:
+    """Write env.json, what a run may depend on, and config.resolved.yaml, the settings.
 
     Args:
         rows: objectives whose rows are written as well.
@@ -368,7 +368,6 @@ def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[st
     resolved = [config.as_dict() for config in configs]
     write_json(folder / ENVIRONMENT, {**environment(), "rows": [f"{name}.jsonl" for name in rows]})
     write_yaml(folder / SETTINGS, resolved[0] if len(resolved) == 1 else {"runs": resolved})
-    return resolved
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

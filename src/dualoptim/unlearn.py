@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 from . import adapters, alternates, card, checkpoints, ranks, report, reporting, resolve, runs
 from .chat import end_ids, turn_of
 from .combine import RULES
-from .config import RunConfig
+from .config import RunConfig, without_place
 from .data import Row
 from .errors import UserError
 from .evaluation import attacks, general, probes
@@ -510,7 +510,8 @@ def _side_by_side(
         ]
 
     finished = ranks.of_first(taken_over)
-    missing = [of for of in resolved if of.config.as_dict() not in [entry["config"] for entry in finished]]
+    taken = [without_place(entry["config"]) for entry in finished]
+    missing = [of for of in resolved if of.config.settings() not in taken]
     if finished:
         print(f"Taken over from {folder}: {', '.join(entry['method'] for entry in finished)}")
     if not missing:
@@ -528,7 +529,8 @@ def _side_by_side(
     if prepared.alternates:
         said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
     said = {} if config.private else said
-    order = runs.write_settings(folder, [of.config for of in resolved], said)
+    order = [of.config.settings() for of in resolved]
+    runs.write_settings(folder, [of.config for of in resolved], said)
     runs.write_rows(folder, said)
     results = {
         "schema": runs.SCHEMA,
@@ -548,7 +550,7 @@ def _side_by_side(
 
     def keep(entry: dict[str, Any]) -> Mapping[str, str] | None:
         results["runs"].append(entry)
-        results["runs"].sort(key=lambda entry: order.index(entry["config"]))
+        results["runs"].sort(key=lambda entry: order.index(without_place(entry["config"])))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
         found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
         results["points"] = points_of(found, results["plane"], results["counts"])
