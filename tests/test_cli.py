@@ -342,6 +342,20 @@ def test_resuming_with_other_settings_is_refused(run: Run, place: Path, capsys: 
     assert "holds a run with other settings (seed: 0 there, 1 here)" in errors(capsys)
 
 
+def test_a_run_that_becomes_one_of_several_is_taken_over_into_its_own_folder(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["--methods", '["Alternating AdamW"]']
+    assert run("compare", "--out", "out", *methods) == 0
+    (place / "out").rename(place / "moved")
+    assert run("compare", "--out", "moved", *methods, "--seeds", "[0, 1]", "--resume") == 0
+    assert "Taken over from moved: Alternating AdamW" in capsys.readouterr().out
+    assert len(json.loads((place / "moved/results.json").read_text())["runs"]) == 2
+    for name in ("model", "records.jsonl"):
+        assert not (place / "moved" / name).exists()
+        assert all((place / f"moved/alternating-adamw-seed{seed}" / name).exists() for seed in (0, 1))
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["--save-every", "3", "--save-model", "false", "--curve-points", "1"]
     assert run("unlearn", "--out", "straight", *settings) == 0

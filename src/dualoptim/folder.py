@@ -27,6 +27,7 @@ SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, a
 RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD,
            SPACE, RECIPE, LOCK}  # fmt: skip
+OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, RECORD)  # a run's own, where it shares the rest with others
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several methods, or of one of several parts
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
@@ -226,6 +227,15 @@ def written(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@ranks.first_only
+def move_own(folder: Path, own: Path) -> None:
+    """Move what is a run's own out of a folder that others come to share, into one for it alone."""
+    own.mkdir(exist_ok=True)
+    for name in OWN:
+        if (folder / name).exists() and not (own / name).exists():
+            os.replace(folder / name, own / name)
 
 
 @ranks.first_only

@@ -109,6 +109,16 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
             )
 
 
+def begun_alone(out: Path) -> dict[str, Any] | None:
+    """The settings, without the folder, of the one run that a folder itself is of; None where it is of several.
+
+    What is damaged, `check_begun` has refused.
+    """
+    path = out / SETTINGS
+    begun = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+    return None if "runs" in begun else without_place(begun)
+
+
 def finished(out: Path, resolved: Sequence[Resolved]) -> list[tuple[dict[str, Any], Resolved]]:
     """The entries of a folder's results.json, each with what its config resolved to, for resuming.
 
@@ -146,12 +156,15 @@ def check_same(entry: Mapping[str, Any], identity: Mapping[str, str], out: Path)
         )
 
 
-def has_models(entry: Mapping[str, Any], of: Resolved, own: Path) -> bool:
-    """Whether a run's folder has the models that it saves, which are written after its entry; else it is not finished.
+def has_models(entry: Mapping[str, Any], of: Resolved, *places: Path) -> bool:
+    """Whether the models that a run saves, which are written after its entry, are there; else it is not finished.
 
     A run whose weights are not finite saves none.
+
+    Args:
+        places: the folders that may hold them.
     """
-    return not entry.get("finite", True) or all((own / name).is_dir() for name in of.saved)
+    return not entry.get("finite", True) or all(any((place / name).is_dir() for place in places) for name in of.saved)
 
 
 def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -48,6 +48,7 @@ from .folder import (
     clear,
     emptied,
     into_place,
+    move_own,
     owned,
     written,
 )
@@ -502,11 +503,17 @@ def _side_by_side(
     def own_folder(method: str, seed: int) -> Path:
         return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
 
+    # What was begun as a run by itself, in the folder itself, and now becomes one of several.
+    alone = ranks.of_first(lambda: runs.begun_alone(folder)) if resume and len(resolved) > 1 else None
+
+    def places(of: Resolved) -> list[Path]:
+        return [own_folder(of.config.method, of.config.seed), *([folder] if of.config.settings() == alone else [])]
+
     def taken_over() -> list[dict[str, Any]]:
         return [
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
-            if runs.has_models(entry, of, own_folder(of.config.method, of.config.seed))
+            if runs.has_models(entry, of, *places(of))
         ]
 
     finished = ranks.of_first(taken_over)
@@ -529,6 +536,9 @@ def _side_by_side(
     if prepared.alternates:
         said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
     said = {} if config.private else said
+    for of in resolved:
+        if of.config.settings() == alone:
+            move_own(folder, own_folder(of.config.method, of.config.seed))
     order = [of.config.settings() for of in resolved]
     runs.write_settings(folder, [of.config for of in resolved], said)
     runs.write_rows(folder, said)
