@@ -499,6 +499,23 @@ def test_results_that_say_something_else_are_found_and_a_model_must_be_whole(run
     assert "run: results.json" in bad(verify(path))
 
 
+def test_labels_notes_page_settings_and_the_adapter_beside_the_model_are_signed_too(run: Path, key: Path) -> None:
+    (run / "adapter").mkdir()
+    places = ("adapter/adapter_model.safetensors", "config.resolved.yaml", "report.html")
+    for place in places:
+        (run / place).write_text("as it was")
+    _, path = certify(run, key)
+    assert bad(verify(path)) == []
+    as_it_was = (run / "results.json").read_text()
+    rewrite(run, lambda results: results.update(notes=["An auditor found that all is gone."], counts={}, points=[]))
+    rewrite(run, lambda results: results["metrics"]["forget_accuracy"].update(better="higher"))
+    assert bad(verify(path)) == [f"run: results.json, {name}" for name in ("counts", "metrics", "notes", "points")]
+    (run / "results.json").write_text(as_it_was)
+    for place in places:
+        (run / place).write_text("all gone")
+    assert sorted(bad(verify(path))) == [f"run: {place}" for place in places]
+
+
 def test_files_that_are_given_are_checked_wherever_they_lie(run: Path, key: Path, tmp_path: Path) -> None:
     _, path = certify(run, key)
     away = tmp_path / "away"
@@ -714,7 +731,8 @@ def test_a_run_that_was_just_made_has_a_record_without_doubts(
     assert [remark for remark in said["remarks"] if remark not in doubts] == []
     assert {check.state for check in verify(path)} == {OK}
     assert set(said["data"]) == {"forget", "retain"}
-    assert set(said["files"]) == {"records.jsonl", "env.json", "forget.jsonl", "retain.jsonl"}
+    lines = {"records.jsonl", "forget.jsonl", "retain.jsonl"}
+    assert set(said["files"]) == lines | {"env.json", "report.html", "config.resolved.yaml"}
 
 
 def test_importing_it_loads_no_torch() -> None:

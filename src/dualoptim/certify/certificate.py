@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__, runs
 from ..errors import UserError
+from ..folder import ADAPTER
 from . import evidence, measured, signing
 from .evidence import Run
 
@@ -108,7 +109,9 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     private = any(part.get("private") for part in (results, entry, config))
     remarks: list[str] = []
     recipe = _finite(evidence.recipe(config, private))
-    files = {name: evidence.hashed(run.file(name)) for name in evidence.LEFT if run.file(name).is_file()}
+    wrote = (*evidence.LEFT, *(evidence.ALONE if run.is_alone else ()))
+    files = {name: evidence.hashed(run.file(name)) for name in wrote if run.file(name).is_file()}
+    files |= {f"{ADAPTER}/{name}": evidence.hashed(path) for name, path in evidence.adapter_beside(run).items()}
     environment = None
     if "env.json" in files:
         environment = signing.parsed(run.file("env.json").read_bytes(), str(run.file("env.json")))
@@ -133,6 +136,7 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
             "recipe": recipe,
             "recipe_sha256": hashlib.sha256(signing.canonical(recipe)).hexdigest(),
             "results_sha256": evidence.entry_hash(entry),
+            "about_sha256": evidence.about_hashes(run),
             "results_modified": _time(
                 datetime.datetime.fromtimestamp((run.folder / runs.RESULTS).stat().st_mtime, datetime.timezone.utc)
             ),
@@ -284,7 +288,15 @@ def _check_run(said: Mapping[str, Any], folder: Path, was_given: bool) -> tuple[
         check = Check(item, DIFFERS if was_given else NOT_THERE, f"{folder} holds no run of {name}")
     run = found or alike
     place = run or Run(folder, folder, {}, {})
-    return run, [check, *(_compared(f"run: {file}", was, place.file(file)) for file, was in said["files"].items())]
+    about_now = evidence.about_hashes(run) if run else {}
+    changed = [name for name, was in about.get("about_sha256", {}).items() if about_now.get(name, was) != was]
+    checks = [check, *(Check(f"{item}, {name}", DIFFERS, "are not those of the record") for name in changed)]
+    for file, was in said["files"].items():
+        if file in evidence.ALONE and run is not None and not run.is_alone:
+            checks.append(Check(f"run: {file}", NOT_THERE, "is now of several runs, and was of this one alone"))
+        else:
+            checks.append(_compared(f"run: {file}", was, place.file(file)))
+    return run, checks
 
 
 def _compared(item: str, was: Mapping[str, Any], path: Path | None, lacking: str = NOT_THERE) -> Check:

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
-from ..folder import ADAPTER, CARD, MODEL
+from ..folder import ADAPTER, CARD, MODEL, PAGE, SETTINGS
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
 # A run's files beside its results and its model.
 LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
+ALONE = (PAGE, SETTINGS)  # those that change when other runs come into the folder
+# What results.json says about a run beside its entry.
+ABOUT = ("metrics", "counts", "notes", "points")
 # Settings that name files to read, and settings that name folders or models.
 INPUTS, PLACES = ("forget", "retain", "refusals", "chat_template", "task"), ("data_dir", "out", "model", "retrained")
 
@@ -37,6 +40,11 @@ class Run(NamedTuple):
     def file(self, name: str) -> Path:
         """A file that the run wrote, in its own folder or in the one that it shares with others."""
         return self.own / name if (self.own / name).is_file() else self.folder / name
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether its folder is of no other run."""
+        return len(self.results["runs"]) == 1 and self.results.get("planned", 1) == 1
 
     def is_older_than(self, paths: Sequence[Path]) -> bool:
         """Whether one of some files was modified after the run's results were written."""
@@ -119,6 +127,19 @@ def entry_hash(entry: Mapping[str, Any]) -> str:
     entry = {key: value for key, value in entry.items() if key != "part"}
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def about_hashes(run: Run) -> dict[str, str]:
+    """The SHA-256 of what the results say about a run beside its entry; for one of several, of what stays the same.
+
+    Notes on what went wrong follow from the entries, and are left out, as are those that results of parts gather.
+    """
+    if "part" in run.entry or (run.folder != run.own and (run.own / runs.RESULTS).is_file()):
+        return {}
+    troubles = runs.troubles(run.results["runs"])
+    said = {name: run.results.get(name) for name in ABOUT if name != "points" or run.is_alone}
+    said["notes"] = [note for note in run.results.get("notes", []) if note not in troubles]
+    return {name: entry_hash({name: value}) for name, value in said.items()}
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -285,6 +306,12 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
 def left(run: Run) -> Path:
     """The folder of the model that a run saved: the whole model, else the adapter by itself."""
     return next((run.own / name for name in (MODEL, ADAPTER) if (run.own / name).is_dir()), run.own / MODEL)
+
+
+def adapter_beside(run: Run) -> dict[str, Path]:
+    """The files of the adapter by itself of a run that also saved the model with it merged in: name → path."""
+    beside = run.own / ADAPTER
+    return of_model(beside) if left(run) != beside and beside.is_dir() else {}
 
 
 def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
