@@ -280,6 +280,19 @@ def test_files_modified_after_the_run_are_remarked_on_and_fingerprints_win(
     assert bad(verify(path)) == ["forget: forget.jsonl"]
 
 
+def test_a_model_that_took_long_to_save_is_held_against_its_hashes_and_not_against_times(run: Path, key: Path) -> None:
+    later = time.time() + 60
+    os.utime(run / "model/config.json", (later, later))
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run / "model").iterdir()}
+    (run / "saved.json").write_text(json.dumps({"model": hashes}))
+    said, path = certify(run, key)
+    assert said["remarks"] == []
+    path.unlink()
+    (run / "model/config.json").write_text('{"other": 1}')
+    said, _ = certify(run, key)
+    assert said["remarks"] == ["The model after: some of its files are not those that the run saved."]
+
+
 def test_a_private_run_gives_away_no_text_and_no_name(run: Path, key: Path, tmp_path: Path) -> None:
     secret = tmp_path / f"{SECRET}.jsonl"
     (tmp_path / "forget.jsonl").rename(secret)
@@ -725,6 +738,8 @@ def test_a_run_that_was_just_made_has_a_record_without_doubts(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run = ["unlearn", "--model", str(model), "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out"]
     assert cli.main([*run, "--steps", "2", "--batch-size", "4", "--curve-points", "1"]) == 0
+    later = time.time() + 60  # as of a model that takes long to save
+    os.utime("out/model/model.safetensors", (later, later))
     said, path = certify("out", key)
     results = json.loads(Path("out/results.json").read_text())
     doubts = [*results["notes"], results["runs"][0]["stopped"]]

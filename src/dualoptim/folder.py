@@ -24,10 +24,11 @@ ENVIRONMENT, MODEL, ADAPTER, CHECKPOINTS, LOGS = "env.json", "model", "adapter",
 ENTRY = "run.json"  # of one run of a grid
 CARD = "README.md"  # of a model, in its folder
 SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, and finds
+SAVED = "saved.json"  # the hashes of the files of a run's models, as they were saved
 RECORD = "record.json"  # signed, of `dualoptim certify`
-WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, RECORD,
+WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, SAVED, RECORD,
            SPACE, RECIPE, LOCK}  # fmt: skip
-OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, RECORD)  # a run's own, where it shares the rest with others
+OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own, where it shares the rest with others
 OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several methods, or of one of several parts
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
@@ -79,7 +80,8 @@ def _foreign_of(folder: Path) -> list[str]:
     """The files that no run writes into its folder of a model, an adapter, checkpoints or logs."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(folder).as_posix() for path in files if path.name not in NOBODYS)
-    return [name for name in names if not _WRITTEN_INTO[folder.name].fullmatch(name)]
+    known = saved(folder.parent).get(folder.name, {})
+    return [name for name in names if name not in known and not _WRITTEN_INTO[folder.name].fullmatch(name)]
 
 
 def partial_of(path: Path) -> str | None:
@@ -98,6 +100,15 @@ def rows_of(folder: Path) -> set[str]:
         return set(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def saved(own: Path) -> dict[str, dict[str, str]]:
+    """What a run saved, as SAVED has it: the folder of a model or an adapter → file → SHA-256."""
+    try:
+        said = json.loads((own / SAVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of a version that did not write it
+        return {}
+    return {name: files for name, files in said.items() if isinstance(files, dict)} if isinstance(said, dict) else {}
 
 
 def holds_a_run(folder: Path) -> bool:

@@ -23,7 +23,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from . import adapters, alternates, card, checkpoints, ranks, report, reporting, resolve, runs
+from .certify import evidence
 from .chat import end_ids, turn_of
+from .checkpoints import sha256
 from .combine import RULES
 from .config import RunConfig, without_place
 from .data import Row
@@ -44,12 +46,14 @@ from .folder import (
     RECORDS,
     RESULTS,
     RUNS,
+    SAVED,
     check_kind,
     clear,
     emptied,
     into_place,
     move_own,
     owned,
+    saved,
     written,
 )
 from .folder import check as check_folder
@@ -406,6 +410,9 @@ def _write(
         if cards:
             (beside / CARD).write_text(cards[folder.name], encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
+        # Before it is in its place: a model that is there has its own hashes, or none.
+        hashes = {name: sha256(path) for name, path in evidence.of_model(beside).items()}
+        runs.write_json(folder.parent / SAVED, {**saved(folder.parent), folder.name: hashes})
         into_place(beside, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)

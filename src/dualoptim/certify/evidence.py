@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
-from ..folder import ADAPTER, CARD, MODEL, PAGE, SETTINGS
+from ..folder import ADAPTER, CARD, MODEL, PAGE, SETTINGS, saved
 from ..reading import HUB, read_records
 
 WITHHELD = "withheld"
@@ -321,9 +321,12 @@ def model_after(run: Run, remarks: list[str]) -> dict[str, Any]:
         found = of_model(folder)
         if folder.name == ADAPTER:
             remarks.append("The model after is an adapter; what it does depends on its base model, too.")
-        if run.is_older_than(list(found.values())):
+        now, was = {name: hashed(path) for name, path in found.items()}, saved(run.own).get(folder.name)
+        if was is not None and was != {name: file["sha256"] for name, file in now.items()}:
+            remarks.append("The model after: some of its files are not those that the run saved.")
+        if was is None and run.is_older_than(list(found.values())):
             remarks.append("The model after: some of its files were modified after the results were written.")
-        return {"files": {name: hashed(path) for name, path in found.items()}}
+        return {"files": now}
     was_saved = run.entry["config"].get("save_model", True)
     why = "its folder is not there" if was_saved else "the run did not save it (save_model false)"
     remarks.append(f"The model after has no hashes, so the record is tied to no model: {why}.")
