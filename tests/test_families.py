@@ -378,7 +378,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "entity": ("real_world", {}, {"task_args": {"forget": ["Bem"]}}, "unknown entity 'Bem'; did you mean 'Ben'"),
     "no names": ("real_world", {}, {"data_dir": None}, "the names to forget and to keep"),
     "few names": ("real_world", {}, {"data_dir": None, "task_args": {"forget": ["A"], "keep": ["B"]}}, "two names"),
-    "name": ("real_world", {"neighbor": [{"question": "Q?", "answer": "A."}]}, {}, "text under 'name'"),
+    "name": ("real_world", {"neighbor": [{"question": "Q?", "answer": "A."}]}, {}, "the row's 'name' is missing"),
 }  # fmt: skip
 
 

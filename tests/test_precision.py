@@ -174,8 +174,10 @@ def test_embeddings_and_small_tensors_stay_in_32_bits_unless_their_group_says_ot
 
 @CXX
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("base_betas", [(0.9, 0.95), None])
-@pytest.mark.parametrize(("base_bits", "delta_bits"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("base_bits", "delta_bits", "base_betas"),
+    [*((*bits, (0.9, 0.95)) for bits in PRECISIONS), (32, 32, None), (32, 8, None)],
+)
 def test_compiled_is_plain(base_bits: int, delta_bits: int, base_betas: Any, dtype: torch.dtype) -> None:
     shapes = [(5000,), (67, 33), (1,), (4096 * 2 + 3,)]
     results = []

@@ -600,10 +600,12 @@ def _settings(adapters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _switches(model: torch.nn.Module) -> list[tuple[Any, ...]]:
     """By each layer with adapters, their scales as they are now, which are active, and whether they are off."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return [
-        (name, getattr(module, "scaling", None), list(module.active_adapters), module.disable_adapters)
+        (name, getattr(module, "scaling", None), module.active_adapters, module.disable_adapters)
         for name, module in model.named_modules()
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
+        if isinstance(module, BaseTunerLayer)
     ]
 
 
