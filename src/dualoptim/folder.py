@@ -43,7 +43,7 @@ _WRITTEN_INTO = {
     MODEL: _OF_MODEL,
     ADAPTER: _OF_MODEL,
     CHECKPOINTS: re.compile(r"(checkpoint-\d+|\.partial)/.+"),
-    LOGS: re.compile(r"(.+/)?(events\.out\.tfevents\.[^/]+|emissions[^/]*\.csv)"),
+    LOGS: re.compile(r"events\.out\.tfevents\.[^/]+|emissions[^/]*\.csv|.+/.+"),  # trackers make folders as they like
 }
 NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # operating systems put these anywhere
 
