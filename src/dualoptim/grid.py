@@ -138,17 +138,16 @@ def run(
     joins, read = resume or shard is not None, {**configs[0].inputs, **(inputs or {})}
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
     with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):
-        emptying = overwrite  # once the first model is loaded
-        if not emptying:
+        begun = False  # nothing is written, or removed, before the first model is loaded
+        if not overwrite:
             ranks.of_first(lambda: runs.check_begun(folder, configs))
-            runs.write_settings(folder, configs, {})
         names = list(resolved)
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
-        done: dict[str, Any] = {} if emptying else ranks.of_first(lambda: _finished(folder, resolved))
+        done: dict[str, Any] = {} if overwrite else ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
         # A run that fails, on whichever rank, leaves a page of those before it.
         with (
-            ranks.saving(lambda: None if emptying else _gathered(folder, resolved, grid)),
+            ranks.saving(lambda: None if overwrite and not begun else _gathered(folder, resolved, grid)),
             tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar,
         ):
             prepared, start, task = None, None, None
@@ -158,10 +157,11 @@ def run(
                     prepared = None  # before the next is loaded
                     task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
                     prepared = prepare(dataclasses.replace(of, task=task))
-                if emptying:
-                    emptied(folder)
+                if not begun:
+                    if overwrite:
+                        emptied(folder)
                     runs.write_settings(folder, configs, {})
-                    emptying = False
+                    begun = True
                 assert prepared is not None
                 assert task is not None
                 of = dataclasses.replace(of, task=task)
