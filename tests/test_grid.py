@@ -210,7 +210,7 @@ def test_a_folder_is_begun_or_emptied_once_the_model_is_loaded(
     with monkeypatch.context() as patch:
         patch.setattr(unlearn, "prepare", broken)
         assert compare(grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 2
-    assert [path.name for path in Path("out").iterdir()] in ([], [".lock"])  # as some systems keep a lock's file
+    assert not Path("out", "config.resolved.yaml").exists()
     assert compare(grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
     said = Path("out", "env.json")
     said.write_text(said.read_text(encoding="utf-8").replace('"threads"', '"threads of then"'), encoding="utf-8")
