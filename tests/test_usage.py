@@ -139,7 +139,7 @@ def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DUALOPTIM_CACHE", "~/cache")
     assert cache_dir() == tmp_path / "cache"
-    keys = [*RunConfig().inputs, "out"]
+    keys = [*RunConfig().as_dict().keys() & RunConfig().inputs.keys(), "out"]
     (tmp_path / "r.yaml").write_text("".join(f"{key}: ~/{key}\n" for key in keys) + "train: ~\n")
     parsed = arguments.parse(arguments.parsers()["unlearn"], ["--config=~/r.yaml"])
     assert {key: getattr(parsed, key) for key in keys} == {key: str(tmp_path / key) for key in keys}
