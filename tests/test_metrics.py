@@ -552,6 +552,8 @@ def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: f
      ("It is New\u00a0York.", "New York", True), ("New\nYork", "New York", True), ("New York", "New \u202fYork", True),
      ("NewYork", "New York", False), ("It’s O’Hara", "O'Hara", True), ("O'Hara", "Oʼhara", True),
      ("Jean‑Luc", "Jean-Luc", True), ("Jean Luc", "Jean-Luc", False), ("1,500 of them", "500", False),
+     ("100.0 degrees", "100", True), ("$100.00.", "100", True), ("100.000", "100", False), ("100.05", "100", False),
+     ("1,100.0", "100", False), ("10.0.13.0", "10.0.13", False), ("Version 100.0.1", "100", False),
      ("1.500", "1", False), ("3.14", "14", False), ("It cost 1,500.", "1,500", True), ("In 1990.", "1990", True),
      ("The novel is “Dune”.", '"Dune"', True), ('He said "oui".', "«oui»", True), ("６′ tall", "6″", False),
      ("５００", "500", True), ("1, 2, 3", "2", True), ("born 5.10.1990, in", "1990", True), ("1.10.500", "500", False),

@@ -28,6 +28,7 @@ _RUN = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[[{BLANKLESS}]--\d]]+"
 # Also with underscores, as in names of files and variables: each is found whole by `places`.
 WHOLE = regex.compile(rf"(?V1){_RUN}(?:{_ON}{_RUN})*|[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*")
 ALONE, LAST_ALONE = regex.compile(rf"[{BLANKLESS}]"), regex.compile(rf"[{BLANKLESS}]\p{{M}}*\Z")
+INTEGER = regex.compile(rf"(?<![\d{SEPARATORS}])\d+\Z")  # at the end of a text
 INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
 
 
@@ -110,8 +111,8 @@ def stands_in(text: str, part: str) -> bool:
     marks, all double quotation marks, all hyphens, digits and Latin letters of full width, composed and decomposed
     characters; blanks at the part's ends and invisible characters do not matter.
 
-    >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500")
-    (True, False)
+    >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500"), stands_in("100.0 degrees", "100")
+    (True, False, True)
     """
     return bool((pattern := _pattern(part)) and pattern.search(_plain(text)))
 
@@ -140,7 +141,8 @@ def _pattern(part: str) -> Any:
         year = rf"(?<=(?<![\d{SEPARATORS}])\d{{1,2}}\.\d{{1,2}}\.)(?=(?:\d\d){{1,2}}(?!\d))"
         before += rf"(?:(?<!\d[{SEPARATORS}])|{year})"
     if part[-1:].isdecimal():
-        after += rf"(?![{SEPARATORS}]\d)"
+        nought = r"(?!\.00?(?!\.?\d))" if INTEGER.search(part) else ""  # 100.0 is 100
+        after += rf"(?!{nought}[{SEPARATORS}]\d)"
     return regex.compile("(?V1)" + before + regex.escape(part) + after) if part else None
 
 
