@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -406,7 +405,7 @@ def reply_limit(tokenizer: Any, rows: Sequence[Row], reply_tokens: int = 0) -> i
     """
     longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
     # With tokens that lead to an answer, and its control tokens.
-    whole = max(token_counts(tokenizer, [replace(row, only=()) for row in rows]))
+    whole = max(token_counts(tokenizer, [row.whole for row in rows]))
     return max(longest * 3 // 2, whole, reply_tokens)
 
 
