@@ -250,7 +250,6 @@ def run(
         if not overwrite:
             runs.check_begun(folder, configs)
             _check_space(folder, search.space)
-            runs.write_settings(folder, configs, {})
             trials.read()
         began -= sum(trials.seconds.values())  # what was spent before this process counts as well
         most = search.trials * len(configs) if search.trials is not None else None
@@ -266,8 +265,8 @@ def run(
                     prepared = prepare(start)
                     if overwrite:
                         emptied(folder)
-                        _check_space(folder, search.space)
-                        runs.write_settings(folder, configs, {})
+                    written(folder / SPACE, _space_text(search.space))
+                    runs.write_settings(folder, configs, {})
                 of, own = trials.begun(method, number)
                 about = grid.about(of, prepared.metrics, prepared.before.records)
                 train(
@@ -312,12 +311,14 @@ def checked(search: Search, *, resume: bool, overwrite: bool, inputs: Mapping[st
 
 
 def _check_space(folder: Path, space: Mapping[str, Any]) -> None:
-    """Refuse to resume with another space than the folder's; write the space if the folder has none."""
+    """Refuse to resume with another space than the folder's."""
     path = folder / SPACE
-    text = yaml.safe_dump(json.loads(json.dumps(space)), sort_keys=True)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and path.read_text(encoding="utf-8") != _space_text(space):
         raise UserError(f"out {folder}: holds a search of another space ({SPACE}); give another folder, or --overwrite")
-    written(path, text)
+
+
+def _space_text(space: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(space)), sort_keys=True)
 
 
 class _Timed(grid.Keeps):
