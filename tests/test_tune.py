@@ -126,14 +126,22 @@ def test_a_search_on_rows_that_changed_is_refused_before_a_trial_and_can_go_on_w
     assert len(trials()) == 2
 
 
-def test_a_folder_is_emptied_once_the_model_is_loaded(
+def test_a_folder_is_begun_or_emptied_once_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*arguments: Any, **options: Any) -> None:
         raise UserError("model: could not be loaded")
 
     space = {**SPACE, "methods": METHODS[:1]}
+    with monkeypatch.context() as patch:
+        patch.setattr("dualoptim.unlearn.prepare", broken)
+        assert search(space=space, trials=1) == 2
+    assert not list(Path("out").glob("*.*"))
     assert search(space=space, trials=1) == 0
+    said = Path("out", "env.json")
+    said.write_text(said.read_text(encoding="utf-8").replace('"threads"', '"threads of then"'), encoding="utf-8")
+    assert search("--resume", space=space, trials=1) == 0
+    assert "threads of then" in said.read_text(encoding="utf-8")  # it tells of the processes that ran something
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("dualoptim.unlearn.prepare", broken)
