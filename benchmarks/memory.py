@@ -2,9 +2,11 @@
 
     python benchmarks/memory.py
 
-Each setting is a process of its own, or two ranks, that makes a small Llama and an `UnlearnTrainer` and takes four
-steps of it on the CPU. Its peak is the largest resident set since the model was made, less the one before (Linux).
-What was measured is kept in runs/memory.json, and not measured again. Writes benchmarks/memory.md.
+Each setting is a process of its own, or two ranks, that makes a Llama and an `UnlearnTrainer` and takes four steps of
+it. On the CPU the Llama is small, and the peak is the largest resident set since it was made, less the one before
+(Linux). On a GPU, where there is one, it has 540 M parameters, and the peak is that of the memory allocated. What was
+measured is kept in runs/memory_cpu.json or memory_cuda.json, and not measured again. Writes benchmarks/memory.md, or on
+a GPU memory_gpu.md.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ from dualoptim.trainer import Objective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import tiny
 
-KEPT = Path("runs/memory.json")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KEPT = Path(f"runs/memory_{DEVICE}.json")
 ROWS, TOKENS, LABELLED = 8, 384, 96
 SETTINGS: dict[str, tuple[plan.Setting, int]] = {
     "fp32, 32-bit states": (plan.Setting("", bf16=False), 1),
@@ -45,14 +49,17 @@ SETTINGS: dict[str, tuple[plan.Setting, int]] = {
     "LoRA 16 on bf16 weights": (plan.Setting("", "bfloat16", 32, True, lora_rank=16), 1),
     "DDP, fp32, 8-bit states": (plan.Setting("", bits=8, bf16=False), 2),
 }
+if DEVICE == "cuda":
+    del SETTINGS["DDP, fp32, 8-bit states"]  # each of its ranks wants a GPU
 
 
 def config() -> LlamaConfig:
-    """68 M parameters, most of them in layers."""
+    """68 M parameters, or 540 M on a GPU, most of them in layers."""
+    wide, layers, words = (1536, 16, 32_000) if DEVICE == "cuda" else (768, 8, 8000)
     return LlamaConfig(
-        hidden_size=768, intermediate_size=2304, num_hidden_layers=8, num_attention_heads=12, num_key_value_heads=4,
-        vocab_size=8000, tie_word_embeddings=False, max_position_embeddings=1024, bos_token_id=None, eos_token_id=0,
-        pad_token_id=0,
+        hidden_size=wide, intermediate_size=3 * wide, num_hidden_layers=layers, num_attention_heads=12,
+        num_key_value_heads=4, vocab_size=words, tie_word_embeddings=False, max_position_embeddings=1024,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
 
 
@@ -78,7 +85,8 @@ def train(described: LlamaConfig, setting: plan.Setting) -> None:
     model: Any = LlamaForCausalLM(described)
     torch.set_default_dtype(torch.float32)
     if setting.checkpointing:
-        model.activation_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
     if setting.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -91,7 +99,7 @@ def train(described: LlamaConfig, setting: plan.Setting) -> None:
             model,
             TrainingArguments(
                 folder, max_grad_norm=0.0 if setting.released else 1.0,
-                bf16=setting.weights == "float32" and setting.bf16, use_cpu=True, report_to="none",
+                bf16=setting.weights == "float32" and setting.bf16, use_cpu=DEVICE == "cpu", report_to="none",
                 save_strategy="no", disable_tqdm=True, per_device_train_batch_size=ROWS // ranks,
             ),
             objectives={"forget": Objective(rows, LOSSES["GA"]()), "retain": Objective(rows, LOSSES["GD"]())},
@@ -112,6 +120,12 @@ def measured(setting: plan.Setting) -> int:
         setting,
     )
     gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train(config(), setting)
+        return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = resident("VmRSS")
     train(config(), setting)
@@ -149,9 +163,10 @@ def main() -> None:
         return
     peaks: dict[str, int] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     KEPT.parent.mkdir(exist_ok=True)
-    for name in given.settings:
-        if name not in peaks:
-            peaks[name] = max(run(name))
+    missing = [name for name in given.settings if name not in peaks]
+    with ThreadPoolExecutor(len(SETTINGS) if DEVICE == "cuda" else 1) as at_once:  # there each counts its own memory
+        for name, ranks in zip(missing, at_once.map(run, missing), strict=True):
+            peaks[name] = max(ranks)
             KEPT.write_text(json.dumps(peaks, indent=1))
     lines = []
     for name in [name for name in SETTINGS if name in peaks]:
@@ -160,10 +175,11 @@ def main() -> None:
         mib = " | ".join(f"{value / 2**20:.0f}" for value in parts)
         lines.append(f"| {name} | {SETTINGS[name][1]} | {mib} | {100 * (need.total / peak - 1):+.1f} % |")
         print(lines[-1], flush=True)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.machine()
     worst = max(abs(float(line.split("|")[-2].split()[0])) for line in lines)
     page = f"""# What a step was foreseen to need, and what it took
 
-{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}. Made by
+{datetime.date.today()}, torch {torch.__version__}, {device}. Made by
 
     python benchmarks/memory.py
 
@@ -177,7 +193,8 @@ is what was foreseen over what was measured.
 
 Target: within 10 %: {"met" if worst <= 10 else "missed"}, {worst:.1f} % at most.
 """
-    Path(__file__).with_suffix(".md").write_text(page, encoding="utf-8")
+    name = "memory_gpu.md" if DEVICE == "cuda" else "memory.md"
+    Path(__file__).with_name(name).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

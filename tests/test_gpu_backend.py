@@ -1,7 +1,7 @@
 """The GPU kernel, in Triton's interpreter on CPU tensors, against the plain backend.
 
-Run as a script, this file makes the checks, with TRITON_INTERPRET=1 in the environment before Triton is imported; the
-tests run it so, in a process of its own.
+Run as a script, this file makes the checks, with TRITON_INTERPRET=1 in the environment before Triton is imported, or
+with "cuda" after the check's name; the tests run it so, in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dualoptim import DualOptimPlus
 from dualoptim.optim import state
@@ -25,7 +26,7 @@ from dualoptim.optim.rule import Coefficients, Moments, coefficients
 ROOT = Path(__file__).parents[1]
 # Partial blocks and programs, whole ones, rows of several blocks, and none at all.
 SHAPES = ((10, 500), (4, 256), (7,), (0, 5), (16, 16), (3, 683), (2, 768))
-CHECKS = ("kinds", "stochastic_rounding", "proceed", "finite", "optimizer", "unaligned")
+CHECKS = ("kinds", "stochastic_rounding", "proceed", "finite", "optimizer", "waiting", "unaligned")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -55,7 +56,7 @@ def items(param: torch.dtype, grad: torch.dtype, delta_bits: int, base_bits: int
     generator = torch.Generator().manual_seed(1)
 
     def randn(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(shape, generator=generator)
+        return scale * torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device())
 
     def kept(values: Tensor, bits: int, name: str) -> state.Stored:
         return state.converted(values, values, bits, state.code_of(name, with_base=base_bits > 0))
@@ -186,13 +187,14 @@ def check_optimizer() -> None:
     seen = []
     for backend in ("plain", "gpu"):
         generator = torch.Generator().manual_seed(3)
-        params = [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in ((10, 500), (4, 10))]
-        params.append(torch.nn.Parameter(torch.randn(300, generator=generator).bfloat16()))
+        drawn = [torch.randn(n, generator=generator, device="cpu") for n in ((10, 500), (4, 10), (300,))]
+        params = [torch.nn.Parameter(each.to(torch.get_default_device())) for each in drawn[:2]]
+        params.append(torch.nn.Parameter(drawn[2].bfloat16().to(torch.get_default_device())))
         groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:], "base_bits": 32, "max_update": None}]
         opt = DualOptimPlus(groups, lr=0.01, lr_scales={"forget": 2.0}, base_bits=8, delta_bits=8, backend=backend)
         for step in range(6):
             for param in params:
-                param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+                param.grad = torch.randn(param.shape, generator=generator, device="cpu").to(param)
             before = [param.detach().clone() for param in params]
             if step == 3:
                 params[1].grad[2, 0] = torch.inf
@@ -204,6 +206,26 @@ def check_optimizer() -> None:
         seen.append([param.detach().float() for param in params])
     for one, other in zip(*seen, strict=True):
         assert_close(one, other, rtol=1e-2 if one.shape == (300,) else 1e-3, atol=1e-3)
+
+
+def check_waiting() -> None:
+    """No operation of a step gives the host a number, for which it would wait until the GPU has it."""
+
+    class Read(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default, "the host reads a number of a tensor"
+            return func(*args, **(kwargs or {}))
+
+    for bits in (32, 8):
+        params = [torch.nn.Parameter(torch.ones(n)) for n in ((10, 500), (4, 10))]
+        params.append(torch.nn.Parameter(torch.ones(300, dtype=torch.bfloat16)))
+        opt = DualOptimPlus(params, base_bits=bits, delta_bits=bits, backend="gpu")
+        for objective in ("forget", "retain", "forget"):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            with Read():
+                opt.step(objective=objective)
+        assert int(opt.state[params[0]]["step"]) == 3
 
 
 def check_unaligned() -> None:
@@ -252,5 +274,8 @@ def fuse() -> None:
 
 if __name__ == "__main__":
     assert len(Coefficients._fields) == rows_of(1, quantised=False, base=False).shape[1]
-    fuse()
+    if sys.argv[2:] == ["cuda"]:
+        torch.set_default_device("cuda")
+    else:
+        fuse()
     globals()[f"check_{sys.argv[1]}"]()

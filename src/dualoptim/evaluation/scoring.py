@@ -37,6 +37,7 @@ from . import metrics
 MAX_LENGTH = 2**31  # most tokens of a scored row: only the model's positions limit them
 PROMPT_TOKENS = 6144  # prompts of similar length are answered together, up to this many padded tokens
 LABELLED_TOKENS = 1536  # rows are scored together up to this many padded tokens: each may cost a vocabulary of logits
+GPU_MEMORY = 16 * 2**30  # for each so many bytes that a GPU has, a batch has as many tokens
 MOST_SEED = 2**63 - 1
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
 
@@ -85,7 +86,8 @@ def replies(
             return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
 
         # Where positions cut a reply short, its row is alone: beside others, the longest prompt would cut them all.
-        return _by_length([len(row) + max_new_tokens for row in ids], PROMPT_TOKENS, progress, ask, room)
+        lengths = [len(row) + max_new_tokens for row in ids]
+        return _by_length(lengths, _at_once(PROMPT_TOKENS, device), progress, ask, room)
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def answers(
         packed = [pack(unit) for _, unit in units]
         scored = _by_length(
             [len(p.input_ids) for p in packed],
-            LABELLED_TOKENS,
+            _at_once(LABELLED_TOKENS, device),
             progress,
             lambda batch: _score(model, [packed[u] for u in batch], device),
         )
@@ -466,6 +468,13 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
     finally:
         torch.clear_autocast_cache()  # its weights lack gradients, and the caller's autocast may go on
         model.train(training)
+
+
+def _at_once(tokens: int, device: torch.device) -> int:
+    """The tokens of a batch: more on a GPU, in the measure of all its memory, as what is free may differ next time."""
+    if device.type != "cuda":
+        return tokens
+    return tokens * max(1, torch.cuda.get_device_properties(device).total_memory // GPU_MEMORY)
 
 
 def _by_length(

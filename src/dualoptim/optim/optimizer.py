@@ -452,9 +452,8 @@ class DualOptimPlus(Optimizer):
                 if type(value) is not type(like) or value.dtype is not like.dtype or value.device != like.device:
                     own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # moved or cast by others
         steps, delta_steps = [own[STEP] for own in states], [own[count] for own in states]
-        more = 1 if proceed is None else proceed.long()
         if not real:  # meta or fake tensors: there is nothing to compute
-            torch._foreach_add_([*steps, *delta_steps], more)
+            _count([*steps, *delta_steps], proceed)
             return
         t, t_o = torch.stack(steps) + 1, torch.stack(delta_steps) + 1
         items, offsets = [], []
@@ -499,7 +498,7 @@ class DualOptimPlus(Optimizer):
             for each in ready:
                 if each.theta is not each.there:
                     each.there.copy_(each.theta)
-        torch._foreach_add_([*steps, *delta_steps], more)
+        _count([*steps, *delta_steps], proceed)
         # As torch's in-place operations do, so that autograd detects a saved weight that has changed since.
         torch.autograd.graph.increment_version([each.param for each in ready])
         if parts := [each.there for each in ready if each.there is not each.param]:
@@ -633,6 +632,14 @@ def _with_own_mappings(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Copy the mappings in a state dict's groups, as torch copies a group only."""
     for group in saved["param_groups"]:
         group.update({key: dict(value) for key, value in group.items() if isinstance(value, dict)})
+
+
+def _count(counters: list[Tensor], proceed: Tensor | None) -> None:
+    """Add one to step counters, or nothing where `proceed` is false, which the device reads."""
+    if proceed is None:
+        torch._foreach_add_(counters, 1)
+    else:  # without alpha torch takes a tensor of one element for a number, and waits until the GPU has it
+        torch._foreach_add_(counters, proceed.long(), alpha=1)
 
 
 def _unscaled(ready: Sequence[Entry], scale: Tensor) -> list[Entry]:
