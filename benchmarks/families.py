@@ -22,8 +22,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,9 +35,14 @@ from dualoptim.evaluation.aggregates import harmonic_mean
 Entry = Mapping[str, Any]
 
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
-RATES = {"real_world": [1e-5, 3e-5, 1e-4, 3e-4], "safety": [3e-5, 1e-4, 3e-4], "multitask": [1e-4, 3e-4]}
-TUNED_ALONE = ["PCGrad"]  # its tuning is shown; on the seeds UPGrad stands for what mends gradients, for time
-LEFT_OUT = {"real_world": ["DualOptim 8-bit", "DualOptim+ 8-bit"]}  # for time: measured on other people before
+RATES = {
+    "real_world": [1e-5, 3e-5, 1e-4, 3e-4],
+    "safety": [3e-5, 1e-4, 3e-4],
+    "multitask": [1e-4, 3e-4, 6e-4, 1.2e-3],
+}
+QUESTIONS = {"safety": {"scored": 40}, "multitask": {"scored": 40}}  # more than the recipes ask, for narrower ranges
+# For time: real people had them before, and of what mends gradients UPGrad stands for both.
+LEFT_OUT = {"real_world": ["DualOptim 8-bit", "DualOptim+ 8-bit"], "multitask": ["PCGrad"]}
 EQUAL = ", rates equal"  # behind a method's name: with --lr-scales equal
 SCALED = {"real_world": ["DualOptim", "DualOptim+"]}  # in the others all objectives have as many steps
 TUNING_SEED = 3
@@ -119,7 +125,7 @@ def command(family: str, data_dir: str, methods: Sequence[str], rates: Sequence[
     """What `dualoptim` is told: methods that all have `EQUAL`, or none of them."""
     data = [] if family == "real_world" else ["--data-dir", data_dir]
     people = PEOPLE[seed] if family == "real_world" else {}
-    arguments = {**recipe(family)["task_args"], **people, "seed": seed}
+    arguments = {**recipe(family)["task_args"], **QUESTIONS.get(family, {}), **people, "seed": seed}
     names, equal = [method.removesuffix(EQUAL) for method in methods], methods[0].endswith(EQUAL)
     return [
         *("compare", "--recipe", FAMILIES[family], *data, "--task-args", json.dumps(arguments)),
@@ -135,13 +141,36 @@ def apart(methods: Sequence[str]) -> list[list[str]]:
     return [part for part in ([method for method in methods if method not in scaled], scaled) if part]
 
 
-def run(family: str, data_dir: str, methods: Sequence[str], rates: Sequence[float], seed: int) -> dict[str, Any]:
-    """Run by the command line, unless that is done, and read the results, under the names of the methods here."""
-    told = command(family, data_dir, methods, rates, seed)
-    subprocess.run([sys.executable, "-m", "dualoptim", *told, "--resume"], check=True)
-    results = runs.read_results(told[-1])
-    equal = EQUAL * methods[0].endswith(EQUAL)
-    return {**results, "runs": [{**entry, "method": entry["method"] + equal} for entry in results["runs"]]}
+class Plan(NamedTuple):
+    """What one command runs."""
+
+    methods: Sequence[str]
+    rates: Sequence[float]
+    seed: int
+
+
+def done(family: str, data_dir: str, plans: Sequence[Plan], at_once: int) -> list[dict[str, Any]]:
+    """Run plans by the command line, as far as they are not, so many processes at a time; the results of each.
+
+    Methods have the names of this file in them.
+    """
+    commands = [command(family, data_dir, *plan) for plan in plans]
+    shards = -(-at_once // len(commands))
+
+    def do(told: Sequence[str]) -> None:
+        subprocess.run([sys.executable, "-m", "dualoptim", *told], check=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        if shards > 1:
+            several = [[*told, "--shard", f"{i + 1}/{shards}"] for told in commands for i in range(shards)]
+            list(pool.map(do, several))
+        list(pool.map(do, [[*told, "--resume"] for told in commands]))
+    found = []
+    for plan, told in zip(plans, commands, strict=True):
+        results, equal = runs.read_results(told[-1]), EQUAL * plan.methods[0].endswith(EQUAL)
+        named = [{**entry, "method": entry["method"] + equal} for entry in results["runs"]]
+        found.append({**results, "runs": named})
+    return found
 
 
 def by_method(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -152,12 +181,12 @@ def by_method(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def tuned(family: str, data_dir: str, methods: Sequence[str]) -> dict[str, dict[float, float]]:
+def tuned(family: str, data_dir: str, methods: Sequence[str], at_once: int) -> dict[str, dict[float, float]]:
     """The aim that each method reaches at each rate; training on each objective alone, by the mean of those scores."""
     _, aim = AIMS[family]
     found: dict[str, dict[float, float]] = {method: {} for method in methods}
-    for part in apart(methods):
-        results = run(family, data_dir, part, RATES[family], TUNING_SEED)
+    plans = [Plan(part, RATES[family], TUNING_SEED) for part in apart(methods)]
+    for results in done(family, data_dir, plans, at_once):
         own: dict[float, list[float]] = {}
         for entry in results["runs"]:
             rate = entry["config"]["lr"]
@@ -216,21 +245,26 @@ def against_alone(results: Mapping[str, Any]) -> list[str]:
 
 
 def page(
-    family: str, results: Mapping[str, Any], tuning: Mapping[str, Mapping[float, float]], told: Sequence[Sequence[str]]
+    family: str,
+    results: Mapping[str, Any],
+    tuning: Mapping[str, Mapping[float, float]],
+    told: Sequence[Sequence[str]],
+    at_once: int,
 ) -> str:
     """The page of a family, without its reading."""
     environment = json.loads(Path(told[0][-1], "env.json").read_text(encoding="utf-8"))
     config = results["runs"][0]["config"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))
     threads = environment["threads"]
+    machine = " and ".join(environment["devices"]) or environment["processor"]
     seeds = sorted({entry["seed"] for entry in results["runs"]})
     eight = ", the 8-bit methods that of their 32-bit forms" * any("8-bit" in e["method"] for e in results["runs"])
     lines = [
         f"# {family.replace('_', ' ').capitalize()} on SmolLM2-135M-Instruct",
         "",
-        f"{datetime.date.today().isoformat()}, {environment['processor']}, {threads} thread{'s' * (threads > 1)} to a "
-        f"run, two runs beside each other, {versions}. Made by `python benchmarks/families.py --data-dir FOLDER --only "
-        f"{family}`; the commands that it runs stand at the end.",
+        f"{datetime.date.today().isoformat()}, {machine}, {threads} thread{'s' * (threads > 1)} to a "
+        f"run, {at_once} run{'s' * (at_once > 1)} at a time, {versions}. Made by `python benchmarks/families.py "
+        f"--data-dir FOLDER --only {family}`; the commands that it runs stand at the end.",
         "",
         f"{config['steps']} steps of {config['batch_size']} rows, {config['ratio']}, seeds "
         f"{', '.join(map(str, seeds))}: means, and the least and the greatest in brackets. {DRAWN[family]} Each method "
@@ -249,8 +283,6 @@ def page(
     for method, aims in tuning.items():
         cells = [f"**{aim:.3f}**" if rate == best(aims) else f"{aim:.3f}" for rate, aim in aims.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    if left := [method for method in tuning if method in TUNED_ALONE]:
-        lines += ["", f"{', '.join(left)} was tuned and not run on the other seeds, for time."]
     if ALONE in tuning:
         lines += [
             "",
@@ -272,27 +304,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", choices=FAMILIES, help="one family")
+    parser.add_argument("--at-once", type=int, default=1, help="how many processes run at a time")
     options = parser.parse_args()
     for family in [options.only] if options.only else FAMILIES:
         methods = methods_of(family)
         full = [method for method in methods if not method.endswith("8-bit")]
-        tuning = tuned(family, options.data_dir, full)
-        told = [command(family, "FOLDER", part, RATES[family], TUNING_SEED) for part in apart(full)]
+        tuning = tuned(family, options.data_dir, full, options.at_once)
         groups: dict[float, list[str]] = {}
-        for method in (method for method in methods if method not in TUNED_ALONE):
+        for method in methods:
             groups.setdefault(best(tuning[method.removesuffix(" 8-bit")]), []).append(method)
-        merged, last = [], {}
-        for seed in SEEDS:
-            for rate, part in ((rate, part) for rate, group in groups.items() for part in apart(group)):
-                last = run(family, options.data_dir, part, [rate], seed)
-                merged += last["runs"]
-                told.append(command(family, "FOLDER", part, [rate], seed))
+        reported = [Plan(p, [rate], seed) for seed in SEEDS for rate, group in groups.items() for p in apart(group)]
+        results = done(family, options.data_dir, reported, options.at_once)
+        merged = [entry for each in results for entry in each["runs"]]
+        plans = [Plan(part, RATES[family], TUNING_SEED) for part in apart(full)] + reported
+        told = [command(family, "FOLDER", *plan) for plan in plans]
         order = [*methods, *(entry["method"] for entry in merged)]  # those alone, by their own names, come last
         merged.sort(key=lambda entry: (order.index(entry["method"]), entry["seed"]))
         path = Path(__file__).with_name(f"{family}.md")
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         reading = READING + before.partition(READING)[2] if READING in before else ""
-        path.write_text(page(family, {**last, "runs": merged}, tuning, told) + reading, encoding="utf-8")
+        path.write_text(
+            page(family, {**results[-1], "runs": merged}, tuning, told, options.at_once) + reading, encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":
