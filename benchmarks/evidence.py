@@ -95,6 +95,7 @@ class Study:
         model: that unlearns.
         cells: all that is asked, the questions that matter most first.
         rates: what is tried for every method, by budget.
+        further: more rates, with one loss, of which the first were too low.
         settings: of each run, beside BASE.
         tuned_on: parts of forget01, two authors and forty rows each, that choose a rate.
         reported: parts that are reported.
@@ -106,6 +107,7 @@ class Study:
     model: str
     cells: tuple[Cell, ...]
     rates: Mapping[int, tuple[float, ...]]
+    further: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuned_on: tuple[int, ...] = (6,)
     reported: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -125,6 +127,10 @@ class Study:
         """The raw results."""
         file = self.file(stage)
         return json_lines(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+    def tried(self, cell: Cell) -> tuple[float, ...]:
+        """The rates that one is chosen of."""
+        return self.rates[cell.steps] + self.further.get(cell.loss, ())
 
     def losses(self) -> list[str]:
         """What is asked for."""
@@ -152,7 +158,7 @@ TINY = Study(
         )
     ),
     {SHORT: RATES, LONG: (5e-5, *RATES)},  # the larger budget wants smaller ones
-    OF_TINY,
+    settings=OF_TINY,
     attacked=tuple(_of("NPO", SHORT, TO_ATTACK) + _of("IDK", SHORT, TO_ATTACK)),
 )
 OF_RATIOS = ("Alternating AdamW", "DualOptim", "DualOptim+", "base_weights equal", "DualOptim+, all equal")
@@ -161,14 +167,17 @@ EVEN = Study(
     "tiny",
     tuple(_of("NPO", SHORT, OF_RATIOS[:3])),  # where all is equal
     {SHORT: RATES},
-    {**OF_TINY, "ratio": "1:1"},
+    settings={**OF_TINY, "ratio": "1:1"},
 )
-RARE = Study("tiny_1_10", "tiny", tuple(_of("NPO", SHORT, OF_RATIOS)), {SHORT: RATES}, {**OF_TINY, "ratio": "1:10"})
+RARE = Study(
+    "tiny_1_10", "tiny", tuple(_of("NPO", SHORT, OF_RATIOS)), {SHORT: RATES}, settings={**OF_TINY, "ratio": "1:10"}
+)
 SMOLLM2 = Study(
     "smollm2",
     "smollm2",
     tuple(_of("NPO", SHORT, OF_SMOLLM2) + _of("IDK", SHORT, OF_SMOLLM2)),
     {SHORT: (6e-5, 1.2e-4, 2.4e-4, 4.8e-4, 9.6e-4)},
+    {"IDK": (1.92e-3,)},
     reported=(1, 2, 3),
     seeds=(0,),
 )
@@ -192,8 +201,10 @@ class Run(NamedTuple):
 def score(line: Mapping[str, Any]) -> float:
     """Harmonic mean of what is forgotten, 1 − p/p₀ of the rows to forget, and of what is kept, p/p₀ of those held out.
 
-    p is mean p(answer | question), p₀ before training.
+    p is mean p(answer | question), p₀ before training. Of runs whose rows were not kept, the score stands in the line.
     """
+    if "score" in line:
+        return float(line["score"])
     before = line["before"]
     gone = max(0.0, 1 - mean(line["forget"]) / before["forget"])
     kept = min(1.0, mean(line["held_out"]) / before["held_out"])
@@ -209,7 +220,7 @@ def chosen(study: Study, raw: Sequence[Mapping[str, Any]], cell: Cell) -> float 
     """The rate with the highest mean score on the tuning split; None before all of them were tried."""
     found = {
         lr: [score(line) for line in raw if line["key"][:4] == [*cell, lr] and line["key"][4] in study.tuned_on]
-        for lr in study.rates[cell.steps]
+        for lr in study.tried(cell)
     }
     if not all(found.values()):
         return None
@@ -218,7 +229,7 @@ def chosen(study: Study, raw: Sequence[Mapping[str, Any]], cell: Cell) -> float 
 
 def tuning(study: Study) -> list[Run]:
     """The runs that choose rates: the same number for every method."""
-    return [Run(cell, lr, part, 0) for cell in study.cells for part in study.tuned_on for lr in study.rates[cell.steps]]
+    return [Run(cell, lr, part, 0) for cell in study.cells for part in study.tuned_on for lr in study.tried(cell)]
 
 
 def reported(study: Study, raw: Sequence[Mapping[str, Any]]) -> list[Run]:
