@@ -1,6 +1,6 @@
 """The GPU kernel on one NVIDIA GPU: that it is right, how near it comes to the memory's speed, and that nothing waits.
 
-    python benchmarks/gpu.py        writes benchmarks/gpu.md
+    python benchmarks/gpu.py               writes benchmarks/gpu.md, but for what a person reads in the numbers
     python benchmarks/gpu.py --tune        prints times of other block shapes
     python benchmarks/gpu.py --steps       only the unlearning steps, printed
 
@@ -41,6 +41,7 @@ ROUNDS = 10
 SCHEDULE = ("forget", "retain", "retain", "forget", "retain", "forget")
 SIZES = (100_000_000, 500_000_000, 1_000_000_000, 2_000_000_000)
 SHAPES_TRIED = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))  # rows of 256, warps
+READING = "\n## Reading\n"
 TARGETS = (
     "Targets: 32 bits at 85 % of the copy bandwidth or more, 8 bits no slower than 32 bits, "
     "no synchronization in a step."
@@ -373,7 +374,8 @@ def main() -> int:
     bandwidth = copy_bandwidth()
     say(
         "",
-        f"Copy bandwidth in the same run: {bandwidth / 1e9:.0f} GB/s. Medians of {ROUNDS} rounds by the GPU's clock; "
+        f"Copy bandwidth in this run: {bandwidth / 1e9:.0f} GB/s. A program has {gpu.BLOCKS} blocks of 256 elements "
+        f"and {gpu.WARPS} warps. Medians of {ROUNDS} rounds by the GPU's clock; "
         "bytes are those a step moves, the gradients' twice for DualOptim+, which first sees whether they are finite.",
         "",
         TARGETS,
@@ -390,7 +392,10 @@ def main() -> int:
     say(*STEPS)
     for row in unlearning():
         say(row)
-    Path(__file__).with_suffix(".md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    page = Path(__file__).with_suffix(".md")
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    reading = READING + before.partition(READING)[2] if READING in before else ""
+    page.write_text("\n".join([*lines, ""]) + reading, encoding="utf-8")
     return int(any("FAILED" in line for line in lines))
 
 

@@ -481,12 +481,13 @@ class DualOptimPlus(Optimizer):
                 rows.append(coefficients(t[own_rows], t_o[own_rows], in_8_bits[own_rows], **settings))
             first = last
         # Stochastic rounding hashes the step, the parameter and the element's index in the whole parameter.
-        places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
-        firsts = on_device(tuple(offsets), torch.int64, t.device)
-        seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
-        seeds = torch.where(firsts >= 0, seeds, -1)
+        seeds = firsts = on_device(tuple(offsets), torch.int64, t.device)
+        if max(offsets) >= 0:
+            places = on_device(tuple(each.place for each in ready), torch.int64, t.device)
+            seeds = (hashed(hashed(hashed(t + self.seed) + places)) + firsts) & 0xFFFFFFFF
+            seeds = torch.where(firsts >= 0, seeds, -1)
         backend, decided = backends.choose(device.type, self.backend), () if proceed is None else (proceed,)
-        table = torch.cat(rows)
+        table = torch.cat(rows) if len(rows) > 1 else rows[0]
         if overlapping(ready):  # one after the other, as each may read what the one before wrote
             for i, (each, item) in enumerate(zip(ready, items, strict=True)):
                 theta = each.theta if each.theta is each.there else each.theta.copy_(each.there)

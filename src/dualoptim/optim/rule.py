@@ -133,36 +133,42 @@ def coefficients(
         max_update: the bound c; None for none.
         base_share: w_o of the objective.
     """
-    t, t_o = steps.double(), delta_steps.double()
+    from .backends.tables import on_device  # here, as the backends import this module
 
-    def correction(beta: float, count: Tensor) -> Tensor:
-        return torch.where(count > 0, 1 - beta**count, 1.0)
+    def row(numbers: tuple[float, ...]) -> Tensor:
+        return on_device(numbers, torch.float64, steps.device)
 
     (beta1, beta2), (base1, base2) = betas, base_betas or (0.0, 0.0)
-    # Made on the device and not copied to it, which would wait for the GPU.
-    rate = (
-        lr.detach().double().reshape(())
-        if isinstance(lr, Tensor) and lr.device == t.device
-        else torch.full((), float(lr), dtype=torch.float64, device=t.device)
-    )
-    columns = Coefficients(
+    own_lr = lr.detach().double() if isinstance(lr, Tensor) and lr.device == steps.device else None
+    rate = float(lr) if own_lr is None else 0.0  # one on the device is not read from here, which would wait for it
+    same = Coefficients(
         weight1=1 - beta1,
         beta2=beta2,
         weight2=1 - beta2,
-        correction1=correction(beta1, t_o),
-        correction2=correction(beta2, t_o),
+        correction1=1.0,
+        correction2=1.0,
         base_weight1=1 - base1,
         base_beta2=base2,
         base_weight2=base_share * (1 - base2),
-        base_correction1=correction(base1, t - 1),
-        base_correction2=correction(base2, t - 1),
+        base_correction1=1.0,
+        base_correction2=1.0,
         eps=eps,
-        # `full_like` makes it fp64; two plain numbers would give the default precision.
-        floor=torch.where(quantised, torch.where(t_o > 1, torch.full_like(t, FLOOR), FIRST_FLOOR), 0.0),
+        floor=0.0,
         bound=float("inf") if max_update is None else max_update,
         lr=rate,
         decay=1 - rate * weight_decay,
         base_share=base_share,
     )
-    filled = [column.expand_as(t) if isinstance(column, Tensor) else torch.full_like(t, column) for column in columns]
-    return torch.stack(filled, dim=-1)
+    # A step of a small model takes as long as the host needs to ask for its operations, so there are few here.
+    table = row(same).repeat(len(steps), 1)
+    column = dict(zip(Coefficients._fields, table.unbind(1), strict=True))
+    counts = torch.stack([delta_steps, delta_steps, steps - 1, steps - 1]).double()
+    corrections = torch.where(counts > 0, 1 - row((beta1, beta2, base1, base2))[:, None] ** counts, 1.0)
+    names = ("correction1", "correction2", "base_correction1", "base_correction2")
+    torch._foreach_copy_([column[name] for name in names], list(corrections.unbind(0)))
+    floor, first_floor = row((FLOOR, FIRST_FLOOR)).unbind()
+    column["floor"].copy_(torch.where(delta_steps > 1, floor, first_floor) * quantised)
+    if own_lr is not None:
+        column["lr"].copy_(own_lr.squeeze())
+        column["decay"].copy_((1 - own_lr * weight_decay).squeeze())
+    return table

@@ -22,8 +22,7 @@ from . import Item, plain
 from .tables import on_device
 
 SUPPORTED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # others step by `plain`
-# A program's blocks of 256 elements, and its warps: four elements per thread are 16 bytes of fp32, the widest load.
-BLOCKS, WARPS = 4, 8
+BLOCKS, WARPS = 1, 1  # a program's blocks of 256 elements, and its warps: the fastest of those in benchmarks/gpu.md
 
 # Parameter, gradient, bits of the deltas, bits of the base or 0, and whether addresses and lengths are multiples of 16.
 Kind = tuple[torch.dtype, torch.dtype, int, int, bool]
