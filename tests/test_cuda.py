@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualoptim import DualOptim, DualOptimPlus, unlearn
+from dualoptim.combine import pcgrad
 from dualoptim.config import RunConfig
 from dualoptim.data import question
 from dualoptim.evaluation.scoring import answers, replies
+from dualoptim.losses import LOSSES
 from dualoptim.models import scoring_in
 from dualoptim.optim import releasing
 from dualoptim.optim.backends import gpu
@@ -192,6 +194,34 @@ def test_the_trainer_ends_where_it_ends_on_the_cpu(tmp_path: Path, turns: Any, s
         assert next(run.model.parameters()).device.type == ("cpu" if place else "cuda")
         found.append(flat(run.model))
     assert_close(*found, rtol=0, atol=2e-3)  # six steps of 1e-3, some of them of near-zero gradients
+    assert float((found[0] - found[1]).abs().mean()) < 1e-4
+
+
+# Without those that need rows, or layers, which the tiny ones lack.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("AltPO", "RMU", "RMURetain")])
+def test_every_loss_is_what_it_is_on_the_cpu(tmp_path: Path, name: str) -> None:
+    logged = []
+    for place in (False, True):
+        turns, of = by_turns({"forget": 1, "retain": 1}, 4, 2), {LOSSES[name].role: name}
+        reference = tiny.model(1) if LOSSES[name]().needs_reference else None
+        run = made.trainer(tmp_path / str(place), turns, use_cpu=place, reference=reference, **of)
+        run.train()
+        logged.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+    assert_close(*map(torch.tensor, logged), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"combine": pcgrad}, {"sam_rho": 0.1}, {"gradient_checkpointing": True}, {"bound": 0.5}],
+    ids=["combined", "sharpness-aware", "recomputed", "bounded"],
+)
+def test_joint_steps_in_other_ways_end_where_they_end_on_the_cpu(tmp_path: Path, settings: dict[str, Any]) -> None:
+    found = []
+    for place in (False, True):
+        turns = jointly({"forget": 1, "retain": 1}, 4, 3)
+        run = made.trainer(tmp_path / str(place), turns, optimizer=made.ADAMW, use_cpu=place, **settings)
+        run.train()
+        found.append(flat(run.model))
     assert float((found[0] - found[1]).abs().mean()) < 1e-4
 
 
