@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,3 +222,11 @@ def test_a_reply_is_not_cut_by_a_long_prompt_beside_it() -> None:
     assert scoring.replies(model, tokenizer, prompts, max_new_tokens=60) == alone
     assert widths[0] == 2 * 60
     assert widths[1] < 60
+
+
+def test_batches_grow_with_all_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gib, times in ((8, 1), (16, 1), (79.6, 4), (139, 8)):
+        card = SimpleNamespace(total_memory=int(gib * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert scoring._at_once(100, torch.device("cuda")) == 100 * times
+    assert scoring._at_once(100, torch.device("cpu")) == 100

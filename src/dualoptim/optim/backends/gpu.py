@@ -7,11 +7,12 @@ are uploaded only when they change, so that a CUDA graph can capture a step that
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,12 +76,11 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
         if item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
             others.append(i)
         elif item.param.numel():
-            codes = any(stored_bits(moment) == 8 for moment in (*item.delta, *(item.base or ())))
+            delta_bits, base_bits = stored_bits(item.delta[0]), 0 if item.base is None else stored_bits(item.base[0])
             numel = item.param.numel()
-            row = (*_addresses(item), numel, rows_of(item.param)[1] if codes else numel)
-            base_bits = 0 if item.base is None else stored_bits(item.base[0])
-            aligned = all(number % 16 == 0 for number in row)
-            kinds[item.param.dtype, item.grad.dtype, stored_bits(item.delta[0]), base_bits, aligned].append((*row, i))
+            row = (*_addresses(item), numel, rows_of(item.param)[1] if 8 in (delta_bits, base_bits) else numel)
+            aligned = functools.reduce(operator.or_, row) % 16 == 0
+            kinds[item.param.dtype, item.grad.dtype, delta_bits, base_bits, aligned].append((*row, i))
     if others and (proceed is None or bool(proceed)):
         plain.step([items[i] for i in others], coefficients[others], seeds[others])
     if kinds:
@@ -132,7 +132,8 @@ def _owners(programs: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
 
 def _addresses(item: Item) -> list[int]:
     """The addresses of an item's data, in the order of the kernel's table; 0 for what it does not have."""
-    moments: list[Any] = [*item.delta, *(item.base or (None, None))]
+    moments = item.delta if item.base is None else (*item.delta, *item.base)
+    lacking = [0] * (4 - len(moments))
     data = [moment["codes"] if isinstance(moment, dict) else moment for moment in moments]
-    scales = [moment["scales"] if isinstance(moment, dict) else None for moment in moments]
-    return [0 if tensor is None else tensor.data_ptr() for tensor in (item.param, item.grad, *data, *scales)]
+    scales = [moment["scales"].data_ptr() if isinstance(moment, dict) else 0 for moment in moments]
+    return [*map(Tensor.data_ptr, (item.param, item.grad, *data)), *lacking, *scales, *lacking]
