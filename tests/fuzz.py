@@ -280,7 +280,7 @@ class Place:
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, {"DUALOPTIM_CACHE": str(self.folder / "cache")}))
             stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
-            stack.enter_context(mock.patch.object(arguments, "parsers", functools.cache(arguments.parsers)))
+            stack.enter_context(mock.patch.object(arguments, "parser", functools.cache(arguments.parser)))
             stack.enter_context(mock.patch("dualoptim.resolved.hash_of", functools.cache(models.hash_of)))
             stack.enter_context(mock.patch("dualoptim.resolved.load_config", functools.cache(models.load_config)))
             stack.enter_context(mock.patch("dualoptim.models.hidden_size", functools.cache(models.hidden_size)))

@@ -342,7 +342,7 @@ def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
         "--grid",
         '{ratio: ["1:1", "1:5"], lr: [1e-4], max_update: [null, 1.0], base_weights: [equal, {forget: 3}]}',
     ]
-    parsed = arguments.parse(arguments.parsers()["compare"], options)
+    parsed = arguments.parse(arguments.parser("compare"), options)
     assert parsed.grid == {
         "ratio": ["1:1", "1:5"], "lr": [1e-4], "max_update": [None, 1.0], "base_weights": ["equal", {"forget": 3}],
     }  # fmt: skip

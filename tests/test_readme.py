@@ -62,5 +62,5 @@ def test_the_readme_speaks_of_commands_and_options_that_exist() -> None:
     assert commands
     assert commands <= set(arguments.COMMANDS)
     for line in re.findall(r"^dualoptim .*$", text, re.MULTILINE):
-        known = {option for action in arguments.parsers()[line.split()[1]]._actions for option in action.option_strings}
+        known = {option for action in arguments.parser(line.split()[1])._actions for option in action.option_strings}
         assert set(re.findall(r"--[\w-]+", line)) <= known

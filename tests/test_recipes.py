@@ -103,7 +103,7 @@ def test_every_recipe_parses_and_its_config_is_sound(recipe: Path, models: Path,
     settings = yaml.safe_load(text)
     assert set(settings) <= set(recipe_files.RECIPE_KEYS)
     for command in ("unlearn", "compare"):
-        parsed = arguments.parse(arguments.parsers()[command], ["--recipe", recipe.stem])
+        parsed = arguments.parse(arguments.parser(command), ["--recipe", recipe.stem])
         for key in set(settings) & set(vars(parsed)):
             value = getattr(parsed, key)
             assert (list(value) if isinstance(value, tuple) else value) == settings[key]
@@ -142,7 +142,7 @@ def test_the_recipes_of_what_fits_are_what_the_plan_names(
         options += ["--chat-template", "question_answer"]
         assert cli.main([*options, "--dry-run"]) == 0
         assert "activations at most" in capsys.readouterr().out
-        config = arguments.config_of(arguments.parse(arguments.parsers()["unlearn"], options[1:]))
+        config = arguments.config_of(arguments.parse(arguments.parser("unlearn"), options[1:]))
         assert config.bf16_weights == (chosen.weights == "bfloat16")
         assert config.gradient_checkpointing == chosen.checkpointing
         assert config.release_gradients == chosen.released

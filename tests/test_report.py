@@ -250,7 +250,7 @@ def test_what_a_page_lacks_it_gives_a_reason_for() -> None:
 
 def parsed(command: list[str]) -> Any:
     name, *told = shlex.split(" ".join(command).removeprefix("dualoptim "))
-    return name, arguments.parse(arguments.parsers()[name], told)
+    return name, arguments.parse(arguments.parser(name), told)
 
 
 @pytest.mark.parametrize(

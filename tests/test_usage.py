@@ -105,7 +105,7 @@ def test_completion_knows_commands_options_and_values(
 
 def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("memorize: true\nmemorize_args: {epochs: 3}\n")
-    parser = arguments.parsers()["unlearn"]
+    parser = arguments.parser("unlearn")
     for told in (["--memorize", "--memorize-args", "{epochs: 3}"], ["--config", str(tmp_path / "mine.yaml")]):
         parsed = arguments.parse(parser, told)
         assert (parsed.memorise, parsed.memorise_args) == (True, {"epochs": 3})
@@ -122,7 +122,7 @@ def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
      ("--lora-targets=.*[qv]_proj", ".*[qv]_proj"), ("--lora-targets=.*{1,2}", ".*{1,2}")],
 )  # fmt: skip
 def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, read: Any) -> None:
-    parser = arguments.parsers()["compare"]
+    parser = arguments.parser("compare")
     name, _, value = given.partition("=")
     key = name.removeprefix("--").replace("-", "_")
     (tmp_path / "r.yaml").write_text(f"{key}: {json.dumps(value) if value != 'null' else value}\n")
@@ -132,7 +132,7 @@ def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, 
 
 def test_what_is_no_list_is_told_in_words() -> None:
     with pytest.raises(UserError, match=r"setting \"attacks\": must be of type list, but is '\[leak'$"):
-        arguments.parse(arguments.parsers()["compare"], ["--attacks=[leak"])
+        arguments.parse(arguments.parser("compare"), ["--attacks=[leak"])
 
 
 def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +141,12 @@ def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch:
     assert cache_dir() == tmp_path / "cache"
     keys = [*RunConfig().as_dict().keys() & RunConfig().inputs.keys(), "out"]
     (tmp_path / "r.yaml").write_text("".join(f"{key}: ~/{key}\n" for key in keys) + "train: ~\n")
-    parsed = arguments.parse(arguments.parsers()["unlearn"], ["--config=~/r.yaml"])
+    parsed = arguments.parse(arguments.parser("unlearn"), ["--config=~/r.yaml"])
     assert {key: getattr(parsed, key) for key in keys} == {key: str(tmp_path / key) for key in keys}
     assert parsed.train is None
-    parsed = arguments.parse(arguments.parsers()["evaluate"], ["--scores=~/s.json", "--base", "~/b"])
+    parsed = arguments.parse(arguments.parser("evaluate"), ["--scores=~/s.json", "--base", "~/b"])
     assert (parsed.scores, parsed.base) == (str(tmp_path / "s.json"), str(tmp_path / "b"))
-    assert arguments.parse(arguments.parsers()["report"], ["~/run"]).runs == [str(tmp_path / "run")]
+    assert arguments.parse(arguments.parser("report"), ["~/run"]).runs == [str(tmp_path / "run")]
 
 
 # The recipe that init writes

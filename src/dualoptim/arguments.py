@@ -10,7 +10,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -44,11 +44,33 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
 CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
 INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
+RECORD_OPTIONS = {
+    "certify": {
+        "key": "Ed25519 private key of yours, in PEM or OpenSSH's format",
+        "passphrase-file": "file whose first line opens an encrypted key [$DUALOPTIM_PASSPHRASE]",
+        "out": "the record's file [record.json in the run's folder]",
+        "method": "which of several runs, by its method",
+        "before": "model before unlearning, where the run's settings do not lead to it",
+    },
+    "verify": {
+        "public-key": "of whoever should have signed, in PEM or OpenSSH's format",
+        "run": "folder of the run [the record's]",
+        "model": "folder of the model after unlearning [the run's]",
+        "before": "model before unlearning, by folder or hub id [as the run's settings say]",
+        "forget": "file of the rows to forget [as the run's settings say]",
+        "retain": "file of the rows to keep [as the run's settings say]",
+    },
+}
 
 
 def parsers() -> dict[str, ArgumentParser]:
     """A parser for each command."""
-    made = {name: usage.parser(name, what) for name, what in COMMANDS.items()}
+    return {command: parser(command) for command in COMMANDS}
+
+
+def parser(command: str) -> ArgumentParser:
+    """The parser of a command, made by itself: those with all settings take 20 ms each."""
+    made = usage.parser(command, COMMANDS[command])
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     text: dict[str, Any] = {"type": str, "default": None}
     recipe = {
@@ -128,58 +150,60 @@ def parsers() -> dict[str, ArgumentParser]:
                       "help": "how many train together [the GPUs here, or 1]"},
         "--device-memory": text | {"group": MODEL, "help": "of each, such as 80GB or 24GiB [this machine's]"},
     }  # fmt: skip
-    usage.add_settings(made["unlearn"], tuple(fields), running | uploading)
-    usage.add_settings(made["compare"], tuple(fields), running | several)
-    usage.add_settings(made["tune"], tuple(fields), running | searching)
-    made["tune"].set_defaults(out="runs/tune")
-    usage.add_settings(made["evaluate"], EVALUATION_FIELDS, scoring)
-    usage.add_settings(made["plan"], PLAN_FIELDS, devices)
-    made["quickstart"].add_argument("--model", **text, help="folder or hub id instead of SmolLM2")
-    made["quickstart"].add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
-    made["quickstart"].add_argument("--out", **text, help="folder for the results [runs/quickstart]")
-    for name in ("--dry-run", "--overwrite"):  # it always resumes
-        made["quickstart"].add_argument(name, action="store_true", **saving[name])
-    made["report"].add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
-    made["report"].add_argument(
-        "--out", **text, metavar="FILE", help="HTML file [report.html beside the results, or above those of several]"
-    )
-    for name in INIT_FIELDS:
-        made["init"].add_argument(f"--{name}", **text, help=fields[name].metadata["help"])
-    made["init"].add_argument(
-        "--out", type=str, default="recipe.yaml", metavar="FILE", help="YAML file to write, which must not be there yet"
-    )
-    _add_records(made)
+    settings: dict[str, tuple[Sequence[str], Mapping[str, Mapping[str, Any]]]] = {
+        "unlearn": (tuple(fields), running | uploading),
+        "compare": (tuple(fields), running | several),
+        "tune": (tuple(fields), running | searching),
+        "evaluate": (EVALUATION_FIELDS, scoring),
+        "plan": (PLAN_FIELDS, devices),
+    }
+    if command in settings:
+        usage.add_settings(made, *settings[command])
+    if command == "tune":
+        made.set_defaults(out="runs/tune")
+    elif command == "quickstart":
+        made.add_argument("--model", **text, help="folder or hub id instead of SmolLM2")
+        made.add_argument("--seed", type=int, default=0, help=fields["seed"].metadata["help"])
+        made.add_argument("--out", **text, help="folder for the results [runs/quickstart]")
+        for name in ("--dry-run", "--overwrite"):  # it always resumes
+            made.add_argument(name, action="store_true", **saving[name])
+    elif command == "report":
+        made.add_argument("runs", type=str, nargs="+", help="folders of finished runs, or their results.json")
+        made.add_argument(
+            "--out",
+            **text,
+            metavar="FILE",
+            help="HTML file [report.html beside the results, or above those of several]",
+        )
+    elif command == "init":
+        for name in INIT_FIELDS:
+            made.add_argument(f"--{name}", **text, help=fields[name].metadata["help"])
+        made.add_argument(
+            "--out",
+            type=str,
+            default="recipe.yaml",
+            metavar="FILE",
+            help="YAML file to write, which must not be there yet",
+        )
+    elif command in RECORD_OPTIONS:
+        _add_records(made, command)
     return made
 
 
-def _add_records(made: dict[str, ArgumentParser]) -> None:
-    """The options of the commands on signed records."""
-    certify, verify = made["certify"], made["verify"]
-    certify.add_argument("folder", type=str, help="of a finished run, or of several")
-    verify.add_argument("record", type=str, help="file that dualoptim certify wrote")
-    for parser, options in (
-        (certify, {
-            "key": "Ed25519 private key of yours, in PEM or OpenSSH's format",
-            "passphrase-file": "file whose first line opens an encrypted key [$DUALOPTIM_PASSPHRASE]",
-            "out": "the record's file [record.json in the run's folder]",
-            "method": "which of several runs, by its method",
-            "before": "model before unlearning, where the run's settings do not lead to it",
-        }),
-        (verify, {
-            "public-key": "of whoever should have signed, in PEM or OpenSSH's format",
-            "run": "folder of the run [the record's]",
-            "model": "folder of the model after unlearning [the run's]",
-            "before": "model before unlearning, by folder or hub id [as the run's settings say]",
-            "forget": "file of the rows to forget [as the run's settings say]",
-            "retain": "file of the rows to keep [as the run's settings say]",
-        }),
-    ):  # fmt: skip
-        for name, what in options.items():
-            metavar = "FILE" if name in ("out", "key", "public-key", "passphrase-file") else None
-            parser.add_argument(f"--{name}", type=str, default=None, help=what, metavar=metavar)
-    certify.add_argument("--run", type=int, default=None, help="which of several runs, by its number from 1")
-    certify.add_argument("--seed", type=int, default=None, help="which of several runs, by its seed")
-    verify.add_argument("--show", action="store_true", help="print what the record says, too, as JSON")
+def _add_records(made: ArgumentParser, command: str) -> None:
+    """The options of a command on signed records."""
+    if command == "certify":
+        made.add_argument("folder", type=str, help="of a finished run, or of several")
+    else:
+        made.add_argument("record", type=str, help="file that dualoptim certify wrote")
+    for name, what in RECORD_OPTIONS[command].items():
+        metavar = "FILE" if name in ("out", "key", "public-key", "passphrase-file") else None
+        made.add_argument(f"--{name}", type=str, default=None, help=what, metavar=metavar)
+    if command == "certify":
+        made.add_argument("--run", type=int, default=None, help="which of several runs, by its number from 1")
+        made.add_argument("--seed", type=int, default=None, help="which of several runs, by its seed")
+    else:
+        made.add_argument("--show", action="store_true", help="print what the record says, too, as JSON")
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:

@@ -46,7 +46,6 @@ def _main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
             stream.reconfigure(errors="replace")
-    commands = arguments.parsers()
     try:
         ranks.join()
         if not argv or argv[0] in ("-h", "--help"):
@@ -56,15 +55,15 @@ def _main(argv: Sequence[str]) -> int:
             print(f"dualoptim {__version__}")
             return 0
         if argv[0] == "--print-completion":
-            print(usage.completion(argv[1] if len(argv) > 1 else "bash", COMMANDS, commands))
+            print(usage.completion(argv[1] if len(argv) > 1 else "bash", COMMANDS, arguments.parsers()))
             return 0
-        if argv[0] not in commands:
+        if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
         name, rest = argv[0], list(argv[1:])
         if "-h" in rest or "--help" in rest:
-            commands[name].print_help()
+            arguments.parser(name).print_help()
             return 0
-        parsed = arguments.parse(commands[name], rest)
+        parsed = arguments.parse(arguments.parser(name), rest)
         # One line, without the file and source line that warnings.warn adds.
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
         return _run(name, parsed) if name in SHARED else ranks.of_first(lambda: _run(name, parsed))
@@ -153,7 +152,7 @@ def _quickstart(parsed: Namespace) -> None:
         told.append("--overwrite")
     if parsed.dry_run:
         told.append("--dry-run")
-    _unlearn("compare", arguments.parse(arguments.parsers()["compare"], told))
+    _unlearn("compare", arguments.parse(arguments.parser("compare"), told))
     if not parsed.dry_run:
         model = parsed.model or "smollm2"
         print(f"Your own rows: dualoptim unlearn --model {model} --forget my.jsonl --retain keep.jsonl")
