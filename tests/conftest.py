@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # As the command line does, before torch is loaded: tiny models beside other work otherwise spin their time away.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # Nothing here is on the hub, and where there is no network each try would wait for it.
@@ -20,6 +22,12 @@ def pytest_collection_finish() -> None:
     """Spare what is loaded by now, which stays to the end: every training collects garbage, and would search it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the tests of a file whose runs begin with the same model and rows, scored once."""
+    return tmp_path_factory.mktemp("cache")
 
 
 def golden_metrics() -> dict[str, Any]:

@@ -36,10 +36,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with rows to forget and to keep, which is also the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(cache))
     for name, verb in (("forget", "hides"), ("retain", "likes")):
         rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
