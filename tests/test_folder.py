@@ -32,14 +32,21 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(cache))
     tiny.save(tmp_path / "model")
     for name, verb in (("forget", "hides"), ("retain", "likes")):
         rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
+
+
+@pytest.fixture
+def own_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For a run of which the writing of its cache is watched, too."""
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(place / "cache"))
+    return place / "cache"
 
 
 @pytest.fixture
@@ -268,7 +275,7 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
             "start model",
         ),
     ):
-        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "cache" not in path.parts}
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
         change()
         assert run("--save-model", "false", "--resume") == 2
         assert f"another {name}" in errors(capsys)
@@ -338,7 +345,7 @@ def test_numbers_are_there_before_the_model(
 @pytest.mark.skipif(os.name == "nt", reason="files have no bound there")
 @pytest.mark.parametrize("bound", [300, 20_000])
 def test_a_file_is_written_whole_or_not_at_all(
-    run: Run, place: Path, capsys: pytest.CaptureFixture[str], bound: int
+    run: Run, place: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], bound: int
 ) -> None:
     import resource
     import signal
@@ -356,7 +363,9 @@ def test_a_file_is_written_whole_or_not_at_all(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file is told from another by its number, which it lacks there")
-def test_what_takes_its_place_is_on_the_disk(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_its_place_is_on_the_disk(
+    run: Run, place: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Should the power fail: contents before the name, and then the name."""
     done: list[tuple[str, int, int]] = []
     sync, replace = os.fsync, os.replace
@@ -425,7 +434,7 @@ def test_steps_that_were_skipped_are_told(run: Run, place: Path, monkeypatch: py
 
 
 def test_a_private_run_writes_no_text_of_rows_or_replies(
-    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, place: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--private", "true", "--save-every", "2") == 0
     said = capsys.readouterr().out
@@ -437,7 +446,7 @@ def test_a_private_run_writes_no_text_of_rows_or_replies(
         assert "likes tea" not in text
         assert "What does" not in text
     assert not (place / "out" / "forget.jsonl").exists()
-    assert not list((place / "cache").rglob("*.json"))
+    assert not list(own_cache.rglob("*.json"))
     found = results(place)
     assert json.loads((place / "out" / "env.json").read_text())["rows"] == []  # so a forget.jsonl there is not its own
     assert found["private"] is True
@@ -491,6 +500,13 @@ def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.Capt
     assert report.MADE in (place / "new" / "page.html").read_text()
 
 
+def test_whole_results_make_a_page(tmp_path: Path) -> None:
+    """Those that are damaged below, each in one way."""
+    found = whole_results(forget_accuracy=[0.1, 0.2], perplexity=[10.0, 11.0])
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert cli.main(["report", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -528,9 +544,6 @@ def test_results_that_are_damaged_are_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[dict[str, Any]], Any]
 ) -> None:
     found = whole_results(forget_accuracy=[0.1, 0.2], perplexity=[10.0, 11.0])
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    assert cli.main(["report", str(tmp_path)]) == 0
-    capsys.readouterr()
     harm(found)
     (tmp_path / "results.json").write_text(json.dumps(found))
     assert cli.main(["report", str(tmp_path)]) == 2
