@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -22,7 +23,7 @@ from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import numbers
 from dualoptim.models import load_tokenizer
-from dualoptim.tasks.tofu import PARTS, SIZES, Tofu
+from dualoptim.tasks.tofu import PARTS, SIZES, Tofu, _Folder
 
 from . import tiny, tofu
 
@@ -31,9 +32,10 @@ ARGS: dict[str, Any] = {"split": "forget01", "retain_rows": 3}
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(cache))
+    monkeypatch.setattr("dualoptim.tasks.tofu.REPLY_TOKENS", 24)  # a random model goes on to the last of them
     monkeypatch.setattr(tiny_tier, "WIDTH", 64)
     monkeypatch.setattr(tiny_tier, "LAYERS", 1)
     tofu.write(tmp_path / "tofu")
@@ -211,7 +213,8 @@ def test_a_hub_out_of_reach_and_a_missing_package_are_told(
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="TOFU's files are not beside the project")
 @pytest.mark.parametrize("split", PARTS)
-def test_the_real_files_hold_every_part_with_its_perturbed_answers(split: str) -> None:
+def test_the_real_files_hold_every_part_with_its_perturbed_answers(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualoptim.tasks.tofu._Folder", functools.cache(_Folder))  # of thousands of rows, read once
     seen: set[str] = set()
     for part in range(1, len(PARTS[split]) + 1):
         task = Tofu(str(REAL), split=split, part=part, retain_rows=40, scored_rows=5)
