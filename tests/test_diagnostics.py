@@ -127,3 +127,14 @@ def test_objectives_may_be_called_as_what_is_measured() -> None:
             opt.step(objective=name)
         measured.append(list(diagnostics(opt)["all"].values()))
     assert measured[0] == measured[1] == measured[2]
+
+
+def test_layers_of_two_parts_of_a_model_stay_apart() -> None:
+    names = ["enc.layers.0.weight", "dec.layers.0.weight", "enc.layers.1.weight", "model.embed.weight"]
+    weights = {name: Parameter(torch.ones(2)) for name in names}
+    opt = DualOptimPlus(weights.values())
+    for weight in weights.values():
+        weight.grad = torch.ones(2)
+    opt.step(objective="forget")
+    found = diagnostics(opt, weights.items())
+    assert list(found) == ["enc.layers.0", "dec.layers.0", "layers.1", "embed", "all"]

@@ -270,3 +270,39 @@ def test_a_cuda_graph_captures_a_step() -> None:
         graph.replay()
         other.step()
     torch.testing.assert_close(param, plain)
+
+
+def test_what_is_the_same_for_all_groups_may_stand_in_one_as_wrappers_write_it_there() -> None:
+    own = {"objectives": ("a", "b"), "seed": 3, "backend": "plain", "process_group": None}
+    param = nn.Parameter(torch.ones(2))
+    opt = DualOptimPlus([{"params": [param], **own, "lr": 0.1}], **own)
+    assert not own.keys() & opt.param_groups[0].keys()
+    for key, other in (("objectives", ["a"]), ("seed", 4), ("backend", None)):
+        with pytest.raises(ValueError, match=f"sets '{key}', which this optimizer does not know"):
+            opt.add_param_group({"params": [nn.Parameter(torch.ones(1))], key: other})
+
+
+@pytest.mark.parametrize("name", ["max_update", "eps"])
+def test_a_setting_that_is_a_tensor_is_read_anew_in_every_step(name: str) -> None:
+    moved = []
+    for late in (False, True):
+        setting = torch.tensor(1.0)
+        param = nn.Parameter(torch.zeros(1))
+        opt = DualOptimPlus([param], lr=1.0, weight_decay=0.0, **{name: setting})
+        for step in range(2):
+            param.grad = torch.ones(1)
+            before = float(param.detach())
+            if late and step:
+                setting.mul_(100.0 if name == "eps" else 0.01)
+            opt.step(objective="forget")
+        moved.append(abs(float(param.detach()) - before))
+    assert moved[1] < moved[0] / 10
+
+
+def test_a_strangers_entry_in_the_state_before_the_first_step_is_let_be() -> None:
+    param = nn.Parameter(torch.ones(2))
+    opt = DualOptimPlus([param])
+    opt.state[param]["anchor"] = torch.ones(2)
+    param.grad = torch.ones(2)
+    opt.step(objective="forget")
+    assert int(opt.state[param]["step"]) == 1

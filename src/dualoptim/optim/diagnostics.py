@@ -67,13 +67,15 @@ def diagnostics(
         )
     optimizer = several
     names = {id(param): name for name, param in named_parameters or ()}
+    layer_of = _layers(names.values())
     layers: dict[str, list[Entry]] = {}
     index = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
             own = optimizer.state.get(param)
             if own:
-                layers.setdefault(_layer(names.get(id(param), f"parameter {index}")), []).append((param, own, group))
+                layer = layer_of[names[id(param)]] if id(param) in names else f"parameter {index}"
+                layers.setdefault(layer, []).append((param, own, group))
             index += 1
     distributed = any(hasattr(param, "to_local") for entries in layers.values() for param, _, _ in entries)
     ranks = dist.get_world_size(optimizer.process_group) if distributed else 1
@@ -103,10 +105,20 @@ def _copies(param: Any, ranks: int) -> int:
     return math.prod(sizes)
 
 
-def _layer(name: str) -> str:
-    """A parameter's layer, such as "layers.3": its first part with a number, else its name without the last part."""
-    numbered = re.match(r"(?:.*?\.)?(\w+\.\d+)(?=\.|$)", name)
-    return numbered[1] if numbered else name.rpartition(".")[0].removeprefix("model.") or name
+def _layers(names: Iterable[str]) -> dict[str, str]:
+    """Each parameter's layer, such as "layers.3": its first part with a number, else its name without the last part.
+
+    What stands before is left out unless layers of two parts of a model would then have one name.
+    """
+    whole, short = {}, {}
+    for name in names:
+        numbered = re.match(r"(.*?\.)?(\w+\.\d+)(?=\.|$)", name)
+        whole[name] = numbered[0] if numbered else name.rpartition(".")[0] or name
+        short[name] = numbered[2] if numbered else whole[name].removeprefix("model.")
+    meant: dict[str, set[str]] = {}
+    for name, layer in short.items():
+        meant.setdefault(layer, set()).add(whole[name])
+    return {name: layer if len(meant[layer]) == 1 else whole[name] for name, layer in short.items()}
 
 
 def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, UntypedStorage, nn
 
-from .state import BASE, CODES, SCALES, Stored, code_of, has_values, local, num_blocks, precision
+from .state import BASE, CODES, SCALES, STEP, Stored, code_of, has_values, local, num_blocks, precision
 
 SCALED = (torch.float32,)
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # types whose elements lie at their `data_ptr`
@@ -73,7 +73,7 @@ def entries(candidates: Sequence[Candidate], name_of: Callable[[int], str]) -> l
     ]
     # Moments in 8 bits have other keys, so these entries lack them, and each parameter is checked by itself.
     whole = all(
-        not each.own or (len(entry.moments) == len(each.keys) and has_base(each.own) == (len(each.keys) == 4))
+        STEP not in each.own or (len(entry.moments) == len(each.keys) and has_base(each.own) == (len(each.keys) == 4))
         for entry, each in zip(as_they_are, candidates, strict=True)
     )
     return as_they_are if whole and _all_in_order(as_they_are) else [_entry(each, name_of) for each in candidates]
@@ -135,7 +135,7 @@ def _entry(candidate: Candidate, name_of: Callable[[int], str]) -> Entry:
             f"{name()} is {param.dtype} and its gradient {given.dtype}, of which no step can be taken; both must be "
             "floating-point numbers"
         )
-    if own and has_base(own) != (group["base_betas"] is not None):
+    if STEP in own and has_base(own) != (group["base_betas"] is not None):
         raise ValueError(
             f"the group of {name()} had its base_betas turned {'off' if has_base(own) else 'on'} after its first step; "
             "turn them back, or begin with a new optimizer"

@@ -172,7 +172,7 @@ class DualOptimPlus(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its hyperparameters are checked as the constructor's arguments are."""
-        check_group(param_group)
+        self._check_group(param_group)
         settings = checked_settings({**self.defaults, **param_group}, self.objectives)
         if settings["base_betas"] is None:
             check_without_base("a parameter group", param_group, settings)
@@ -197,6 +197,17 @@ class DualOptimPlus(Optimizer):
                     )
                 raise ValueError(f"{name} stands in its parameter group twice; give it once")
             seen.add(id(param))
+
+    def _check_group(self, param_group: dict[str, Any]) -> None:
+        """`check_group`; what all groups have in common may stand in one, as wrappers such as ZeRO's write it there."""
+        same = {"objectives": self.objectives, "backend": self.backend, "seed": self.seed}
+        same["process_group"] = self.process_group
+        if isinstance(param_group, dict):
+            for key in same.keys() & param_group.keys():
+                given = param_group[key]
+                if (tuple(given) if isinstance(given, list) else given) == same[key]:
+                    del param_group[key]
+        check_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_objectives", "backend", "seed", "process_group", "_choice", "_skipped")
@@ -366,7 +377,8 @@ class DualOptimPlus(Optimizer):
 
     def _is_probed(self) -> bool:
         """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state."""
-        grads = [] if self.state or len(self.objectives) == 1 else list(self._local_gradients())
+        begun = any(STEP in own for own in self.state.values())  # other entries may be others'
+        grads = [] if begun or len(self.objectives) == 1 else list(self._local_gradients())
         return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
 
     def _asks(self) -> bool:
@@ -611,7 +623,7 @@ class DualOptim(DualOptimPlus):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; it has no base either."""
-        check_group(param_group)
+        self._check_group(param_group)
         if param_group.get("base_betas") is not None:
             raise ValueError("a parameter group sets 'base_betas', but DualOptim has no base; use DualOptimPlus")
         super().add_param_group(param_group)

@@ -135,8 +135,8 @@ def coefficients(
     """
     from .backends.tables import on_device  # here, as the backends import this module
 
-    def row(numbers: tuple[float, ...]) -> Tensor:
-        return on_device(numbers, torch.float64, steps.device)
+    def row(numbers: tuple[Any, ...]) -> Tensor:  # plain numbers: a tensor may change and stay the same tensor
+        return on_device(tuple(map(float, numbers)), torch.float64, steps.device)
 
     (beta1, beta2), (base1, base2) = betas, base_betas or (0.0, 0.0)
     own_lr = lr.detach().double() if isinstance(lr, Tensor) and lr.device == steps.device else None
