@@ -107,7 +107,8 @@ def gramian(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
     gram = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for i, one in enumerate(gradients):
         for j, other in enumerate(gradients[: i + 1]):
-            products = [_inner(a, b) for a, b in zip(one, other, strict=True)]
+            # A model may lie on several devices; the numbers meet on the first one's.
+            products = [_inner(a, b).to(one[0].device) for a, b in zip(one, other, strict=True)]
             gram[i, j] = gram[j, i] = torch.stack(products).double().sum().cpu()
     return gram
 

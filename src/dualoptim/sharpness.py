@@ -36,7 +36,8 @@ def worst_nearby(parameters: Sequence[nn.Parameter], rho: float) -> Worst:
     found = [(p, p.grad) for p in parameters if p.grad is not None]
     for p, _ in found:
         p.grad = None
-    norm = float(torch.stack([g.float().norm() for _, g in found]).norm()) if found else 0.0
+    norms = [g.float().norm().to(found[0][1].device) for _, g in found]  # a model may lie on several devices
+    norm = float(torch.stack(norms).norm()) if found else 0.0
     if not 0 < norm < float("inf"):
         return []
     for p, g in found:

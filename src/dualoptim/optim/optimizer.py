@@ -689,7 +689,7 @@ def _keys_of(objective: str, with_base: bool) -> tuple[Keys, ...]:
     return keys_of([*(of(name, objective) for name in DELTA), *(BASE if with_base else ())])
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _all_keys(objectives: tuple[str, ...], with_base: bool) -> frozenset[str]:
     """All keys of a parameter's state whose moments are in 32 bits."""
     counts = (of(DELTA_STEP, objective) for objective in objectives)
