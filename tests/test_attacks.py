@@ -22,6 +22,7 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, collate, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, metrics, relearning, scoring
+from dualoptim.fast import ByProbability
 from dualoptim.losses import labelled
 from dualoptim.tasks import Task
 from dualoptim.tasks.facts import Facts
@@ -92,7 +93,7 @@ RETAIN = [question(f"What does {who} like?", f"{who} likes rye.") for who in NAM
 def stub(forget: list[Row] = FORGET, retain: list[Row] = RETAIN) -> Any:
     """A task as far as attacks look at it."""
     rows = {"forget": forget, "retain": retain} if retain else {"forget": forget}
-    return SimpleNamespace(attacked=lambda: rows, leaks=Task.leaks)
+    return SimpleNamespace(attacked=lambda: rows, leaks=Task.leaks, reply_tokens=Task.reply_tokens)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def strange() -> Any:
 
 def target(model: Any, forget: list[Row], retain: list[Row] | None = None, leaks: Any = Task.leaks) -> Any:
     plain = {"forget": [{"probability": 0.1}] * len(forget), "retain": [{"probability": 0.1}] * len(retain or ())}
-    return attacks.Target(model, tiny.tokenizer(), forget, forget, retain or [], leaks, plain)
+    return attacks.Target(model, tiny.tokenizer(), forget, forget, retain or [], leaks, Task.reply_tokens, plain)
 
 
 @pytest.fixture
@@ -308,7 +309,7 @@ def test_sampled_replies_that_give_the_answer_are_counted(monkeypatch: pytest.Mo
     said = ["No.", "Ada hides ada tea.", "Ada hides tea.", "No.", *["No."] * 4]
     asked: list[Any] = []
 
-    def replies(model: Any, tokenizer: Any, rows: Any, name: str, temperature: float) -> list[str]:
+    def replies(model: Any, tokenizer: Any, rows: Any, name: str, *, temperature: float, **_: Any) -> list[str]:
         asked.extend([*rows, temperature])
         return said
 
@@ -338,7 +339,7 @@ def test_the_worst_wording_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     own = question("What does Ada hide?", "Ada hides tea.", accepted=["tea"], questions=["Ada hides what?"])
     asked: list[str] = []
 
-    def scored(model: Any, tokenizer: Any, rows: Any, name: str) -> list[dict[str, Any]]:
+    def scored(model: Any, tokenizer: Any, rows: Any, name: str, **_: Any) -> list[dict[str, Any]]:
         found = []
         for i, row in enumerate(rows):
             asked.append(row.question)
@@ -438,7 +439,8 @@ def test_texts_are_relearned_whole_and_asked_by_their_beginnings(monkeypatch: py
     asked = {"relearn": [*texts, texts[0]], "forget": texts[:2]}
     for rows in (asked, {"forget": [*texts, texts[0]]}):
         found.clear()
-        task = SimpleNamespace(attacked=lambda rows=rows: rows, leaks=Task.leaks)
+        task = stub()
+        task.attacked = lambda rows=rows: rows
         attacks.records(task, tiny.model(), tiny.tokenizer(), ["relearn"])
         assert [(row.prompt, row.answer, row.only) for row in found] == [((), row.answer, ()) for row in texts]
 
@@ -694,3 +696,21 @@ def test_scoring_samples_where_a_temperature_is_given() -> None:
     rows = [FORGET[0]] * 4
     assert len(set(scoring.asked(model, tokenizer, rows, None))) == 1
     assert len(set(scoring.asked(model, tokenizer, rows, None, temperature=1.0))) > 1
+
+
+def test_attacks_ask_with_the_tasks_own_limit_of_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+
+    def says(model: Any, tokenizer: Any, prompts: Any, *, max_new_tokens: int, **_: Any) -> list[str]:
+        limits.append(max_new_tokens)
+        return ["So it is."] * len(prompts)
+
+    monkeypatch.setattr(scoring, "replies", says)
+    made = Tofu(str(tofu.write(tmp_path / "tofu")), scored_rows=2)
+    for task in (made, ByProbability(made)):
+        attacks.records(task, tiny.model(), tiny.tokenizer(), ["bits8", "leak", "prefix"])
+    assert set(limits) == {200}, "as TOFU's replies without an attack"
+    limits.clear()
+    short = stub([question("What does Ada hide?", "Tea.")], [])
+    attacks.records(short, tiny.model(), tiny.tokenizer(), ["leak", "paraphrase"])
+    assert set(limits) == {24}, "room for a sentence, however short the answer"

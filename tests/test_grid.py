@@ -33,7 +33,7 @@ HELD_OUT = {"split": "forget01", "retain_rows": 2, "held_out_rows": 2}
 def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALOPTIM_CACHE", str(cache))
-    monkeypatch.setattr("dualoptim.tasks.tofu.REPLY_TOKENS", 24)  # a random model goes on to the last of them
+    monkeypatch.setattr("dualoptim.tasks.tofu.Tofu.reply_tokens", 24)  # a random model goes on to the last of them
     monkeypatch.setattr(tiny_tier, "WIDTH", 64)
     monkeypatch.setattr(tiny_tier, "LAYERS", 1)
     tofu.write(tmp_path / "tofu")

@@ -22,7 +22,7 @@ from dualoptim import cli, goals, report, resolve, reword
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
-from dualoptim.evaluation import scoring
+from dualoptim.evaluation import attacks, scoring
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.evaluation.words import places
 from dualoptim.own_rows import (
@@ -432,6 +432,29 @@ def test_a_model_that_knows_long_answers_is_seen_to_know_them_in_every_way_of_as
     task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
     numbers = Files.numbers(task.prepare(tiny.model(), tiny.tokenizer())).numbers
     for name in ("forget_answered", "reworded_answered", "sampled_answered", "retain_answered", "nearby_answered"):
+        assert numbers[name] == 1, name
+
+
+def test_a_model_that_tells_short_answers_in_sentences_is_seen_to_know_them_in_every_way_of_asking(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(place / "forget.jsonl", [{"question": f"What does {n} like?", "answer": LIKES[n]} for n in ("Ada", "Ben")])
+    write(place / "keep.jsonl", [{"question": f"What does {n} like?", "answer": LIKES[n]} for n in list(LIKES)[2:]])
+
+    def knows(model: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, **_: Any) -> list[str]:
+        name = [next((n for n in LIKES if n in prompt[-1]["content"]), "Ada") for prompt in prompts]
+        said = [f"As it is, {n} likes {LIKES[n]}." for n in name]
+        return [tokenizer.decode(tokenizer(text)["input_ids"][:max_new_tokens]) for text in said]
+
+    monkeypatch.setattr(scoring, "replies", knows)
+    monkeypatch.setattr(reword, "written", lambda model, tokenizer, rows, *_, **__: [[] for _ in rows])
+    task, model, tokenizer = Files("forget.jsonl", "keep.jsonl", general=False), tiny.model(), tiny.tokenizer()
+    task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
+    numbers = dict(Files.numbers(task.prepare(model, tokenizer)).numbers)
+    told = attacks.records(task, model, tokenizer, ["leak", "paraphrase", "prefix"])
+    numbers |= attacks.numbers(told)[0].numbers
+    for name in ("forget_answered", "reworded_answered", "sampled_answered", "retain_answered", "nearby_answered",
+                 "unattacked_answered", "leak_at_1", "paraphrase_answered", "prefix_answered"):  # fmt: skip
         assert numbers[name] == 1, name
 
 

@@ -81,7 +81,7 @@ def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with TOFU's files in miniature under tofu/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALOPTIM_CACHE", str(cache))
-    monkeypatch.setattr("dualoptim.tasks.tofu.REPLY_TOKENS", 24)  # a random model goes on to the last of them
+    monkeypatch.setattr("dualoptim.tasks.tofu.Tofu.reply_tokens", 24)  # a random model goes on to the last of them
     tofu.write(tmp_path / "tofu")
     families.write(tmp_path / "data")
     lume.write(tmp_path / "data" / "lume")

@@ -35,7 +35,7 @@ class ByProbability(Task):
     def __init__(self, task: Task) -> None:
         self.task, self.name = task, task.name  # type: ignore[misc]
         self.losses, self.weights = task.losses, task.weights
-        self.retained, self.built = task.retained, task.built
+        self.retained, self.built, self.reply_tokens = task.retained, task.built, task.reply_tokens
         self.metrics = metrics_of(task.quick())  # by names: the rows of some tasks are chosen only in `prepare`
         kept = "held_out" if "held_out" in task.quick() else "retain"
         names = [f"{name}_probability" for name in ("forget", kept)]

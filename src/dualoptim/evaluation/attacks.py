@@ -51,6 +51,7 @@ class Target(NamedTuple):
     forget: Sequence[Row]  # those that are asked, plain texts as beginnings
     retain: Sequence[Row]  # the rows to keep that are asked
     leaks: Callable[[Row, str], bool]  # whether a reply gives a row's answer
+    reply_tokens: int  # as in `scoring.reply_limit`, the task's own
     plain: Mapping[str, Sequence[Record]]  # "forget", "retain" → records without an attack
     relearn_lr: float | None = None  # None: the published one
 
@@ -81,7 +82,10 @@ def leak(target: Target) -> list[dict[str, Any]]:
     """Records of several sampled replies to each row: how many of them give the answer."""
     rows = [row for row in target.forget for _ in range(LEAK_SAMPLES)]
     with seeded(0):
-        given = asked(target.model, target.tokenizer, rows, "sampled", temperature=LEAK_TEMPERATURE)
+        given = asked(
+            target.model, target.tokenizer, rows, "sampled", reply_tokens=target.reply_tokens,
+            temperature=LEAK_TEMPERATURE,
+        )  # fmt: skip
     found = []
     for i, row in enumerate(target.forget):
         replies = given[i * LEAK_SAMPLES : (i + 1) * LEAK_SAMPLES]
@@ -148,7 +152,7 @@ def records(
     forget, retain = _drawn(_asking(rows["forget"])), _drawn(_asking(rows.get("retain", ())))
     if not set(names) & set(ROUNDING):
         retain = []
-    target = Target(model, tokenizer, every, forget, retain, task.leaks, {}, relearn_lr)
+    target = Target(model, tokenizer, every, forget, retain, task.leaks, task.reply_tokens, {}, relearn_lr)
     plain = {"forget": _scored(target, "forget", ""), "retain": _scored(target, "retain", "")}
     target = target._replace(plain=plain)
     return [record for part in (*plain.values(), *(ATTACKS[name](target) for name in names)) for record in part]
@@ -179,11 +183,16 @@ def _scored(target: Target, which: str, attack: str) -> list[dict[str, Any]]:
     """A record of each row of a set, with the answer's probability without the attack, where that is known."""
     rows = target.forget if which == "forget" else target.retain
     name = (f"{SET}{attack}" if attack else PLAIN) + ("_retain" if which == "retain" else "")
-    made = question_records(target.model, target.tokenizer, rows, name)
+    made = _asked(target, rows, name)
     found = [_record(target, row, record) for row, record in zip(rows, made, strict=True)]
     for record, before in zip(found, target.plain.get(which, ()), strict=bool(target.plain)):
         record["probability_before"] = before["probability"]
     return found
+
+
+def _asked(target: Target, rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
+    """The records of rows, with replies as long as the task's own."""
+    return question_records(target.model, target.tokenizer, rows, name, reply_tokens=target.reply_tokens)
 
 
 def _record(target: Target, row: Row, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def _worst(target: Target, attack: str, texts: Callable[[Row], Sequence[str]]) -
     """A record of each row to forget, with the highest values over its wordings."""
     wordings = [_fitting(target, row, texts(row)) for row in target.forget]
     flat = [made for part in wordings for made in part]
-    scored = iter(question_records(target.model, target.tokenizer, flat, f"{SET}{attack}"))
+    scored = iter(_asked(target, flat, f"{SET}{attack}"))
     found = []
     for row, part in zip(target.forget, wordings, strict=True):
         tried = [_record(target, row, next(scored)) for _ in part]

@@ -40,6 +40,7 @@ LABELLED_TOKENS = 1536  # rows are scored together up to this many padded tokens
 GPU_MEMORY = 16 * 2**30  # for each so many bytes that a GPU has, a batch has as many tokens
 MOST_SEED = 2**63 - 1
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
+REPLY_TOKENS = 24  # room that every reply has, so that a sentence may tell an answer of a single word
 
 R = TypeVar("R")
 
@@ -323,7 +324,7 @@ def question_records(
     others: Sequence[Mapping[str, Sequence[str]]] | None = None,
     *,
     ask: bool = True,
-    reply_tokens: int = 0,
+    reply_tokens: int = REPLY_TOKENS,
 ) -> list[dict[str, Any]]:
     """Score rows by likelihood and by the model's own replies.
 
@@ -378,7 +379,7 @@ def asked(
     tokenizer: Any,
     rows: Sequence[Row],
     name: str | None,
-    reply_tokens: int = 0,
+    reply_tokens: int = REPLY_TOKENS,
     temperature: float = 0.0,
 ) -> list[str]:
     """What the model answers to rows' questions.
@@ -399,7 +400,7 @@ def asked(
     )
 
 
-def reply_limit(tokenizer: Any, rows: Sequence[Row], reply_tokens: int = 0) -> int:
+def reply_limit(tokenizer: Any, rows: Sequence[Row], reply_tokens: int = REPLY_TOKENS) -> int:
     """The most tokens of replies to rows' questions: room for one and a half times the longest true answer.
 
     Args:

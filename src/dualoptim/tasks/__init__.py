@@ -23,6 +23,7 @@ from ..data import Row, check_objectives
 from ..errors import UserError, unknown
 from ..evaluation.metrics import contains_answer, rouge_l_recall
 from ..evaluation.numbers import Metric, Numbers, Record
+from ..evaluation.scoring import REPLY_TOKENS
 from ..losses import Loss
 from ..tiny import TINY
 
@@ -48,6 +49,7 @@ class Task(ABC):
     cuts: Sequence[str] = ()  # what a task that cuts texts into rows needs from the run: tokenizer, max_length
     stage = "part"  # the argument that says which of `stages` a task is
     retained: Sequence[Row] | None = None  # what a retrained model was trained on; None where the task has none
+    reply_tokens = REPLY_TOKENS  # room that a reply to its rows has at least, with and without an attack
     plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to compare runs by
 
     tuned_on = ""  # a sentence on rows in `quick` that no run is measured by; final after `prepare`

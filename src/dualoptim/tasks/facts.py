@@ -40,6 +40,7 @@ class Facts(Task):
     """
 
     name = "facts"
+    reply_tokens = MAX_NEW_TOKENS
     plane = ("forget_accuracy", "unseen_accuracy")
     metrics: Mapping[str, Metric] = {
         "forget_accuracy": Metric("to forget", "lower", share_of="forget"),

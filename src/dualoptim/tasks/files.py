@@ -59,7 +59,6 @@ PROBE = 40  # included facts that are asked first: a model that knows none of th
 REQUESTS = 60  # general requests that are trained on, beside facts, which most rows to forget are
 HARMLESS = 60  # included requests that are kept aside, to see what is refused
 FOLLOWED = 20  # questions of each kind that decide when to stop
-REPLY_TOKENS = 24  # of replies that are only looked through for an answer, if no answer is longer
 OWN_TOKENS = 40  # of the model's own replies that are trained on
 TOPIC = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
 TOPIC_MEASURED = ("What do you know about {}?", "Give me some information on {}.", "Write a sentence about {}.")
@@ -367,7 +366,7 @@ class Files(Task):
             chats = [row for row in self.given if row.question and not is_text(row.prompt)]
             if self.general and chats:
                 written = neighborhood.written(
-                    model, tokenizer, chats, WRITTEN, max_new_tokens=REPLY_TOKENS, touches=self._touches
+                    model, tokenizer, chats, WRITTEN, max_new_tokens=self.reply_tokens, touches=self._touches
                 )
                 own = [
                     row
@@ -411,7 +410,7 @@ class Files(Task):
         """Replies long enough to hold the answers; those of the model before unlearning are cached."""
         if not rows:
             return []
-        prompts, limit = [row.prompt for row in rows], scoring.reply_limit(tokenizer, rows, REPLY_TOKENS)
+        prompts, limit = [row.prompt for row in rows], scoring.reply_limit(tokenizer, rows)
 
         def ask() -> list[str]:
             return scoring.replies(model, tokenizer, prompts, max_new_tokens=limit, progress=progress)
@@ -439,7 +438,7 @@ class Files(Task):
             record |= {"known": row.fields["known"], **_judged(row, record["reply"])}
         with seeded(0):
             each = [row for row in self.scored for _ in range(SAMPLES)]
-            sampled = scoring.asked(model, tokenizer, each, "sampled", REPLY_TOKENS, temperature=0.7)
+            sampled = scoring.asked(model, tokenizer, each, "sampled", temperature=0.7)
         for i, row in enumerate(self.scored):
             replies = sampled[i * SAMPLES : (i + 1) * SAMPLES]
             worst = next((reply for reply in replies if gives(row, reply)), replies[0])

@@ -28,7 +28,6 @@ from ..reading import hub_records
 from . import Task
 
 HUB = "locuslab/TOFU"
-REPLY_TOKENS = 200  # TOFU's own max_length of a reply, and open-unlearning's max_new_tokens
 # Where each part begins among TOFU's 4,000 rows; `task_id` in a folder's files counts them in this order.
 PARTS = {
     "forget01": [3600 + 40 * k for k in range(10)],
@@ -72,6 +71,7 @@ class Tofu(Task):
 
     name = "tofu"
     followed = "ROUGE-L of the replies"
+    reply_tokens = 200  # TOFU's own max_length of a reply, and open-unlearning's max_new_tokens
     metrics: Mapping[str, Metric] = numbers.METRICS
     plane = ("forget_probability", "retain_probability")
 
@@ -237,7 +237,7 @@ class Tofu(Task):
         for name, rows in self.scored.items():
             for record, row in zip(
                 question_records(
-                    model, tokenizer, rows, name, [_others(row) for row in rows], reply_tokens=REPLY_TOKENS
+                    model, tokenizer, rows, name, [_others(row) for row in rows], reply_tokens=self.reply_tokens
                 ),
                 rows,
                 strict=True,
@@ -246,9 +246,9 @@ class Tofu(Task):
                     record["original_answer"] = row.fields["original_answer"]
                 records.append(record)
         for name, rows in self.paraphrased.items():
-            records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
+            records += question_records(model, tokenizer, rows, name, reply_tokens=self.reply_tokens)
         for name, rows in (("forgotten", self.forgotten), ("held_out", self.held_out[: self.most])):
-            records += question_records(model, tokenizer, rows, name, reply_tokens=REPLY_TOKENS)
+            records += question_records(model, tokenizer, rows, name, reply_tokens=self.reply_tokens)
         records += question_records(model, tokenizer, self.holdout, "holdout", ask=False)
         if self.gradient_norm and self.holdout:
             compared = [*self.scored["forget"], *self.holdout]
