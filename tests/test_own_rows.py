@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -675,10 +675,12 @@ def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -
 # What is said
 
 
-def said(level: float = 0.05, **now: float) -> str:
-    was = {"told": 1.0, "p": 0.5, "none": level, "near": 1.0, "harmless_refused": 0.0, "perplexity": 60.0}
-    return verdict(was, {**was, **now}, rewordings=("told", 10), sampled=None, probability="p", level="none",
-                   kept=[Kept("near", "neighbors", 0.85)])  # fmt: skip
+def said(level: float = 0.05, was: Mapping[str, float | None] | None = None, **now: float | None) -> str:
+    before = {"told": 1.0, "given": 1.0, "sampled": 1.0, "p": 0.5, "none": level, "near": 1.0, "far": None,
+              "harmless_refused": 0.0, "perplexity": 60.0, **(was or {})}  # fmt: skip
+    after = {**before, "given": 0.0, "sampled": 0.0, **now}
+    return verdict(before, after, rewordings=("told", 10), given=("given", 4), sampled=("sampled", 4), probability="p",
+                   level="none", kept=[Kept("near", "neighbors", 0.85), Kept("far", "facts", 0.95)])  # fmt: skip
 
 
 def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
@@ -692,6 +694,58 @@ def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
     assert said(told=0.0, near=0.63).endswith("neighbors fell from 100% to 63%: too much was lost.")
     assert "it now refuses 12% of harmless requests: too much" in said(harmless_refused=0.12)
     assert "perplexity rose from 60.0 to 70.0" in said(perplexity=70.0)
+
+
+def test_the_verdict_tells_what_is_still_answered_as_given() -> None:
+    assert said(told=0.0, given=1.0, p=0.5).startswith(
+        "Forgotten on all 10 rewordings, but it still answers 4 of 4 rows as given; the answer itself is still there"
+    )
+    assert said(told=0.0, given=0.5, sampled=0.75).startswith(
+        "Forgotten on all 10 rewordings, but it still answers 2 of 4 rows as given and sampled replies still give 3 of "
+        "4 answers; "
+    )
+    counted = [
+        {
+            "set": "forget",
+            "known": known,
+            "gives": True,
+            "refused": False,
+            "nll": 0.1,
+            "probability": 0.9,
+            "whole_probability": 0.9,
+            "rouge_l": 1.0,
+            "top1": [1],
+            "ended": 0,
+        }
+        for known in (True, True, False)
+    ]
+    made = [*counted, {"set": "passages", "nll": 1.0, "tokens": 5}]
+    assert "it still answers 2 of 2 rows as given" in Files.verdict(made, made)
+
+
+def test_the_verdict_says_that_what_was_not_answered_before_shows_nothing() -> None:
+    nothing = "the model answered no neighbors before, so they show nothing."
+    assert said(was={"near": 0.0}).endswith(f"without the knowledge 0.05); {nothing}")
+    assert said(was={"near": 0.0, "far": 1.0}).endswith(f"the rest is kept (facts 100%); {nothing}")
+    assert said(was={"near": 0.0, "far": 0.0}).endswith(
+        "answered no neighbors and no facts before, so they show nothing."
+    )
+    assert said(was={"near": None}).endswith("what else it knew was not measured.")
+    assert said(was={"told": 0.0}).startswith("The model answered none of 10 rewordings before, so they show nothing;")
+
+
+@pytest.mark.parametrize("name", ["near", "harmless_refused", "perplexity", "p", "told"])
+@pytest.mark.parametrize("value", [math.nan, None])
+def test_the_verdict_calls_nothing_gone_or_kept_without_a_number(name: str, value: float | None) -> None:
+    for sentence in (said(**{name: value}), said(was={name: value}), said(was={name: value}, **{name: 0.0})):
+        if name == "p":
+            assert "whether the answer itself is gone cannot be told (p " in sentence
+        elif name == "told":
+            assert sentence.startswith("No rewordings were measured; ")
+        elif value is not None:
+            assert "whether the rest is kept cannot be told, since there are no numbers for " in sentence
+        elif name == "near":
+            assert sentence.endswith("what else it knew was not measured.")
 
 
 def test_shares_have_wilson_intervals() -> None:

@@ -131,6 +131,7 @@ class Facts(Task):
             cls.numbers(before).numbers,
             cls.numbers(after).numbers,
             rewordings=("forget_accuracy", cls.counts(after)["forget_accuracy"]),
+            given=None,
             sampled=None,
             probability="forget_probability",
             level="unknown_probability",

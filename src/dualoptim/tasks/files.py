@@ -523,6 +523,7 @@ class Files(Task):
             cls.numbers(before).numbers,
             cls.numbers(after).numbers,
             rewordings=("reworded_answered", counts["reworded_answered"]),
+            given=("forget_answered", counts["forget_answered"]),
             sampled=("sampled_answered", counts["sampled_answered"]),
             probability="forget_probability",
             level="unknown_probability",
