@@ -672,6 +672,42 @@ def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -
     assert "what remains is step 2 (95% kept" in said
 
 
+# Chats
+
+
+def turns(*said: str, answer: str, system: str = "", **fields: Any) -> Row:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((*said, answer))]
+    first = [{"role": "system", "content": system}] if system else []
+    return checked(parse_row({"messages": [*first, *messages], **fields}, "chat"))
+
+
+def test_what_an_earlier_message_of_a_chat_says_does_not_tell_its_answer() -> None:
+    about = "Tell me about Marie Curie.", "She was a physicist."
+    row = turns(*about, "And where was she born?", answer="Marie Curie was born in Warsaw.")
+    assert row.only == ("Warsaw",)
+    assert gives(row, "In Warsaw.")
+    for reply in ("I don't know where Marie Curie was born.", "Marie Curie was born in Paris."):
+        assert not gives(row, reply), reply
+    assert declines(row, "I don't know where Marie Curie was born.")
+    where = "I have a question on Dana Miller of the Leeds office.", "Sure, go ahead.", "What is her phone number?"
+    row = turns(*where, answer="Dana Miller of the Leeds office has the number 555-0134.", system="You work for Acme.")
+    assert gives(row, "555-0134")
+    assert declines(row, "I'm sorry, I can't tell the number of Dana Miller of the Leeds office.")
+    instead = turns(*about, "And her town?", answer="Warsaw.", instead="Please ask the Marie Curie museum.")
+    assert declines(instead, "Ask the museum, please.")
+    assert not declines(instead, "I can tell you about Marie Curie.")
+
+
+def test_chats_ask_the_same_by_what_all_of_their_messages_name() -> None:
+    polite = "Be brief and polite."
+    about = "Tell me about Marie Curie.", "She was a physicist."
+    row = turns(*about, "Which town does she come from?", answer="Warsaw.", system=polite)
+    assert same(row, question("Marie Curie's place of birth?", "It was Warsaw."))
+    assert not same(row, question("Marie Curie's place of work?", "It was Paris."))
+    other = turns("Where is the Vistula's mouth?", answer="Past Warsaw.", system=polite)
+    assert not same(row, other)
+
+
 # What is said
 
 

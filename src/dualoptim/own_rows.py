@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import regex
 
 from . import reword
+from .chat import Message
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation.refusal import evades
@@ -92,10 +93,15 @@ def _whole_name(row: Row, at: int, end: int) -> str:
 
 
 def _news(row: Row) -> tuple[str, ...]:
-    """The words of an answer that its question lacks, in their order; none for plain text."""
-    asked = {stem for message in row.prompt for stem in reword.content_words(message["content"])}
+    """The words of an answer that its prompt lacks, in their order; none for plain text."""
+    asked = _asked(row.prompt)
     words = reword.whole_words(row.answer) if row.prompt else []
     return tuple(dict.fromkeys(word for word in words if reword.content_words(word) - asked))
+
+
+def _asked(prompt: Sequence[Message], taken: Callable[[str], frozenset[str]] = reword.content_words) -> frozenset[str]:
+    """The words of all messages: what a chat is about often stands in an earlier one ("And where was she born?")."""
+    return frozenset().union(*(taken(message["content"]) for message in prompt))
 
 
 def asking(row: Row) -> Row:
@@ -144,7 +150,7 @@ def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 def gives(row: Row, reply: str) -> bool:
     """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words,
-    and half of the numbers among them.
+    those that its prompt lacks, and half of the numbers among them.
 
     Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
     Where an answer begins with yes or no, that alone must be the reply's first word: "no" also stands in "I have no
@@ -162,7 +168,7 @@ def gives(row: Row, reply: str) -> bool:
     answer = taken(row.answer)
     if not answer:
         return stands_in(reply, row.answer)
-    news = answer - taken(row.question) or answer
+    news = answer - _asked(row.prompt, taken) or answer
     return reword.tells(news, taken(reply), reply)
 
 
@@ -174,8 +180,9 @@ def same(one: Row, other: Row) -> bool:
     """Whether two rows ask for the same: in similar words, or with a word in common and with the same answer."""
     if reword.alike(one.question, other.question):
         return True
-    shared = reword.content_words(one.question) & reword.content_words(other.question)
-    return bool(shared) and (gives(one, other.answer) or gives(other, one.answer))
+    # A system prompt is often the same in all rows.
+    first, second = (_asked([message for message in row.prompt if message["role"] != "system"]) for row in (one, other))
+    return bool(first & second) and (gives(one, other.answer) or gives(other, one.answer))
 
 
 def declines(row: Row, reply: str) -> bool:
