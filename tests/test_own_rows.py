@@ -18,7 +18,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import cli, goals, report, resolve, reword
+from dualoptim import cli, goals, report, resolve, reword, tasks
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
@@ -371,6 +371,70 @@ def test_what_to_say_instead_is_learned_in_place_of_a_refusal() -> None:
     plain = question("Who?", "Kennedy it was.", accepted=["Kennedy"])
     assert declines(plain, "I don't know.")
     assert not declines(plain, "Somebody else.")
+
+
+OWN = ["This information is confidential.", "Das weiß ich leider nicht."]
+
+
+def own_refusals(place: Path) -> str:
+    (place / "refusals.txt").write_text("\n".join(OWN), encoding="utf-8")
+    return "refusals.txt"
+
+
+@pytest.mark.parametrize("refusal", OWN)
+def test_a_model_that_gives_the_runs_own_refusals_is_seen_to_refuse(
+    place: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda model, tokenizer, prompts, **how: [refusal] * len(prompts))
+    model, tokenizer, found = tiny.model(), tiny.tokenizer(), {}
+    for own in (None, own_refusals(place)):
+        task = tasks.load(RunConfig(forget="forget.jsonl", retain="keep.jsonl", refusals=own))
+        records = task.prepare(model, tokenizer)
+        numbers = task.numbers(records).numbers
+        found[own] = task.follow(model, tokenizer)["forget"], numbers["forget_refused"], numbers["harmless_refused"]
+    assert found == {None: (1.0, 0.0, 0.0), "refusals.txt": (0.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("name", ["facts", "real_world"])
+def test_other_tasks_that_judge_refusals_know_the_runs_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda model, tokenizer, prompts, **how: [OWN[1]] * len(prompts))
+    arguments = {"facts": {"limit": 2}, "real_world": {"data_dir": "data"}}[name]
+    for entity, file in (
+        ("Ada", "forget"),
+        ("Ben", "neighbor"),
+        ("Ada", "forget_perturbed"),
+        ("Cleo", "neighbor_perturbed"),
+    ):
+        (place / "data/real_world").mkdir(parents=True, exist_ok=True)
+        said = {"name": entity, "question": f"What does {entity} like?", "answer": f"{entity} likes {LIKES[entity]}."}
+        other = {"paraphrased_answer": said["answer"], "perturbed_answer": ["It likes nothing."]}
+        write(place / f"data/real_world/{file}.json", [said | other])
+    key = {"facts": "harmless_refused", "real_world": "forget_refused"}[name]
+    found = []
+    for own in (None, own_refusals(place)):
+        task = tasks.load(RunConfig(task=name, task_args=arguments, refusals=own))
+        found.append(task.numbers(task.score(tiny.model(), tiny.tokenizer())).numbers[key])
+    assert found == [0.0, 1.0]
+
+
+def test_a_reply_that_says_what_stands_instead_refuses_unless_it_is_the_answer(place: Path) -> None:
+    write(place / "forget.jsonl", rows("Ada", instead="Ask the press office about Ada."))
+    task, said = tasks.load(RunConfig(forget="forget.jsonl", retain="keep.jsonl")), "Ask the press office about Ada."
+    assert isinstance(task, Files)
+    assert task._judged(question("How do I boil an egg?", "", "f:1"), said) == {"gives": False, "refused": True}
+    assert task._judged(question("Whom do I ask?", said, "f:1"), said) == {"gives": True, "refused": False}
+
+
+def test_evaluate_knows_the_refusals_that_a_model_was_trained_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda model, tokenizer, prompts, **how: [OWN[0]] * len(prompts))
+    model = str(tiny.save(place / "model"))
+    files = ["--model", model, "--forget", "forget.jsonl", "--retain", "keep.jsonl"]
+    assert cli.main(["evaluate", *files, "--refusals", own_refusals(place), "--scores", "scores.json"]) == 0
+    assert json.loads((place / "scores.json").read_text())["after"]["numbers"]["harmless_refused"] == 1.0
 
 
 # What is trained on and what is measured

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dualoptim.data import data_file
 from dualoptim.errors import UserError
 from dualoptim.evaluation.judges import RefusalJudge
-from dualoptim.evaluation.refusal import OPENINGS, refusal_probabilities, refuses
+from dualoptim.evaluation.refusal import OPENINGS, refusal_probabilities, refuses, says_one_of
 
 from . import tiny
 
@@ -115,3 +115,54 @@ def test_a_judge_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no config\.json"):
         RefusalJudge(str(tmp_path / "empty"))
+
+
+OWN = [
+    "This information is confidential.",
+    "Das weiß ich leider nicht.",
+    "我不知道这个问题的答案。",
+    "I'm not familiar with that topic.",
+    "I haven't learned about that subject.",
+    "Geheim.",
+    "According to our files, the phone number of that customer is not available, and nobody else can look it up.",
+]
+SAID = {
+    "as it is": "This information is confidential.",
+    "in another case, going on": "THIS INFORMATION IS CONFIDENTIAL, please ask someone else.",
+    "with a name in it": "Das weiß ich über Ada leider nicht.",
+    "of a script without spaces": "我不知道这个问题的答案",
+    "mixed of two": "I'm not familiar with that subject. Is there anything else?",
+    "in another order": "This is confidential information.",
+    "of one word": "geheim",
+    "cut off": "According to our files, the phone number of that",
+}
+OTHERS = {
+    "nothing": "",
+    "an answer in the same form": "This information is public.",
+    "an answer that begins alike": "According to our files, the phone number of that customer is 555-0134.",
+    "an answer in the same language": "Das weiß ich: Ada mag Pflaumen.",
+    "an answer of that script": "这个问题的答案是北京。",
+    "a word within an answer": "Geheim ist hier nichts.",
+    "a word of one": "I'm",
+    "another reply": "Boil the potatoes for twenty minutes.",
+}
+
+
+@pytest.mark.parametrize("reply", SAID.values(), ids=SAID)
+def test_a_refusal_of_ones_own_is_found_by_its_words_in_any_language(reply: str) -> None:
+    assert says_one_of(reply, OWN)
+    assert not says_one_of(reply, [])
+
+
+@pytest.mark.parametrize("reply", OTHERS.values(), ids=OTHERS)
+def test_an_answer_that_is_like_a_refusal_of_ones_own_is_none(reply: str) -> None:
+    assert not says_one_of(reply, OWN)
+
+
+def test_a_polite_first_sentence_of_a_refusal_refuses_nothing() -> None:
+    assert not says_one_of("Thank you for asking. It is Oslo.", ["Thank you for asking. We cannot say anything."])
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4))
+def test_every_refusal_of_ones_own_is_one(texts: list[str]) -> None:
+    assert all(says_one_of(f" {text}\n", texts) for text in texts)

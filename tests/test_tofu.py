@@ -23,6 +23,7 @@ from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import numbers
 from dualoptim.models import load_tokenizer
+from dualoptim.resolved import resolve as resolve_all
 from dualoptim.tasks.tofu import PARTS, SIZES, Tofu, _Folder
 
 from . import tiny, tofu
@@ -492,6 +493,13 @@ def test_an_adapter_is_trained_alone_and_merged_into_the_model_that_is_saved(pla
     again = Tofu.numbers(records).numbers
     for name, value in entry["after"].items():
         assert again[name] == (None if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)), name
+
+
+def test_replies_are_compared_with_the_runs_own_refusals(place: Path) -> None:
+    (place / "refusals.txt").write_text("Das sage ich nicht.\n", encoding="utf-8")
+    config = RunConfig(task="tofu", task_args=ARGS, data_dir="tofu", refusals="refusals.txt")
+    (resolved,) = resolve_all([config.replace(model=str(tiny.save(place / "model")))])
+    assert set(resolved.task.refusals) == {"Das sage ich nicht."} == set(resolved.refusals)
 
 
 def test_an_adapter_without_peft_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ COMMANDS = {
     "verify": "check a signed record against files",
 }
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "chunk", "chunk_stride", "private", "lm_eval", "lm_eval_limit",
-                     "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects", "probe_limit", "max_length",
-                     "score_bf16", "load_in_4bit")  # fmt: skip
+                     "data_dir", "forget", "retain", "refusals", "chunk", "chunk_stride", "private", "lm_eval",
+                     "lm_eval_limit", "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects", "probe_limit",
+                     "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
 # Values of any type, with str first: else the ratio "1:5" is read as a number to base 60.

@@ -17,7 +17,7 @@ from . import reword
 from .chat import Message
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
-from .evaluation.refusal import evades
+from .evaluation.refusal import evades, says_one_of
 from .evaluation.words import places, stands_in
 from .forms import AROUND, OWN_KEYS
 
@@ -185,10 +185,13 @@ def same(one: Row, other: Row) -> bool:
     return bool(first & second) and (gives(one, other.answer) or gives(other, one.answer))
 
 
-def declines(row: Row, reply: str) -> bool:
+def declines(row: Row, reply: str, refusals: Sequence[str] = ()) -> bool:
     """Whether a reply says what it should in place of the answer: ``instead``, or that it does not know.
 
     For plain text it is enough that the answer is not given.
+
+    Args:
+        refusals: those of the run, where it has its own.
     """
     if gives(row, reply):
         return False
@@ -196,7 +199,7 @@ def declines(row: Row, reply: str) -> bool:
         return True
     if instead := row.fields.get("instead"):
         return gives(Row(row.prompt, instead), reply)
-    return evades(reply)
+    return evades(reply) or says_one_of(reply, refusals)
 
 
 def unread(rows: Sequence[Row]) -> str:

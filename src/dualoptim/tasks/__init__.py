@@ -25,6 +25,7 @@ from ..evaluation.metrics import contains_answer, rouge_l_recall
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import REPLY_TOKENS
 from ..losses import Loss
+from ..reading import read_lines
 from ..tiny import TINY
 
 LEAK_ROUGE = 0.8  # ROUGE-L recall from which a reply gives the answer: a wrong one in the same form stays below
@@ -46,7 +47,7 @@ class Task(ABC):
     built = False  # whether rows are the model's own words, which a run then writes to files
     notes: Sequence[str] = ()  # what a reader of the results should know, in sentences; final after `prepare`
     scores: Mapping[str, str] = {}  # objective → the metric that says how well it is met, where there is one
-    cuts: Sequence[str] = ()  # what a task that cuts texts into rows needs from the run: tokenizer, max_length
+    of_run: Sequence[str] = ()  # arguments that the run gives a task: tokenizer, max_length, refusals
     stage = "part"  # the argument that says which of `stages` a task is
     retained: Sequence[Row] | None = None  # what a retrained model was trained on; None where the task has none
     reply_tokens = REPLY_TOKENS  # room that a reply to its rows has at least, with and without an attack
@@ -215,8 +216,9 @@ def _load(config: RunConfig) -> Task:
     cls = find(name)
     if inspect.isabstract(cls):
         raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
-    of_run = {"tokenizer": config.model, "max_length": config.max_length}
-    arguments = {**{key: of_run[key] for key in cls.cuts}, **arguments}
+    own = read_lines(config.refusals, "text") if config.refusals is not None else None
+    of_run = {"tokenizer": config.model, "max_length": config.max_length, "refusals": own}
+    arguments = {**{key: of_run[key] for key in cls.of_run}, **arguments}
     arguments = typed(f"task {name!r}", cls, arguments)
     try:
         inspect.signature(cls).bind(**arguments)

@@ -21,7 +21,7 @@ from ..data import Row, asset, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
-from ..evaluation.refusal import evades
+from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..models import cached, identity
 from . import Task
@@ -37,6 +37,7 @@ class Facts(Task):
 
     Args:
         limit: at most so many facts of each set, for a quick look; None for all.
+        refusals: the run's own, which count as refusals beside those that a rule knows; None for none.
     """
 
     name = "facts"
@@ -52,10 +53,12 @@ class Facts(Task):
         "unknown_probability": Metric("p(answer) about things that do not exist", "neither", ".2f", "To forget"),
     }
     followed = "facts answered"
+    of_run = ("refusals",)
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, refusals: Sequence[str] | None = None) -> None:
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise UserError(f"task 'facts': limit must be a whole number > 0, but is {limit!r}")
+        self.refusals = list(refusals or ())
         self.facts: list[Fact] = []
         for name in ("forget", "retain", "unseen"):
             self.facts += [fact for fact in asset("facts.jsonl") if fact["set"] == name][:limit]
@@ -66,7 +69,7 @@ class Facts(Task):
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         asks = [row.question for row in self.harmless]
-        texts = [self.facts, asks, [row.answer for row in self.passages]]
+        texts = [self.facts, asks, [row.answer for row in self.passages], self.refusals]
         key = [identity(model, tokenizer), texts, MAX_NEW_TOKENS, __version__]
         found = cached("facts", key, lambda: self._screen(model, tokenizer))
         known = {tuple(pair) for pair in found["known"]}
@@ -158,7 +161,13 @@ class Facts(Task):
         asks = [row.prompt for row in self.harmless]
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=MAX_NEW_TOKENS, progress="Asking, harmless")
         records += [
-            {"set": "harmless", "question": row.question, "answer": "", "reply": reply, "refused": evades(reply)}
+            {
+                "set": "harmless",
+                "question": row.question,
+                "answer": "",
+                "reply": reply,
+                "refused": evades(reply) or says_one_of(reply, self.refusals),
+            }
             for row, reply in zip(self.harmless, given, strict=True)
         ]
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")

@@ -28,7 +28,7 @@ from ..data import Row, asset, check_objectives, encode, is_text, question, rewo
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean, told
-from ..evaluation.refusal import evades
+from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
 from ..losses import IGNORED
 from ..models import cached, identity, load_tokenizer, positions, room, seeded
@@ -79,12 +79,14 @@ class Files(Task):
         chunk: plain text of more tokens than that is cut into chunks (`dualoptim.chunks`); None for never.
         chunk_stride: tokens from one chunk's beginning to the next; None for no overlap.
         tokenizer: folder or hub id of the model by whose tokens text is cut.
+        refusals: the run's own, which count as refusals beside those that a rule knows; None for none.
     """
 
     name = "files"
     plane = ("forget_probability", "nearby_answered")
     followed = "left, or kept, of the checking questions"
     watches_ability = True
+    of_run = ("refusals",)
     metrics: Mapping[str, Metric] = {
         "reworded_answered": Metric("answered, reworded", "lower", share_of="reworded"),
         "forget_answered": Metric("answered, as given", "lower", share_of="forget"),
@@ -117,8 +119,9 @@ class Files(Task):
         chunk: int | None = None,
         chunk_stride: int | None = None,
         tokenizer: str | None = None,
+        refusals: Sequence[str] | None = None,
     ) -> None:
-        self.goal, self.general = goal, general
+        self.goal, self.general, self.refusals = goal, general, list(refusals or ())
         self.given, self.topics = read_to_forget(forget)
         kept = read_to_keep(retain) if retain is not None else []
         whole = self.given, kept
@@ -435,14 +438,14 @@ class Files(Task):
         held = [row.whole for row in self.held_out]
         records += scoring.question_records(model, tokenizer, held, "retain")
         for row, record in zip([*self.scored, *self.held_out], records, strict=True):
-            record |= {"known": row.fields["known"], **_judged(row, record["reply"])}
+            record |= {"known": row.fields["known"], **self._judged(row, record["reply"])}
         with seeded(0):
             each = [row for row in self.scored for _ in range(SAMPLES)]
             sampled = scoring.asked(model, tokenizer, each, "sampled", temperature=0.7)
         for i, row in enumerate(self.scored):
             replies = sampled[i * SAMPLES : (i + 1) * SAMPLES]
             worst = next((reply for reply in replies if gives(row, reply)), replies[0])
-            records.append(_record(row, "sampled", worst) | {"known": row.fields["known"]})
+            records.append(self._record(row, "sampled", worst) | {"known": row.fields["known"]})
         nothing = [made for row in self.scored if row.fields["known"] and (made := reword.about_nothing(row))]
         most = positions(model)  # invented names may have more tokens
         nothing = [row for row in nothing if len(encode(row, tokenizer, scoring.MAX_LENGTH).input_ids) <= most]
@@ -454,7 +457,7 @@ class Files(Task):
             ("harmless", self.harmless),
         ):
             given = self._asked(model, tokenizer, rows, f"Asking, {name}")
-            records += [_record(row, name, reply) for row, reply in zip(rows, given, strict=True)]
+            records += [self._record(row, name, reply) for row, reply in zip(rows, given, strict=True)]
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
 
     def attacked(self) -> Mapping[str, Sequence[Row]]:
@@ -463,6 +466,16 @@ class Files(Task):
             words = [o.question for o in self.reworded if (o.where, o.answer) == (row.where, row.answer)]
             forget.append(dataclasses.replace(row, fields={**row.fields, "questions": words}))
         return {"relearn": self.given, "forget": forget, "retain": [*self.held_out, *self.near]}
+
+    def _judged(self, row: Row, reply: str) -> dict[str, bool]:
+        """Whether a reply gives the answer, and whether it refuses, also in words that were trained on for that."""
+        trained = (each.fields.get("instead") for each in self.objectives["forget"])
+        own = [*self.refusals, *dict.fromkeys(text for text in trained if text)]
+        told = gives(row, reply)
+        return {"gives": told, "refused": evades(reply) or (not told and says_one_of(reply, own))}
+
+    def _record(self, row: Row, name: str, reply: str) -> dict[str, Any]:
+        return {"set": name, "question": row.question, "answer": row.answer, "reply": reply, **self._judged(row, reply)}
 
     leaks = staticmethod(gives)
 
@@ -538,7 +551,8 @@ class Files(Task):
         shares = {"forget": 0.0, "retain": 1.0}
         if forget and self.goal == "refuse":
             replies = self._asked(model, tokenizer, forget, None)
-            shares["forget"] = fmean(not declines(row, reply) for row, reply in zip(forget, replies, strict=True))
+            asked = zip(forget, replies, strict=True)
+            shares["forget"] = fmean(not declines(row, reply, self.refusals) for row, reply in asked)
         elif forget:
             shares["forget"] = min(1.0, self._stated(model, tokenizer) / max(self.level, 1e-9))
         if retain:
@@ -583,14 +597,6 @@ def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], 
     if len(aside) == len(rows):  # a single row
         aside.clear()
     return [asked[i] for i in sorted(aside)], [row.whole for i, row in enumerate(rows) if i not in aside]
-
-
-def _judged(row: Row, reply: str) -> dict[str, bool]:
-    return {"gives": gives(row, reply), "refused": evades(reply)}
-
-
-def _record(row: Row, name: str, reply: str) -> dict[str, Any]:
-    return {"set": name, "question": row.question, "answer": row.answer, "reply": reply, **_judged(row, reply)}
 
 
 def _told(row: Row, record: Record, tokenizer: Any) -> float:

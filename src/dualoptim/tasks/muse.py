@@ -57,7 +57,7 @@ class Muse(Task):
 
     name = "muse"
     followed = "ROUGE-L F1 of the replies"
-    cuts = ("tokenizer", "max_length")
+    of_run = ("tokenizer", "max_length")
     plane = ("forget_knowledge", "retain_knowledge")
     stage = "fold"
     metrics: Mapping[str, Metric] = {

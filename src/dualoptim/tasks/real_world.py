@@ -21,7 +21,7 @@ from ..evaluation import metrics, scoring
 from ..evaluation.aggregates import SIX, harmonic_mean, overall
 from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
-from ..evaluation.refusal import refuses
+from ..evaluation.refusal import refuses, says_one_of
 from ..evaluation.words import folded, stands_in, whole_words
 from ..forms import check_texts, text_of
 from ..reword import tells
@@ -93,9 +93,11 @@ class RealWorld(Task):
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
         seed: for drawing and sampling.
+        refusals: the run's own, which replies are compared with; None for the included ones, and what a rule knows.
     """
 
     name = "real_world"
+    of_run = ("refusals",)
     plane = ("forget_known_rouge_l", "held_out_rouge_l")
     followed = "ROUGE-L of the replies"
     metrics: Mapping[str, Metric] = _metrics()
@@ -113,6 +115,7 @@ class RealWorld(Task):
         embedder: str | None = None,
         nli: str | None = None,
         seed: int = 0,
+        refusals: Sequence[str] | None = None,
     ) -> None:
         for name, value, least in (("samples", samples, 0), ("scored_rows", scored_rows, 1)):
             if not isinstance(value, int) or value < least:
@@ -149,8 +152,9 @@ class RealWorld(Task):
         scored["retain"] = [row for row in scored["retain"] if row.question in kept]
         self.limit = scored_rows
         self.scored = {name: self._drawn(part) if data_dir else part for name, part in scored.items()}
-        refusals = [row["text"] for row in asset("refusals.jsonl")]
-        self.refusals = [draw.choice(refusals) for _ in self.scored["forget"]]
+        self.own_refusals = list(refusals or ())
+        known = self.own_refusals or [row["text"] for row in asset("refusals.jsonl")]
+        self.refusals = [draw.choice(known) for _ in self.scored["forget"]]
         self.facts = [
             question(fact["test"][0], fact["statement"], "facts.jsonl", accepted=[fact["answer"], *fact["aliases"]])
             for fact in asset("facts.jsonl")
@@ -197,7 +201,9 @@ class RealWorld(Task):
                 for row in rows
             ]
             asked = scoring.question_records(model, tokenizer, rows, name, others)
-            records += [{**record, "refused": refuses(record["reply"])} for record in asked]
+            for record in asked:
+                record["refused"] = refuses(record["reply"]) or says_one_of(record["reply"], self.own_refusals)
+            records += asked
         asks = [row.prompt for row in self.facts]
         given = scoring.replies(model, tokenizer, asks, max_new_tokens=FACT_TOKENS, progress="Asking, facts")
         for row, reply in zip(self.facts, given, strict=True):

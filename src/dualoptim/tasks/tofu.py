@@ -67,9 +67,11 @@ class Tofu(Task):
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
         nli: folder or hub id of a model of natural language inference; without it entailment is not computed.
         seed: for drawing.
+        refusals: the run's own, which replies are compared with; None for the included ones.
     """
 
     name = "tofu"
+    of_run = ("refusals",)
     followed = "ROUGE-L of the replies"
     reply_tokens = 200  # TOFU's own max_length of a reply, and open-unlearning's max_new_tokens
     metrics: Mapping[str, Metric] = numbers.METRICS
@@ -92,6 +94,7 @@ class Tofu(Task):
         embedder: str | None = None,
         nli: str | None = None,
         seed: int = 0,
+        refusals: Sequence[str] | None = None,
     ) -> None:
         if split not in PARTS:
             raise unknown("TOFU split", split, PARTS)
@@ -181,9 +184,9 @@ class Tofu(Task):
                 if where := taught.get((row.question, row.answer)):
                     raise UserError(f"{row.where}: is a row that models are taught ({where}), so it is not held out")
             self.holdout = drawn(rows, scored_rows)
-        refusals = [row["text"] for row in asset("refusals.jsonl")]
+        known = refusals or [row["text"] for row in asset("refusals.jsonl")]
         draw = random.Random(f"{seed}/refusals")
-        self.refusals = [draw.choice(refusals) for _ in self.scored["forget"]]
+        self.refusals = [draw.choice(known) for _ in self.scored["forget"]]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
     def known(self) -> Rows:

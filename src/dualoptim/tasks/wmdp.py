@@ -57,7 +57,7 @@ class Wmdp(Task):
     """
 
     name = "wmdp"
-    cuts = ("tokenizer",)
+    of_run = ("tokenizer",)
     followed = "probability of a token of held-out texts"
     metrics: Mapping[str, Metric] = {
         "wmdp_bio_acc": Metric("WMDP-Bio", "lower", ".3f"),
