@@ -724,6 +724,22 @@ def test_a_goal_needs_something_to_forget() -> None:
         resolve.check(RunConfig(task="safety", until=0.5))
 
 
+@pytest.mark.parametrize("key", ["until", "keep_at_least"])
+def test_refusals_are_not_waited_for_where_the_loss_teaches_none(place: Path, key: str) -> None:
+    given = RunConfig(forget="forget.jsonl", retain="keep.jsonl", **{key: 0.5})
+    for loss in ("AltPO", "NPO"):
+        other = given.replace(forget_loss=loss)
+        with pytest.raises(
+            UserError, match=f"^{key}: with the goal refuse, .* and {loss} teaches none; add --goal erase"
+        ):
+            resolve.check(other)
+        resolve.check(other.replace(goal="erase"))
+    for loss in ("IDK", "DPO", "JensUn"):
+        resolve.check(given.replace(forget_loss=loss))
+    write(place / "forget.jsonl", rows("Ada", instead="Ada likes nothing."))
+    resolve.check(given.replace(forget_loss="AltPO"))
+
+
 def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -> None:
     model = nn.Linear(1, 1, bias=False)
     best = Best(model, {"safe": 0.1, "helpful": 0.4, "ability": 1.0}, None, 0.9, 4, kept=("helpful", "ability"))

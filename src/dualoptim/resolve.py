@@ -22,7 +22,7 @@ from torch import nn
 from . import adapters, ranks, reporting, tasks
 from .combine import RULES, check_roles
 from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
-from .data import asset
+from .data import asset, is_text
 from .errors import UserError, unknown
 from .evaluation import attacks, general, probes
 from .losses import LOSSES, Loss
@@ -341,6 +341,7 @@ def check_with(config: RunConfig, task: Task) -> None:
             raise unknown("objective of weights", name, task.objectives)
     if not any({**task.weights, **config.weights}.get(name, 1.0) for name in task.objectives):
         raise UserError("weights: those of all objectives are 0, so nothing would be trained on; leave one out")
+    _check_stop(config, task, losses)
     _check_multiplier(config, task)
     _check_sam(config, task)
     if config.attacks and "forget" not in task.objectives:
@@ -361,6 +362,21 @@ def check_with(config: RunConfig, task: Task) -> None:
             raise UserError(f"memorise_args: {key} must be > 0, but is {value}")
     if not 0 <= config.warmup_ratio <= 1:
         raise UserError(f"warmup_ratio must be from 0 to 1, a share of the steps, but is {config.warmup_ratio}")
+
+
+def _check_stop(config: RunConfig, task: Task, losses: Mapping[str, Loss]) -> None:
+    """Refuse to stop, or to choose a point, by counting refusals where the loss teaches none."""
+    looks = next((key for key in ("until", "keep_at_least") if getattr(config, key) is not None), None)
+    if looks is None or config.task is not None or config.goal != "refuse":
+        return
+    loss = losses["forget"]
+    for row in task.objectives["forget"]:
+        replaced = loss.needs_idk and (not loss.needs_alternates or row.fields.get("instead"))
+        if row.prompt and not is_text(row.prompt) and not replaced:  # a text is forgotten where it is not continued
+            raise UserError(
+                f"{looks}: with the goal refuse, replies that refuse are counted as forgotten, and "
+                f"{config.forget_loss} teaches none; add --goal erase, or --{looks.replace('_', '-')} null"
+            )
 
 
 def _check_multiplier(config: RunConfig, task: Task) -> None:
