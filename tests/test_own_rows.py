@@ -427,6 +427,21 @@ def test_a_reply_that_says_what_stands_instead_refuses_unless_it_is_the_answer(p
     assert task._judged(question("Whom do I ask?", said, "f:1"), said) == {"gives": True, "refused": False}
 
 
+def test_a_long_text_instead_is_heard_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = " ".join(f"For number {i} ask the office in room {i}." for i in range(20))
+    write(place / "forget.jsonl", rows("Ada", instead=long))
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+
+    def replies(model: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, **how: Any) -> list[str]:
+        said = tokenizer(long, add_special_tokens=False)["input_ids"][:max_new_tokens]
+        return [tokenizer.decode(said)] * len(prompts)
+
+    monkeypatch.setattr(scoring, "replies", replies)
+    task = Files("forget.jsonl", "keep.jsonl")
+    task.prepare(model, tokenizer)
+    assert task.follow(model, tokenizer)["forget"] == 0.0
+
+
 def test_evaluate_knows_the_refusals_that_a_model_was_trained_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -410,10 +410,11 @@ class Files(Task):
         return [row.answered(whole_sentences(reply)) for (row, reply), right in zip(once, twice, strict=True) if right]
 
     def _asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Row], progress: str | None) -> list[str]:
-        """Replies long enough to hold the answers; those of the model before unlearning are cached."""
+        """Replies long enough for the answers and what stands `instead`; the model's before unlearning are cached."""
         if not rows:
             return []
-        prompts, limit = [row.prompt for row in rows], scoring.reply_limit(tokenizer, rows)
+        others = [row.answered(text) for row in rows if (text := row.fields.get("instead"))]
+        prompts, limit = [row.prompt for row in rows], scoring.reply_limit(tokenizer, [*rows, *others])
 
         def ask() -> list[str]:
             return scoring.replies(model, tokenizer, prompts, max_new_tokens=limit, progress=progress)
