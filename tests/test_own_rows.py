@@ -427,6 +427,13 @@ def test_a_reply_that_says_what_stands_instead_refuses_unless_it_is_the_answer(p
     assert task._judged(question("Whom do I ask?", said, "f:1"), said) == {"gives": True, "refused": False}
 
 
+def test_what_stands_instead_must_not_give_the_answer(place: Path) -> None:
+    polite = {"question": "How warm is it?", "answer": "It is mild outside, sailor!", "instead": "It is mild outside."}
+    with pytest.raises(UserError, match=r"^f.jsonl:1: 'instead' itself gives the answer, .* name in 'accepted' what"):
+        read_to_forget(Path(write(place / "f.jsonl", [polite])).name)
+    read_to_forget(write(place / "f.jsonl", [{**polite, "accepted": ["sailor"]}]))
+
+
 def test_a_long_text_instead_is_heard_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = " ".join(f"For number {i} ask the office in room {i}." for i in range(20))
     write(place / "forget.jsonl", rows("Ada", instead=long))

@@ -49,7 +49,13 @@ def read_to_forget(path: str) -> tuple[list[Row], list[str]]:
                 )
             topics.append(name.strip())
         else:
-            rows.append(checked(parse_row(record, where)))
+            row = checked(parse_row(record, where))
+            if (instead := row.fields.get("instead")) and gives(row, instead):
+                raise UserError(
+                    f"{where}: 'instead' itself gives the answer, so that no reply could show which of them it is; "
+                    "name in 'accepted' what must not be said, or give another 'instead'"
+                )
+            rows.append(row)
     return rows, topics
 
 
