@@ -82,6 +82,21 @@ def test_a_private_card_names_no_file_and_an_adapters_has_its_own_numbers() -> N
     assert "| 25% (11–47) |" in merged
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_card_has_no_folder_and_no_subject_of_the_questions_that_were_asked(private: bool) -> None:
+    folder = "/home/jane/clients"
+    made, entry = results(
+        private=private, probes=["rwku"], probe_subjects=["Jane Roe"], probes_dir=f"{folder}/probes",
+        lm_eval=[f"{folder}/patient.yaml"], task_args={"deeper": {"paths": [[f"{folder}/x"]], "who": ["Jane Roe"]}},
+    )  # fmt: skip
+    entry["verdict"] = "Jane Roe is forgotten."
+    entry["not_computed"]["cosine"] = f"{folder}/probes has no question on Jane Roe"
+    made["notes"] = ["Jane Roe is not known."]
+    text = card.of(made, entry, "model")
+    assert "jane" not in text.lower()
+    assert ("patient.yaml" in text) != private
+
+
 def test_an_adapter_of_a_model_that_only_the_cache_has_says_so_and_is_not_uploaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

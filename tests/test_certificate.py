@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from dualoptim import cli
-from dualoptim.certify import certificate, evidence, measured, signing
+from dualoptim.certify import certificate, evidence, measured, shown, signing
 from dualoptim.certify.certificate import DIFFERS, NOT_THERE, OK, Check, certify, verify
-from dualoptim.config import RunConfig
+from dualoptim.config import SHOWN, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.tasks.facts import Facts
 
@@ -329,6 +331,69 @@ def test_names_to_forget_and_paths_are_in_no_record(run: Path, key: Path, tmp_pa
     assert SECRET not in text
     assert str(tmp_path) not in text
     assert said["remarks"] == ["forget.jsonl:1 is not known"]
+
+
+def test_every_setting_that_may_hold_text_says_how_others_are_shown_it() -> None:
+    hints = typing.get_type_hints(RunConfig)
+    for field in dataclasses.fields(RunConfig):
+        of_numbers = not any(word in str(hints[field.name]) for word in ("str", "Any", "list", "dict", "Literal"))
+        assert field.metadata["shown"] in SHOWN or (of_numbers and not field.metadata["shown"]), field.name
+    assert shown.recipe({"of_another_version": SECRET, "number": 3}, private=False) == {
+        "of_another_version": "withheld",
+        "number": 3,
+    }
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_no_setting_shows_a_folder_or_a_name_in_a_record(run: Path, key: Path, tmp_path: Path, private: bool) -> None:
+    folder = f"/home/{SECRET}/clients"
+    names = {"subjects": [SECRET], "deeper": [{"a": [SECRET, "b"]}], "path": f"{folder}/x.txt", "rate": [1, 2]}
+    settings = {
+        "task_args": {"split": "train", "nested": names, "hub": "org/judge", "windows": f"C:\\{SECRET}\\x.txt"},
+        "probes": ["rwku"],
+        "probe_subjects": [SECRET, f"{SECRET} Jr."],
+        "probes_dir": f"{folder}/probes",
+        "lm_eval": ["mmlu", f"{folder}/patient.yaml"],
+        "refusals": f"{folder}/no.txt",
+        "data_dir": f"{folder}/rows",
+        "chat_template": f"{folder}/mine.jinja",
+        "retrained": f"{folder}/retrained",
+    }
+
+    def change(results: dict[str, Any]) -> None:
+        results.update(private=private, notes=[f"{folder}/rows/1.jsonl: no row of {SECRET} is known."])
+        results["runs"][0]["config"].update(settings)
+        results["runs"][0].update(stopped=f"{SECRET} was forgotten at step 2.")
+        results["runs"][0]["not_computed"]["unknown_probability"] = f"{folder}/probes: has no {SECRET} Jr."
+        results["runs"][0]["after"]["unknown_probability"] = None
+
+    rewrite(run, change)
+    (run / "records.jsonl").unlink()
+    said, path = certify(run, key)
+    assert SECRET not in base64.b64decode(json.loads(path.read_text())["payload"]).decode()
+    recipe = said["run"]["recipe"]
+    assert recipe["probe_subjects"] == "withheld: 2 texts"
+    assert (recipe["probes"], recipe["forget_loss"], recipe["retrained"]) == (["rwku"], "IDK", "retrained")
+    if private:
+        assert recipe["task_args"] == dict.fromkeys(settings["task_args"], "withheld")
+        assert recipe["lm_eval"] == ["mmlu", "withheld"]
+        assert {recipe[key] for key in ("probes_dir", "refusals", "data_dir", "chat_template", "out")} == {"withheld"}
+        return
+    assert recipe["lm_eval"] == ["mmlu", "patient.yaml"]
+    assert [recipe[key] for key in ("probes_dir", "refusals", "chat_template")] == ["probes", "no.txt", "mine.jinja"]
+    assert recipe["task_args"] == {
+        "split": "train",
+        "nested": {
+            "subjects": "withheld: 1 texts",
+            "deeper": [{"a": "withheld: 2 texts"}],
+            "path": "x.txt",
+            "rate": [1, 2],
+        },
+        "hub": "org/judge",
+        "windows": "x.txt",
+    }
+    assert "withheld was forgotten at step 2." in said["remarks"]
+    assert said["not_measured"]["numbers"]["unknown_probability"] == "probes: has no withheld"
 
 
 def test_a_model_from_the_hub_has_its_commit(run: Path, key: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from . import report
-from .certify import evidence
+from .certify import evidence, shown
 from .config import RunConfig
 from .folder import ADAPTER, CARD, MODEL
 from .reading import HUB
@@ -42,18 +42,19 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
     config, private = entry["config"], bool(results.get("private") or entry["config"].get("private"))
     base = base_of(config)
     facts = metadata(base, kind, config["model"])
-    shown = base or evidence.shown_name("model", config["model"], private=False)
-    task = evidence.shown_name("task", results["task"], private)
+    name = base or shown.setting("model", config["model"], private)
+    task = shown.setting("task", results["task"], private)
+    verdict = shown.sentence(entry.get("verdict") or "", config, private)
     is_one = {**results, "runs": [entry]}  # so that tables leave out other runs
-    notes = evidence.notes([*report.remarks(is_one)], config, private)
+    notes = shown.notes(report.remarks(is_one), config, private)
     merged = "merging" in entry and kind == MODEL
     how = {ADAPTER: "An adapter (PEFT) for", MODEL: "Made of"}[kind]
     parts = [
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
-        f"# {shown.rpartition('/')[2]}, unlearned with {entry['method']}",
-        f"{how} `{shown}`{', with the adapter that was trained merged into it' if merged else ''}, by "
+        f"# {name.rpartition('/')[2]}, unlearned with {entry['method']}",
+        f"{how} `{name}`{', with the adapter that was trained merged into it' if merged else ''}, by "
         f"dualoptim on the task `{task}`, seed {entry['seed']}"
-        f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {entry.get('verdict') or ''}".rstrip(),
+        f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {verdict}".rstrip(),
         *([NEEDS_CACHE] if kind == ADAPTER and models.base_is_cached(config) else []),
         "## What was measured",
         LIMITS,
@@ -61,8 +62,11 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
         *[f"- {note}" for note in notes],
     ]
     if missing := report.not_computed(is_one):
-        parts += ["### Not computed, and why", "\n".join(f"- {_inline(sentence)}" for sentence in missing)]
-    recipe = evidence.recipe(config, private)
+        parts += [
+            "### Not computed, and why",
+            "\n".join(f"- {_inline(shown.sentence(each, config, private))}" for each in missing),
+        ]
+    recipe = shown.recipe(config, private)
     defaults = RunConfig().as_dict()
     changed = {key: v for key, v in recipe.items() if key not in PLACES and (key == "model" or v != defaults.get(key))}
     versions = entry.get("fingerprints", {}).get("versions", "versions unknown")

@@ -22,10 +22,21 @@ FORGET_AND_KEEP, MODEL, LOSSES, OPTIMIZER, SCHEDULE, EVALUATION, SAVING, ADVANCE
     "what to forget and keep", "model", "losses", "optimizer", "schedule", "evaluation", "saving", "advanced",
 )  # fmt: skip
 
+# How a signed record and a model's card show a setting that may hold text (`dualoptim.certify.shown` has the rules): as
+# it is; a path by its last part; the name of a data set, or a path; the name of a model, or a path; a name of this or
+# another package, or a path; a list of texts by their number; a mapping by its values.
+AS_IS, PATH, DATA, START, NAMED, COUNTED, NESTED = SHOWN = (
+    "as it is", "path", "data", "model", "named", "counted", "nested",
+)  # fmt: skip
 
-def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any] = ()) -> Any:
-    """A dataclass field with a default, a line of help, its heading in the help, and its values if they are few."""
-    metadata = {"help": help, "group": group, "choices": tuple(choices)}
+
+def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any] = (), shown: str = "") -> Any:
+    """A dataclass field with a default, a line of help, its heading in the help, and its values if they are few.
+
+    Args:
+        shown: one of `SHOWN`; numbers, flags and settings with choices need none, and are shown as they are.
+    """
+    metadata = {"help": help, "group": group, "choices": tuple(choices), "shown": shown or (AS_IS if choices else "")}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -44,9 +55,10 @@ class RunConfig:
         "file of rows to forget, as JSON lines, JSON, CSV or parquet, or a data set of the hub: question and answer, "
         "messages, text, or a topic's name",
         FORGET_AND_KEEP,
+        shown=DATA,
     )
     retain: str | None = option(
-        None, "file of rows to keep, of the same kinds; without it, included general rows", FORGET_AND_KEEP
+        None, "file of rows to keep, of the same kinds; without it, included general rows", FORGET_AND_KEEP, shown=DATA
     )
     goal: str = option(
         "refuse",
@@ -73,14 +85,22 @@ class RunConfig:
         FORGET_AND_KEEP,
     )
     refusals: str | None = option(
-        None, "file of replies that say 'I don't know', JSON lines with 'text' or plain lines", FORGET_AND_KEEP
+        None,
+        "file of replies that say 'I don't know', JSON lines with 'text' or plain lines",
+        FORGET_AND_KEEP,
+        shown=PATH,
     )
     task: str | None = option(
-        None, "a task by name (see `dualoptim ls`) or a Python file, instead of --forget and --retain", FORGET_AND_KEEP
+        None,
+        "a task by name (see `dualoptim ls`) or a Python file, instead of --forget and --retain",
+        FORGET_AND_KEEP,
+        shown=NAMED,
     )
-    task_args: dict[str, Any] = option({}, "arguments of the task, such as '{split: forget01}'", FORGET_AND_KEEP)
+    task_args: dict[str, Any] = option(
+        {}, "arguments of the task, such as '{split: forget01}'", FORGET_AND_KEEP, shown=NESTED
+    )
     data_dir: str | None = option(
-        None, "folder that holds the task's data; without it they come from the hub", FORGET_AND_KEEP
+        None, "folder that holds the task's data; without it they come from the hub", FORGET_AND_KEEP, shown=PATH
     )
 
     model: str = option(
@@ -88,14 +108,19 @@ class RunConfig:
         "folder or hub id of a causal language model, or of an adapter (PEFT), which is then trained further; "
         "'smollm2' is the included SmolLM2-135M-Instruct",
         MODEL,
+        shown=START,
     )
     chat_template: str | None = option(
         None,
         "Jinja file, or question_answer, tofu_llama2 or tofu_llama3, instead of the model's own template",
         MODEL,
+        shown=NAMED,
     )
     train: str | None = option(
-        None, "regular expression: only parameters whose names it matches are trained; without it, all are", MODEL
+        None,
+        "regular expression: only parameters whose names it matches are trained; without it, all are",
+        MODEL,
+        shown=AS_IS,
     )
     lora_rank: int = option(
         0,
@@ -109,6 +134,7 @@ class RunConfig:
         "all-linear",
         "modules that get one, by names or a regular expression; all-linear is every linear layer but the output",
         MODEL,
+        shown=AS_IS,
     )
     lora_dropout: float = option(0.0, "dropout on the adapter's input in training", MODEL)
     dora: bool = option(False, "train a magnitude beside that adapter (DoRA)", MODEL)
@@ -120,14 +146,14 @@ class RunConfig:
     memorise: bool = option(
         False, "first train the model until it has memorized the task's rows; cached (--memorize, too)", MODEL
     )
-    memorise_args: dict[str, Any] = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL)
+    memorise_args: dict[str, Any] = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL, shown=AS_IS)
 
-    forget_loss: str = option("IDK", "loss on the rows to forget", LOSSES)
-    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'", LOSSES)
-    retain_loss: str = option("GD", "loss on the rows to keep", LOSSES)
-    retain_loss_args: dict[str, Any] = option({}, "its arguments", LOSSES)
+    forget_loss: str = option("IDK", "loss on the rows to forget", LOSSES, shown=AS_IS)
+    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'", LOSSES, shown=AS_IS)
+    retain_loss: str = option("GD", "loss on the rows to keep", LOSSES, shown=AS_IS)
+    retain_loss_args: dict[str, Any] = option({}, "its arguments", LOSSES, shown=AS_IS)
     weights: dict[str, float] = option(
-        {}, "coefficients of the objectives' losses, 1 where left out: '{retain: 2}'", LOSSES
+        {}, "coefficients of the objectives' losses, 1 where left out: '{retain: 2}'", LOSSES, shown=AS_IS
     )
 
     optimizer: str = option(
@@ -139,6 +165,7 @@ class RunConfig:
         "factor on the learning rate by objective, such as '{forget: 1.5}'; 'equal': the larger the fewer steps an "
         "objective has, so that all move alike whatever the ratio; 1 where left out (DualOptim+, DualOptim)",
         OPTIMIZER,
+        shown=AS_IS,
     )
     joint: bool = option(
         False, "joint training, both objectives in every step, instead of alternating (AdamW only)", OPTIMIZER
@@ -152,6 +179,7 @@ class RunConfig:
         "how much a step of each objective feeds the base, such as '{forget: 3, retain: 0.6}'; 'equal': so that all "
         "weigh alike whatever the ratio; 1 where left out (DualOptim+)",
         OPTIMIZER,
+        shown=AS_IS,
     )
     eps: float = option(1e-8, "ε added to the root of the second moment", OPTIMIZER)
     weight_decay: float = option(0.01, "decoupled weight decay; none on norms and biases", OPTIMIZER)
@@ -165,6 +193,7 @@ class RunConfig:
         "forget steps to retain steps (joint: rows of every batch), or of a task's objectives in their order; or "
         "'size' or 'loss': in proportion to their rows, or to the model's loss on them",
         SCHEDULE,
+        shown=AS_IS,
     )
     steps: int = option(120, "optimizer steps", SCHEDULE)
     batch_size: int = option(8, "sequences per optimizer step", SCHEDULE)
@@ -195,9 +224,10 @@ class RunConfig:
         None,
         "folder or hub id of a model that never saw the rows to forget, to compare with, or 'make', with --memorise",
         EVALUATION,
+        shown=START,
     )
     lm_eval: list[str] = option(
-        [], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])", EVALUATION
+        [], "tasks of lm-evaluation-harness to measure general ability by (dualoptim[lm-eval])", EVALUATION, shown=NAMED
     )
     lm_eval_limit: int | None = option(None, "samples of each of them, the first ones; without it, all", EVALUATION)
     attacks: list[str] = option(
@@ -205,6 +235,7 @@ class RunConfig:
         "whether the forgotten comes back: relearn, bits8, nf4 (dualoptim[qlora]), leak, paraphrase, prefix, such as "
         "'[relearn, leak]'",
         EVALUATION,
+        shown=AS_IS,
     )
     relearn_lr: float | None = option(
         None,
@@ -215,11 +246,12 @@ class RunConfig:
         [],
         "questions of other benchmarks to ask before and after: rwku, blur, or one of their sets by name",
         EVALUATION,
+        shown=AS_IS,
     )
     probes_dir: str | None = option(
-        None, "folder that holds those questions; without it they come from the hub", EVALUATION
+        None, "folder that holds those questions; without it they come from the hub", EVALUATION, shown=PATH
     )
-    probe_subjects: list[str] = option([], "RWKU's subjects to ask about; without it, all", EVALUATION)
+    probe_subjects: list[str] = option([], "RWKU's subjects to ask about; without it, all", EVALUATION, shown=COUNTED)
     probe_limit: int | None = option(None, "questions of each set, the first ones; without it, all", EVALUATION)
     fast: bool = option(
         False,
@@ -233,7 +265,7 @@ class RunConfig:
         EVALUATION,
     )
 
-    out: str = option("runs/unlearn", "folder for the results", SAVING)
+    out: str = option("runs/unlearn", "folder for the results", SAVING, shown=PATH)
     save_model: bool = option(
         True, "write the unlearned model to OUT/model, an adapter by itself to OUT/adapter", SAVING
     )
@@ -251,14 +283,14 @@ class RunConfig:
     )
     log_every: int = option(10, "steps between log entries", SAVING)
     report_to: str = option(
-        "none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …", SAVING
+        "none", "where the trainer logs to, as transformers names it: tensorboard, wandb, …", SAVING, shown=AS_IS
     )
 
     combine: str | None = option(
         None, "how a joint step makes one gradient of several; without it, a sum", ADVANCED, ("PCGrad", "GRU", "UPGrad")
     )
     alone: str | None = option(
-        None, "train on this one of the task's objectives only, for the steps that it has in the mix"
+        None, "train on this one of the task's objectives only, for the steps that it has in the mix", shown=AS_IS
     )
     retain_bound: float | None = option(
         None, "hold the retain loss below this by a multiplier that begins at its weight (PDU)"

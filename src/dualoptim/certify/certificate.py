@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from .. import __version__, runs
 from ..errors import UserError
 from ..folder import ADAPTER
-from . import evidence, measured, signing
+from . import evidence, measured, shown, signing
 from .evidence import Run
 
 SCHEMA = 1
@@ -108,7 +108,7 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     config = entry["config"]
     private = any(part.get("private") for part in (results, entry, config))
     remarks: list[str] = []
-    recipe = _finite(evidence.recipe(config, private))
+    recipe = _finite(shown.recipe(config, private))
     wrote = (*evidence.LEFT, *(evidence.ALONE if run.is_alone else ()))
     files = {name: evidence.hashed(run.file(name)) for name in wrote if run.file(name).is_file()}
     files |= {f"{ADAPTER}/{name}": evidence.hashed(path) for name, path in evidence.adapter_beside(run).items()}
@@ -121,14 +121,16 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     data = evidence.data(run, private, remarks)
     model_before, model_after = evidence.model_before(run, before, remarks), evidence.model_after(run, remarks)
     numbers, samples = measured.numbers(run, remarks)
+    for number in numbers.values():
+        number["why"] = number["why"] and shown.sentence(number["why"], config, private)
     attacks, not_run = measured.attacks(numbers)
     if entry.get("stopped"):
-        remarks.append(entry["stopped"])
-    remarks += evidence.notes(results.get("notes", []), config, private)
+        remarks.append(shown.sentence(entry["stopped"], config, private))
+    remarks += shown.notes(results.get("notes", []), config, private)
     fingerprints = {key: value for key, value in entry.get("fingerprints", {}).items() if re.fullmatch(r"\w+", key)}
     return {
         "run": {
-            "task": evidence.shown_name("task", results["task"], private),
+            "task": shown.setting("task", results["task"], private),
             "method": entry["method"],
             "seed": entry["seed"],
             **({"part": entry["part"]} if "part" in entry else {}),

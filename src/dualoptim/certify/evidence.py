@@ -13,15 +13,14 @@ from .. import report, runs
 from ..errors import UserError, unknown
 from ..folder import ADAPTER, CARD, MODEL, PAGE, SETTINGS, saved
 from ..reading import HUB, read_records
+from .shown import WITHHELD, setting
 
-WITHHELD = "withheld"
 # A run's files beside its results and its model.
 LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
 ALONE = (PAGE, SETTINGS)  # those that change when other runs come into the folder
 # What results.json says about a run beside its entry.
 ABOUT = ("metrics", "counts", "notes", "points")
-# Settings that name files to read, and settings that name folders or models.
-INPUTS, PLACES = ("forget", "retain", "refusals", "chat_template", "task"), ("data_dir", "out", "model", "retrained")
+INPUTS = ("forget", "retain", "refusals", "chat_template", "task")  # settings that name files to read
 
 
 class Run(NamedTuple):
@@ -153,43 +152,6 @@ def of_model(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in files(folder).items() if name != CARD}
 
 
-def notes(notes: list[str], config: Mapping[str, Any], private: bool) -> list[str]:
-    """The results' notes without the folders of files; for a private run, only how many there are."""
-    if private:
-        return [f"The results have notes ({len(notes)}), withheld since the run is private."] if notes else []
-    for key in ("forget", "retain"):
-        if path := config.get(key):
-            notes = [note.replace(path, Path(path).name) for note in notes]
-    return notes
-
-
-def recipe(config: Mapping[str, Any], private: bool) -> dict[str, Any]:
-    """A run's settings, without the folders of files and without what may name a person."""
-
-    def argument(value: Any) -> Any:
-        # Lists of texts are what a task forgets or keeps, such as names of people, which hashes would not hide.
-        if isinstance(value, list) and any(isinstance(each, str) for each in value):
-            return f"{WITHHELD}: {len(value)} texts"
-        return WITHHELD if private and isinstance(value, (str, dict)) else value
-
-    shown = dict(config)
-    for key in (*INPUTS, *PLACES):
-        if isinstance(shown.get(key), str):
-            shown[key] = shown_name(key, shown[key], private)
-    shown["task_args"] = {key: argument(value) for key, value in config.get("task_args", {}).items()}
-    return shown
-
-
-def shown_name(key: str, value: str, private: bool) -> str:
-    """What a setting names: only the last part of a file's or folder's path, or all of any other name."""
-    if key == "task" and not value.endswith(".py"):
-        return value
-    if private and key in (*INPUTS, "data_dir", "out"):
-        return WITHHELD
-    is_file = key not in PLACES and Path(value).suffix
-    return value if HUB.fullmatch(value) and not value.startswith(".") and not is_file else Path(value).name
-
-
 def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str, Path]]:
     """The files that a run's settings name: role, the setting's value, path. For a private run, roles name no file."""
     for role in INPUTS:
@@ -211,7 +173,7 @@ def data(run: Run, private: bool, remarks: list[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for role, value, path in inputs(config, private):
         of_folder = role.startswith("data_dir/")
-        item: dict[str, Any] = {"name": WITHHELD if private else value if of_folder else shown_name(role, value, False)}
+        item: dict[str, Any] = {"name": WITHHELD if private else value if of_folder else setting(role, value, False)}
         was = taken.get(role) or taken.get(value)
         if path.is_file():
             now = hashed(path)
@@ -276,7 +238,7 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
     """
     config = run.entry["config"]
     name = given or config["model"]
-    said: dict[str, Any] = {"name": shown_name("model", name, False)}
+    said: dict[str, Any] = {"name": setting("model", name, False)}
     taught = config.get("memorise") and given is None
     place, commit = (None, None) if taught else model_place(name)
     if given and place is None:
