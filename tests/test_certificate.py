@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
-from dualoptim import cli
+from dualoptim import cli, schema
 from dualoptim.certify import certificate, evidence, measured, shown, signing
 from dualoptim.certify.certificate import DIFFERS, NOT_THERE, OK, Check, certify, verify
 from dualoptim.config import SHOWN, RunConfig
@@ -493,6 +493,10 @@ def test_parts_that_come_after_each_other_are_told_apart(tmp_path: Path, key: Pa
     assert said["run"]["part"] == 2
     for place in (path.parent, folder):
         assert {check.state for check in verify(path, run=place)} == {OK}
+    as_it_was = (path.parent / "results.json").read_text()
+    rewrite(path.parent, lambda results: results.update(followed="nothing"))
+    assert bad(verify(path)) == ["run: results.json, followed"]
+    (path.parent / "results.json").write_text(as_it_was)
     rewrite(path.parent, lambda results: results["runs"][0].update(seconds=0))
     assert bad(verify(path)) == ["run: results.json"]
 
@@ -557,6 +561,7 @@ def test_a_payload_signed_again_by_somebody_else_is_not_that_of_the_key_given(
         ("run/results.json", "run: results.json"),
         ("forget.jsonl", "forget: forget.jsonl"),
         ("run/model/pytorch_model.bin", "model after: pytorch_model.bin"),
+        ("start/pytorch_model.bin", "model before: pytorch_model.bin"),
     ],
 )
 def test_a_file_that_is_changed_or_comes_to_a_model_is_found(
@@ -591,7 +596,58 @@ def test_labels_notes_page_settings_and_the_adapter_beside_the_model_are_signed_
     (run / "results.json").write_text(as_it_was)
     for place in places:
         (run / place).write_text("all gone")
-    assert sorted(bad(verify(path))) == [f"run: {place}" for place in places]
+    (run / "adapter/adapter_model.bin").write_text("added")
+    assert sorted(bad(verify(path))) == [f"run: {place}" for place in ("adapter/adapter_model.bin", *places)]
+
+
+def test_whatever_results_say_of_a_run_that_is_alone_is_signed_and_so_is_what_they_do_not_say(
+    run: Path, key: Path
+) -> None:
+    _, path = certify(run, key)
+    as_it_was = (run / "results.json").read_text()
+    changes: dict[str, Any] = {
+        "task": "tofu", "model": "another", "private": True, "followed": "nothing", "curves": {"forget": "To keep"},
+        "scores": {"forget": "perplexity"}, "plane": ["forget_accuracy", "perplexity"], "grid": {"lr": [1, 2]},
+        "chosen": {"method": "DualOptim+", "settings": {}},
+    }  # fmt: skip
+    for name, value in changes.items():
+        rewrite(run, lambda results, name=name, value=value: results.update({name: value}))  # type: ignore[misc]
+        assert bad(verify(path)) == [f"run: results.json, {name}"]
+        (run / "results.json").write_text(as_it_was)
+    assert bad(verify(path)) == []
+
+
+def test_a_record_of_fewer_hashes_is_checked_by_those_that_it_has(
+    run: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "adapter").mkdir()
+    (run / "adapter/adapter_model.safetensors").write_text("not signed")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(evidence, "adapter_beside", lambda run: {})
+        now = evidence.about_hashes
+        few = ("metrics", "counts", "notes", "points")
+        earlier.setattr(evidence, "about_hashes", lambda run: {name: now(run)[name] for name in few})
+        _, path = certify(run, key)
+    assert {check.state for check in verify(path)} == {OK}
+    rewrite(run, lambda results: results.update(followed="nothing"))
+    assert {check.state for check in verify(path)} == {OK}
+    rewrite(run, lambda results: results.update(counts={}))
+    assert bad(verify(path)) == ["run: results.json, counts"]
+
+
+def test_a_run_in_the_folder_of_the_model_that_it_started_from_is_no_part_of_that_model(
+    tmp_path: Path, key: Path
+) -> None:
+    folder = tmp_path / "start" / "unlearned"
+    entry = write_run(folder)
+    (folder.parent / "start").rename(tmp_path / "moved")
+    for file in (tmp_path / "moved").iterdir():
+        file.rename(tmp_path / "start" / file.name)
+    entry["config"]["model"] = str(tmp_path / "start")
+    write_results(folder, entry)
+    said, path = certify(folder, key)
+    assert set(said["model_before"]["files"]) == {"config.json", "model.safetensors"}
+    assert {check.state for check in verify(path)} == {OK}
 
 
 def test_files_that_are_given_are_checked_wherever_they_lie(run: Path, key: Path, tmp_path: Path) -> None:
@@ -807,6 +863,7 @@ def test_a_run_that_was_just_made_has_a_record_without_doubts(
     os.utime("out/model/model.safetensors", (later, later))
     said, path = certify("out", key)
     results = json.loads(Path("out/results.json").read_text())
+    assert set(results) <= {"schema", *schema.NAMES}, "what is signed also where it is not there"
     doubts = [*results["notes"], results["runs"][0]["stopped"]]
     assert [remark for remark in said["remarks"] if remark not in doubts] == []
     assert {check.state for check in verify(path)} == {OK}

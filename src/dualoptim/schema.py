@@ -106,8 +106,9 @@ FORM: dict[str, Any] = {
     "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
     "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count,
     "plan?": {"methods": [_name], "seeds": [count]}, "grid?": {"*": _anything},
-    "chosen?": {"method": _name, "settings": {"*": _anything}},
+    "chosen?": {"method": _name, "settings": {"*": _anything}}, "private?": _flag,
 }  # fmt: skip
+NAMES = tuple(name.rstrip("?") for name in FORM)
 
 
 def misfit_of_one(said: Any) -> str | None:

@@ -11,13 +11,13 @@ import datetime
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__, runs
 from ..errors import UserError
-from ..folder import ADAPTER
+from ..folder import ADAPTER, CARD
 from . import evidence, measured, shown, signing
 from .evidence import Run
 
@@ -233,7 +233,7 @@ def verify(
             *checks,
             *of_run,
             *_check_after(said["model_after"], Path(model) if model else None, found and evidence.left(found)),
-            *_check_before(said["model_before"], before, config),
+            *_check_before(said["model_before"], before, config, [Path(path), *([found.folder] if found else [])]),
             *_check_data(said, {"forget": forget, "retain": retain}, config),
         ]
     except (AttributeError, KeyError, TypeError) as error:
@@ -290,14 +290,24 @@ def _check_run(said: Mapping[str, Any], folder: Path, was_given: bool) -> tuple[
         check = Check(item, DIFFERS if was_given else NOT_THERE, f"{folder} holds no run of {name}")
     run = found or alike
     place = run or Run(folder, folder, {}, {})
-    about_now = evidence.about_hashes(run) if run else {}
-    changed = [name for name, was in about.get("about_sha256", {}).items() if about_now.get(name, was) != was]
-    checks = [check, *(Check(f"{item}, {name}", DIFFERS, "are not those of the record") for name in changed)]
+    shared = "is now of several runs, and was of this one alone"
+    checks, about_now = [check], evidence.about_hashes(run) if run else {}
+    for said_of, digest in about.get("about_sha256", {}).items() if run else ():
+        if said_of not in about_now:
+            checks.append(Check(f"{item}, {said_of}", NOT_THERE, shared))
+        elif about_now[said_of] != digest:
+            checks.append(Check(f"{item}, {said_of}", DIFFERS, "is not that of the record"))
+    beside = {}
     for file, was in said["files"].items():
-        if file in evidence.ALONE and run is not None and not run.is_alone:
-            checks.append(Check(f"run: {file}", NOT_THERE, "is now of several runs, and was of this one alone"))
+        if file.startswith(f"{ADAPTER}/"):
+            beside[file.removeprefix(f"{ADAPTER}/")] = was
+        elif file in evidence.ALONE and run is not None and not run.is_alone:
+            checks.append(Check(f"run: {file}", NOT_THERE, shared))
         else:
             checks.append(_compared(f"run: {file}", was, place.file(file)))
+    if beside:
+        adapter = place.own / ADAPTER
+        checks += _exactly(f"run: {ADAPTER}/", beside, adapter, evidence.of_model(adapter))
     return run, checks
 
 
@@ -310,8 +320,21 @@ def _compared(item: str, was: Mapping[str, Any], path: Path | None, lacking: str
     return Check(item, OK) if now == was["sha256"] else Check(item, DIFFERS, f"{path} has the SHA-256 {now}")
 
 
+def _exactly(what: str, was: Mapping[str, Any], folder: Path, found: Mapping[str, Path]) -> list[Check]:
+    """The files that a record names, one by one, and no others, which might be loaded in their place.
+
+    Args:
+        what: begins the name of each check.
+        folder: the one that should hold them.
+        found: the files that it holds, except those that may come and go: name → path.
+    """
+    if not folder.is_dir():
+        return [_compared(what + name, file, folder / name) for name, file in was.items()]
+    checks = [_compared(what + name, file, folder / name, DIFFERS) for name, file in was.items()]
+    return checks + [Check(what + name, DIFFERS, "is not in the record") for name in found if name not in was]
+
+
 def _check_after(was: Mapping[str, Any], given: Path | None, found: Path | None) -> list[Check]:
-    """The model's files one by one; there must be no others, which might be loaded in their place."""
     what, folder = "model after", given or found
     if given is not None and not given.is_dir():
         raise UserError(f"model {given}: there is no such folder; give the one that holds the model's files")
@@ -319,12 +342,12 @@ def _check_after(was: Mapping[str, Any], given: Path | None, found: Path | None)
         return [Check(what, DIFFERS if given else NOT_THERE, f"the record has no hashes of it: {was['not_there']}")]
     if folder is None or not folder.is_dir():
         return [Check(what, NOT_THERE, "was not given, and is not in the run's folder")]
-    checks = [_compared(f"{what}: {name}", file, folder / name, DIFFERS) for name, file in was["files"].items()]
-    others = [name for name in evidence.of_model(folder) if name not in was["files"]]
-    return checks + [Check(f"{what}: {name}", DIFFERS, "is not in the record") for name in others]
+    return _exactly(f"{what}: ", was["files"], folder, evidence.of_model(folder))
 
 
-def _check_before(was: Mapping[str, Any], given: str | None, config: Mapping[str, Any]) -> list[Check]:
+def _check_before(
+    was: Mapping[str, Any], given: str | None, config: Mapping[str, Any], ours: Sequence[Path]
+) -> list[Check]:
     what = "model before"
     if "files" not in was:
         return [Check(what, DIFFERS if given else NOT_THERE, f"the record has no hashes of it: {was['not_there']}")]
@@ -334,7 +357,8 @@ def _check_before(was: Mapping[str, Any], given: str | None, config: Mapping[str
         raise UserError(f"before {given}: no such folder, nor is it in the hub's cache; give the model's folder")
     if place is None:
         return [Check(what, NOT_THERE, "was not given, and is not where the run's settings say")]
-    return [_compared(f"{what}: {name}", file, place / name, DIFFERS) for name, file in was["files"].items()]
+    found = {name: path for name, path in evidence.of_start(place, ours).items() if name != CARD}
+    return _exactly(f"{what}: ", was["files"], place, found)
 
 
 def _check_data(

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
-from ..folder import ADAPTER, CARD, MODEL, PAGE, SETTINGS, saved
+from ..folder import ADAPTER, CARD, ENTRY, MODEL, PAGE, SETTINGS, saved
 from ..reading import HUB, read_records
+from ..schema import NAMES
 from .shown import WITHHELD, setting
 
 # A run's files beside its results and its model.
-LEFT = (runs.RECORDS, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
+LEFT = (runs.RECORDS, ENTRY, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
 ALONE = (PAGE, SETTINGS)  # those that change when other runs come into the folder
-# What results.json says about a run beside its entry.
-ABOUT = ("metrics", "counts", "notes", "points")
+# What results.json says of several runs together, which changes when others come; after a search, its notes do, too.
+OF_SEVERAL = ("points", "planned", "plan", "grid", "chosen")
 INPUTS = ("forget", "retain", "refusals", "chat_template", "task")  # settings that name files to read
 
 
@@ -129,16 +130,21 @@ def entry_hash(entry: Mapping[str, Any]) -> str:
 
 
 def about_hashes(run: Run) -> dict[str, str]:
-    """The SHA-256 of what the results say about a run beside its entry; for one of several, of what stays the same.
+    """The SHA-256 of each thing that the results say beside a run's entry; for one of several, of what stays the same.
 
-    Notes on what went wrong follow from the entries, and are left out, as are those that results of parts gather.
+    A part's results are those in its own folder. Notes on what went wrong follow from the entries, and are left out.
     """
-    if "part" in run.entry or (run.folder != run.own and (run.own / runs.RESULTS).is_file()):
+    results, is_alone = run.results, run.is_alone
+    if run.folder != run.own and (run.own / runs.RESULTS).is_file():
+        results, is_alone = runs.read_results(run.own), True
+    elif "part" in run.entry:
         return {}
-    troubles = runs.troubles(run.results["runs"])
-    said = {name: run.results.get(name) for name in ABOUT if name != "points" or run.is_alone}
-    said["notes"] = [note for note in run.results.get("notes", []) if note not in troubles]
-    return {name: entry_hash({name: value}) for name, value in said.items()}
+    troubles = runs.troubles(results["runs"])
+    # Also what is not there, so that nothing can be added.
+    said = {name: results.get(name) for name in sorted({*NAMES, *results} - {"runs"})}
+    said["notes"] = [note for note in results.get("notes", []) if note not in troubles]
+    changes = () if is_alone else (*OF_SEVERAL, *(["notes"] if "chosen" in results else []))
+    return {name: entry_hash({name: value}) for name, value in said.items() if name not in changes}
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -150,6 +156,21 @@ def files(folder: Path) -> dict[str, Path]:
 def of_model(folder: Path) -> dict[str, Path]:
     """The files of a model, except its card, which a publisher may edit: name → path."""
     return {name: path for name, path in files(folder).items() if name != CARD}
+
+
+def of_start(folder: Path, ours: Sequence[Path]) -> dict[str, Path]:
+    """The files of a model that a run started from, without what the run wrote below it: name → path.
+
+    Args:
+        ours: the run's folder, and other files that are not the model's.
+    """
+    place = folder.resolve()
+    below = [path.resolve() for path in ours if place in path.resolve().parents]
+    return {
+        name: path
+        for name, path in files(folder).items()
+        if not any(other in (place / name, *(place / name).parents) for other in below)
+    }
 
 
 def inputs(config: Mapping[str, Any], private: bool) -> Iterator[tuple[str, str, Path]]:
@@ -246,7 +267,7 @@ def model_before(run: Run, given: str | None, remarks: list[str]) -> dict[str, A
     if commit:
         said["commit"] = commit
     if place is not None:
-        found = files(place)
+        found = of_start(place, [run.folder])
         said["files"] = {file: hashed(path) for file, path in found.items()}
         if "adapter_config.json" in found:
             remarks.append(
