@@ -473,3 +473,26 @@ def test_the_documented_task_of_ones_own_is_the_example_and_runs(
     assert [entry["method"] for entry in results(place)["runs"]] == ["Joint AdamW", "DualOptim+"]
     assert cli.main(["evaluate", "--from-records", "out/dualoptim-plus-seed0"]) == 0
     assert "polite replies" in capsys.readouterr().out
+
+
+def test_a_task_of_ones_own_whose_file_changed_is_another_task(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = place / "mine.py"
+    file.write_text(EXAMPLE)
+    options = ["compare", "--task", "mine.py", "--task-args", '{"rows": 4, "scored": 2}', "--ratio", "1:1", *SMALL]
+    assert cli.main([*options, "--methods", "DualOptim", "--save-model", "false"]) == 0
+    more = [*options, "--methods", "DualOptim,Alternating AdamW", "--save-model", "false", "--resume"]
+    file.write_text(EXAMPLE + "# It could measure otherwise now.\n")
+    assert cli.main(more) == 2
+    assert "holds a run of another task file (its contents changed" in capsys.readouterr().err
+    assert len(results(place)["runs"]) == 1
+
+    path = place / "out" / "results.json"
+    said = results(place)
+    del said["runs"][0]["fingerprints"]["task_file"]  # as of an earlier version, which has the hash under files
+    path.write_text(json.dumps(said))
+    assert cli.main(more) == 2
+    assert "another task file" in capsys.readouterr().err
+    del said["runs"][0]["files"]["task"]
+    path.write_text(json.dumps(said))
+    assert cli.main(more) == 0
+    assert len(results(place)["runs"]) == 2

@@ -25,10 +25,12 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
 FROZEN, REFERENCE = "set of frozen weights", "reference model"
-# Fingerprints that some engines and earlier versions do not write: without one, a checkpoint is not compared by it.
+TASK_FILE = "task_file"  # of a task of your own
+# Fingerprints that some engines and earlier versions do not write: without one, a run is not compared by it.
 MAY_LACK = {
     FROZEN,
     REFERENCE,
+    TASK_FILE,
     "combine",
     "sam_rho",
     "max_grad_norm",
@@ -166,7 +168,11 @@ def flaw(folder: Path) -> str | None:
 
 def other(folder: Path, fingerprints: Mapping[str, str]) -> str | None:
     """The name of the first fingerprint that a checkpoint's run does not share; None if it shares all."""
-    before = _manifest(folder).get("fingerprints", {})
+    return differing(_manifest(folder).get("fingerprints", {}), fingerprints)
+
+
+def differing(before: Mapping[str, str], fingerprints: Mapping[str, str]) -> str | None:
+    """The name of the first fingerprint that an earlier run does not share; None if it shares all."""
     seen = {name: value for name, value in fingerprints.items() if name in before or name not in MAY_LACK}
     return next((name for name, value in seen.items() if before.get(name) != value), None)
 

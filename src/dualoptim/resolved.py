@@ -20,7 +20,7 @@ from torch import nn
 from . import __version__, adapters, alternates, tasks, tiny
 from . import resolve as names
 from .chat import prompt_ids
-from .checkpoints import sha256
+from .checkpoints import TASK_FILE, sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, longest, texts
 from .errors import UserError
@@ -72,8 +72,8 @@ class Resolved:
         needed: bytes of memory by purpose.
         relearning: the same for the attack relearn; empty if it is not asked for.
         files: setting → SHA-256 of the file that it names, if that is a local file.
-        fingerprints: hashes of the rows and measures, refusals, questions of probes, files of lm_eval's tasks,
-            template, tokenizer, start and retrained model, and the packages' versions.
+        fingerprints: hashes of the rows and measures, the file of a task of your own, refusals, questions of probes,
+            files of lm_eval's tasks, template, tokenizer, start and retrained model, and the packages' versions.
     """
 
     config: RunConfig
@@ -141,6 +141,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     refusals, own = names.refusals_of(first), general.files_of(first.lm_eval)
     fingerprints = {
         "task": digest(task.contents()),
+        **({TASK_FILE: sha256(Path(first.task))} if first.task and first.task.endswith(".py") else {}),
         "refusals": digest(refusals),
         **({"set_of_probes": digest(probes.read(first))} if first.probes else {}),
         **({"task_of_lm_eval": digest({name: sha256(path) for name, path in own.items()})} if own else {}),

@@ -45,10 +45,11 @@ to bf16, and to 4 bits (NF4) if the base was in 4 bits in training. Without it, 
 is counted from the state tensors; `peak_memory_bytes` is the process's resident peak so far (on a GPU, the run's peak
 of allocated memory).
 
-`files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures,
-refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and the packages' versions. If
-`finite` is false, the weights were not finite after training, and nothing was measured. `collapse` says how a model
-fell apart. The files of a `private` run hold no text of rows or replies: hashes in records.jsonl, no samples.
+`files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures, the
+file of a task of your own, refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and
+the packages' versions. If `finite` is false, the weights were not finite after training, and nothing was measured.
+`collapse` says how a model fell apart. The files of a `private` run hold no text of rows or replies: hashes in
+records.jsonl, no samples.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import ranks
+from .checkpoints import TASK_FILE, differing
 from .config import RunConfig, without_place
 from .errors import UserError
 from .folder import ENVIRONMENT, SETTINGS, written
@@ -148,8 +150,9 @@ def check_same(entry: Mapping[str, Any], identity: Mapping[str, str], out: Path)
     Raises:
         UserError: the first fingerprint that differs.
     """
-    before = entry.get("fingerprints", {})
-    if differs := next((name for name, value in identity.items() if before.get(name) != value), None):
+    files = entry.get("files", {})  # where runs of earlier versions have the hash of a task's own file
+    before = {**({TASK_FILE: files["task"]} if "task" in files else {}), **entry.get("fingerprints", {})}
+    if differs := differing(before, identity):
         raise UserError(
             f"out {out}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its name "
             "did not); give another folder, or --overwrite"
