@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def test_files_of_ones_own_beside_what_a_run_writes_into_its_folders_are_refused
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
     (place / folder.SETTINGS).touch()
+    (place / folder.ENVIRONMENT).write_text('{"folders": ["dualoptim-plus-seed0"]}')
     folder.check(place, {}, resume=False, overwrite=True)
     for name in own:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,84 @@ def test_files_of_ones_own_beside_what_a_run_writes_into_its_folders_are_refused
     with pytest.raises(UserError, match="holds what no run wrote"):
         folder.check(place, {}, resume=False, overwrite=True)
     folder.check(place, {}, resume=True, overwrite=False)
+
+
+def test_overwrite_keeps_other_runs_whose_folders_are_in_the_runs(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that are called as a run of several calls its own."""
+    assert run() == 0
+    for name in ("npo-lr1e-4-seed1", "part2"):
+        shutil.copytree(place / "out", place / "other" / name)
+        (place / "other" / name).rename(place / "out" / name)
+        capsys.readouterr()
+        before = contents(place / "out")
+        assert run("--overwrite") == 2
+        assert f"holds what no run wrote ({name})" in errors(capsys)
+        assert contents(place / "out") == before
+        shutil.rmtree(place / "out" / name)
+    assert run("--overwrite", "--save-model", "false") == 0
+
+
+def contents(place: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and path.name != folder.LOCK}
+
+
+def test_the_folders_that_several_runs_made_are_theirs_and_no_others(place: Path) -> None:
+    several = ["compare", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out"]
+    several += [*SMALL, "--methods", "DualOptim,DualOptim+"]
+    assert cli.main(several) == 0
+    assert folder.folders_of(place / "out") == {"dualoptim-seed0", "dualoptim-plus-seed0"}
+    (place / "out" / "results.json").unlink()  # as if it had been killed before
+    shutil.copytree(place / "out" / "dualoptim-seed0", place / "out" / "dualoptim-seed1")
+    assert cli.main([*several, "--overwrite"]) == 2
+    assert (place / "out" / "dualoptim-seed1" / "model").is_dir()
+    shutil.rmtree(place / "out" / "dualoptim-seed1")
+    assert cli.main([*several, "--methods", "GRU", "--save-model", "false", "--overwrite"]) == 0
+    assert not [path for path in (place / "out").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model/notes.txt", "dualoptim-seed1/model/config.json"])
+def test_overwrite_removes_nothing_once_a_file_of_ones_own_has_come_while_the_model_was_loaded(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run() == 0
+    kept, prepare = contents(place / "out"), unlearn.prepare
+
+    def slow(*arguments: Any) -> Any:
+        (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "out" / name).write_text("mine")
+        return prepare(*arguments)
+
+    monkeypatch.setattr(unlearn, "prepare", slow)
+    capsys.readouterr()
+    assert run("--overwrite") == 2
+    assert "holds what no run wrote" in errors(capsys)
+    assert contents(place / "out") == {**kept, place / "out" / name: b"mine"}
+
+
+def test_what_is_being_emptied_is_known_as_a_runs_until_the_last_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "out"
+    for at, names in (("", ["forget.jsonl", "config.resolved.yaml"]), ("a-seed0/part1", ["forget.jsonl", "run.json"])):
+        (place / at / "model").mkdir(parents=True)
+        for name in ("saved.json", *names, "model/own.bin"):
+            (place / at / name).touch()
+        said = {"rows": ["forget.jsonl"], "folders": ["a-seed0/part1"] if not at else []}
+        (place / at / "env.json").write_text(json.dumps(said))
+        (place / at / "saved.json").write_text('{"model": {"own.bin": ""}}')
+    unlink, removed = Path.unlink, []
+
+    def watched(path: Path) -> None:
+        unlink(path)
+        removed.append(path)
+        assert folder.foreign(place) == []
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    folder.emptied(place)
+    assert len(removed) == 10
+    assert not list(place.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -29,7 +29,7 @@ RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, SAVED, RECORD,
            SPACE, RECIPE, LOCK}  # fmt: skip
 OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own, where it shares the rest with others
-OWN_RUN = re.compile(r"(.+-seed\d+|part\d+)$")  # the folder of one of several methods, or of one of several parts
+KNOWN_BY = {ENVIRONMENT, SETTINGS, SAVED}  # what tells that a folder's other files are a run's, so it is removed last
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
@@ -62,26 +62,43 @@ def inside(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
 
 def foreign(folder: Path) -> list[str]:
     """The files and folders in a folder that no run writes."""
-    found = []
+    return [path.relative_to(folder).as_posix() for path, ours in _contents(folder) if not ours]
+
+
+def _contents(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Every file in a folder of a run, with whether the run wrote it; a folder of someone else's stands for its files.
+
+    What has a run's names may be another run, which was given a folder in this one. Only those folders are this run's
+    that it recorded.
+    """
+    return _contents_of(folder, folders_of(folder))
+
+
+def _contents_of(folder: Path, recorded: Iterable[str]) -> Iterator[tuple[Path, bool]]:
     written = WRITTEN | rows_of(folder)
     for path in sorted(folder.iterdir()):
-        name = partial_of(path) or path.name
-        is_folder = path.is_dir() and not path.is_symlink()
-        if OWN_RUN.match(name) and is_folder:
-            found += [f"{path.name}/{other}" for other in foreign(path)]
-        elif path.name in _WRITTEN_INTO and is_folder:
-            found += [f"{path.name}/{other}" for other in _foreign_of(path)]
-        elif name not in written and path.name not in NOBODYS and not _LOCKS.fullmatch(name):
-            found.append(path.name)
-    return found
+        becomes = partial_of(path)
+        name = becomes or path.name
+        inner = [rest for first, _, rest in (each.partition("/") for each in recorded) if first == path.name]
+        if path.is_symlink():  # a run makes none
+            yield path, False
+        elif not path.is_dir():
+            yield path, name in written or path.name in NOBODYS or bool(_LOCKS.fullmatch(name))
+        elif inner:
+            yield from _contents_of(path, inner)
+        elif name in _WRITTEN_INTO:
+            known, of = saved(folder).get(name, {}), _WRITTEN_INTO[name]
+            for file in _files(path):
+                inside = file.relative_to(path).as_posix()
+                ours = bool(becomes) or file.name in NOBODYS or inside in known or bool(of.fullmatch(inside))
+                yield file, ours
+        else:
+            yield path, False
 
 
-def _foreign_of(folder: Path) -> list[str]:
-    """The files that no run writes into its folder of a model, an adapter, checkpoints or logs."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    names = (path.relative_to(folder).as_posix() for path in files if path.name not in NOBODYS)
-    known = saved(folder.parent).get(folder.name, {})
-    return [name for name in names if name not in known and not _WRITTEN_INTO[folder.name].fullmatch(name)]
+def _files(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it. A link is one of them, wherever it leads."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
 def partial_of(path: Path) -> str | None:
@@ -96,8 +113,17 @@ def partial_of(path: Path) -> str | None:
 
 def rows_of(folder: Path) -> set[str]:
     """The files of rows in the model's own words that a run wrote, which have its objectives' names."""
+    return _recorded(folder, "rows")
+
+
+def folders_of(folder: Path) -> set[str]:
+    """The folders that a run of several made for each of them, such as "dualoptim-seed0" or "dualoptim-seed0/part1"."""
+    return _recorded(folder, "folders")
+
+
+def _recorded(folder: Path, kind: str) -> set[str]:
     try:
-        return set(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["rows"])
+        return set(map(str, json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))[kind]))
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -143,14 +169,20 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
     if overwrite and (name := inside(folder, inputs)):
         raise UserError(f"out {folder}: --overwrite would remove what {name} reads there; give another folder")
-    if listed and (overwrite or not holds_a_run(folder)):
+    if overwrite or not holds_a_run(folder):
+        _refuse(folder, listed)
+    where = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise UserError(f"out {folder}: {where} cannot be written to; give another folder")
+
+
+def _refuse(folder: Path, listed: Sequence[str]) -> None:
+    """Refuse a folder that has files of someone else's."""
+    if listed:
         raise UserError(
             f"out {folder}: holds what no run wrote ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''}); give "
             "another folder, or move that away"
         )
-    where = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(where, os.W_OK | os.X_OK):
-        raise UserError(f"out {folder}: {where} cannot be written to; give another folder")
 
 
 @contextmanager
@@ -249,10 +281,29 @@ def move_own(folder: Path, own: Path) -> None:
             os.replace(folder / name, own / name)
 
 
-@ranks.first_only
+@ranks.by_first
 def emptied(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    _remove(p for p in folder.iterdir() if not _LOCKS.fullmatch(p.name) and p.name not in NOBODYS)
+    """Remove what a run wrote, and nothing else.
+
+    Raises:
+        UserError: the folder holds other things, which may have come since `check`; nothing is removed then.
+    """
+    _refuse(folder, foreign(folder))
+    # File by file: a folder stays, with an error, if something comes into it meanwhile.
+    files = [path for path, ours in _contents(folder) if ours and (path.parent != folder or not _stays(path))]
+    last = [path for path in files if path.parent == folder and path.name in KNOWN_BY]
+    for path in sorted(set(files) - {*last}, key=lambda path: path.name in KNOWN_BY):
+        path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+    for path in last:
+        path.unlink()
+
+
+def _stays(path: Path) -> bool:
+    """Whether a file of a run's folder is none that `emptied` removes: a lock, or the system's."""
+    return bool(_LOCKS.fullmatch(path.name)) or path.name in NOBODYS
 
 
 @ranks.first_only

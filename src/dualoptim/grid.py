@@ -160,7 +160,7 @@ def run(
                 if not begun:
                     if overwrite:
                         emptied(folder)
-                    runs.write_settings(folder, configs, {})
+                    runs.write_settings(folder, configs, {}, names)
                     begun = True
                 assert prepared is not None
                 assert task is not None

@@ -72,7 +72,7 @@ from . import ranks
 from .checkpoints import TASK_FILE, differing
 from .config import RunConfig, without_place
 from .errors import UserError
-from .folder import ENVIRONMENT, SETTINGS, written
+from .folder import ENVIRONMENT, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
 from .reading import parse_json
@@ -191,6 +191,11 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def slug(text: str) -> str:
     """A name as part of a file's: "DualOptim+" → "dualoptim-plus"."""
     return "-".join(text.lower().replace("+", " plus").split())
+
+
+def of_several(method: str, seed: int) -> str:
+    """The folder name of one of several runs that differ in method and seed alone."""
+    return f"{slug(method)}-seed{seed}"
 
 
 def of_grid(method: str, seed: int, config: Mapping[str, Any]) -> str:
@@ -375,14 +380,18 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     return read_results(beside)["runs"][0]["config"], records
 
 
-def write_settings(folder: Path, configs: Sequence[RunConfig], rows: Iterable[str]) -> None:
-    """Write env.json, what a run may depend on, and config.resolved.yaml, the settings.
+def write_settings(
+    folder: Path, configs: Sequence[RunConfig], rows: Iterable[str], folders: Iterable[str] = ()
+) -> None:
+    """Write env.json, what a run may depend on and what it makes there, and config.resolved.yaml, the settings.
 
     Args:
         rows: objectives whose rows are written as well.
+        folders: those that are made in it for some of the runs, added to those that were.
     """
     resolved = [config.as_dict() for config in configs]
-    write_json(folder / ENVIRONMENT, {**environment(), "rows": [f"{name}.jsonl" for name in rows]})
+    makes = {"rows": [f"{name}.jsonl" for name in rows], "folders": sorted({*folders_of(folder), *folders})}
+    write_json(folder / ENVIRONMENT, {**environment(), **makes})
     write_yaml(folder / SETTINGS, resolved[0] if len(resolved) == 1 else {"runs": resolved})
 
 

@@ -266,7 +266,7 @@ def run(
                     if overwrite:
                         emptied(folder)
                     written(folder / SPACE, _space_text(search.space))
-                    runs.write_settings(folder, configs, {})
+                runs.write_settings(folder, configs, {}, [trials.name(method, number)])
                 of, own = trials.begun(method, number)
                 about = grid.about(of, prepared.metrics, prepared.before.records)
                 train(

@@ -508,7 +508,7 @@ def _side_by_side(
     """
 
     def own_folder(method: str, seed: int) -> Path:
-        return folder if len(resolved) == 1 else folder / f"{runs.slug(method)}-seed{seed}"
+        return folder if len(resolved) == 1 else folder / runs.of_several(method, seed)
 
     # What was begun as a run by itself, in the folder itself, and now becomes one of several.
     alone = ranks.of_first(lambda: runs.begun_alone(folder)) if resume and len(resolved) > 1 else None
@@ -543,11 +543,14 @@ def _side_by_side(
     if prepared.alternates:
         said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
     said = {} if config.private else said
-    for of in resolved:
+    own_folders = [own_folder(of.config.method, of.config.seed) for of in resolved]
+    made = [own.name for own in own_folders if own != folder]
+    for of, own in zip(resolved, own_folders, strict=True):
         if of.config.settings() == alone:
-            move_own(folder, own_folder(of.config.method, of.config.seed))
+            runs.write_settings(folder, [of.config], said, made)  # the folder is recorded before it is there
+            move_own(folder, own)
     order = [of.config.settings() for of in resolved]
-    runs.write_settings(folder, [of.config for of in resolved], said)
+    runs.write_settings(folder, [of.config for of in resolved], said, made)
     runs.write_rows(folder, said)
     results = {
         "schema": runs.SCHEMA,
@@ -603,12 +606,15 @@ def _one_after_the_other(
         ranks.of_first(lambda: runs.check_begun(out, configs))
     emptying = overwrite
 
+    def name_of(config: RunConfig, arguments: Mapping[str, Any]) -> str:
+        return f"{runs.of_several(config.method, config.seed)}/part{arguments[resolved[0].task.stage]}"
+
     def begin() -> None:
         nonlocal emptying
         if emptying:
             emptied(out)
         emptying = False
-        runs.write_settings(out, configs, {})
+        runs.write_settings(out, configs, {}, [name_of(config, each) for config in configs for each in stages])
         if ranks.first():
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -626,13 +632,12 @@ def _one_after_the_other(
                 stage = stage.replace(**adapters.going_on())
             if i + 1 < len(stages):
                 stage = stage.replace(save_model=True)
-            number = arguments[begins.task.stage]
-            folder = out / f"{runs.slug(config.method)}-seed{config.seed}" / f"part{number}"
+            folder = out / name_of(config, arguments)
             done = _side_by_side(resolve_all([stage.replace(out=str(folder))]), folder, resume=resume, begin=begin)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             # Parts forget different rows, so they cannot be compared in one plot.
             results = results or {**done, "model": config.model, "plane": None, "points": [], "runs": []}
-            results["runs"].append({**done["runs"][0], "part": number})
+            results["runs"].append({**done["runs"][0], "part": arguments[begins.task.stage]})
             results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))
             runs.write_json(out / RESULTS, results)
             report.write(results, out / PAGE)

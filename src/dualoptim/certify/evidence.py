@@ -76,7 +76,7 @@ def find(path: str | Path) -> list[Run]:
 
 
 def _own(folder: Path, entry: Mapping[str, Any]) -> Path:
-    own = folder / f"{runs.slug(entry['method'])}-seed{entry['seed']}"
+    own = folder / runs.of_several(entry["method"], entry["seed"])
     own = own / f"part{entry['part']}" if "part" in entry else own
     of_grid = folder / runs.of_grid(entry["method"], entry["seed"], entry["config"])
     return next((place for place in (own, of_grid) if place.is_dir()), folder)
