@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -493,3 +494,32 @@ def test_without_the_extra_one_sentence_says_what_to_install(absent: str) -> Non
         assert done.stderr == f"dualoptim: error: the command line {installs}\n"
     else:
         assert f"0 UnlearnTrainer {installs}\n" in done.stdout
+
+
+@pytest.mark.parametrize("buffering", [1, -1], ids=["each line", "at the end"])
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, buffering: int
+) -> None:
+    def unread() -> Any:
+        reads, writes = os.pipe()
+        os.close(reads)
+        return os.fdopen(writes, "w", buffering=buffering)
+
+    with unread() as out, unread() as said:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", said)
+        status = run("unlearn", "--out", "out", "--save-model", "false")
+        assert sys.stdout is out
+        monkeypatch.undo()
+    assert status == 0
+    assert (place / "out" / "results.json").exists()
+
+
+def test_the_exit_status_is_the_same_when_nobody_reads_what_is_printed() -> None:
+    told = [sys.executable, "-m", "dualoptim"]
+    for arguments, status in ((["ls"], 0), (["--help"], 0), (["verify", "nothing.json"], 2)):
+        reads, writes = os.pipe()
+        os.close(reads)
+        done = subprocess.run([*told, *arguments], stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writes)
+        assert (done.returncode, "pipe" in done.stderr) == (status, False)

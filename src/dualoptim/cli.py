@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import io
 import json
 import os
 import shlex
@@ -22,7 +21,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from . import __version__, arguments, catalog, ranks, rerun, usage
+from . import __version__, arguments, catalog, ranks, rerun, streams, usage
 from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of
 from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
@@ -37,15 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 a record that does not hold, 2 a user's mistake, 3 a model that is not finite, 130 interrupted.
     """
-    status = _main(list(sys.argv[1:] if argv is None else argv))
-    ranks.leave(status)
+    with streams.kept():
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        ranks.leave(status)
     return status
 
 
 def _main(argv: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # one that cannot show Σ or → shows ? for it
-            stream.reconfigure(errors="replace")
     try:
         ranks.join()
         if not argv or argv[0] in ("-h", "--help"):
@@ -67,9 +64,6 @@ def _main(argv: Sequence[str]) -> int:
         # One line, without the file and source line that warnings.warn adds.
         warnings.formatwarning = lambda message, *_, **__: f"dualoptim: warning: {message}\n"
         return _run(name, parsed) if name in SHARED else ranks.of_first(lambda: _run(name, parsed))
-    except BrokenPipeError:  # whoever reads has seen enough, as in `dualoptim ls | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it when it ends
-        return int(ranks.several())  # other ranks may be waiting
     except UserError as error:
         ranks.say(f"dualoptim: error: {error}")
         return error.status
