@@ -251,6 +251,8 @@ MISTAKES = {
     "an answer cut off": (["--max-length", "20"], "max_length 20 would cut its answer off"),
     "a task beside files": (["--task", "facts"], "brings its own rows"),
     "a folder of other things": (["--out", "."], "holds what no run wrote"),
+    "to go on and to begin anew": (["--resume", "--overwrite"], "--overwrite replaces it; give one"),
+    "the same of a dry run": (["--resume", "--overwrite", "--dry-run"], "--overwrite replaces it; give one"),
     "a template file": (["--chat-template", "none.jinja"], "chat_template none.jinja: cannot be read"),
 }
 
@@ -513,6 +515,14 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(
         monkeypatch.undo()
     assert status == 0
     assert (place / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_quickstart_goes_on_unless_it_is_to_begin_anew(monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(cli, "_unlearn", lambda name, parsed: told.append((name, parsed.resume, parsed.overwrite)))
+    assert cli.main(["quickstart", "--dry-run", *(["--overwrite"] if overwrite else [])]) == 0
+    assert told == [("compare", not overwrite, overwrite)]
 
 
 def test_the_exit_status_is_the_same_when_nobody_reads_what_is_printed() -> None:

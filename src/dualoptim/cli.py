@@ -140,10 +140,8 @@ def _run(name: str, parsed: Namespace) -> int:
 
 
 def _quickstart(parsed: Namespace) -> None:
-    told = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--resume"]
+    told = ["--recipe", "quickstart", f"--seed={parsed.seed}", "--overwrite" if parsed.overwrite else "--resume"]
     told += [f"--{key}={value}" for key in ("model", "out") if (value := getattr(parsed, key)) is not None]
-    if parsed.overwrite:
-        told.append("--overwrite")
     if parsed.dry_run:
         told.append("--dry-run")
     _unlearn("compare", arguments.parse(arguments.parser("compare"), told))
@@ -164,17 +162,21 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         return
     push = _push(parsed, config) if name == "unlearn" else None
     if parsed.dry_run:
-        dry_run.show(configs, overwrite=parsed.overwrite, inputs=inputs)
+        dry_run.show(configs, resume=_may_be_there(parsed), overwrite=parsed.overwrite, inputs=inputs)
         return
-    resume = parsed.resume and not parsed.overwrite
     if config.forget is not None:
         _print_chosen(config, parsed.given)
-    results = unlearn.run(configs, config.out, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
+    results = unlearn.run(configs, config.out, resume=parsed.resume, overwrite=parsed.overwrite, inputs=inputs)
     _tell(results, config)
     if push is not None:
         from . import publish
 
         print(f"Uploaded: {publish.push(push, config.out)}")
+
+
+def _may_be_there(parsed: Namespace) -> bool:
+    """Whether a dry run takes a folder that holds a run, as one with --resume does; it writes nothing there."""
+    return parsed.resume or not parsed.overwrite
 
 
 def _push(parsed: Namespace, config: RunConfig) -> Any:
@@ -198,13 +200,12 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
     planned = grid.crossed(configs, parsed.grid)
     how: dict[str, Any] = {"shard": shard, "overwrite": parsed.overwrite, "inputs": inputs}
     if parsed.dry_run:
-        every = list(grid.checked(planned, planned[0].out, resume=True, **how).values())
+        every = list(grid.checked(planned, planned[0].out, resume=_may_be_there(parsed), **how).values())
         dry_run.show_resolved(every[:1])
         mine = len(every) if shard is None else len(range(shard.number - 1, len(every), shard.of))
         print(f"\n{len(every)} runs{f', {mine} of them here' if shard else ''}; the first is shown")
         return
-    how["resume"] = parsed.resume and not parsed.overwrite
-    _tell(grid.run(planned, planned[0].out, grid=parsed.grid, **how), planned[0])
+    _tell(grid.run(planned, planned[0].out, grid=parsed.grid, resume=parsed.resume, **how), planned[0])
 
 
 def _tune(parsed: Namespace) -> None:
@@ -220,12 +221,12 @@ def _tune(parsed: Namespace) -> None:
     )
     inputs = {"recipe": parsed.recipe}
     if parsed.dry_run:
-        tune.checked(search, resume=True, overwrite=parsed.overwrite, inputs=inputs)
-        dry_run.show(list(search.trials_of.values())[:1], overwrite=parsed.overwrite, inputs=inputs)
+        how = {"resume": _may_be_there(parsed), "overwrite": parsed.overwrite, "inputs": inputs}
+        tune.checked(search, **how)
+        dry_run.show(list(search.trials_of.values())[:1], **how)
         print(f"\n── search ──\n{search}; the first trial of {next(iter(search.trials_of))} is shown")
         return
-    resume = parsed.resume and not parsed.overwrite
-    results = tune.run(search, resume=resume, overwrite=parsed.overwrite, inputs=inputs)
+    results = tune.run(search, resume=parsed.resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)
     print(f"\nThe page: {Path(search.config.out) / 'report.html'}")
     print(f"The recipe: dualoptim unlearn --recipe {shlex.quote(str(Path(search.config.out) / RECIPE))}")

@@ -19,9 +19,9 @@ from .resolved import Resolved, resolve
 SHOWN_TURNS = 12
 
 
-def show(configs: Sequence[RunConfig], *, overwrite: bool, inputs: Mapping[str, str | None]) -> None:
+def show(configs: Sequence[RunConfig], *, resume: bool, overwrite: bool, inputs: Mapping[str, str | None]) -> None:
     """Print what the runs would do. Nothing is written and no weights are loaded."""
-    check(configs[0].out, {**configs[0].inputs, **inputs}, resume=True, overwrite=overwrite)
+    check(configs[0].out, {**configs[0].inputs, **inputs}, resume=resume, overwrite=overwrite)
     several = resolve(configs)
     stages = several[0].task.stages()
     for i, arguments in enumerate(stages, 1):

@@ -151,8 +151,10 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
 
     Raises:
         UserError: it cannot be a folder's name; is a file; holds a run, and neither `resume` nor `overwrite` is set; or
-            holds other things, such as what the run reads.
+            holds other things, such as what the run reads. Or both are set.
     """
+    if resume and overwrite:
+        raise UserError("--resume goes on with what the output folder holds, and --overwrite replaces it; give one")
     folder = Path(out)
     try:
         str(out).encode()
