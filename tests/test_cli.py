@@ -297,6 +297,21 @@ def test_recipe_mistakes_are_told_with_the_file(run: Run, place: Path, capsys: p
         assert message in errors(capsys)
 
 
+def test_what_is_not_utf_8_is_told_before_anything_is_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(resolve, "check_read", never)
+    (place / "r.yaml").write_text('forget: "donn\\udce9es.jsonl"')
+    for given in (["--forget", "donn\udce9es.jsonl"], ["--task-args={path: a/\udce9}"], ["--recipe", "r.yaml"]):
+        assert cli.main(["unlearn", *given]) == 2
+        assert "is not UTF-8, so no results could name it" in errors(capsys)
+    assert cli.main(["report", "run\udce9"]) == 2
+    assert "is not UTF-8" in errors(capsys)
+
+
 def test_what_a_sentence_quotes_breaks_no_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a\nb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\rb"):
         assert run("unlearn", "--forget", name) == 2

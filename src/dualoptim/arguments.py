@@ -268,9 +268,19 @@ def _value(value: str, types: Sequence[Any]) -> str:
 
 
 def _check_signs(arguments: Sequence[str]) -> None:
-    """Refuse the character NUL, which neither a file's name nor any setting may hold."""
-    if found := next((argument for argument in arguments if "\0" in argument), None):
-        raise UserError(f"{found[:80]}: holds the character NUL, which no setting may; give a value without it")
+    """Refuse the character NUL, which neither a file's name nor any setting may hold, and what is not UTF-8.
+
+    Python reads the latter, but nothing that a run writes could name it.
+    """
+    for argument in arguments:
+        if "\0" in argument:
+            raise UserError(f"{argument[:80]}: holds the character NUL, which no setting may; give a value without it")
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument[:80]}: is not UTF-8, so no results could name it; give another value, or rename the file"
+            ) from None
 
 
 def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
