@@ -119,7 +119,8 @@ def test_memorize_is_spelled_either_way(tmp_path: Path) -> None:
      ("--methods=Joint AdamW,DualOptim+", ["Joint AdamW", "DualOptim+"]), ("--seeds=0,1", [0, 1]), ("--seeds=2", [2]),
      ("--betas=0.9, 0.99", (0.9, 0.99)), ("--betas=null", None), ("--lora-targets=q_proj,up_proj", "q_proj,up_proj"),
      ("--lora-targets=[q_proj, up_proj]", ["q_proj", "up_proj"]), ("--lora-targets=all-linear", "all-linear"),
-     ("--lora-targets=.*[qv]_proj", ".*[qv]_proj"), ("--lora-targets=.*{1,2}", ".*{1,2}")],
+     ("--lora-targets=.*[qv]_proj", ".*[qv]_proj"), ("--lora-targets=.*{1,2}", ".*{1,2}"),
+     ("--probe-subjects=𠮷田,Shaquille O'Neal", ["𠮷田", "Shaquille O'Neal"]), ("--seeds=008,010", [8, 10])],
 )  # fmt: skip
 def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, read: Any) -> None:
     parser = arguments.parser("compare")
@@ -130,9 +131,60 @@ def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, 
         assert getattr(arguments.parse(parser, told), key) == read
 
 
-def test_what_is_no_list_is_told_in_words() -> None:
-    with pytest.raises(UserError, match=r"setting \"attacks\": must be of type list, but is '\[leak'$"):
-        arguments.parse(arguments.parser("compare"), ["--attacks=[leak"])
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [("seed", "010", 10), ("seeds", "[008, 009, 010]", [8, 9, 10]), ("weights", "{forget: 010}", {"forget": 10.0}),
+     ("grid", "{steps: [010], ratio: [1:1, 1:30]}", {"steps": [10], "ratio": ["1:1", "1:30"]}),
+     ("task_args", "{split: 010, ratio: 1:30, day: 2024-01-01}", {"split": 10, "ratio": "1:30", "day": "2024-01-01"}),
+     ("task_args", "{names: [𠮷田, 😀]}", {"names": ["𠮷田", "😀"]}), ("probe_subjects", "[𠮷田]", ["𠮷田"]),
+     ("lr_scales", "equal", "equal"), ("max_update", "null", None), ("bf16", "no", False), ("lr", "1e-3", 1e-3)],
+)  # fmt: skip
+def test_the_command_line_and_recipes_are_read_alike(tmp_path: Path, key: str, value: str, read: Any) -> None:
+    (tmp_path / "r.yaml").write_text(f"{key}: {value}\n", encoding="utf-8")
+    option = f"--{key.replace('_', '-')}"
+    for told in ([option, value], [f"{option}={value}"], ["--config", str(tmp_path / "r.yaml")]):
+        assert getattr(arguments.parse(arguments.parser("compare"), told), key) == read
+
+
+def test_an_entry_of_a_dictionary_is_read_like_the_whole() -> None:
+    parser = arguments.parser("unlearn")
+    parsed = arguments.parse(parser, ["--task-args.split=010", "--task-args.names", "[a, 010]", "--weights.forget=010"])
+    assert (parsed.task_args, parsed.weights) == ({"split": 10, "names": ["a", 10]}, {"forget": 10.0})
+
+
+@pytest.mark.parametrize(
+    "text", ["#2.jsonl", "#", "&a", "# x", "Null", "[draft]", "{a: 1}", "010", "1:30", "a: b", "true", "", "a\udce9"]
+)
+def test_a_text_is_taken_as_it_stands(text: str) -> None:
+    for key in ("forget", "train", "chat_template", "retain", "out"):
+        parsed = arguments.parse(arguments.parser("unlearn"), [f"--{key.replace('_', '-')}={text}"])
+        assert getattr(parsed, key) == text
+
+
+def test_null_takes_back_what_a_recipe_says(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("train: layers\nuntil: 0.1\n")
+    told = ["--config", str(tmp_path / "r.yaml"), "--train", "null", "--until", "null"]
+    parsed = arguments.parse(arguments.parser("unlearn"), told)
+    assert (parsed.train, parsed.until) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("--attacks=[leak", '"attacks": must be of type list, but is \'[leak\''),
+     ("--steps=1:30", '"steps": must be of type int, but is \'1:30\''),
+     ("--steps=1_0", '"steps": must be of type int, but is \'1_0\''),
+     ("--until=", '"until": must be one of float, null, but is \'\''),
+     ("--bf16=#", '"bf16": must be one of bool, null, but is \'#\''),
+     ("--seeds=1:30", '"seeds": must be of type int, but is \'1:30\''),
+     ("--weights={forget: 1:30}", '"weights": must be of type float, but is \'1:30\''),
+     ("--weights={forget: 1, forget: 2}", "\"weights\": 'forget' stands twice; remove one"),
+     ("--weights=&w {forget: *w}", '"weights": is &w {forget: *w}, of which no setting can be made'),
+     ("--grid={lr: " + "[" * 3000, '"grid": YAML that cannot be read: maximum recursion depth exceeded'),
+     ("--steps=" + "9" * 5000, '"steps": a number of more than 4000 digits')],
+)  # fmt: skip
+def test_a_value_that_cannot_be_meant_is_one_sentence(given: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^setting {re.escape(said)}"):
+        arguments.parse(arguments.parser("compare"), [given])
 
 
 def test_every_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

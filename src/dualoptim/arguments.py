@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from . import usage
 from .config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig
 from .errors import UserError, unknown
-from .recipe_files import find_recipe, kinds, recipe_arguments
+from .recipe_files import Loader, find_recipe, kinds, recipe_arguments
 
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
@@ -40,7 +42,7 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
                      "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
 
 
-# Values of any type, with str first: else the ratio "1:5" is read as a number to base 60.
+# Values of any type, with str first: a text is then taken as it stands.
 CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
 INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
@@ -223,10 +225,10 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_one_sentence(error)) from None
     path = find_recipe(parsed.recipe)
-    settings = recipe_arguments(path, {option.removeprefix("--").replace("-", "_") for option in known})
+    settings = recipe_arguments(path, set(map(_key, known)))
     _check_signs(settings)
-    settings = _written(parser, settings)
     try:
+        settings = _written(parser, settings)
         parser.parse_args(settings)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
@@ -234,37 +236,78 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 
 def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The arguments as `jsonargparse` reads them.
+    """The arguments as `jsonargparse` reads them, with values as JSON, or as the texts that they are.
 
     A boolean setting that is given without a value has "true", a list of words may have no brackets, and a path may
     begin with "~".
     """
-    types = {
-        option: kinds(getattr(action, "_typehint", None))
-        for action in parser._actions
-        for option in action.option_strings
+    hints = {
+        option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
     }
     made = []
     for before, given, after in zip(["", *arguments], arguments, [*arguments[1:], "--"], strict=False):
         name, sign, value = given.partition("=")
         if given.startswith("--") and sign:
-            made.append(f"{name}={_value(value, types.get(name, ()))}")
-        elif bool in types.get(given, ()) and after.startswith("--"):
+            made.append(f"{name}={_value(value, name, hints)}")
+        elif bool in kinds(hints.get(given)) and after.startswith("--"):
             made.append(f"{given}=true")
         else:
-            made.append(_value(given, types.get(before, ())))
+            made.append(given if given.startswith("--") else _value(given, before, hints))
     return made
 
 
-def _value(value: str, types: Sequence[Any]) -> str:
-    """A setting's value, with the user's folder for "~", and with brackets around what is a list without them."""
-    if re.match("~(/|$)", value):
-        return os.path.expanduser(value)
+def _value(text: str, name: str, hints: Mapping[str, Any]) -> str:
+    """A setting's value as JSON, or the text itself where that is what is asked for."""
+    option, _, entry = name.partition(".")
+    hint = hints.get(option)
+    if entry:  # --task-args.split is an entry of --task-args
+        hint = next((typing.get_args(each)[-1] for each in kinds(hint) if typing.get_origin(each) is dict), None)
+    types = kinds(hint)
     of = next((typing.get_args(each)[0] for each in types if typing.get_origin(each) in (list, tuple)), None)
-    if of is None or str in types or value == "null" or not re.fullmatch("[^\\[\\]{}\"']+", value):
-        return value
-    words = [word.strip() for word in value.split(",")]
-    return json.dumps(words) if of is str else f"[{', '.join(words)}]"
+    if str in types or hint is None:
+        if re.match("~(/|$)", text):
+            return os.path.expanduser(text)
+        if of is None or not isinstance(value := _read(text, option), list):
+            return text
+    elif of is not None and text != "null" and re.fullmatch("(?!')[^\\[\\]{}\"]+", text):
+        words = [word.strip() for word in text.split(",")]
+        value = words if of is str else [_read(word, option) for word in words]
+    else:
+        value = _read(text, option)
+    _check_texts(value, hint, option)
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+        return text
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # a Python object, or a list that contains itself
+        raise UserError(f'setting "{_key(option)}": is {text}, of which no setting can be made') from None
+
+
+def _read(text: str, option: str) -> Any:
+    """A value as a recipe would have it; a text that is no YAML is that text."""
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        return loader.construct_document(node) if node else text
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f'setting "{_key(option)}": {error.problem}') from None
+    except yaml.YAMLError:
+        return text
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # nested without end
+        raise UserError(f'setting "{_key(option)}": YAML that cannot be read: {error}') from None
+
+
+def _check_texts(value: Any, hint: Any, option: str) -> None:
+    """Refuse a text where a number is asked for: `jsonargparse` would read it again, and "1:30" as 90."""
+    types = kinds(hint)
+    if isinstance(value, str) and {*types} <= {int, float, bool, type(None)}:
+        names = ["null" if each is type(None) else each.__name__ for each in types]
+        asked = f"one of {', '.join(names)}" if len(names) > 1 else f"of type {names[0]}"
+        raise UserError(f'setting "{_key(option)}": must be {asked}, but is {value!r}')
+    of = next((typing.get_args(each)[-1] for each in types if typing.get_origin(each) in (list, tuple, dict)), None)
+    if of is not None and isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_texts(each, of, option)
 
 
 def _check_signs(arguments: Sequence[str]) -> None:
@@ -286,8 +329,13 @@ def _check_signs(arguments: Sequence[str]) -> None:
 def _with_given(parsed: Namespace, arguments: Sequence[str]) -> Namespace:
     """The settings, with the names of those that were given: a goal chooses the others."""
     names = [argument.split("=")[0].split(".")[0] for argument in arguments if argument.startswith("--")]
-    parsed.given = sorted({name.removeprefix("--").replace("-", "_") for name in names})
+    parsed.given = sorted(set(map(_key, names)))
     return parsed
+
+
+def _key(option: str) -> str:
+    """The setting that an option gives: --batch-size gives batch_size."""
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _one_sentence(error: Exception) -> str:

@@ -81,7 +81,20 @@ Loader.add_implicit_resolver(
 )
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))  # 010 is ten
+def _whole_number(loader: Loader, node: Any) -> int:
+    """010 is ten."""
+    if len(str(node.value)) > 4000:  # Python refuses to read a little more than that
+        raise yaml.constructor.ConstructorError(None, None, "a number of more than 4000 digits", node.start_mark)
+    return int(str(node.value))
+
+
+def _text(loader: Loader, node: Any) -> str:
+    r"""JSON writes a character beyond the BMP as two escapes, "\ud83d\ude00", of which YAML makes two characters."""
+    return str(loader.construct_scalar(node)).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+Loader.add_constructor("tag:yaml.org,2002:str", _text)
 
 
 def recipe_arguments(path: Path, known: set[str]) -> list[str]:
@@ -121,7 +134,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
         if str in TYPES.get(key, ()) and isinstance(value, (bool, int, float)):
             value = node.value  # as it stands there: no and 007 are names, too
         try:
-            written = value if isinstance(value, str) else json.dumps(value)
+            written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         except (TypeError, ValueError):  # a Python object, or one that contains itself
             raise UserError(f"{path}: {key} is {value!r}, of which no setting can be made") from None
         arguments.append(f"--{key.replace('_', '-')}={written}")

@@ -88,6 +88,7 @@ def parser(command: str, description: str) -> ArgumentParser:
         epilog=f"example:{example}" if example else None,
         formatter_class=Help,
         exit_on_error=False,
+        parser_mode="json",  # `arguments` reads YAML, as it is in recipes, and hands JSON over
     )
     if command in ("unlearn", "compare", "tune", "evaluate"):  # a line of sixty options helps nobody
         made.usage = f"dualoptim {command} [options]"
