@@ -123,6 +123,8 @@ def test_a_setting_that_no_optimizer_reads_is_refused_and_compared_with_one_that
         ({"lr": 0.1}, "must have a list of values"),
         ({"lr": [0.1, 0.1]}, "has a value twice"),
         ({"lr": ["fast"]}, "lr must be float"),
+        ({"steps": ["1:30"]}, "steps must be int, but is '1:30'"),
+        ({"weights": [{"forget": "1:30"}]}, "weights must be .*, but is {'forget': '1:30'}"),
     ],
 )
 def test_a_grid_that_cannot_be_is_told(grid: dict[str, Any], words: str) -> None:
@@ -348,6 +350,7 @@ def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
         "ratio": ["1:1", "1:5"], "lr": [1e-4], "max_update": [None, 1.0], "base_weights": ["equal", {"forget": 3}],
     }  # fmt: skip
     assert [config.ratio for config in crossed([RunConfig()], {"ratio": parsed.grid["ratio"]})] == ["1:1", "1:5"]
+    assert [config.train for config in crossed([RunConfig()], {"train": ["#", "&a", None]})] == ["#", "&a", None]
 
 
 def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,9 +18,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from . import usage
-from .config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig
+from .config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig, kinds, text_for_number
 from .errors import UserError, unknown
-from .recipe_files import Loader, find_recipe, kinds, recipe_arguments
+from .recipe_files import Loader, find_recipe, recipe_arguments
 
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
@@ -274,7 +274,8 @@ def _value(text: str, name: str, hints: Mapping[str, Any]) -> str:
         value = words if of is str else [_read(word, option) for word in words]
     else:
         value = _read(text, option)
-    _check_texts(value, hint, option)
+    if said := text_for_number(value, hint):
+        raise UserError(f'setting "{_key(option)}": {said}')
     if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
         return text
     try:
@@ -295,19 +296,6 @@ def _read(text: str, option: str) -> Any:
         return text
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # nested without end
         raise UserError(f'setting "{_key(option)}": YAML that cannot be read: {error}') from None
-
-
-def _check_texts(value: Any, hint: Any, option: str) -> None:
-    """Refuse a text where a number is asked for: `jsonargparse` would read it again, and "1:30" as 90."""
-    types = kinds(hint)
-    if isinstance(value, str) and {*types} <= {int, float, bool, type(None)}:
-        names = ["null" if each is type(None) else each.__name__ for each in types]
-        asked = f"one of {', '.join(names)}" if len(names) > 1 else f"of type {names[0]}"
-        raise UserError(f'setting "{_key(option)}": must be {asked}, but is {value!r}')
-    of = next((typing.get_args(each)[-1] for each in types if typing.get_origin(each) in (list, tuple, dict)), None)
-    if of is not None and isinstance(value, (list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_texts(each, of, option)
 
 
 def _check_signs(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import os
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -431,6 +432,27 @@ MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
 ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
 
 
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have: those of a union, or the only one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def text_for_number(value: Any, hint: Any) -> str | None:
+    """What is wrong with a value that holds a text where a number is asked for, or None.
+
+    `jsonargparse` would read that text as YAML 1.1, and "1:30" as 90.
+    """
+    of = kinds(hint)
+    if isinstance(value, str) and {*of} <= {int, float, bool, type(None)}:
+        names = ["null" if each is type(None) else each.__name__ for each in of]
+        return f"must be {'one of ' if len(of) > 1 else 'of type '}{', '.join(names)}, but is {value!r}"
+    inner = next((typing.get_args(each)[-1] for each in of if typing.get_origin(each) in (list, tuple, dict)), None)
+    if inner is None or not isinstance(value, (list, tuple, dict)):
+        return None
+    each_of = value.values() if isinstance(value, dict) else value
+    return next((said for each in each_of if (said := text_for_number(each, inner))), None)
+
+
 def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A class's arguments, each converted to the type that its constructor declares, as `jsonargparse` reads it.
 
@@ -447,11 +469,13 @@ def typed(what: str, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown(f"argument of {what}", name, parameters)
         if name not in hints:  # a user's own class need not declare types
             continue
-        parser = ArgumentParser(exit_on_error=False)
+        parser = ArgumentParser(exit_on_error=False, parser_mode="json")  # as YAML "#" is None
         parser.add_argument(f"--{name}", type=hints[name])
+        # The parser takes None for not given.
+        lacking = value is None and type(None) not in typing.get_args(hints[name])
         try:
-            if value is None and type(None) not in typing.get_args(hints[name]):  # the parser takes None for not given
-                raise ArgumentError(None, "None")
+            if lacking or text_for_number(value, hints[name]):
+                raise ArgumentError(None, "")
             found[name] = parser.parse_object({name: value})[name]
         except (ArgumentError, TypeError):
             annotation = parameters[name].annotation

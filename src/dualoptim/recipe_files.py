@@ -5,23 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import types
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .config import RunConfig
+from .config import RunConfig, kinds
 from .errors import UserError, unknown
 
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
 _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
-
-
-def kinds(hint: Any) -> tuple[Any, ...]:
-    """The types that a value may have: those of a union, or the only one."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 TYPES = {name: kinds(hint) for name, hint in typing.get_type_hints(RunConfig).items()}
