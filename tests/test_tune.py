@@ -104,6 +104,33 @@ def test_a_search_leaves_a_front_and_a_recipe_that_runs_and_goes_on_where_it_was
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_trial_is_certified_by_its_own_records_by_its_number_and_by_its_folder(tmp_path: Path) -> None:
+    cryptography = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    from dualoptim.certify.certificate import OK, certify, verify
+
+    key = tmp_path / "key.pem"
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(cryptography.Ed25519PrivateKey.generate().private_bytes(*form))
+    key.chmod(0o600)
+    assert search() == 0
+    for number, name in enumerate((f"dualoptim-plus-trial00{i}-seed0" for i in (1, 2)), 1):
+        said, path = certify("out", key, number=number)
+        assert path == Path("out", name, "record.json").resolve()
+        assert {"records.jsonl", ENTRY} <= set(said["files"])
+        assert not any("records.jsonl is not there" in remark for remark in said["remarks"])
+        assert said["run"]["recipe"]["lr"] == trials()[name]["run"]["config"]["lr"]
+        again, _ = certify(Path("out", name), key, out=tmp_path / f"{number}.json")
+        assert again["run"]["results_sha256"] == said["run"]["results_sha256"]
+        config, _ = runs.read_records(Path("out", name))
+        assert config["lr"] == said["run"]["recipe"]["lr"]
+        of_run = [check for check in verify(path) if check.item.startswith("run: ")]
+        assert {check.state for check in of_run} == {OK}
+    assert search("--resume", trials=3) == 0  # which may choose another
+    assert not [check for check in verify(path) if check.state == "differs"]
+
+
 def test_a_search_on_rows_that_changed_is_refused_before_a_trial_and_can_go_on_with_the_old_ones(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

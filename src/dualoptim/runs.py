@@ -61,6 +61,7 @@ import math
 import platform
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -193,9 +194,17 @@ def slug(text: str) -> str:
     return "-".join(text.lower().replace("+", " plus").split())
 
 
-def of_several(method: str, seed: int) -> str:
-    """The folder name of one of several runs that differ in method and seed alone."""
+# The folders of runs that share one: below it, each has its own. A run by itself has none.
+
+
+def of_method(method: str, seed: int) -> str:
+    """The folder name of one of several methods and seeds."""
     return f"{slug(method)}-seed{seed}"
+
+
+def of_part(number: int) -> str:
+    """The folder name of one of several parts, in the folder of its method."""
+    return f"part{number}"
 
 
 def of_grid(method: str, seed: int, config: Mapping[str, Any]) -> str:
@@ -203,6 +212,32 @@ def of_grid(method: str, seed: int, config: Mapping[str, Any]) -> str:
     plan = {key: value for key, value in config.items() if key not in ("out", "seed")}
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
     return f"{slug(method)}-{digest}-seed{seed}"
+
+
+def of_trial(method: str, number: int, seed: int) -> str:
+    """The folder name of one of a search's trials, which are counted from 1 for each method."""
+    return f"{slug(method)}-trial{number:03}-seed{seed}"
+
+
+def own_folders(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """The own folder of each run of a folder, in the order of its results.
+
+    Args:
+        folder: the one that holds the results, which is that of a run by itself.
+        results: what its results.json holds.
+    """
+    found, methods = [], Counter[str]()
+    for entry in results["runs"]:
+        method, seed = entry["method"], entry["seed"]
+        methods[method] += 1
+        if "chosen" in results:
+            names = [of_trial(method, methods[method], seed)]
+        elif "part" in entry:
+            names = [f"{of_method(method, seed)}/{of_part(entry['part'])}"]
+        else:
+            names = [of_method(method, seed), of_grid(method, seed, entry["config"])]
+        found.append(next((folder / name for name in names if (folder / name).is_dir()), folder))
+    return found
 
 
 def bytes_text(size: float) -> str:
@@ -377,7 +412,10 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     if "after" not in records:
         raise UserError(f"{path}: has no records of a model after unlearning")
     beside = next((f for f in (path.parent, path.parent.parent) if (f / RESULTS).is_file()), path.parent)
-    return read_results(beside)["runs"][0]["config"], records
+    results = read_results(beside)
+    pairs = zip(results["runs"], own_folders(beside, results), strict=True)
+    entry = next((entry for entry, own in pairs if own == path.parent), results["runs"][0])
+    return entry["config"], records
 
 
 def write_settings(

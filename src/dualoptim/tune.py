@@ -351,7 +351,7 @@ class _Trials:
                 self.ended(method, number)
 
     def name(self, method: str, number: int) -> str:
-        return f"{runs.slug(method)}-trial{number:03}-seed{self.search.config.seed}"
+        return runs.of_trial(method, number, self.search.config.seed)
 
     def missing(self) -> Iterator[tuple[int, str]]:
         """The trials still to be done, one round of all methods after the other."""

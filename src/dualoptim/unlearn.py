@@ -508,7 +508,7 @@ def _side_by_side(
     """
 
     def own_folder(method: str, seed: int) -> Path:
-        return folder if len(resolved) == 1 else folder / runs.of_several(method, seed)
+        return folder if len(resolved) == 1 else folder / runs.of_method(method, seed)
 
     # What was begun as a run by itself, in the folder itself, and now becomes one of several.
     alone = ranks.of_first(lambda: runs.begun_alone(folder)) if resume and len(resolved) > 1 else None
@@ -607,7 +607,7 @@ def _one_after_the_other(
     emptying = overwrite
 
     def name_of(config: RunConfig, arguments: Mapping[str, Any]) -> str:
-        return f"{runs.of_several(config.method, config.seed)}/part{arguments[resolved[0].task.stage]}"
+        return f"{runs.of_method(config.method, config.seed)}/{runs.of_part(arguments[resolved[0].task.stage])}"
 
     def begin() -> None:
         nonlocal emptying

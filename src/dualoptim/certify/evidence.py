@@ -65,7 +65,8 @@ def find(path: str | Path) -> list[Run]:
         raise UserError(f"{path}: holds no {runs.RESULTS}; give the folder of a finished run")
     results = runs.read_results(place)
     try:
-        found = [Run(place, _own(place, entry), results, entry) for entry in results["runs"]]
+        pairs = zip(results["runs"], runs.own_folders(place, results), strict=True)
+        found = [Run(place, own, results, entry) for entry, own in pairs]
     except (KeyError, TypeError) as error:
         raise UserError(f"{place / runs.RESULTS}: is damaged, an entry lacks {error}; take it from a backup") from None
     if place != folder:
@@ -73,13 +74,6 @@ def find(path: str | Path) -> list[Run]:
     if not found:
         raise UserError(f"{path}: is the folder of no finished run; give one that holds {runs.RESULTS}")
     return found
-
-
-def _own(folder: Path, entry: Mapping[str, Any]) -> Path:
-    own = folder / runs.of_several(entry["method"], entry["seed"])
-    own = own / f"part{entry['part']}" if "part" in entry else own
-    of_grid = folder / runs.of_grid(entry["method"], entry["seed"], entry["config"])
-    return next((place for place in (own, of_grid) if place.is_dir()), folder)
 
 
 def choose(found: Sequence[Run], number: int | None = None, method: str | None = None, seed: int | None = None) -> Run:
