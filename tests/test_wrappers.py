@@ -14,11 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import MixtralConfig, MixtralForCausalLM, TrainingArguments
 
-from dualoptim import DualOptimPlus
+from dualoptim import DualOptimPlus, UnlearnTrainer
+from dualoptim.data import question
+from dualoptim.errors import UserError
+from dualoptim.losses import LOSSES
 from dualoptim.optim import diagnostics, ranks, releasing
+from dualoptim.schedule import by_turns
+from dualoptim.trainer import Objective
+from dualoptim.wrappers import check_saved
 
+from . import tiny
 from .test_optim import randn
 
 TURNS = ("forget", "retain", "retain", "forget", "retain", "retain")
@@ -406,3 +416,121 @@ def test_deepspeed() -> None:
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+# A model
+
+
+def compiled(module: Any, backend: Any = "eager") -> Any:
+    return torch.compile(module, backend=backend)
+
+
+def by_layers(model: Any, backend: Any = "eager") -> Any:
+    for i, layer in enumerate(model.model.layers):
+        model.model.layers[i] = compiled(layer, backend)
+    return model
+
+
+def adapter(model: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+WRAPPED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "the model": (lambda model: model, compiled),
+    "its layers": (lambda model: model, by_layers),
+    "an adapter": (adapter, compiled),
+    "a model within an adapter": (adapter, lambda model: adapter(compiled(model.unload()))),
+}
+
+
+def unlearning(model: Any, folder: Path, **given: Any) -> Any:
+    settings = {"logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_steps": 1}
+    return UnlearnTrainer(
+        model,
+        TrainingArguments(str(folder), **{**settings, "save_strategy": "steps", **given}),
+        objectives={
+            "forget": Objective([question("Who?", "Me.")], LOSSES["GA"]()),
+            "retain": Objective([question("What?", "That.")], LOSSES["GD"]()),
+        },
+        turns=by_turns({"forget": 1, "retain": 1}, 1, 2),
+        processing_class=tiny.tokenizer(),
+        optimizer_cls_and_kwargs=(DualOptimPlus, {"lr": 1e-2}),
+        diagnostics_every=0,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+@pytest.mark.parametrize("what", WRAPPED)
+def test_a_trainer_saves_and_resumes_a_compiled_model_as_the_model_itself(what: str, tmp_path: Path) -> None:
+    make, wrap = WRAPPED[what]
+    plain = unlearning(make(tiny.model()), tmp_path / "plain")
+    plain.train()
+    with torch.compiler.set_stance("force_eager"):  # nothing is traced, which takes seconds
+        trainer = unlearning(wrap(make(tiny.model())), tmp_path / "wrapped")
+        trainer.train()
+        again = unlearning(wrap(make(tiny.model())), tmp_path / "wrapped")
+        again.train(resume_from_checkpoint=str(tmp_path / "wrapped" / "checkpoint-1"))
+    file = f"checkpoint-2/{'adapter_model' if 'adapter' in what else 'model'}.safetensors"
+    expected, saved = (load_file(tmp_path / name / file) for name in ("plain", "wrapped"))
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    for model in (trainer.model, again.model):
+        assert dict(model.named_parameters()).keys() == dict(plain.model.named_parameters()).keys()
+        assert all(map(torch.equal, model.parameters(), plain.model.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_a_compiled_layer_is_compiled_in_place_by_the_same_backend(tmp_path: Path) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = by_layers(tiny.model(), backend)
+    with torch.compiler.set_stance("force_eager"):
+        trainer = unlearning(model, tmp_path)
+    assert not graphs
+    assert all(type(layer).__name__ == "LlamaDecoderLayer" for layer in trainer.model.model.layers)
+    trainer.model.model.layers[0](torch.ones(1, 3, 16), position_embeddings=(torch.ones(1, 3, 8), torch.zeros(1, 3, 8)))
+    assert graphs
+
+
+def test_a_model_in_any_other_wrapper_is_refused(tmp_path: Path) -> None:
+    for wrap in (nn.DataParallel, AveragedModel, lambda model: compiled(nn.DataParallel(compiled(model)))):
+        with pytest.raises(UserError, match="hand over the model itself"):
+            unlearning(wrap(tiny.model()), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+def test_what_was_saved_without_a_trained_parameter_is_an_error(tmp_path: Path) -> None:
+    trainer = unlearning(tiny.model(), tmp_path)
+    by_layers(trainer.model)
+    with pytest.raises(UserError, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.weight, which is trained"):
+        trainer.save_model(str(tmp_path / "saved"))
+    model = adapter(tiny.model())
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    trainer = unlearning(model, tmp_path)
+    with pytest.raises(UserError, match=r"lacks .*norm.*, which is trained; name it in the adapter's modules_to_save"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*")), "no checkpoint was sealed"
+
+
+def test_parameters_that_are_tied_or_saved_by_other_names_are_saved(tmp_path: Path) -> None:
+    tied = tiny.model()
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=64, num_key_value_heads=1, num_local_experts=2, eos_token_id=0, bos_token_id=None, **sizes
+        )
+    )
+    for name, model in (("tied", tied), ("experts", experts)):
+        model.save_pretrained(tmp_path / name)
+        check_saved(model, tmp_path / name)
+        with pytest.raises(UserError, match="lacks"):
+            check_saved(model, tmp_path)

@@ -48,6 +48,7 @@ from .optim.optimizer import multi_objective
 from .reference import AtStart, at_start, partly_trained
 from .schedule import Turn
 from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, ScalerAside, StartKept, Unlogged
+from .wrappers import bare, check_saved, compiled_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class UnlearnTrainer(Trainer):
     all of the step's rows or tokens whatever the number of micro-batches and ranks.
 
     Args:
-        model: a causal language model; or its folder or hub id, in which case it is loaded in fp32.
+        model: a causal language model; or its folder or hub id, in which case it is loaded in fp32. What
+            `torch.compile` made of it or of its layers is compiled in place instead, with the same arguments, so that
+            it is saved under its own names. Any other wrapper, such as `nn.DataParallel`, is refused.
         args: `TrainingArguments`; it is copied. Arguments that this trainer does not read are refused: `turns` sets
             the number of steps and the sequences of each, and `gradient_accumulation_steps` splits a step into
             micro-batches. A loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
@@ -167,6 +170,8 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args)  # what is changed below holds for this run only
+        model = bare(model) if isinstance(model, nn.Module) else model
+        reference = compiled_in_place(reference) if isinstance(reference, nn.Module) else reference
         turns = list(turns)
         micro_batches = args.gradient_accumulation_steps * args.world_size
         micro_batch = max((-(-sum(turn.values()) // micro_batches) for turn in turns), default=1)
@@ -486,6 +491,12 @@ class UnlearnTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         elif not (_internal_call and self._saves_shards):
             self._save(output_dir, state_dict=sharded.full_model(self.model))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the Trainer's, but files that lack a trained parameter are an error, and not a loss in silence."""
+        super()._save(output_dir, state_dict)
+        if state_dict is None and self.args.should_save:  # it is given where several ranks hold the model's parts
+            check_saved(self.model, Path(output_dir or str(self.args.output_dir)))
 
     @property
     def _saves_shards(self) -> bool:
