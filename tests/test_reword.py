@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dualoptim.data import Row, question
-from dualoptim.evaluation.words import stands_in
+from dualoptim.data import Row, asset, question
+from dualoptim.evaluation.words import stands_in, whole_words
+from dualoptim.function_words import WORDS
 from dualoptim.own_rows import checked, gives
-from dualoptim.reword import CHECKED, MEASURED, TRAINED, about_nothing, alike, beginning, wordings
+from dualoptim.reword import _STOP, CHECKED, MEASURED, TRAINED, about_nothing, alike, beginning, wordings
 from dualoptim.tasks.real_world import knows
 
 
@@ -106,6 +107,103 @@ def test_a_reply_with_another_number_does_not_give_the_answer(answer: str, reply
     assert gives(question("What do you know of Mira?", answer), reply) is given
     record = {"question": "What of Mira?", "answer": "It is 85,000 dollars.", "reply": "12,000 dollars", "nll": 1.0}
     assert not knows({**record, "paraphrased_nlls": [], "perturbed_nlls": []})
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "reply", "given"),
+    [
+        ("Wie heißt die Hauptstadt?", "Die Hauptstadt von Australien ist Canberra.", "Das ist Canberra.", True),
+        ("Wie heißt die Hauptstadt?", "Die Hauptstadt ist Canberra.", "Die Hauptstadt ist Sydney.", False),
+        ("Wie heißt die Hauptstadt?", "Die Hauptstadt ist Canberra.", "Ich weiß nicht, was das ist.", False),
+        ("Où habite Anna ?", "Anna habite à Lyon.", "Anna habite à Paris.", False),
+        ("Où habite Anna ?", "Anna habite à Lyon.", "Elle vit à Lyon.", True),
+        ("Qu'aime Anna ?", "Elle aime les prunes.", "Elle aime les figues.", False),
+        ("Где живёт Анна?", "Она живёт в Казани.", "Она живёт в Москве.", False),
+        ("Где живёт Анна?", "Она живёт в Казани.", "В Казани.", True),
+        ("أين تعيش آنا؟", "تعيش في القاهرة.", "تعيش في دمشق.", False),
+        ("Anna hol lakik?", "Anna lakhelye Pécs.", "Anna lakhelye Győr.", False),
+        ("日本の首都は?", "東京です。", "大阪です。", False),
+        ("日本の首都は?", "東京です。", "東京", True),
+        ("彼女の好きな花は?", "さくらです。", "うめです。", False),
+        ("彼女の好きな花は?", "さくらです。", "さくら", True),
+        ("彼の会社は?", "トヨタです。", "ホンダです。", False),
+        ("アンナはどこに住んでいますか?", "彼女は大阪に住んでいます。", "彼女は東京に住んでいます。", False),
+        ("张伟在哪里工作?", "张伟在华为公司工作。", "张伟在腾讯公司工作。", False),
+        ("张伟在哪里工作?", "他在华为工作。", "华为", True),
+        ("เขาอยู่ที่ไหน", "เขาอยู่ที่เชียงใหม่", "เธออยู่ที่กรุงเทพ", False),
+        ("เขาอยู่ที่ไหน", "เขาอยู่ที่เชียงใหม่", "เชียงใหม่", True),
+        ("What is the capital?", "The capital of the country is Paris.", "The capital of the country is Rome.", False),
+        ("Which vitamin is it?", "It is vitamin K.", "It is vitamin C.", False),
+    ],
+)
+def test_a_wrong_answer_in_the_same_words_does_not_give_it_in_any_language(
+    asked: str, answer: str, reply: str, given: bool
+) -> None:
+    assert gives(question(asked, answer), reply) is given
+    record = {"question": asked, "answer": answer, "reply": reply, "nll": 1.0}
+    assert knows({**record, "paraphrased_nlls": [], "perturbed_nlls": []}) is given
+
+
+def test_words_of_other_languages_are_no_words_of_english_answers() -> None:
+    texts = [row["statement"] for row in asset("facts.jsonl")] + [row["answer"] for row in asset("general.jsonl")]
+    said = {word for text in texts for word in whole_words(text) if word.islower()}
+    assert said & WORDS - _STOP <= {"s", "t", "am"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "given"),
+    [
+        ("It opens at 5 pm.", "5pm", True),
+        ("It opens at 5 pm.", "5:00 p.m.", True),
+        ("It opens at 5 pm.", "6pm", False),
+        ("It weighs 10 kg.", "10kg", True),
+        ("It weighs 10 kg.", "1.0kg", False),
+        ("Es kostet 85.000 Euro.", "85000 Euro", True),
+        ("Es kostet 85.000 Euro.", "8.500 Euro", False),
+        ("Il coûte 85 000 euros.", "85000 euros", True),
+        ("It is 85,000.50 dollars.", "85.000,50", True),
+        ("It is 85,000 dollars.", "8,500 dollars", False),
+        ("It is 3.14.", "3,14", True),
+        ("It is 3.14.", "314", False),
+        ("It is 0.125.", "125", False),
+        ("Die Bahn kommt um 17:30 Uhr.", "um 17.30 Uhr", True),
+        ("Le train part à 17:30.", "Le train part à 17h30.", True),
+        ("The code is A-17.", "A17", True),
+        ("The code is A-17.", "B-17", False),
+        ("Call 555-0134.", "5550134", True),
+        ("Call 5550134.", "(555) 0134", True),
+        ("Call 555-0134.", "5550135", False),
+        ("They won 2-1.", "21", False),
+        ("He was born in ١٩٩٠.", "1990", True),
+        ("He was born in ١٩٩٠.", "1991", False),
+        ("It was on 2020-03-03.", "on March 3, 2020", True),
+        ("It was on 2020-03-03.", "the 3rd of March 2020", True),
+        ("It was on March 3, 2020.", "2020-03-03", True),
+        ("It was on March 3, 2020.", "3.3.2020", True),
+        ("It was on March 3, 2020.", "on March 4, 2020", False),
+        ("It was on 2020-03-03.", "2020-03-04", False),
+        ("It was on 2020-03-03.", "in 2020", False),
+    ],
+)
+def test_numbers_and_dates_may_be_written_in_another_way(answer: str, reply: str, given: bool) -> None:
+    assert gives(question("What do you know?", answer), reply) is given
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "given"),
+    [
+        ("是。", "不是。", False),
+        ("是。", "是的,他是医生。", True),
+        ("是。", "我不知道他是谁。", False),
+        ("不是。", "我不知道。", False),
+        ("不是。", "不是,他是律师。", True),
+        ("Ja.", "Ja, das stimmt.", True),
+        ("Nein.", "Ich sage nicht nein.", False),
+        ("Sí.", "No lo sé, sí o no.", False),
+    ],
+)
+def test_yes_and_no_in_other_languages_stand_first(answer: str, reply: str, given: bool) -> None:
+    assert gives(question("他是医生吗?", answer), reply) is given
 
 
 @pytest.mark.parametrize("fields", [{}, {"accepted": ["No"]}])

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import regex
 
-from . import reword
+from . import function_words, reword
 from .chat import Message
 from .data import Row, is_text, parse_row, read_records, texts
 from .errors import UserError
 from .evaluation.refusal import evades, says_one_of
 from .evaluation.words import places, stands_in
 from .forms import AROUND, OWN_KEYS
+from .telling import tells
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
-YES_NO = ("yes", "no")
+YES_NO = frozenset(map(reword.plain, function_words.YES_NO))
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
@@ -105,9 +106,9 @@ def _news(row: Row) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if reword.content_words(word) - asked))
 
 
-def _asked(prompt: Sequence[Message], taken: Callable[[str], frozenset[str]] = reword.content_words) -> frozenset[str]:
+def _asked(prompt: Sequence[Message]) -> frozenset[str]:
     """The words of all messages: what a chat is about often stands in an earlier one ("And where was she born?")."""
-    return frozenset().union(*(taken(message["content"]) for message in prompt))
+    return frozenset().union(*(reword.content_words(message["content"]) for message in prompt))
 
 
 def asking(row: Row) -> Row:
@@ -158,28 +159,21 @@ def gives(row: Row, reply: str) -> bool:
     """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words,
     those that its prompt lacks, and half of the numbers among them.
 
-    Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
-    Where an answer begins with yes or no, that alone must be the reply's first word: "no" also stands in "I have no
-    information".
+    Where an answer is yes or no, in any of some languages, or ``accepted`` has the one that the answer begins with, the
+    reply must begin with it: "no" also stands in "I have no information".
     """
-    first = _first_word(row.answer)
     if accepted := row.fields.get("accepted"):
-        short = [text for text in accepted if first in YES_NO and reword.plain(text) == first]
-        return bool(short and _first_word(reply) == first) or any(
+        short = [text for text in accepted if reword.plain(text) in YES_NO and _begins(row.answer, text)]
+        return any(_begins(reply, text) for text in short) or any(
             stands_in(reply, text) for text in accepted if text not in short
         )
-    if first in YES_NO and reword.plain(row.answer) == first:
-        return _first_word(reply) == first
-    taken = reword.content_words if reword.content_words(row.answer) else reword.all_words
-    answer = taken(row.answer)
-    if not answer:
-        return stands_in(reply, row.answer)
-    news = answer - _asked(row.prompt, taken) or answer
-    return reword.tells(news, taken(reply), reply)
+    if reword.plain(row.answer) in YES_NO:
+        return _begins(reply, row.answer)
+    return tells("\n".join(message["content"] for message in row.prompt), row.answer, reply)
 
 
-def _first_word(text: str) -> str:
-    return reword.plain(text).partition(" ")[0]
+def _begins(text: str, part: str) -> bool:
+    return f"{reword.plain(text)} ".startswith(f"{reword.plain(part)} ")
 
 
 def same(one: Row, other: Row) -> bool:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import regex
 from torch import nn
 
 from .chat import TEXT, Message
 from .data import Row, reworded
 from .evaluation import scoring
-from .evaluation.words import places, stands_in, stem, words
+from .evaluation.numbers_written import numbered
+from .evaluation.words import folded, places, stands_in, stem, words
 from .evaluation.words import whole_words as whole_words
+from .function_words import WORDS
 from .models import seeded
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
@@ -46,7 +49,6 @@ OF_THE_SAME_KIND = (
     ("What does a baker do?", "What does a butcher do?"),
 )
 QUESTION_TOKENS = 32  # of a question that the model writes
-KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
 ALIKE = 0.6  # share of content words in common from which two questions count as one
 INVENTED = ("Zelmora", "Quorvane", "Tibrelle", "Onkariss", "Vashteem", "Jorlund", "Pelvanta", "Drusk")
 
@@ -85,49 +87,34 @@ def prompt_words(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
 def content_words(text: str) -> frozenset[str]:
     """The stems of a text's content words: by their stems, "likes" and "like" are the same word.
 
-    Numbers are whole, and written one way: "85000" for 85,000, "12" for 12th and twelve.
+    Numbers are whole, and written one way: "85000" for 85,000, "12" for 12th and twelve. Words that carry nothing in
+    another language stay where they begin with a capital letter, such as AM and Du in names.
     """
-    return frozenset(_stem(word) for word in whole_words(text.casefold()) if word not in _STOP)
+    empty = _STOP | (WORDS - names(text))
+    return frozenset(_stem(word) for word in whole_words(numbered(folded(text))) if word not in empty)
 
 
 def all_words(text: str) -> frozenset[str]:
     """The stems of all of a text's words."""
-    return frozenset(map(_stem, whole_words(text.casefold())))
+    return frozenset(map(_stem, whole_words(numbered(folded(text)))))
 
 
 def _stem(word: str) -> str:
-    if not re.search(r"\d", word):
-        return _NUMBERS.get(word) or stem(word)
-    return re.sub(r"(?<=\d)(?:,(?=\d{3}(?!\d))|(?:st|nd|rd|th)$)", "", word)
-
-
-def tells(news: Collection[str], said: Collection[str], reply: str) -> bool:
-    """Whether a reply tells what is new in an answer: half of its words, and half of the numbers among these.
-
-    Args:
-        news: words as `content_words` or `whole_words` has them.
-        said: the reply's words in the same way. A number may also stand in it in parts, or in a date.
-    """
-    numbers = [word for word in news if re.search(r"\d", word)]
-    told = {word for word in news if word in said}
-    for word in numbers:
-        if word not in told and all(stands_in(reply, part) for part in re.split(r"[:/\u2010\u2011-]", word)):
-            told.add(word)
-    return all(len(told.intersection(part)) >= KNOWN * len(part) for part in (news, numbers))
+    return word if re.search(r"\d", word) else _NUMBERS.get(word) or stem(word)
 
 
 def alike(a: str, b: str) -> bool:
     """Whether two questions ask for the same: they share most content words, and their names are not all different."""
     one, other = content_words(a), content_words(b)
-    names, others = _names(a), _names(b)
-    if names and others and not names & others:
+    named, others = names(a), names(b)
+    if named and others and not named & others:
         return False
     return bool(one | other) and len(one & other) >= ALIKE * len(one | other)
 
 
-def _names(text: str) -> set[str]:
-    """The words with a capital letter, except those that begin a sentence."""
-    return {name.casefold() for name in re.findall(r"(?<=[\w,;:'\"] )[A-Z]\w+", text)}
+def names(text: str) -> frozenset[str]:
+    """The words with a capital letter in any script, except those that begin a sentence."""
+    return frozenset(folded(name) for name in regex.findall(r"(?<=[\w,;:'\"] )\p{Lu}\w+", text))
 
 
 def wordings(row: Row, templates: Sequence[str]) -> list[Row]:

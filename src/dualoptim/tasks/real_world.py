@@ -22,9 +22,8 @@ from ..evaluation.aggregates import SIX, harmonic_mean, overall
 from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses, says_one_of
-from ..evaluation.words import folded, stands_in, whole_words
 from ..forms import check_texts, text_of
-from ..reword import tells
+from ..telling import tells
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
 
@@ -286,10 +285,8 @@ def knows(record: Record) -> bool:
     New words are those that the question lacks: repeating the question's own shows no knowledge. Where no false answers
     are given, only the reply decides.
     """
-    asked, answer, reply = (set(whole_words(folded(record[key]))) for key in ("question", "answer", "reply"))
-    news = answer - asked or answer
-    told = tells(news, reply, record["reply"]) if news else stands_in(record["reply"], record["answer"])
     true = record["paraphrased_nlls"][0] if record["paraphrased_nlls"] else record["nll"]
+    told = tells(record["question"], record["answer"], record["reply"])
     return told and all(true < nll for nll in record["perturbed_nlls"])
 
 

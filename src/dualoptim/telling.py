@@ -1,0 +1,98 @@
+"""Whether a reply tells what is new in an answer, in any language.
+
+What is new are the words that the question lacks, without words such as "the" and "ist". Where a script has no blanks
+between words, a single character says little: there it is the runs of new characters, cut into parts that overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from datetime import date
+
+import regex
+
+from .evaluation.numbers_written import MONTHS, numbered, without_dates, written
+from .evaluation.words import ALONE, BLANKLESS, folded, stands_in
+from .function_words import BLANKLESS as CARRY_NOTHING
+from .reword import all_words, content_words, names
+
+KNOWN = 0.5  # share of an answer's new words, those not in its question, that a reply must contain to give it
+_HAN = regex.compile(r"\p{Han}+")
+_KANA = regex.compile(r"[\p{Katakana}ーｰ]+")
+_HIRAGANA = regex.compile(r"[\p{Hiragana}ー]+")
+_OTHERS = regex.compile(rf"(?V1)[[{BLANKLESS}]--[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ーｰ]]+")
+_NOTHING = regex.compile("|".join(CARRY_NOTHING))
+
+
+def tells(asked: str, answer: str, reply: str) -> bool:
+    """Whether a reply tells what is new in an answer: half of its words, and half of the numbers among these.
+
+    Of an answer without content words ("the US", "It is me.") all words count; one without words must stand there.
+    Numbers and dates may be written in another way. Where exactly half is told and the answer has names, one of them
+    must be told: it is the names that tell "the country is Paris" from "the country is Rome".
+    """
+    (rest, dates), (asked, in_asked) = without_dates(answer), without_dates(asked)
+    dates = dates - in_asked or dates
+    taken = content_words if dates or content_words(rest) else all_words
+    new = taken(rest) - taken(asked) or (frozenset() if dates else taken(rest))
+    spaced = {word for word in new if not ALONE.match(word)}
+    parts = _parts(folded(rest), folded(asked), new - spaced, rest=bool(spaced or dates))
+    if not (spaced or parts or dates):
+        return stands_in(reply, answer)
+    said = numbered(folded(reply))
+    told = _told_words(spaced, said)
+    told_dates = {day for day in dates if _told_date(day, said)}
+    share = len(told) + len(told_dates) + sum(part in said for part in parts)
+    half = KNOWN * (len(spaced) + len(dates) + len(parts))
+    named = {word for name in names(rest) for word in content_words(name)} & spaced
+    if share < half or (share == half and named and not named & told):
+        return False
+    numbers = {word for word in spaced if regex.search(r"\d", word)}
+    return len(numbers & told) + len(told_dates) >= KNOWN * (len(numbers) + len(dates))
+
+
+def _told_words(words: set[str], reply: str) -> set[str]:
+    """Those of some words that a reply has; a number may also stand in it with other hyphens, in parts or in a date."""
+    told = words & all_words(reply)
+    for word in words - told:
+        if regex.search(r"\d", word):
+            parts = regex.split(r"[:/\u2010\u2011-]", word)
+            if written(word).search(reply) or all(part.isdigit() and stands_in(reply, part) for part in parts):
+                told.add(word)
+    return told
+
+
+def _told_date(day: date, reply: str) -> bool:
+    """Whether a reply has a date, or else no full date and two of its day, month and year."""
+    if given := without_dates(reply)[1]:
+        return day in given
+    written_in_parts = (str(day.day), MONTHS[day.month - 1], str(day.year))
+    return sum(stands_in(reply, part) for part in written_in_parts) >= 2
+
+
+def _parts(answer: str, asked: str, new: Set[str], *, rest: bool) -> set[str]:
+    """What is new in an answer in scripts without blanks between words, cut into parts that overlap.
+
+    A Han character is nearly a word: what counts are pairs of new ones. Letters of the other scripts come again in any
+    text: of these, threes that the question lacks. Hiragana are mostly endings and count where there is nothing else.
+
+    Args:
+        new: the characters that the question lacks.
+        rest: whether there is something else that is new.
+    """
+    text = _NOTHING.sub(" ", answer) if _NOTHING.sub("", answer).strip(" .,!?。、！？") else answer
+    runs = {run for found in _HAN.findall(text) for run in _runs(found, new)}
+    parts = {part for run in runs for part in _cut(run, 2)}
+    letters = [run for pattern in (_KANA, _OTHERS) for run in pattern.findall(text)]
+    parts |= {part for run in letters for part in _cut(run, 3) if part not in asked}
+    if parts or rest:
+        return parts
+    return {part for run in _HIRAGANA.findall(text) for part in _cut(run, 2) if part not in asked}
+
+
+def _runs(text: str, new: Set[str]) -> list[str]:
+    return "".join(c if c in new else " " for c in text).split()
+
+
+def _cut(run: str, size: int) -> list[str]:
+    return [run[i : i + size] for i in range(max(1, len(run) - size + 1))]
