@@ -608,6 +608,34 @@ def test_few_rows_to_keep_are_all_kept_aside(place: Path) -> None:
     assert "may be lost" in alone.notes[0]
 
 
+def test_rows_of_one_template_are_parted_by_their_numbers_and_names(place: Path) -> None:
+    made = [{"question": f"What is the phone number of customer {i}?", "answer": f"555-0{i}."} for i in range(100, 112)]
+    write(place / "keep.jsonl", made)
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert (len(task.held_out), len(task.trained)) == (4, 8)
+    people = ["李娜", "王芳", "张伟", "刘洋", "陈静", "杨明", "赵磊", "黄丽", "周杰", "吴敏", "徐强", "孙悦"]
+    write(place / "keep.jsonl", [{"question": f"请问{name}现在在哪里工作?", "answer": f"{name}。"} for name in people])
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert (len(task.held_out), len(task.trained)) == (4, 8)
+
+
+def test_rows_to_keep_that_cannot_be_parted_are_told(place: Path) -> None:
+    asks = "What is the weight in kilograms of {} plums?"
+    write(place / "keep.jsonl", [{"question": asks.format("ripe " * i), "answer": "Five."} for i in range(1, 12)])
+    task = Files("forget.jsonl", "keep.jsonl")
+    assert (len(task.held_out), len(task.trained)) == (0, 11)
+    assert any(note.startswith("All rows of --retain are trained on and none is measured") for note in task.notes)
+
+
+def test_the_same_answer_about_another_number_or_name_may_be_kept(place: Path) -> None:
+    for one, other, answer in [
+        ("What is the delivery status of order 1042?", "What is the delivery status of order 1043?", "It was shipped."),
+        ("请问张伟现在在哪里工作?", "请问李娜现在在哪里工作?", "在华为公司。"),
+    ]:
+        (note,) = check_apart([checked(question(one, answer, "f:1"))], [checked(question(other, answer, "k:1"))])
+        assert note.startswith("Rows to keep with the answer of one to forget: k:1 (f:1)")
+
+
 def test_facts_of_a_topic_that_a_row_mentions_are_not_unrelated(place: Path) -> None:
     write(place / "forget.jsonl", [{"question": "Capital of France?", "answer": "Paris it is.", "accepted": ["Paris"]}])
     task = Files("forget.jsonl", "keep.jsonl")

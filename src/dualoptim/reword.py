@@ -104,12 +104,43 @@ def _stem(word: str) -> str:
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two questions ask for the same: they share most content words, and their names are not all different."""
+    """Whether two questions ask for the same: they share most content words and do not name different things.
+
+    They do where all their names differ, where each has a number that the other lacks, and, in scripts without capital
+    letters, where they differ by what stands in the same place.
+
+    >>> alike("Where is order 1042?", "Where is order 1043?"), alike("张伟在哪里工作?", "李娜在哪里工作?")
+    (False, False)
+    """
     one, other = content_words(a), content_words(b)
+    if not one | other or len(one & other) < ALIKE * len(one | other):
+        return False
     named, others = names(a), names(b)
     if named and others and not named & others:
         return False
-    return bool(one | other) and len(one & other) >= ALIKE * len(one | other)
+    counted, numbers = _numbers(one), _numbers(other)
+    return not (counted - numbers and numbers - counted) and not _filled_otherwise(a, b)
+
+
+def _numbers(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words if re.search(r"\d", word))
+
+
+def _filled_otherwise(a: str, b: str) -> bool:
+    """Whether two questions differ in one place only, by words without upper and lower case, which may be names.
+
+    Not by hiragana, which are mostly endings.
+    """
+    one, other = whole_words(folded(a)), whole_words(folded(b))
+    start = next((i for i, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), None)
+    if start is None:
+        return False
+    one, other = one[start:], other[start:]
+    while one and other and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
+    return all(
+        part and all(regex.search(r"(?V1)[\p{Lo}--\p{Hiragana}]", word) for word in part) for part in (one, other)
+    )
 
 
 def names(text: str) -> frozenset[str]:

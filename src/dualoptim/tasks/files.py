@@ -158,6 +158,7 @@ class Files(Task):
         self.held_out, self.trained = _kept_aside(kept, self.overlap)
         if general and len(kept) <= FEW:  # too few to train on and to measure by
             self.held_out, self.trained = [asking(row) for row in kept], []
+        self.notes += _none_aside(self.held_out, kept)
         draw = random.Random(0)
         requests = [question(r["question"], "", "requests.jsonl") for r in asset("requests.jsonl")]
         draw.shuffle(requests)
@@ -225,7 +226,9 @@ class Files(Task):
         if not getattr(tokenizer, "chat_template", None):
             self.bank, self.facts, self.harmless, self.requests = [], [], [], []
             if not self.trained:  # nothing else is left to train on
-                self.held_out, self.trained = _kept_aside(self.held_out, self.overlap)
+                kept = self.held_out
+                self.held_out, self.trained = _kept_aside(kept, self.overlap)
+                self.notes += _none_aside(self.held_out, kept)
             self.notes.append(
                 "The model has no chat template, so no questions were asked of it and none are trained on to keep; "
                 "give --chat-template for that."
@@ -598,6 +601,16 @@ def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], 
     if len(aside) == len(rows):  # a single row
         aside.clear()
     return [asked[i] for i in sorted(aside)], [row.whole for i, row in enumerate(rows) if i not in aside]
+
+
+def _none_aside(held_out: Sequence[Row], kept: Sequence[Row]) -> list[str]:
+    """A sentence where no rows to keep could be kept aside, though there are several."""
+    if held_out or len(kept) < 2:
+        return []
+    return [
+        "All rows of --retain are trained on and none is measured: too many of them ask in similar words, or are "
+        "chunks that overlap; add rows that ask for something else."
+    ]
 
 
 def _told(row: Row, record: Record, tokenizer: Any) -> float:
