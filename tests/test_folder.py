@@ -108,7 +108,7 @@ def test_files_of_ones_own_beside_what_a_run_writes_into_its_folders_are_refused
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
     (place / folder.SETTINGS).touch()
-    (place / folder.ENVIRONMENT).write_text('{"folders": ["dualoptim-plus-seed0"]}')
+    (place / folder.FOLDERS).write_text('["dualoptim-plus-seed0"]')
     folder.check(place, {}, resume=False, overwrite=True)
     for name in own:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +181,9 @@ def test_what_is_being_emptied_is_known_as_a_runs_until_the_last_file(
         (place / at / "model").mkdir(parents=True)
         for name in ("saved.json", *names, "model/own.bin"):
             (place / at / name).touch()
-        said = {"rows": ["forget.jsonl"], "folders": ["a-seed0/part1"] if not at else []}
-        (place / at / "env.json").write_text(json.dumps(said))
+        (place / at / "env.json").write_text('{"rows": ["forget.jsonl"]}')
         (place / at / "saved.json").write_text('{"model": {"own.bin": ""}}')
+    (place / folder.FOLDERS).write_text('["a-seed0/part1"]')
     unlink, removed = Path.unlink, []
 
     def watched(path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_is_being_emptied_is_known_as_a_runs_until_the_last_file(
 
     monkeypatch.setattr(Path, "unlink", watched)
     folder.emptied(place)
-    assert len(removed) == 10
+    assert len(removed) == 11
     assert not list(place.iterdir())
 
 

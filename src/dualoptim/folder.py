@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -25,11 +26,17 @@ ENTRY = "run.json"  # of one run of a grid
 CARD = "README.md"  # of a model, in its folder
 SPACE, RECIPE = "space.yaml", "recipe.yaml"  # what `dualoptim tune` searches, and finds
 SAVED = "saved.json"  # the hashes of the files of a run's models, as they were saved
+FOLDERS = "folders.json"  # the folders that several runs made in the one that they share
 RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, SAVED, RECORD,
-           SPACE, RECIPE, LOCK}  # fmt: skip
+           SPACE, RECIPE, FOLDERS, LOCK}  # fmt: skip
 OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own, where it shares the rest with others
-KNOWN_BY = {ENVIRONMENT, SETTINGS, SAVED}  # what tells that a folder's other files are a run's, so it is removed last
+KNOWN_BY = {
+    ENVIRONMENT,
+    FOLDERS,
+    SETTINGS,
+    SAVED,
+}  # what tells that a folder's other files are a run's, so it is removed last
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
@@ -113,27 +120,29 @@ def partial_of(path: Path) -> str | None:
 
 def rows_of(folder: Path) -> set[str]:
     """The files of rows in the model's own words that a run wrote, which have its objectives' names."""
-    return _recorded(folder, "rows")
+    said = _read(folder / ENVIRONMENT)
+    return _names(said.get("rows") if isinstance(said, dict) else None)
 
 
 def folders_of(folder: Path) -> set[str]:
     """The folders that a run of several made for each of them, such as "dualoptim-seed0" or "dualoptim-seed0/part1"."""
-    return _recorded(folder, "folders")
+    return _names(_read(folder / FOLDERS))
 
 
-def _recorded(folder: Path, kind: str) -> set[str]:
+def _names(said: Any) -> set[str]:
+    return set(map(str, said)) if isinstance(said, list) else set()
+
+
+def _read(path: Path) -> Any:
     try:
-        return set(map(str, json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))[kind]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it is damaged
+        return None
 
 
 def saved(own: Path) -> dict[str, dict[str, str]]:
     """What a run saved, as SAVED has it: the folder of a model or an adapter → file → SHA-256."""
-    try:
-        said = json.loads((own / SAVED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # of a version that did not write it
-        return {}
+    said = _read(own / SAVED)
     return {name: files for name, files in said.items() if isinstance(files, dict)} if isinstance(said, dict) else {}
 
 

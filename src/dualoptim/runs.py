@@ -73,7 +73,7 @@ from . import ranks
 from .checkpoints import TASK_FILE, differing
 from .config import RunConfig, without_place
 from .errors import UserError
-from .folder import ENVIRONMENT, SETTINGS, folders_of, written
+from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
 from .reading import parse_json
@@ -421,15 +421,16 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
 def write_settings(
     folder: Path, configs: Sequence[RunConfig], rows: Iterable[str], folders: Iterable[str] = ()
 ) -> None:
-    """Write env.json, what a run may depend on and what it makes there, and config.resolved.yaml, the settings.
+    """Write env.json, what a run may depend on, and config.resolved.yaml, the settings; for several runs their folders.
 
     Args:
         rows: objectives whose rows are written as well.
         folders: those that are made in it for some of the runs, added to those that were.
     """
     resolved = [config.as_dict() for config in configs]
-    makes = {"rows": [f"{name}.jsonl" for name in rows], "folders": sorted({*folders_of(folder), *folders})}
-    write_json(folder / ENVIRONMENT, {**environment(), **makes})
+    if made := {*folders_of(folder), *folders}:
+        write_json(folder / FOLDERS, sorted(made))
+    write_json(folder / ENVIRONMENT, {**environment(), "rows": [f"{name}.jsonl" for name in rows]})
     write_yaml(folder / SETTINGS, resolved[0] if len(resolved) == 1 else {"runs": resolved})
 
 
