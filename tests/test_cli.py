@@ -25,6 +25,7 @@ from dualoptim.config import METHODS, RunConfig
 from dualoptim.data import Draw, ObjectiveRows, question
 from dualoptim.errors import UserError
 from dualoptim.models import load_model
+from dualoptim.optim.backends import compiled
 
 from . import tiny
 
@@ -310,6 +311,29 @@ def test_what_is_not_utf_8_is_told_before_anything_is_loaded(
         assert "is not UTF-8, so no results could name it" in errors(capsys)
     assert cli.main(["report", "run\udce9"]) == 2
     assert "is not UTF-8" in errors(capsys)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a home is found in another way there")
+def test_a_user_without_a_home_is_told_to_name_a_cache_which_is_then_the_home_of_others(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container with a user id that has no entry."""
+
+    def none(user: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", none)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("DUALOPTIM_CACHE")
+    for command in ("unlearn", "evaluate"):
+        assert run(command) == 2
+        assert "the cache folder ~/.cache/dualoptim: there is no home folder of this user" in errors(capsys)
+    kernels = compiled._cache_folder()  # which an optimizer in a script of one's own needs, but no home
+    assert kernels.is_dir()
+    kernels.rmdir()
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(place))
+    assert run("unlearn", "--dry-run") == 0
+    assert Path.home() == place
 
 
 def test_what_a_sentence_quotes_breaks_no_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

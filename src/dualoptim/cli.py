@@ -23,6 +23,7 @@ from jsonargparse import Namespace
 
 from . import __version__, arguments, catalog, ranks, rerun, streams, usage
 from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of
+from .cache import cache_dir
 from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS
@@ -106,12 +107,16 @@ def _print_help() -> None:
 
 
 def _suit_the_process() -> None:
-    """Set what makes training on a CPU faster, as measured in docs/log.md; called before torch is loaded.
+    """Set what makes training on a CPU faster, as measured in docs/log.md, and a home; called before torch is loaded.
 
     By default, a thread that waits for another spins for long. Where other programs use the same cores, this takes the
     time that the other thread needs. Also, glibc returns large freed blocks to the kernel, though the next step needs
     as many again. Without GNU's OpenMP and C library, these settings have no effect.
+
+    A user without a home has the cache's folder for it, if that is given: nltk is not imported without one.
     """
+    if os.path.expanduser("~") == "~" and (given := os.environ.get("DUALOPTIM_CACHE")):
+        os.environ["HOME"] = given
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if sys.platform != "linux":
@@ -129,6 +134,8 @@ def _run(name: str, parsed: Namespace) -> int:
     _suit_the_process()
     if name in SHARED:
         ranks.check_launcher()
+    if name in (*SHARED, "tune"):
+        cache_dir()  # told now, and not once the model is scored
     if name == "verify":
         return _verify(parsed)
     if name in ("unlearn", "compare"):

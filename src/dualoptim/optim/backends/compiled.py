@@ -24,6 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ...cache import cache_dir
+from ...errors import UserError
 from ..rule import Coefficients
 from ..state import SIGNED, UNSIGNED, rows_of, stored_bits
 from . import Item, plain
@@ -209,7 +210,7 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except (OSError, RuntimeError):  # the latter where the user has no home
+    except (OSError, UserError):  # the latter where the user has no home
         pass
     return Path(tempfile.mkdtemp(prefix="dualoptim-kernels-"))
 
