@@ -24,8 +24,10 @@ from dualoptim import UnlearnTrainer, __version__, cli, dry_run, goals, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.data import Draw, ObjectiveRows, question
 from dualoptim.errors import UserError
+from dualoptim.evaluation.numbers import Numbers
 from dualoptim.models import load_model
 from dualoptim.optim.backends import compiled
+from dualoptim.tasks.facts import Facts
 
 from . import tiny
 
@@ -572,3 +574,22 @@ def test_the_exit_status_is_the_same_when_nobody_reads_what_is_printed() -> None
         done = subprocess.run([*told, *arguments], stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
         os.close(writes)
         assert (done.returncode, "pipe" in done.stderr) == (status, False)
+
+
+def test_private_scores_give_reasons_without_the_texts_of_rows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Facts):
+        def __init__(self) -> None:
+            self.objectives = {"forget": [question("Who is Jane Roe?", "Jane Roe", "mine.jsonl")]}
+
+        @staticmethod
+        def numbers(records: Any, retrained: Any = None) -> Numbers:
+            why = f"no passage names {records[0]['answer']}"
+            return Numbers(dict.fromkeys(Facts.metrics), dict.fromkeys(Facts.metrics, why))
+
+    records = [{"set": "forget", "answer": "Jane Roe", "reply": "Jane Roe is a cook."}]
+    monkeypatch.setattr("dualoptim.unlearn.evaluate", lambda config, base: (Own(), {"after": records}, None, "fp32"))
+    for private, reason in (("true", "no passage names [private]"), ("false", "no passage names Jane Roe")):
+        assert cli.main(["evaluate", "--private", private, "--scores", f"{private}.json"]) == 0
+        text = (place / f"{private}.json").read_text()
+        assert json.loads(text)["after"]["missing"]["perplexity"] == reason
+        assert ("Jane" in text) == (private == "false")

@@ -273,11 +273,14 @@ def _evaluate(parsed: Namespace) -> None:
     task, models, gold, scored_in = unlearn.evaluate(config, parsed.base)
     scores: dict[str, Any] = {"task": config.task or "files", "model": config.model, "scored_in": scored_in}
 
+    secrets = runs.texts_of(task) if config.private else []
+
     def kept(records: Any) -> Any:
         return [runs.hashed(record) for record in records] if config.private else records
 
     for when, records in models.items():
-        scores[when] = {**general.scored(task, records, gold)[0]._asdict(), "records": kept(records)}
+        numbers, missing = general.scored(task, records, gold)[0]
+        scores[when] = {"numbers": numbers, "missing": runs.redacted(secrets, missing), "records": kept(records)}
     scores["retrained"] = {"records": kept(gold)} if gold else None
     if parsed.scores:
         runs.write_json(Path(parsed.scores), scores)
