@@ -117,7 +117,7 @@ def test_what_cannot_be_released_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     optimizer.zero_grad()
     with releasing(optimizer, objective="forget"):
         weight.sum().backward()
-        with pytest.raises(ValueError, match="a second gradient"):
+        with pytest.raises(ValueError, match=r"a second gradient .* use_reentrant=False"):
             weight.sum().backward()
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)

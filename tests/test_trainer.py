@@ -464,17 +464,36 @@ def test_released_gradients_train_alike_to_the_bit(tmp_path: Path, optimizer: An
         assert (int(state["step"]), int(state["delta_step/forget"]), int(state["delta_step/retain"])) == (6, 2, 4)
 
 
+CHECKPOINTED = {
+    reentrant: {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    for reentrant in (False, True)
+}
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # newer versions have other names
 @pytest.mark.parametrize(
     ("what", "wrong"),
     [
         ({"max_grad_norm": 1.0}, "max_grad_norm 1 clips by the norm of all of them; set it to 0"),
         ({"accumulation": 2}, "gradient_accumulation_steps is 2"),
         ({"combine": pcgrad, "optimizer": ADAMW}, "combine makes one of several"),
+        (CHECKPOINTED[True], "use_reentrant in gradient_checkpointing_kwargs makes a parameter's gradient in several"),
     ],
 )
 def test_gradients_are_not_released_where_all_are_needed(tmp_path: Path, what: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ValueError, match=f"frees each gradient as it comes, but {wrong}"):
         trainer(tmp_path, jointly({"forget": 1, "retain": 1}, 4, 2), release=True, **what)
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+def test_gradients_are_released_under_checkpointing_of_a_loss_that_runs_the_model_twice(tmp_path: Path) -> None:
+    turns, made = by_turns({"forget": 1}, 4, 2), {}
+    for release in (False, True):
+        made[release] = trainer(
+            tmp_path, turns, forget="DPO", reference=tiny.model(1), release=release, **CHECKPOINTED[False]
+        )
+        made[release].train()
+    assert torch.equal(weights(made[False]), weights(made[True]))
 
 
 def test_released_gradients_have_no_norm_in_the_log(tmp_path: Path) -> None:

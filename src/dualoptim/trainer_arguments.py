@@ -271,6 +271,11 @@ def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float 
         wrong = f"there are {args.world_size} processes; use one, or FSDP to share the memory"
     elif args.fp16:
         wrong = "fp16 scales them; use bf16"
+    elif args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        wrong = (
+            "use_reentrant in gradient_checkpointing_kwargs makes a parameter's gradient in several parts, one for "
+            "each forward pass; set it to False"
+        )
     elif combine is not None:
         wrong = "combine makes one of several; leave it out"
     elif sam_rho is not None:

@@ -65,7 +65,10 @@ def releasing(optimizer: torch.optim.Optimizer, *, objective: str | None = None)
 
     def step(param: Tensor) -> None:
         if id(param) in done:
-            raise ValueError("a parameter got a second gradient within releasing; take one backward pass in each")
+            raise ValueError(
+                "a parameter got a second gradient within releasing; take one backward pass in each, and checkpoint "
+                "activations with use_reentrant=False"
+            )
         done.add(id(param))
         optimizer.step() if several is None else several.step(objective=name)
         param.grad = None
