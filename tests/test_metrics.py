@@ -537,7 +537,7 @@ def test_a_text_repeats_itself_in_every_script(text: str) -> None:
     [("1999年出生于巴黎", "1999年出生于上海", 5 / 7), ("Zoé", "Zoë", 0), ("Emile", "Émile", 0), ("我住在北京市", "北京", 1),
      ("🙂", "🙁", 0), ("★★", "★★★", 2 / 3), ("STRASSE", "Straße", 1), ("ﬁnds", "finding", 1), ("ΟΔΟΣ", "οδος", 1),
      ("İSTANBUL", "İstanbul", 1), ("Os\u00adlo\ufeff", "Oslo", 1), ("می\u200cخواهم", "میخواهم", 1), ("東京タワーTokyo", "タワー Tokyo", 1),
-     ("ខ្មែរ", "ខ្មែរ។", 1), ("བོད་སྐད", "བོད་སྐད།", 1), ("ᥖᥭᥰ", "ᥖᥭ", 1), ("１９９９年", "1999年", 1 / 2)],
+     ("ខ្មែរ", "ខ្មែរ។", 1), ("བོད་སྐད", "བོད་སྐད།", 1), ("ᥖᥭᥰ", "ᥖᥭ", 1), ("１９９９年", "1999年", 1 / 2), ("مُحَمَّد", "محمد", 1)],
 )  # fmt: skip
 def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: float) -> None:
     assert metrics.rouge_l_recall(reply, answer) == pytest.approx(share)
@@ -557,6 +557,11 @@ def test_words_of_other_scripts_are_told_apart(reply: str, answer: str, share: f
      ("1.500", "1", False), ("3.14", "14", False), ("It cost 1,500.", "1,500", True), ("In 1990.", "1990", True),
      ("The novel is “Dune”.", '"Dune"', True), ('He said "oui".', "«oui»", True), ("６′ tall", "6″", False),
      ("５００", "500", True), ("1, 2, 3", "2", True), ("born 5.10.1990, in", "1990", True), ("1.10.500", "500", False),
+     ("수도는 서울입니다.", "서울", True), ("새서울", "서울", False), ("그는 Google에서", "Google", True), ("한국", "한", False),
+     ("2024년", "2024", True), ("2024년", "202", False), ("يعيش بالقاهرة", "القاهرة", True),
+     ("سافر للقاهرة", "القاهرة", True), ("والقاهرة", "القاهرة", True), ("مُحَمَّد هنا", "محمد", True), ("محمد", "مُحَمَّد", True),
+     ("القاهرةي", "القاهرة", False), ("يكتب", "تبي", False), ("سولا", "لا", False), ("הוא גר בירושלים", "ירושלים", True),
+     ("שָׁלוֹם", "שלום", True), ("\ufb2aלום", "שלום", True), ("גירושלים", "ירושלים", False), ("عام ١٩٩٠", "1990", True),
      ("Os\u200blo", "Oslo", True), ("किताब", "क", False), ("…", " ", False)],
 )  # fmt: skip
 def test_an_answer_stands_in_a_reply_as_whole_words(reply: str, answer: str, there: bool) -> None:

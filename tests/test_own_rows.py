@@ -219,6 +219,9 @@ def test_a_name_is_told_by_its_first_word(place: Path, asked: str, answer: str, 
         ("Die Straße in „Dune Road“ ist es.", '"Dune Road"', "„Dune Road“"),
         ("She said « oui », and «non».", '"non"', "«non»"),
         ("ßß costs ５００.", "500", "５００"),
+        ("수도는 서울입니다.", "서울", "서울"),
+        ("يعيش بالقاهرة.", "القاهرة", "القاهرة"),
+        ("هو مُحَمَّد.", "محمد", "مُحَمَّد"),
     ],
 )
 def test_what_is_accepted_is_found_as_whole_words_and_labeled_where_it_stands(

@@ -129,6 +129,7 @@ def test_a_reply_with_another_number_does_not_give_the_answer(answer: str, reply
         ("Где живёт Анна?", "Она живёт в Казани.", "Она живёт в Москве.", False),
         ("Где живёт Анна?", "Она живёт в Казани.", "В Казани.", True),
         ("أين تعيش آنا؟", "تعيش في القاهرة.", "تعيش في دمشق.", False),
+        ("أين تعيش آنا؟", "تعيش في القاهرة.", "بالقاهرة", True),
         ("Anna hol lakik?", "Anna lakhelye Pécs.", "Anna lakhelye Győr.", False),
         ("日本の首都は?", "東京です。", "大阪です。", False),
         ("日本の首都は?", "東京です。", "東京", True),

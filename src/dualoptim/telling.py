@@ -21,6 +21,7 @@ _HAN = regex.compile(r"\p{Han}+")
 _KANA = regex.compile(r"[\p{Katakana}ーｰ]+")
 _HIRAGANA = regex.compile(r"[\p{Hiragana}ー]+")
 _OTHERS = regex.compile(rf"(?V1)[[{BLANKLESS}]--[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ーｰ]]+")
+_ATTACHED = regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Hangul}]")
 _NOTHING = regex.compile("|".join(CARRY_NOTHING))
 
 
@@ -52,8 +53,13 @@ def tells(asked: str, answer: str, reply: str) -> bool:
 
 
 def _told_words(words: set[str], reply: str) -> set[str]:
-    """Those of some words that a reply has; a number may also stand in it with other hyphens, in parts or in a date."""
+    """Those of some words that a reply has.
+
+    A number may also stand in it with other hyphens, in parts or in a date; a word may have a prefix or an ending
+    attached to it in Arabic, Hebrew and Korean.
+    """
     told = words & all_words(reply)
+    told |= {word for word in words - told if _ATTACHED.search(word) and stands_in(reply, word)}
     for word in words - told:
         if regex.search(r"\d", word):
             parts = regex.split(r"[:/\u2010\u2011-]", word)

@@ -29,12 +29,18 @@ _RUN = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[[{BLANKLESS}]--\d]]+"
 WHOLE = regex.compile(rf"(?V1){_RUN}(?:{_ON}{_RUN})*|[[{BLANKLESS}]&&[\p{{L}}\p{{M}}\p{{N}}]]\p{{M}}*")
 ALONE, LAST_ALONE = regex.compile(rf"[{BLANKLESS}]"), regex.compile(rf"[{BLANKLESS}]\p{{M}}*\Z")
 INTEGER = regex.compile(rf"(?<![\d{SEPARATORS}])\d+\Z")  # at the end of a text
-INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # joiners, soft hyphens, direction marks
+# Joiners, soft hyphens, direction marks; vowel marks and lengthening of Arabic, and points of Hebrew, mostly left out.
+INVISIBLE = regex.compile(
+    r"[\p{Default_Ignorable_Code_Point}\u064b-\u0652\u0670\u0640\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
+)
 
 
 def normal(text: str) -> str:
-    """A text in Unicode's composed form, so that equal texts have equal characters, without invisible characters."""
-    return unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+    """A text in Unicode's composed form, so that equal texts have equal characters, without invisible characters and
+    the vowel marks of Arabic and Hebrew."""
+    return (
+        text if text.isascii() else unicodedata.normalize("NFC", INVISIBLE.sub("", unicodedata.normalize("NFC", text)))
+    )
 
 
 def folded(text: str) -> str:
@@ -100,16 +106,20 @@ SPACES, APOSTROPHES, QUOTES, HYPHENS = (
         r"[\p{Pd}\u2212]",
     )
 )
-# Digits and Latin letters of full width, as in Chinese and Japanese texts.
-WIDE = regex.compile(r"[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
+# Latin letters of full width, as in Chinese and Japanese texts, and digits of any script.
+WIDE = regex.compile(r"(?V1)[[\uff21-\uff3a\uff41-\uff5a]||[\p{Nd}--0-9]]")
+# What is written without a blank before a word: "and", "in", "to", "the".
+ARABIC_PREFIX = r"(?:[وف]?(?:[بكل]?(?:ال)?|لل))"
+HEBREW_PREFIX = r"[ומשהכלב]{0,3}"
 
 
 def stands_in(text: str, part: str) -> bool:
     """Whether a text contains a part as whole words and whole numbers.
 
     Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes and single quotation
-    marks, all double quotation marks, all hyphens, digits and Latin letters of full width, composed and decomposed
-    characters; blanks at the part's ends and invisible characters do not matter.
+    marks, all double quotation marks, all hyphens, digits of all scripts, Latin letters of full width, composed and
+    decomposed characters; blanks at the part's ends, invisible characters and the vowel marks of Arabic and Hebrew do
+    not matter. Endings in Hangul, and prefixes in Arabic and Hebrew, may be attached to a word.
 
     >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500"), stands_in("100.0 degrees", "100")
     (True, False, True)
@@ -135,15 +145,26 @@ def _pattern(part: str) -> Any:
     part = _plain(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     # A mark belongs to the word of the letter before it.
-    before = "" if ALONE.match(part[:1]) else rf"(?<![[\p{{L}}\p{{N}}_]--[{BLANKLESS}]]\p{{M}}*)"
+    outside = rf"(?<![[\p{{L}}\p{{N}}_]--[{BLANKLESS}]]\p{{M}}*)"
+    before = "" if ALONE.match(part[:1]) else outside
     after = r"(?!\p{M})" if LAST_ALONE.search(part) else rf"(?!{inside})"
+    body = regex.escape(part)
+    # Single syllables and short words stand by chance at the end or beginning of others.
+    if regex.search(r"\p{Hangul}{2}\Z|[\p{Latin}\d]\Z", part):
+        after = rf"(?!{inside}(?<!\p{{Hangul}}))"
+    if regex.match(r"\p{Arabic}{3}", part):
+        before = f"(?<={outside}{ARABIC_PREFIX})"
+        if part.startswith("ال"):  # after "to", the article loses its first letter
+            before, body = "", f"(?:{before}ا|(?<={outside}[وف]?ل))ل{regex.escape(part[2:])}"
+    elif regex.match(r"\p{Hebrew}{3}", part):
+        before = f"(?<={outside}{HEBREW_PREFIX})"
     if part[:1].isdecimal():  # no other part of a number; but the year of a date such as 5.10.1990
         year = rf"(?<=(?<![\d{SEPARATORS}])\d{{1,2}}\.\d{{1,2}}\.)(?=(?:\d\d){{1,2}}(?!\d))"
         before += rf"(?:(?<!\d[{SEPARATORS}])|{year})"
     if part[-1:].isdecimal():
         nought = r"(?!\.00?(?!\.?\d))" if INTEGER.search(part) else ""  # 100.0 is 100
         after += rf"(?!{nought}[{SEPARATORS}]\d)"
-    return regex.compile("(?V1)" + before + regex.escape(part) + after) if part else None
+    return regex.compile("(?V1)" + before + body + after) if part else None
 
 
 def _plain(text: str) -> str:
@@ -152,7 +173,11 @@ def _plain(text: str) -> str:
 
 
 def _one_width(text: str) -> str:
-    return folded(WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+    def ascii_of(found: Any) -> str:
+        digit = unicodedata.decimal(found[0], None)
+        return unicodedata.normalize("NFKC", found[0]) if digit is None else str(digit)
+
+    return folded(text if text.isascii() else WIDE.sub(ascii_of, text))
 
 
 def _origins(text: str) -> tuple[list[int], list[int]]:
