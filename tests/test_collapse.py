@@ -14,6 +14,11 @@ from dualoptim.evaluation.collapse import collapse, repeats
 
 from . import tiny
 
+THAI = (
+    "กรุงเทพมหานครเป็นเมืองหลวงและนครที่มีประชากรมากที่สุดของประเทศไทยเป็นศูนย์กลางการปกครองการศึกษาการคมนาคมขนส่ง"
+    "การเงินการธนาคารการพาณิชย์การสื่อสารและความเจริญของประเทศตั้งอยู่บนสามเหลี่ยมปากแม่น้ำเจ้าพระยามีแม่น้ำเจ้าพระยาไหลผ่าน"
+    "และแบ่งเมืองออกเป็นสองฝั่งคือฝั่งพระนครและฝั่งธนบุรี"
+)
 GOOD = "Oslo is the capital of Norway, a city by the sea with many parks and boats."
 
 
@@ -24,7 +29,10 @@ def replies(*texts: str) -> list[dict[str, Any]]:
 def test_repetition_is_told_in_any_script() -> None:
     assert repeats("no " * 20)
     assert repeats("茶" * 20)
+    assert repeats("ชาเขียว" * 20)
+    assert repeats("茶很好。" * 12)
     assert not repeats(GOOD)
+    assert not repeats(THAI)
     assert not repeats("No, no, no!")  # short
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .words import words
+from .words import ALONE, words
 
 LONG = 12  # fewest words of a reply that can count as repeating itself
 DISTINCT = 1 / 3  # share of distinct words below which it does
@@ -23,7 +23,9 @@ def repeats(reply: str) -> bool:
     >>> repeats("tea " * 20), repeats("The capital of Norway is Oslo.")
     (True, False)
     """
-    said = words(reply)
+    found = words(reply)
+    # Where a character is a word, as in Thai, any text has few distinct ones: there, runs of three are counted.
+    said = ["".join(found[i : i + 3]) if ALONE.match(word) else word for i, word in enumerate(found)]
     return len(said) >= LONG and len(set(said)) < DISTINCT * len(said)
 
 
