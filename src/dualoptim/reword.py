@@ -70,6 +70,10 @@ _COUNTED = re.findall(
     nineteen twenty
     """,
 )
+# What Korean attaches to a noun.
+_ENDING = regex.compile(
+    r"(?<=\p{Hangul}{2})(?:입니다|이에요|예요|이다|에서|에게|으로|에|은|는|이|가|을|를|의|와|과|도|로)\Z"
+)
 _NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED, 2)}
 
 
@@ -100,7 +104,9 @@ def all_words(text: str) -> frozenset[str]:
 
 
 def _stem(word: str) -> str:
-    return word if re.search(r"\d", word) else _NUMBERS.get(word) or stem(word)
+    if re.search(r"\d", word):
+        return word
+    return _NUMBERS.get(word) or _ENDING.sub("", stem(word))
 
 
 def alike(a: str, b: str) -> bool:

@@ -6,13 +6,13 @@ between words, a single character says little: there it is the runs of new chara
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from datetime import date
 
 import regex
 
 from .evaluation.numbers_written import MONTHS, numbered, without_dates, written
-from .evaluation.words import ALONE, BLANKLESS, folded, stands_in
+from .evaluation.words import ALONE, BLANKLESS, folded, places, stands_in
 from .function_words import BLANKLESS as CARRY_NOTHING
 from .reword import all_words, content_words, names
 
@@ -63,17 +63,30 @@ def _told_words(words: set[str], reply: str) -> set[str]:
     for word in words - told:
         if regex.search(r"\d", word):
             parts = regex.split(r"[:/\u2010\u2011-]", word)
-            if written(word).search(reply) or all(part.isdigit() and stands_in(reply, part) for part in parts):
+            in_parts = not regex.search("[.,]", word) and written(word).search(reply)
+            if in_parts or _in_order(parts, reply):
                 told.add(word)
     return told
+
+
+def _in_order(numbers: Sequence[str], reply: str) -> bool:
+    """Whether whole numbers stand in a reply one after the other."""
+    at = 0
+    for number in numbers:
+        ends = [end for start, end in places(reply, number) if start >= at] if number.isdigit() else []
+        if not ends:
+            return False
+        at = ends[0]
+    return True
 
 
 def _told_date(day: date, reply: str) -> bool:
     """Whether a reply has a date, or else no full date and two of its day, month and year."""
     if given := without_dates(reply)[1]:
         return day in given
-    written_in_parts = (str(day.day), MONTHS[day.month - 1], str(day.year))
-    return sum(stands_in(reply, part) for part in written_in_parts) >= 2
+    months = [name for name, number in MONTHS.items() if number == day.month]
+    ways = ([str(day.day)], months, [str(day.year)])
+    return sum(any(stands_in(reply, part) for part in parts) for parts in ways) >= 2
 
 
 def _parts(answer: str, asked: str, new: Set[str], *, rest: bool) -> set[str]:

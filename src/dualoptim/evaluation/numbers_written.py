@@ -10,18 +10,31 @@ from typing import Any
 
 import regex
 
-MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
-          "december")  # fmt: skip
-_MONTH = "|".join(rf"{name[:3]}(?:{name[3:]})?" if name != "september" else "sept?(?:ember)?" for name in MONTHS)
+# English, German, Dutch, French, Spanish, Italian, Portuguese and Russian.
+_NAMES = """
+january february march april may june july august september october november december
+jan feb mar apr may jun jul aug sep oct nov dec
+jan feb mar apr may jun jul aug sept oct nov dec
+januar februar märz april mai juni juli august september oktober november dezember
+januari februari maart april mei juni juli augustus september oktober november december
+janvier février mars avril mai juin juillet août septembre octobre novembre décembre
+enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre
+gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre
+janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro
+января февраля марта апреля мая июня июля августа сентября октября ноября декабря
+"""
+MONTHS = {name: number for line in _NAMES.split("\n") for number, name in enumerate(line.split(), 1)}
+_MONTH = "|".join(sorted(MONTHS, key=len, reverse=True))
 _DATES = tuple(
     regex.compile(pattern, regex.IGNORECASE)
     for pattern in (
         r"(?<![\d.,/-])(?P<y>\d{4})(?P<s>[-/.])(?P<m>\d{1,2})(?P=s)(?P<d>\d{1,2})(?![\d/-]|[.,]\d)",
         r"(?<![\d.,/-])(?P<d>\d{1,2})\.\s?(?P<m>\d{1,2})\.\s?(?P<y>\d{4})(?![\d/-]|[.,]\d)",
+        r"(?<!\d)(?P<y>\d{4})\s?[年년]\s?(?P<m>\d{1,2})\s?[月월]\s?(?P<d>\d{1,2})\s?[日号號일]",
         # Where both could be the month, it is not clear which one is.
         r"(?<![\d.,/-])(?P<d>1[3-9]|2\d|3[01])(?P<s>[-/])(?P<m>\d{1,2})(?P=s)(?P<y>\d{4})(?![\d/-]|[.,]\d)",
         r"(?<![\d.,/-])(?P<m>\d{1,2})(?P<s>[-/])(?P<d>1[3-9]|2\d|3[01])(?P=s)(?P<y>\d{4})(?![\d/-]|[.,]\d)",
-        rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th|\.)?\s(?:of\s)?(?P<m>{_MONTH})\b\.?,?\s(?P<y>\d{{4}})(?!\d)",
+        rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th|\.|er)?\s(?:(?:of|de)\s)?(?P<m>{_MONTH})\b\.?,?\s(?:de\s)?(?P<y>\d{{4}})(?!\d)",
         rf"\b(?P<m>{_MONTH})\b\.?\s(?:the\s)?(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<y>\d{{4}})(?!\d)",
     )
 )
@@ -81,7 +94,7 @@ def without_dates(text: str) -> tuple[str, frozenset[date]]:
 
     def taken(match: Any) -> str:
         month = match["m"].casefold()
-        number = int(month) if month.isdigit() else [name[:3] for name in MONTHS].index(month[:3]) + 1
+        number = int(month) if month.isdigit() else MONTHS[month]
         try:
             found.add(date(int(match["y"]), number, int(match["d"])))
         except ValueError:  # there is no such day
