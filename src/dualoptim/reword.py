@@ -77,6 +77,7 @@ _ENDING = regex.compile(
 _NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED, 2)}
 
 
+@lru_cache(maxsize=10_000)
 def plain(text: str) -> str:
     """A text's words only, in lower case: texts with the same words are the same wording."""
     return " ".join(words(text.casefold()))
@@ -125,7 +126,7 @@ def alike(a: str, b: str) -> bool:
     if named and others and not named & others:
         return False
     counted, numbers = _numbers(one), _numbers(other)
-    return not (counted - numbers and numbers - counted) and not _filled_otherwise(a, b)
+    return not (counted - numbers and numbers - counted) and (a.isascii() or not _filled_otherwise(a, b))
 
 
 def _numbers(words: frozenset[str]) -> frozenset[str]:
@@ -149,6 +150,7 @@ def _filled_otherwise(a: str, b: str) -> bool:
     )
 
 
+@lru_cache(maxsize=10_000)
 def names(text: str) -> frozenset[str]:
     """The words with a capital letter in any script, except those that begin a sentence."""
     return frozenset(folded(name) for name in regex.findall(r"(?<=[\w,;:'\"] )\p{Lu}\w+", text))

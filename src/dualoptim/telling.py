@@ -7,7 +7,9 @@ between words, a single character says little: there it is the runs of new chara
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 
 import regex
 
@@ -21,6 +23,7 @@ _HAN = regex.compile(r"\p{Han}+")
 _KANA = regex.compile(r"[\p{Katakana}ーｰ]+")
 _HIRAGANA = regex.compile(r"[\p{Hiragana}ー]+")
 _OTHERS = regex.compile(rf"(?V1)[[{BLANKLESS}]--[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ーｰ]]+")
+_DIGIT, _JOINTS = regex.compile(r"\d"), regex.compile(r"[:/\u2010\u2011-]")
 _ATTACHED = regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Hangul}]")
 _NOTHING = regex.compile("|".join(CARRY_NOTHING))
 
@@ -32,40 +35,71 @@ def tells(asked: str, answer: str, reply: str) -> bool:
     Numbers and dates may be written in another way. Where exactly half is told and the answer has names, one of them
     must be told: it is the names that tell "the country is Paris" from "the country is Rome".
     """
+    new = _new(asked, answer)
+    if not (new.words or new.parts or new.dates):
+        return stands_in(reply, answer)
+    said, has = _said(reply)
+    told = _told_words(new.words, said, has)
+    told_dates = {day for day in new.dates if _told_date(day, said)}
+    share = len(told) + len(told_dates) + sum(part in said for part in new.parts)
+    half = KNOWN * (len(new.words) + len(new.dates) + len(new.parts))
+    if share < half or (share == half and new.names and not new.names & told):
+        return False
+    return len(new.numbers & told) + len(told_dates) >= KNOWN * (len(new.numbers) + len(new.dates))
+
+
+@dataclass(frozen=True)
+class _New:
+    """What is new in an answer: words, of these the names and the numbers; runs of characters; dates."""
+
+    words: frozenset[str]
+    names: frozenset[str]
+    numbers: frozenset[str]
+    parts: frozenset[str]
+    dates: frozenset[date]
+
+
+# A row's answer is compared with many replies, and a reply with many rows' answers.
+@lru_cache(maxsize=10_000)
+def _new(asked: str, answer: str) -> _New:
     (rest, dates), (asked, in_asked) = without_dates(answer), without_dates(asked)
     dates = dates - in_asked or dates
     taken = content_words if dates or content_words(rest) else all_words
     new = taken(rest) - taken(asked) or (frozenset() if dates else taken(rest))
-    spaced = {word for word in new if not ALONE.match(word)}
-    parts = _parts(folded(rest), folded(asked), new - spaced, rest=bool(spaced or dates))
-    if not (spaced or parts or dates):
-        return stands_in(reply, answer)
-    said = numbered(folded(reply))
-    told = _told_words(spaced, said)
-    told_dates = {day for day in dates if _told_date(day, said)}
-    share = len(told) + len(told_dates) + sum(part in said for part in parts)
-    half = KNOWN * (len(spaced) + len(dates) + len(parts))
-    named = {word for name in names(rest) for word in content_words(name)} & spaced
-    if share < half or (share == half and named and not named & told):
-        return False
-    numbers = {word for word in spaced if regex.search(r"\d", word)}
-    return len(numbers & told) + len(told_dates) >= KNOWN * (len(numbers) + len(dates))
+    spaced = frozenset(word for word in new if not ALONE.match(word))
+    return _New(
+        spaced,
+        spaced.intersection(word for name in names(rest) for word in content_words(name)),
+        frozenset(word for word in spaced if _DIGIT.search(word)),
+        frozenset(_parts(folded(rest), folded(asked), new - spaced, rest=bool(spaced or dates))),
+        dates,
+    )
 
 
-def _told_words(words: set[str], reply: str) -> set[str]:
+@lru_cache(maxsize=10_000)
+def _said(reply: str) -> tuple[str, frozenset[str]]:
+    """A reply in lower case with its numbers written one way, and its words."""
+    return numbered(folded(reply)), all_words(reply)
+
+
+def _told_words(words: Set[str], reply: str, has: Set[str]) -> set[str]:
     """Those of some words that a reply has.
 
     A number may also stand in it with other hyphens, in parts or in a date; a word may have a prefix or an ending
     attached to it in Arabic, Hebrew and Korean.
     """
-    told = words & all_words(reply)
-    told |= {word for word in words - told if _ATTACHED.search(word) and stands_in(reply, word)}
+    told = set(words & has)
     for word in words - told:
-        if regex.search(r"\d", word):
-            parts = regex.split(r"[:/\u2010\u2011-]", word)
-            in_parts = not regex.search("[.,]", word) and written(word).search(reply)
-            if in_parts or _in_order(parts, reply):
-                told.add(word)
+        if not _DIGIT.search(word):
+            given = not word.isascii() and bool(_ATTACHED.search(word)) and stands_in(reply, word)
+        elif not _DIGIT.search(reply):
+            given = False
+        else:
+            given = ("." not in word and "," not in word and bool(written(word).search(reply))) or _in_order(
+                _JOINTS.split(word), reply
+            )
+        if given:
+            told.add(word)
     return told
 
 
@@ -82,11 +116,18 @@ def _in_order(numbers: Sequence[str], reply: str) -> bool:
 
 def _told_date(day: date, reply: str) -> bool:
     """Whether a reply has a date, or else no full date and two of its day, month and year."""
-    if given := without_dates(reply)[1]:
+    if given := _dates(reply):
         return day in given
+    if not _DIGIT.search(reply):  # two of them are numbers
+        return False
     months = [name for name, number in MONTHS.items() if number == day.month]
     ways = ([str(day.day)], months, [str(day.year)])
     return sum(any(stands_in(reply, part) for part in parts) for parts in ways) >= 2
+
+
+@lru_cache(maxsize=10_000)
+def _dates(reply: str) -> frozenset[date]:
+    return without_dates(reply)[1]
 
 
 def _parts(answer: str, asked: str, new: Set[str], *, rest: bool) -> set[str]:

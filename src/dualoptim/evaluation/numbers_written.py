@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from datetime import date
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -107,7 +107,7 @@ def without_dates(text: str) -> tuple[str, frozenset[date]]:
     return text, frozenset(found)
 
 
-@cache
+@lru_cache(maxsize=10_000)
 def written(number: str) -> Any:
     """The pattern of a number or a name with a number, such as A-17 and 555-0134, with other hyphens and blanks.
 
