@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dualoptim import arguments, catalog, cli, combine, goals, recipe_files, usage
+from dualoptim import arguments, catalog, cli, combine, errors, goals, recipe_files, usage
 from dualoptim.cache import cache_dir
 from dualoptim.config import ALONE, GROUPS, METHODS, USES, RunConfig
 from dualoptim.errors import UserError
@@ -268,3 +268,44 @@ def test_a_mistake_writes_nothing(mistake: str, place: Path, capsys: pytest.Capt
     assert len(told) == 1
     assert message in told[0]
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+# Hints
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lerning_rate", "lr"), ("learning-rat", "lr"), ("learnig_rate", "lr"), ("LR", "lr"), ("lrr", "lr"),
+     ("max_step", "steps"), ("epochs", "steps"), ("num_train_epochs", "steps"), ("save_steps", "save_every"),
+     ("logging_steps", "log_every"), ("wd", "weight_decay"), ("scheduler", "lr_decay"), ("lora-r", "lora_rank"),
+     ("gradient_accumulation_steps", "micro_batch_size"), ("batchsize", "batch_size"), ("Forget_Loss", "forget_loss"),
+     ("output_dir", "out"), ("model_name_or_path", "model"), ("max_seq_length", "max_length")],
+)  # fmt: skip
+def test_a_hint_names_the_setting_that_is_meant(tmp_path: Path, name: str, meant: str) -> None:
+    parser = arguments.parser("unlearn")
+    (tmp_path / "r.yaml").write_text(f"{name}: 1\n")
+    with pytest.raises(UserError, match=f"unknown recipe key '{name}'; did you mean '{meant}'[?]$"):
+        arguments.parse(parser, ["--recipe", str(tmp_path / "r.yaml")])
+    with pytest.raises(UserError, match=f"unknown option '--{name}'; did you mean '--{meant.replace('_', '-')}'[?]$"):
+        arguments.parse(parser, [f"--{name}", "1"])
+
+
+def test_what_other_trainers_call_a_setting_leads_to_one_that_there_is() -> None:
+    known = arguments.parser("unlearn")._option_string_actions
+    named = [other for others in errors.MEANT.values() for other in others]
+    assert {f"--{name.replace('_', '-')}" for name in errors.MEANT} <= set(known)
+    assert not {f"--{name.replace('_', '-')}" for name in named} & set(known)
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [("unlearn", "--force", "did you mean '--overwrite'?"), ("compare", "--method", "did you mean '--methods'?"),
+     ("unlearn", "--method", "dualoptim unlearn --help lists all"), ("plan", "--wd", "dualoptim plan --help"),
+     ("unlearn", "--seeds", "it is an option of dualoptim compare, not of dualoptim unlearn"),
+     ("plan", "--lora_rank", "it is an option of dualoptim unlearn, dualoptim compare, dualoptim tune, not of"),
+     ("unlearn", "--batch_size", "did you mean '--batch-size'?")],
+)  # fmt: skip
+def test_no_hint_is_better_than_a_wrong_one(command: str, option: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^unknown option '{option}'; {re.escape(said)}"):
+        arguments.parse(arguments.parser(command), [option, "1"])

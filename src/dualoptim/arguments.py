@@ -215,7 +215,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     for argument in arguments:
         name = argument.split("=")[0].split(".")[0]
         if name.startswith("--") and name not in known:
-            raise unknown("option", name, known)
+            raise _unknown_option(parser.prog, name, known)
     _check_signs(arguments)
     arguments = _written(parser, arguments)
     try:
@@ -233,6 +233,20 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
     return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
+
+
+def _unknown_option(program: str, name: str, known: Sequence[str]) -> UserError:
+    """The error for an option that a command does not have, with the commands that do, or the nearest it has."""
+    meant = name.replace("_", "-")
+    others = [
+        f"dualoptim {command}"
+        for command, other in parsers().items()
+        # --run and --method of signed records are not what another command would mean by them.
+        if command not in RECORD_OPTIONS and any(meant in action.option_strings for action in other._actions)
+    ]
+    if others and meant not in known:
+        return UserError(f"unknown option {name!r}; it is an option of {', '.join(others)}, not of {program}")
+    return unknown("option", name, known, listed=f"{program} --help lists all")
 
 
 def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:

@@ -39,18 +39,56 @@ class NotFiniteError(UserError):
     status = 3
 
 
-# Other trainers' names of settings → our names.
+# Our settings, and what other trainers call them.
 MEANT = {
-    "learning_rate": "lr", "max_steps": "steps", "per_device_train_batch_size": "batch_size", "output_dir": "out",
-    "model_name_or_path": "model",
+    "batch_size": ("per_device_train_batch_size", "train_batch_size", "global_batch_size"),
+    "betas": ("adam_beta1", "adam_beta2"),
+    "bf16_weights": ("dtype", "torch_dtype"),
+    "eps": ("adam_epsilon", "epsilon"),
+    "forget": ("forget_data", "forget_file", "forget_set", "dataset"),
+    "forget_loss": ("loss", "loss_type"),
+    "forget_loss_args": ("beta",),
+    "load_in_4bit": ("qlora", "quantize"),
+    "log_every": ("logging_steps", "log_steps"),
+    "lora_rank": ("lora", "lora_r", "rank"),
+    "lora_targets": ("target_modules", "lora_target_modules"),
+    "lr": ("learning_rate",),
+    "lr_decay": ("scheduler", "lr_scheduler", "lr_scheduler_type"),
+    "max_grad_norm": ("clip_grad_norm", "grad_clip", "gradient_clipping"),
+    "max_length": ("max_seq_length", "max_seq_len", "seq_len", "model_max_length", "context_length", "block_size"),
+    "micro_batch_size": ("gradient_accumulation_steps", "accumulation_steps"),
+    "model": ("model_name_or_path", "model_name", "model_path", "model_id"),
+    "optimizer": ("optim",),
+    "out": ("output", "output_dir", "outdir", "save_dir"),
+    "overwrite": ("force", "overwrite_output_dir"),
+    "report_to": ("wandb", "tensorboard"),
+    "resume": ("resume_from_checkpoint",),
+    "retain": ("retain_data", "retain_file", "retain_set"),
+    "save_every": ("save_steps",),
+    "seed": ("random_seed",),
+    "steps": ("max_steps", "num_steps", "num_train_steps", "epochs", "num_epochs", "num_train_epochs"),
+    "warmup_ratio": ("warmup", "warmup_steps"),
+    "weight_decay": ("wd",),
 }  # fmt: skip
 
 
-def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that is not among the known ones, with the nearest of those as a hint."""
-    names = list(known)
-    plain = {each.lstrip("-").replace("-", "_"): each for each in map(str, names)}
-    meant = plain.get(MEANT.get(str(name).lstrip("-").replace("-", "_"), ""))
-    close = [meant] if meant else difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}" if names else "there are none"
+def unknown(kind: str, name: object, known: Iterable[str], where: str = "", listed: str = "") -> UserError:
+    """The error for a name that is not among the known ones, with the nearest of those as a hint.
+
+    Args:
+        listed: what lists the known names, where they are too many for a sentence.
+    """
+    names = list(map(str, known))
+    near = {_plain(each): each for each in reversed(names)}
+    near = {other: near[ours] for ours, others in MEANT.items() if ours in near for other in others} | near
+    # A lower cutoff finds names of other meanings.
+    close = difflib.get_close_matches(_plain(name), near, n=1, cutoff=0.7)
+    hint = listed or (f"known are {', '.join(names)}" if names else "there are none")
+    if close:
+        hint = f"did you mean {near[close[0]]!r}?"
     return UserError(f"{where + ': ' if where else ''}unknown {kind} {name!r}; {hint}")
+
+
+def _plain(name: object) -> str:
+    """A name as it is compared: --Batch-Size is batch_size."""
+    return str(name).lstrip("-").replace("-", "_").casefold()

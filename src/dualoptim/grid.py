@@ -77,7 +77,7 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
     known = RunConfig().as_dict()
     for key, values in grid.items():
         if key not in known:
-            raise unknown("setting of grid", key, known)
+            raise unknown("setting of grid", key, known, listed="dualoptim unlearn --help lists all settings")
         if key in NOT_CROSSED:
             raise UserError(f"grid: {key} cannot be crossed; give {ELSEWHERE.get(key, f'--{key}')} for it")
         if not isinstance(values, (list, tuple)) or not values:

@@ -119,7 +119,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
     for given, value in settings.items():
         key = re.sub("^memorize", "memorise", given) if isinstance(given, str) else given
         if key not in RECIPE_KEYS:
-            raise unknown("recipe key", key, RECIPE_KEYS, str(path))
+            raise unknown("recipe key", key, RECIPE_KEYS, str(path), "dualoptim compare --help lists all settings")
         if key not in known:
             continue  # it is for another command: `evaluate` trains for no steps, `unlearn` has one method
         place, node = nodes[given]
