@@ -222,6 +222,54 @@ def test_overwrite_refuses_the_base_of_an_adapter_and_all_else_that_is_read(
     folder.check("other", inputs, resume=False, overwrite=True)
 
 
+def test_a_folder_may_be_called_as_what_is_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, dict[str, Any]] = {
+        "tofu": {"task": "tofu"}, "smollm2": {"model": "smollm2"}, "tiny": {"model": "tiny", "retrained": "make"},
+        "make": {"model": "tiny", "retrained": "make"}, "chatml": {"chat_template": "chatml"},
+        "hellaswag": {"lm_eval": ["hellaswag"]},
+    }  # fmt: skip
+    for name, of in settings.items():
+        Path(name).mkdir()
+        Path(name, folder.SETTINGS).touch()
+        folder.check(name, RunConfig(**of).inputs, resume=False, overwrite=True)
+    Path("mine.py").touch()
+    assert folder.inside(tmp_path, RunConfig(task="mine.py").inputs) == "task"
+
+
+def test_a_folder_with_the_model_to_begin_from_is_not_begun_in(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's own would take its place."""
+    (place / "out").mkdir()
+    (place / "model").rename(place / "out" / "model")
+    before = contents(place / "out")
+    assert run("--model", "out/model") == 2
+    assert "out: a run would replace what model reads there; give another folder" in errors(capsys)
+    assert contents(place / "out") == before
+
+
+def test_a_link_is_none_of_what_a_run_writes_and_where_it_leads_is_left_alone(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As to a folder of models on another disk."""
+    (place / "models").mkdir()
+    (place / "models" / "mine.txt").write_text("mine")
+    (place / "out").mkdir()
+    (place / "out" / "model").symlink_to(place / "models")
+    assert run() == 2
+    assert "holds what no run wrote (model)" in errors(capsys)
+    (place / "out" / "model").unlink()
+    assert run() == 0
+    (place / "out" / "model").rename(place / "models" / "first")
+    (place / "out" / "model").symlink_to(place / "models" / "first")
+    (place / "out" / "results.json").unlink()  # so the run is not finished
+    before = contents(place / "models")
+    assert run("--resume") == 0
+    assert not (place / "out" / "model").is_symlink()
+    assert contents(place / "models") == before
+
+
 def test_a_folder_that_was_moved_is_that_of_the_same_run(tmp_path: Path) -> None:
     here, whole = RunConfig(out=str(tmp_path), lr=1e-3), whole_results(forget_accuracy=[0.5], perplexity=[9.0])
     runs.write_settings(tmp_path, [here.replace(out="elsewhere")], ())
@@ -335,6 +383,8 @@ def test_what_is_not_a_name_is_told_first(run: Run, place: Path, capsys: pytest.
     for out in ("x" * 300, "\udcff", "loop", "\0"):
         assert run("--out", out) == 2
         assert "; give a" in errors(capsys)
+    assert run("--refusals", "loop") == 2
+    assert "cannot be read" in errors(capsys)
 
 
 def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(

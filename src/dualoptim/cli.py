@@ -27,7 +27,7 @@ from .cache import cache_dir
 from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS
-from .recipe_files import recipes_folder
+from .recipe_files import find_recipe, recipes_folder
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
 
@@ -163,7 +163,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
     config = config_of(parsed)
     configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
     resolve.check_read(configs)
-    inputs = {"recipe": parsed.recipe}
+    inputs = _inputs(parsed)
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):
         _compare_many(configs, parsed, inputs)
         return
@@ -179,6 +179,11 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         from . import publish
 
         print(f"Uploaded: {publish.push(push, config.out)}")
+
+
+def _inputs(parsed: Namespace) -> dict[str, str | None]:
+    """What is read beside what the settings name."""
+    return {"recipe": str(find_recipe(parsed.recipe)) if parsed.recipe else None}
 
 
 def _may_be_there(parsed: Namespace) -> bool:
@@ -226,7 +231,7 @@ def _tune(parsed: Namespace) -> None:
         minutes=parsed.minutes,
         tune_on=parsed.tune_on,
     )
-    inputs = {"recipe": parsed.recipe}
+    inputs = _inputs(parsed)
     if parsed.dry_run:
         how = {"resume": _may_be_there(parsed), "overwrite": parsed.overwrite, "inputs": inputs}
         tune.checked(search, **how)

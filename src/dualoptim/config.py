@@ -321,16 +321,27 @@ class RunConfig:
 
     @property
     def inputs(self) -> dict[str, str | None]:
-        """What is read: setting → the file or folder that it names, or may name; an adapter's base is read, too."""
-        from .adapters import base_of
+        """What is read: setting → the file or folder that it names, or may name; an adapter's base is read, too.
 
-        names = ("model", "retrained", "chat_template", "task", "data_dir", "probes_dir", "forget", "retain",
-                 "refusals")  # fmt: skip
-        models = {name: getattr(self, name) for name in ("model", "retrained")}
+        What is known by a name is left out, though a file or folder may have the same.
+        """
+        from .adapters import base_of
+        from .evaluation.general import files_of
+        from .models import SMOLLM2
+        from .tiny import TINY
+
+        models: dict[str, str] = {}
+        if self.model not in (SMOLLM2, TINY):
+            models["model"] = self.model
+        if self.retrained not in (None, SMOLLM2, "make"):
+            models["retrained"] = self.retrained
         return {
-            **{name: getattr(self, name) for name in names},
-            **{f"{name} (the adapter's base)": base_of(model) for name, model in models.items() if model is not None},
-            **{f"lm_eval (task {i})": task for i, task in enumerate(self.lm_eval, 1)},
+            **models,
+            "chat_template": self.chat_template if os.path.isfile(self.chat_template or "") else None,
+            "task": self.task if (self.task or "").endswith(".py") else None,
+            **{name: getattr(self, name) for name in ("data_dir", "probes_dir", "forget", "retain", "refusals")},
+            **{f"{name} (the adapter's base)": base_of(model) for name, model in models.items()},
+            **{f"lm_eval (task {i})": task for i, task in enumerate(self.lm_eval, 1) if files_of([task])},
             **{
                 f"task_args ({name})": value
                 for name, value in self.task_args.items()

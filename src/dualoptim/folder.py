@@ -57,11 +57,11 @@ NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # operating systems put the
 
 def inside(folder: Path, inputs: Mapping[str, str | None]) -> str | None:
     """The first setting whose file or folder lies in the given folder, or is it."""
-    place = folder.resolve()
+    place = Path(os.path.realpath(folder))  # which, unlike Path.resolve, takes a loop of links
     for name, given in inputs.items():
         if given is None or not os.path.lexists(given):
             continue
-        path = Path(given).resolve()
+        path = Path(os.path.realpath(given))
         if path == place or place in path.parents:
             return name
     return None
@@ -178,8 +178,9 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         raise UserError(f"out {folder}: is a file; give a folder")
     if holds_a_run(folder) and not (resume or overwrite):
         raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
-    if overwrite and (name := inside(folder, inputs)):
-        raise UserError(f"out {folder}: --overwrite would remove what {name} reads there; give another folder")
+    if (overwrite or not holds_a_run(folder)) and (name := inside(folder, inputs)):
+        what = "--overwrite would remove" if overwrite else "a run would replace"
+        raise UserError(f"out {folder}: {what} what {name} reads there; give another folder")
     if overwrite or not holds_a_run(folder):
         _refuse(folder, listed)
     where = next(path for path in (folder, *folder.absolute().parents) if path.exists())

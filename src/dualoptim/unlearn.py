@@ -409,6 +409,8 @@ def _write(
         tokenizer.save_pretrained(beside)
         if cards:
             (beside / CARD).write_text(cards[folder.name], encoding="utf-8")
+        if folder.is_symlink():  # to where an earlier model was moved
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         # Before it is in its place: a model that is there has its own hashes, or none.
         hashes = {name: sha256(path) for name, path in evidence.of_model(beside).items()}
