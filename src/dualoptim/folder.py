@@ -178,11 +178,12 @@ def check(out: str | Path, inputs: Mapping[str, str | None], *, resume: bool, ov
         raise UserError(f"out {folder}: is a file; give a folder")
     if holds_a_run(folder) and not (resume or overwrite):
         raise UserError(f"out {folder}: already holds a run; give another folder, --resume or --overwrite")
-    if (overwrite or not holds_a_run(folder)) and (name := inside(folder, inputs)):
-        what = "--overwrite would remove" if overwrite else "a run would replace"
-        raise UserError(f"out {folder}: {what} what {name} reads there; give another folder")
+    if overwrite and (name := inside(folder, inputs)):
+        raise UserError(f"out {folder}: --overwrite would remove what {name} reads there; give another folder")
     if overwrite or not holds_a_run(folder):
         _refuse(folder, listed)
+        if name := inside(folder, inputs):
+            raise UserError(f"out {folder}: a run would replace what {name} reads there; give another folder")
     where = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(where, os.W_OK | os.X_OK):
         raise UserError(f"out {folder}: {where} cannot be written to; give another folder")
