@@ -260,6 +260,45 @@ def test_names_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         run(tmp_path, turns=[])
 
 
+@pytest.mark.parametrize(
+    ("cls", "arguments", "said"),
+    [
+        (DualOptimPlus, {"fused": True}, "DualOptimPlus: unknown argument 'fused'"),
+        (DualOptimPlus, {"learning_rate": 1e-3}, "unknown argument 'learning_rate'; did you mean 'lr'"),
+        (DualOptim, {"delta_bit": 8}, "DualOptim: unknown argument 'delta_bit'; did you mean 'delta_bits'"),
+        (DualOptimPlus, {"base_bits": 4}, "base_bits"), (DualOptimPlus, {"betas": 0.9}, "betas"),
+        (DualOptimPlus, {"lr_scales": {"forgte": 2.0}}, "forgte"), (DualOptimPlus, {"objectives": None}, "objectives"),
+        (torch.optim.AdamW, {"fusd": True}, "AdamW: unknown argument 'fusd'; did you mean 'fused'"),
+    ],
+)  # fmt: skip
+def test_an_optimizers_arguments_are_tried_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: Any, arguments: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("dualoptim.trainer.check_causal", lambda _: pytest.fail("the model was run"))
+    with pytest.raises(UserError, match=f"optimizer_cls_and_kwargs: .*{said}"):
+        run(tmp_path, named={"optimizer_cls_and_kwargs": (cls, arguments)})
+
+
+def test_what_takes_any_argument_is_not_asked_for_names(tmp_path: Path) -> None:
+    class Own(DualOptimPlus):
+        def __init__(self, params: Any, **given: Any) -> None:
+            super().__init__(params, betas=(given.pop("beta"), 0.95), **given)
+
+    assert trained(tmp_path, named={"optimizer_cls_and_kwargs": (Own, {"beta": 0.9})}).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [1, ""])
+def test_an_objectives_name_is_a_text(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(UserError, match=f"a name is a text that is not empty, such as 'forget', and not {name!r}"):
+        UnlearnTrainer(
+            tiny.model(),
+            TrainingArguments(str(tmp_path), **QUIET),
+            objectives={name: Objective(RETAIN, LOSSES["GD"]())},
+            turns=[{name: 1}],
+            processing_class=tiny.tokenizer(),
+        )
+
+
 def test_a_model_by_its_folder_is_loaded_with_its_tokenizer_in_32_bits(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     tiny.model().to(torch.bfloat16).save_pretrained(folder)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .optim import DualOptimPlus, parameter_groups
+from .optimizer_trial import tried
 from .schedule import parse_ratio
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def read_settings(given: Mapping[str, Any] | None) -> Settings:
         raise UserError(f"{where}: retain_loss is NLL or null, but is {retain_loss!r}")
     try:
         shares = parse_ratio(ratio, OBJECTIVES)
-        DualOptimPlus([nn.Parameter(torch.zeros(1))], objectives=OBJECTIVES, **optimizer)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    tried(DualOptimPlus, {"objectives": OBJECTIVES, **optimizer}, where)
     return Settings(tuple(name for name in OBJECTIVES for _ in range(shares[name])), retain_loss, optimizer)
 
 

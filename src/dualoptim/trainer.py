@@ -142,9 +142,9 @@ class UnlearnTrainer(Trainer):
 
     Raises:
         ValueError: an argument that is not read; an adapter of a kind that is not supported (`dualoptim.adapters`); a
-            loss without the reference model or the refusals it needs; turns or an optimizer with other objectives; a
-            metric that evaluations will not have; a joint turn with an optimizer that steps for one objective at a
-            time; or a batch with an objective that its step does not serve.
+            loss without the reference model or the refusals it needs; turns or an optimizer with other objectives; an
+            argument that the optimizer does not take; a metric that evaluations will not have; a joint turn with an
+            optimizer that steps for one objective at a time; or a batch with an objective that its step does not serve.
     """
 
     optimizer: Any
@@ -179,7 +179,7 @@ class UnlearnTrainer(Trainer):
         reporting.check(args.report_to)
         if release_gradients:
             trainer_arguments.check_release(args, combine, sam_rho)
-        trainer_arguments.check_names(objectives, turns, kwargs)
+        trainer_arguments.check_names(objectives, turns, kwargs, args)
         trainer_arguments.check_combine(combine, turns, objectives)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}

@@ -20,6 +20,7 @@ from .combine import Rule, check_roles
 from .errors import UserError, unknown
 from .optim import DualOptimPlus
 from .optim.optimizer import multi_objective
+from .optimizer_trial import check_known, tried
 from .schedule import Turn
 
 logger = logging.getLogger(__name__)
@@ -123,10 +124,15 @@ def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Tur
         )
 
 
-def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any]) -> None:
-    """Refuse turns or an optimizer with objectives that are not among the given ones."""
+def check_names(
+    objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any], args: TrainingArguments
+) -> None:
+    """Refuse turns or an optimizer with objectives that are not among the given ones, and the optimizer's arguments."""
     if not isinstance(objectives, Mapping):
         raise UserError("objectives: give them by name, {name: Objective(rows, loss)}")
+    for name in objectives:
+        if not (isinstance(name, str) and name):
+            raise UserError(f"objectives: a name is a text that is not empty, such as 'forget', and not {name!r}")
     if not turns:
         raise UserError("turns: there are no steps; give at least one, by dualoptim.schedule")
     served = dict.fromkeys(name for turn in turns for name in turn)
@@ -145,7 +151,10 @@ def check_names(objectives: Mapping[str, Any], turns: Sequence[Turn], named: Map
     if (several := multi_objective(optimizer)) is not None:
         known = several.objectives
     elif isinstance(cls, type) and issubclass(cls, DualOptimPlus):
-        known = tuple(arguments.get("objectives", objectives))
+        settled = {"objectives": tuple(objectives), "lr": args.learning_rate, "weight_decay": args.weight_decay}
+        known = tried(cls, {**settled, **arguments}, "optimizer_cls_and_kwargs").objectives
+    elif isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer):
+        check_known(cls, arguments, "optimizer_cls_and_kwargs")
     if known is not None and len(known) > 1 and (other := [name for name in served if name not in known]):
         raise UserError(
             f"the optimizer's objectives are {', '.join(known)}, and turns serve {other[0]!r}; give it the names "
