@@ -31,12 +31,8 @@ RECORD = "record.json"  # signed, of `dualoptim certify`
 WRITTEN = {SETTINGS, ENVIRONMENT, RESULTS, RECORDS, PAGE, MODEL, ADAPTER, CHECKPOINTS, LOGS, ENTRY, SAVED, RECORD,
            SPACE, RECIPE, FOLDERS, LOCK}  # fmt: skip
 OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own, where it shares the rest with others
-KNOWN_BY = {
-    ENVIRONMENT,
-    FOLDERS,
-    SETTINGS,
-    SAVED,
-}  # what tells that a folder's other files are a run's, so it is removed last
+# What tells that a folder's other files are a run's, so it is removed last.
+KNOWN_BY = {ENVIRONMENT, FOLDERS, SETTINGS, SAVED}
 _LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+)?")  # one for a folder, or one for each shard
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from .errors import UserError, unknown
-from .optim import DualOptimPlus
+
+Tried = TypeVar("Tried", bound=Optimizer)
 
 
 def check_known(cls: Any, arguments: Mapping[str, Any], where: str) -> None:
@@ -27,7 +29,7 @@ def check_known(cls: Any, arguments: Mapping[str, Any], where: str) -> None:
                 raise unknown("argument", name, known, f"{where}: {cls.__name__}")
 
 
-def tried(cls: type[DualOptimPlus], arguments: Mapping[str, Any], where: str) -> DualOptimPlus:
+def tried(cls: type[Tried], arguments: Mapping[str, Any], where: str) -> Tried:
     """An optimizer with these arguments, of a parameter with one element.
 
     Raises:

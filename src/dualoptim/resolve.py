@@ -29,6 +29,7 @@ from .losses import LOSSES, Loss
 from .memorise import Settings
 from .models import device_and_precision
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
+from .optimizer_trial import tried
 from .reading import read_lines
 from .runs import bytes_text
 from .schedule import Turn, by_turns, in_proportion, jointly, parse_ratio
@@ -150,10 +151,7 @@ def optimizer_of(config: RunConfig, objectives: Sequence[str]) -> tuple[type[tor
             "base_bits": config.base_bits,
             "base_weights": {} if config.base_weights == "equal" else dict(config.base_weights),
         }
-    try:
-        cls([nn.Parameter(torch.zeros(1))], **arguments)
-    except ValueError as error:
-        raise UserError(f"optimizer {config.optimizer}: {error}") from None
+    tried(cls, arguments, f"optimizer {config.optimizer}")
     return cls, arguments
 
 
