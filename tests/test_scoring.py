@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM
 
 from dualoptim import cli, models
 from dualoptim.data import Row, encode, question
 from dualoptim.evaluation import scoring
-from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods
+from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods, replies
 from dualoptim.models import cached, identity, scored_in, scoring_in
 
 from . import tiny
@@ -76,6 +79,46 @@ def test_scores_in_fp32_are_the_models_own_within_an_autocast_and_without() -> N
         rounded = negative_log_likelihoods(model, tokenizer, ROWS)
     assert rounded != alone
     assert rounded == pytest.approx(alone, abs=0.05)
+
+
+@pytest.mark.parametrize("scored", [False, True], ids=["fp32", "bf16"])
+def test_scores_do_not_depend_on_the_precision_that_a_trainer_prepared_the_model_for(scored: bool) -> None:
+    """accelerate replaces the model's forward by one in the precision of training, and leaves it there."""
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    with scoring_in(scored):
+        own = negative_log_likelihoods(model, tokenizer, ROWS)
+        said = replies(model, tokenizer, [row.prompt for row in ROWS], max_new_tokens=8)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+        forward = model.forward
+        assert negative_log_likelihoods(model, tokenizer, ROWS) == own
+        assert replies(model, tokenizer, [row.prompt for row in ROWS], max_new_tokens=8) == said
+    assert model.forward == forward, "training goes on in its own"
+
+
+class Casts(TorchDispatchMode):
+    """Counts the matrices that are cast to bf16."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.count = shapes, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16:
+            self.count += args[0].shape in self.shapes
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_are_cast_once_for_a_reply_and_not_for_every_token(frozen: bool) -> None:
+    """Also where they are frozen, as those of a trained model and an adapter's base are when they are scored."""
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model.requires_grad_(not frozen)
+    matrices = [module.weight.shape for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    with scoring_in(True), Casts(set(matrices)) as casts:
+        replies(model, tokenizer, [ROWS[0].prompt], max_new_tokens=24)
+    assert casts.count == len(matrices)
+    assert all(p.requires_grad != frozen for p in model.parameters())
 
 
 def test_by_default_the_device_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,30 +177,23 @@ def gradient_norms(
     """
     every = [p for p in model.parameters() if p.is_floating_point()]  # quantized weights have no gradient
     parameters = [p for p in every if p.requires_grad] or every
-    frozen = [p for p in parameters if not p.requires_grad]
     room = positions(model)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with _scoring(model) as device, torch.enable_grad(), _bar(len(rows), progress) as bar:
+    with _scoring(model) as device, torch.enable_grad(), _bar(len(rows), progress) as bar:
 
-            def norm(row: Row) -> float:
-                tokens = encode(row, tokenizer, MAX_LENGTH, room)
-                at = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
-                text = set(at[: len(at) - tokens.ended] or at)
-                labels = [label if i in text else IGNORED for i, label in enumerate(tokens.labels)]
-                batch = collate([Tokens(tokens.input_ids, labels)], pad_id(tokenizer))
-                torch.clear_autocast_cache()  # it may hold weights cast without gradients, or for the row before
-                out = labelled(model, {key: value.to(device) for key, value in batch.items()})
-                loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                norms = [gradient.norm() for gradient in gradients if gradient is not None]
-                return torch.stack(norms).mean().item()
+        def norm(row: Row) -> float:
+            tokens = encode(row, tokenizer, MAX_LENGTH, room)
+            at = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
+            text = set(at[: len(at) - tokens.ended] or at)
+            labels = [label if i in text else IGNORED for i, label in enumerate(tokens.labels)]
+            batch = collate([Tokens(tokens.input_ids, labels)], pad_id(tokenizer))
+            torch.clear_autocast_cache()  # it may hold weights cast without gradients, or for the row before
+            out = labelled(model, {key: value.to(device) for key, value in batch.items()})
+            loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            norms = [gradient.norm() for gradient in gradients if gradient is not None]
+            return torch.stack(norms).mean().item()
 
-            return ranks.shared(rows, norm, lambda _: bar.update())
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        return ranks.shared(rows, norm, lambda _: bar.update())
 
 
 class Packed(NamedTuple):
@@ -459,15 +452,30 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
 
 @contextmanager
 def _scoring(model: nn.Module) -> Iterator[torch.device]:
+    """Score in the precision that is chosen, whatever a Trainer has made of the model; afterwards it is as before."""
     device = next(model.parameters()).device
     training = model.training
+    # accelerate's forward computes in the precision of training, also where another is chosen for scores.
+    prepared = [(module, module.forward) for module in model.modules() if "_original_forward" in vars(module)]
+    # Autocast keeps what it has cast of a weight only if the weight requires a gradient, and not in inference mode; it
+    # would else cast all weights for every token of a reply. FSDP2, whose parameters are DTensors, casts them itself.
+    frozen = [
+        p for p in model.parameters() if p.is_floating_point() and not p.requires_grad and not hasattr(p, "to_local")
+    ]
     model.eval()
     try:
-        # In inference mode autocast would cast every weight anew for each forward pass; with no_grad it keeps them.
+        for module, _ in prepared:
+            module.forward = module._original_forward
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
             yield device
     finally:
         torch.clear_autocast_cache()  # its weights lack gradients, and the caller's autocast may go on
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, forward in prepared:
+            module.forward = forward
         model.train(training)
 
 
