@@ -132,6 +132,15 @@ def test_turns_go_by_ratio_size_or_loss(ratio: str, counts: list[int] | None) ->
     assert all(abs(a - b) < 1 for a, b in zip(served, expected, strict=True))
 
 
+def test_refusals_that_nothing_reads_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("no.txt").write_text("No.\n", encoding="utf-8")
+    told = "refusals: neither the task 'safety' nor a loss reads them; leave them out, or take a loss that trains on"
+    given = ["--task", "safety", "--data-dir", "data", "--refusals", "no.txt", "--model", "model"]
+    for command in (["unlearn", *SMALL, "--dry-run"], ["evaluate"]):
+        assert cli.main([*command, *given]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_what_is_left_to_learn_decides_the_turns_of_a_run_by_loss(place: Path) -> None:
     assert (
         cli.main(["unlearn", "--task", "safety", "--data-dir", "data", "--ratio", "loss", *SMALL, "--log-every", "1"])

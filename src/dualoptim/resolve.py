@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,16 @@ def refusals_of(config: RunConfig) -> list[str]:
         # For a few rows of your own, only refusals that begin alike: a model torn between two openings says neither.
         return own if config.task else [text for text in own if text.startswith("I don't know")]
     return read_lines(config.refusals, "text")
+
+
+def check_refusals(config: RunConfig, task: Task, losses: Collection[Loss]) -> None:
+    """Refuse own refusals that neither the task nor a loss reads."""
+    read = "refusals" in task.of_run or any(loss.needs_idk or loss.needs_alternates for loss in losses)
+    if config.refusals is not None and not read:
+        raise UserError(
+            f"refusals: neither the task {config.task!r} nor a loss reads them; leave them out, or take a loss that "
+            "trains on refusals, as IDK"
+        )
 
 
 def state_bytes(config: RunConfig, task: Task, model: nn.Module) -> int:

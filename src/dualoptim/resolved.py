@@ -168,6 +168,8 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         optimizer = names.optimizer_of(config, list(task.objectives))
         made = config, task, tokenizer, losses, refusals, optimizer, start, retrained
         found.append(Resolved(*made, adapted, merge, needed, relearning, files, fingerprints))
+    trained = [loss for of in found for loss in of.losses.values()] if training else []
+    names.check_refusals(first, task, trained)
     check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH)
     return found
 
