@@ -465,7 +465,7 @@ def _scoring(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
     try:
         for module, _ in prepared:
-            module.forward = module._original_forward
+            module.forward = vars(module)["_original_forward"]
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
