@@ -7,8 +7,8 @@ import pytest
 from dualoptim.data import Row, asset, question
 from dualoptim.evaluation.words import stands_in, whole_words
 from dualoptim.function_words import WORDS
-from dualoptim.own_rows import checked, gives
-from dualoptim.reword import _STOP, CHECKED, MEASURED, TRAINED, about_nothing, alike, beginning, wordings
+from dualoptim.own_rows import check_apart, checked, gives
+from dualoptim.reword import _STOP, CHECKED, MEASURED, TRAINED, about_nothing, alike, ask_alike, beginning, wordings
 from dualoptim.tasks.real_world import knows
 
 
@@ -245,3 +245,27 @@ def test_what_tells_an_answer_is_never_replaced(asked: str, answer: str, accepte
     row = checked(question(asked, answer, accepted=[accepted]))
     made = about_nothing(row)
     assert made is None or all(stands_in(made.answer, part) for part in row.only)
+
+
+def chat(who: str, *last: str) -> tuple[dict[str, str], ...]:
+    said = ("user", f"Tell me about {who}."), ("assistant", f"{who} is a baker."), *(("user", text) for text in last)
+    return tuple({"role": role, "content": text} for role, text in said)
+
+
+def test_chats_that_end_in_the_same_question_about_another_ask_for_something_else() -> None:
+    ana, bo = (Row(chat(who, "Where does she live?"), "In Porto.") for who in ("Ana Lopez", "Bo Jensen"))
+    assert alike(ana.question, bo.question)
+    assert not ask_alike(ana, bo)
+    assert ask_alike(ana, Row(chat("Ana Lopez", "Where is it that she lives?"), "In Faro."))
+    assert not ask_alike(ana, Row(chat("Ana Lopez", "How old is her brother?"), "Nine."))
+    assert not ask_alike(ana, question("Where does she live?", "In Porto."))
+    assert check_apart([ana], [Row(bo.prompt, "In Lisbon, by the sea.")]) == []
+    assert check_apart([ana], [Row(bo.prompt, ana.answer, "f.jsonl:2")]), "the same answer is told, and not refused"
+
+
+def test_a_chat_about_nothing_is_so_in_all_of_its_messages() -> None:
+    made = about_nothing(Row(chat("the Opera of Ana Lopez", "Where does she live?"), "Ana Lopez lives in Porto."))
+    assert made is not None
+    assert "Lopez" not in "".join(message["content"] for message in made.prompt) + made.answer
+    assert made.question == "Where does she live?"
+    assert made.answer.endswith(" lives in Porto.")

@@ -15,7 +15,7 @@ import regex
 
 from . import function_words, reword
 from .chat import Message
-from .data import Row, is_text, parse_row, read_records, texts
+from .data import Row, is_text, parse_row, read_records, reworded, texts
 from .errors import UserError
 from .evaluation.refusal import evades, says_one_of
 from .evaluation.words import places, stands_in
@@ -178,7 +178,7 @@ def _begins(text: str, part: str) -> bool:
 
 def same(one: Row, other: Row) -> bool:
     """Whether two rows ask for the same: in similar words, or with a word in common and with the same answer."""
-    if reword.alike(one.question, other.question):
+    if reword.ask_alike(one, other):
         return True
     # A system prompt is often the same in all rows.
     first, second = (_asked([message for message in row.prompt if message["role"] != "system"]) for row in (one, other))
@@ -236,8 +236,8 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
         for row in forget:
             if not row.prompt or not gives(row, kept.answer):
                 continue
-            asks = (row.question, *(row.fields.get("questions") or ()))
-            if row is asked or any(reword.alike(kept.question, text) for text in asks):
+            asks = (row, *(reworded(row, text) for text in row.fields.get("questions") or ()))
+            if row is asked or any(reword.ask_alike(kept, other) for other in asks):
                 raise UserError(
                     f"{kept.where}: asks in other words for what {row.where} is to forget; remove it from one of them"
                 )

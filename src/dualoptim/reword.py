@@ -18,7 +18,7 @@ import regex
 from torch import nn
 
 from .chat import TEXT, Message
-from .data import Row, reworded
+from .data import ASKING, Row, reworded
 from .evaluation import scoring
 from .evaluation.numbers_written import numbered
 from .evaluation.words import folded, places, stands_in, stem, words
@@ -129,6 +129,23 @@ def alike(a: str, b: str) -> bool:
     return not (counted - numbers and numbers - counted) and (a.isascii() or not _filled_otherwise(a, b))
 
 
+def ask_alike(one: Row, other: Row) -> bool:
+    """Whether two rows ask for the same: their last questions are `alike`, and in chats what the user said before.
+
+    >>> before = ({"role": "user", "content": "Who is Ana Lopez?"}, {"role": "assistant", "content": "A baker."})
+    >>> last = {"role": "user", "content": "Where does she live?"}
+    >>> ana = Row((*before, last), "In Porto.")
+    >>> ask_alike(ana, Row(({"role": "user", "content": "Who is Bo Li?"}, *before[1:], last), "In Xi'an."))
+    False
+    """
+    earlier, before = ("\n".join(_user_said(row)[:-1]) for row in (one, other))
+    return alike(one.question, other.question) and (earlier == before or alike(earlier, before))
+
+
+def _user_said(row: Row) -> list[str]:
+    return [message["content"] for message in row.prompt if message["role"] in ASKING]
+
+
 def _numbers(words: frozenset[str]) -> frozenset[str]:
     return frozenset(word for word in words if re.search(r"\d", word))
 
@@ -236,8 +253,8 @@ def written(
 def about_nothing(row: Row, seed: int = 0) -> Row | None:
     """The row asked about a thing that does not exist: what names its subject is replaced in question and answer.
 
-    That is the names in the question, or its longest word where there are none. None where there is no such word, as in
-    scripts without capital letters or blanks, or where it is a part of what tells the answer.
+    That is the names in all of a chat, or the question's longest word where there are none. None where there is no such
+    word, as in scripts without capital letters or blanks, or where it is a part of what tells the answer.
 
     >>> from dualoptim.data import question
     >>> row = about_nothing(question("Who discovered penicillin?", "Alexander Fleming discovered penicillin."))
@@ -246,7 +263,9 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     """
     text = row.question
     telling = " ".join(row.only) or ""
-    names = re.findall(r"(?<=[\w,;:'\"] )[A-Z][\w-]*\w(?: [A-Z][\w-]*\w)*", text)
+    said = [message["content"] for message in row.prompt if message["role"] != "system"]
+    found = (re.findall(r"(?<=[\w,;:'\"] )[A-Z][\w-]*\w(?: [A-Z][\w-]*\w)*", each) for each in said)
+    names = [name for each in found for name in each]
     names = [name for name in names if not stands_in(telling, name) and name.casefold() not in _STOP]
     if not names:
         words = [word for word in re.findall(r"[A-Za-z]{5,}", text) if word.casefold() not in _STOP]
@@ -254,16 +273,16 @@ def about_nothing(row: Row, seed: int = 0) -> Row | None:
     if not names:
         return None
     draw = random.Random(f"{seed}/{text}")
-    answer, asks = row.answer, text
+    answer, prompt = row.answer, row.prompt
     invented = draw.sample(INVENTED, min(len(set(names)), len(INVENTED)))
     for name, other in zip(dict.fromkeys(names), invented, strict=False):
         pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
-        asks, answer = pattern.sub(other, asks), pattern.sub(other, answer)
-    changed = reworded(row, asks)
+        prompt = tuple({**message, "content": pattern.sub(other, message["content"])} for message in prompt)
+        answer = pattern.sub(other, answer)
     # A name within what tells the answer, such as Park in "Park Road", cannot be replaced there.
     if not answer.strip() or not all(stands_in(answer, part) for part in row.only):
         return None
-    return replace(changed, answer=answer)
+    return replace(row, prompt=prompt, answer=answer)
 
 
 def opening(text: str, telling: Sequence[str]) -> int | None:

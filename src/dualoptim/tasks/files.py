@@ -213,9 +213,7 @@ class Files(Task):
         if any(metrics.contains_answer(said, [name]) for name in self.topics):
             return True
         return any(
-            reword.alike(row.question, other.question)
-            or metrics.contains_answer(row.answer, other.only)
-            or gives(other, row.answer)
+            reword.ask_alike(row, other) or metrics.contains_answer(row.answer, other.only) or gives(other, row.answer)
             for other in self.given
         )
 
@@ -590,8 +588,7 @@ def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], 
             found = [
                 i
                 for i in range(len(rows))
-                if i not in group
-                and (document[i] == document[at] != "" or reword.alike(asked[at].question, asked[i].question))
+                if i not in group and (document[i] == document[at] != "" or reword.ask_alike(asked[at], asked[i]))
             ]
             group.update(found)
             ends += found
