@@ -31,8 +31,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from dualoptim import UnlearnTrainer, runs
 from dualoptim.data import ObjectiveRows, Plan, Tokens, collate, pad_id
+from dualoptim.device import device_and_precision
 from dualoptim.losses import IGNORED, LOSSES
-from dualoptim.models import device_and_precision, load_model, load_tokenizer
+from dualoptim.models import load_model, load_tokenizer
 from dualoptim.schedule import Turn, jointly
 from dualoptim.tasks.tofu import Tofu
 from dualoptim.trainer import Objective

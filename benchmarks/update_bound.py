@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from dualoptim.data import ObjectiveRows, Plan, Row, asset
+from dualoptim.device import device_and_precision
 from dualoptim.evaluation.scoring import negative_log_likelihoods, question_records, token_counts
 from dualoptim.losses import LOSSES
 from dualoptim.memorise import memorised
-from dualoptim.models import device_and_precision, load_model, load_tokenizer
+from dualoptim.models import load_model, load_tokenizer
 from dualoptim.reading import json_lines
 from dualoptim.recipe_files import recipes_folder
 from dualoptim.schedule import by_turns

@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved
 from dualoptim.config import RunConfig
+from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
+from dualoptim.identity import fingerprint
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
 from dualoptim.reference import AtStart
@@ -356,7 +358,7 @@ def bitsandbytes() -> Any:
 def test_an_adapter_trains_on_4_bits_and_is_merged_into_what_they_stand_for(
     bitsandbytes: Any, base: Path, tmp_path: Path, batch: dict[str, Tensor]
 ) -> None:
-    with models.scoring_in(False):
+    with scoring_in(False):
         inner = models.load_model(str(base), in_4bit=True)
         codes = {name: p.clone() for name, p in inner.named_parameters() if p.dtype == torch.uint8}
         assert len(codes) == 14, "every linear layer but the head"
@@ -699,10 +701,10 @@ def test_a_fingerprint_tells_adapters_of_other_scale_or_switched_off_apart() -> 
         return peft.get_peft_model(tiny.model(), lora).eval()
 
     model = adapted(4)
-    one = models.fingerprint(model)
-    assert models.fingerprint(adapted(4)) == one
-    assert models.fingerprint(adapted(64)) != one
+    one = fingerprint(model)
+    assert fingerprint(adapted(4)) == one
+    assert fingerprint(adapted(64)) != one
     with model.disable_adapter():
-        assert models.fingerprint(model) != one
+        assert fingerprint(model) != one
     model.peft_config["default"].base_model_name_or_path = "elsewhere"
-    assert models.fingerprint(model) == one
+    assert fingerprint(model) == one

@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from dualoptim import adapters, cli, models, resolve, resolved, unlearn
+from dualoptim import adapters, cli, resolve, resolved, unlearn
 from dualoptim.certify import measured
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, collate, encode, question
+from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, metrics, relearning, scoring
 from dualoptim.fast import ByProbability
@@ -220,7 +221,7 @@ def test_relearning_is_an_epoch_of_adamw(tokens: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         relearning, "collate", lambda rows, filler: seen.append([r.input_ids for r in rows]) or plain(rows, filler)
     )
-    with models.scoring_in(False), relearning.relearned(model, tokenizer, FORGET, 1e-3):
+    with scoring_in(False), relearning.relearned(model, tokenizer, FORGET, 1e-3):
         ids = [row for part in seen for row in part]
         encoded = {tuple(t.input_ids): t for t in (encode(row, tokenizer, 10**6) for row in FORGET)}
         assert sorted(map(tuple, ids)) == sorted(encoded), "every row once"

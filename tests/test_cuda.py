@@ -17,9 +17,9 @@ from dualoptim import DualOptim, DualOptimPlus, unlearn
 from dualoptim.combine import pcgrad
 from dualoptim.config import RunConfig
 from dualoptim.data import question
+from dualoptim.device import scoring_in
 from dualoptim.evaluation.scoring import answers, replies
 from dualoptim.losses import LOSSES
-from dualoptim.models import scoring_in
 from dualoptim.optim import releasing
 from dualoptim.optim.backends import gpu
 from dualoptim.schedule import by_turns, jointly

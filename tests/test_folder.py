@@ -19,9 +19,9 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dualoptim import cli, folder, models, report, reporting, runs, unlearn
+from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
-from dualoptim.models import made_once
 from dualoptim.schema import misfit
 
 from . import tiny
@@ -745,7 +745,7 @@ def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path: Path, monkeypatch
 
     made_once(tmp_path / "a", make)
     (tmp_path / "a" / "weights").write_bytes(b"1230")
-    monkeypatch.setattr("dualoptim.models._WHOLE", set())  # as another process finds it
+    monkeypatch.setattr("dualoptim.cached._WHOLE", set())  # as another process finds it
     made_once(tmp_path / "a", make)
     assert (tmp_path / "a" / "weights").read_bytes() == b"1234"
 

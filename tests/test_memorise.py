@@ -14,9 +14,10 @@ from dualoptim import tiny as tiny_tier
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records
+from dualoptim.identity import fingerprint
 from dualoptim.losses import IGNORED
 from dualoptim.memorise import memorised
-from dualoptim.models import fingerprint, load_model, load_tokenizer
+from dualoptim.models import load_model, load_tokenizer
 
 from . import tiny
 

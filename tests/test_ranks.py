@@ -34,7 +34,7 @@ from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.numbers import Metric, Numbers, mean
-from dualoptim.models import seeded
+from dualoptim.device import seeded
 from dualoptim.tasks import Task
 
 scoring.PROMPT_TOKENS = scoring.LABELLED_TOKENS = 300

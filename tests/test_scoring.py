@@ -14,11 +14,13 @@ from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM
 
-from dualoptim import cli, models
+from dualoptim import cli, device
+from dualoptim.cached import cached
 from dualoptim.data import Row, encode, question
+from dualoptim.device import scored_in, scoring_in
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods, replies
-from dualoptim.models import cached, identity, scored_in, scoring_in
+from dualoptim.identity import identity
 
 from . import tiny
 
@@ -123,7 +125,7 @@ def test_weights_are_cast_once_for_a_reply_and_not_for_every_token(frozen: bool)
 
 def test_by_default_the_device_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_bf16, name in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(models, "device_and_precision", lambda has=has_bf16: (torch.device("cpu"), has))
+        monkeypatch.setattr(device, "device_and_precision", lambda has=has_bf16: (torch.device("cpu"), has))
         assert scored_in() == name
         with scoring_in(not has_bf16):
             assert scored_in() != name
@@ -138,7 +140,7 @@ def test_scores_of_one_precision_are_not_taken_from_the_cache_for_another(
             with scoring_in(bf16):
                 assert cached("test", ["key"], scored_in) == scored_in()
     assert len(list((tmp_path / "test").glob("*.json"))) == 2
-    with scoring_in(models.device_and_precision()[1]):
+    with scoring_in(device.device_and_precision()[1]):
         chosen = cached("test", ["other"], lambda: "chosen")
     assert cached("test", ["other"], lambda: "by the device") == chosen, "the same precision, however it was chosen"
 
@@ -180,7 +182,7 @@ def test_the_precision_stands_in_the_results_and_beside_the_scores(
     assert entry["before"]["forget_probability"] == pytest.approx(
         json.loads((tmp_path / "fp32.json").read_text())["after"]["numbers"]["forget_probability"], abs=1e-9
     )
-    assert models.scores_in_bf16() == models.device_and_precision()[1], "and nothing is left of the choice"
+    assert device.scores_in_bf16() == device.device_and_precision()[1], "and nothing is left of the choice"
 
 
 # Gradients

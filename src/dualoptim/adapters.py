@@ -152,7 +152,7 @@ def check_settings(config: RunConfig, *, training: bool) -> None:
 
 def check_4bit(what: str) -> None:
     """Refuse what needs weights in 4 bits if the package for them is missing, or does not support the device."""
-    from .models import device_and_precision
+    from .device import device_and_precision
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
@@ -336,7 +336,7 @@ def in_4bit() -> Any:
     """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well."""
     from transformers import BitsAndBytesConfig
 
-    from .models import scores_in_bf16
+    from .device import scores_in_bf16
 
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -15,13 +15,15 @@ from torch import nn
 
 from . import ranks, reword
 from .build import whole_sentences
+from .cached import cached
 from .chat import Message
 from .data import Row, encode, read_rows
+from .device import seeded
 from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
+from .identity import identity
 from .losses import Loss
-from .models import cached, identity, seeded
 
 FILE = "alternates.jsonl"
 TOKENS = 200  # at most in an answer; as AltPO's authors have it for TOFU

@@ -8,11 +8,13 @@ from typing import Any
 import regex
 from torch import nn
 
+from .cached import cached
 from .data import Row
+from .device import seeded
 from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
-from .models import cached, identity, seeded
+from .identity import identity
 
 ANSWER_TOKENS = 48  # at most in an answer
 TEMPERATURE = 0.7

@@ -16,19 +16,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from . import ranks, tiny
 from .cache import cache_dir
+from .cached import is_whole, made_once
 from .data import Row
+from .device import device_and_precision
 from .errors import UserError
+from .identity import identity
 from .losses import GD
-from .models import (
-    device_and_precision,
-    identity,
-    is_whole,
-    load_model,
-    load_tokenizer,
-    made_once,
-    quiet,
-    use_template,
-)
+from .models import load_model, load_tokenizer, quiet, use_template
 from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,12 +24,13 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from . import __version__, adapters, checkpoints, ranks
+from . import adapters
 from .cache import cache_dir
+from .cached import made_once
 from .causal import check_causal
 from .checkpoints import sha256
+from .device import device_and_precision
 from .errors import UserError, unknown
-from .folder import into_place, written
 from .hashes import digest, of_tokenizer
 
 SMOLLM2 = "smollm2"
@@ -429,62 +427,6 @@ def _embedded() -> Path:
     return made_once(folder, convert)
 
 
-_WHOLE: set[Path] = set()  # folders of the cache that this process has verified
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache exists and is undamaged."""
-    if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
-        _WHOLE.add(folder)
-    return folder in _WHOLE and folder.is_dir()
-
-
-@ranks.by_first
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache. If it is missing or damaged, it is made anew, completely or not at all.
-
-    Args:
-        make: writes its contents into an empty temporary folder.
-    """
-    if is_whole(folder):
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    with _locked(folder):
-        if is_whole(folder):  # another process was faster
-            return folder
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            make(partial)
-            checkpoints.seal(partial, {})
-            shutil.rmtree(folder, ignore_errors=True)
-            into_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock under which only this process, or these ranks, make something in the cache; others wait."""
-    if not ranks.first():  # who waits for the first
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f"{path.name}.lock"))
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {cache_dir()} cannot be written ({error.strerror or error}); set DUALOPTIM_CACHE to "
-            "another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 @contextmanager
 def _one_sentence(model: str, what: str) -> Iterator[None]:
     try:
@@ -514,137 +456,6 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def device_and_precision() -> tuple[torch.device, bool]:
-    """The device to work on, and whether bf16 autocast is worthwhile on it."""
-    if torch.cuda.is_available() and not ranks.wants_cpu():
-        return torch.device("cuda"), torch.cuda.is_bf16_supported()  # of several GPUs the current one, a rank's own
-    if torch.backends.mps.is_available():
-        return torch.device("mps"), False
-    return torch.device("cpu"), _cpu_has_bf16()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's random generators, of the CPU and of this process's device; afterwards they are as before."""
-    device, _ = device_and_precision()
-    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-_SCORE_BF16: ContextVar[bool | None] = ContextVar("score_bf16", default=None)
-
-
-@contextmanager
-def scoring_in(bf16: bool | None) -> Iterator[None]:
-    """A context in which models are scored in bf16 autocast, or not; None for where the device has bf16 arithmetic."""
-    was = _SCORE_BF16.set(bf16)
-    try:
-        yield
-    finally:
-        _SCORE_BF16.reset(was)
-
-
-def scores_in_bf16() -> bool:
-    """Whether models are scored in bf16 autocast: as `scoring_in` says, else by the device."""
-    chosen = _SCORE_BF16.get()
-    return device_and_precision()[1] if chosen is None else chosen
-
-
-def scored_in() -> str:
-    """The precision in which models are scored, as results name it: "bf16" (autocast) or "fp32"."""
-    return "bf16" if scores_in_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor has bf16 arithmetic; emulated bf16 is slower than fp32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
 def is_finite(model: torch.nn.Module) -> bool:
     """Whether all weights of a model are finite numbers."""
     return all(bool(p.isfinite().all()) for p in model.parameters())
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a model's weights and configuration, and of its adapters' settings, such as their scale."""
-    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
-    if adapters := getattr(model, "peft_config", None):
-        digest.update(json.dumps([_settings(adapters), _switches(model)], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def identity(model: torch.nn.Module, tokenizer: Any) -> str:
-    """A hash of what makes a model's replies: weights, configuration, end tokens, tokenizer and chat template."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    template = getattr(tokenizer, "chat_template", None)
-    return digest([fingerprint(model), ends, of_tokenizer(tokenizer), template])
-
-
-def _settings(adapters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of adapters, without where they come from and what they are loaded for."""
-    left_out = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
-    return {
-        name: {
-            key: sorted(value) if isinstance(value, (set, frozenset)) else value
-            for key, value in config.to_dict().items()
-            if key not in left_out
-        }
-        for name, config in adapters.items()
-    }
-
-
-def _switches(model: torch.nn.Module) -> list[tuple[Any, ...]]:
-    """By each layer with adapters, their scales as they are now, which are active, and whether they are off."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [
-        (name, getattr(module, "scaling", None), module.active_adapters, module.disable_adapters)
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    ]
-
-
-_CACHING = ContextVar("caching", default=True)
-
-
-@contextmanager
-def without_cache() -> Iterator[None]:
-    """A context in which no scores are cached, since the cache holds texts of rows and replies."""
-    token = _CACHING.set(False)
-    try:
-        yield
-    finally:
-        _CACHING.reset(token)
-
-
-def cached(kind: str, key: list[Any], compute: Callable[[], Any]) -> Any:
-    """The result of `compute`, cached by key, versions, device and precision.
-
-    Args:
-        key: what the result depends on; of a model and its tokenizer, their `identity`.
-    """
-    if not _CACHING.get():
-        return compute()
-    how = device_and_precision()[0], scores_in_bf16()
-    versions = [__version__, torch.__version__, transformers.__version__, *map(str, how)]
-    digest = hashlib.sha256(json.dumps([kind, versions, key], ensure_ascii=False).encode()).hexdigest()[:32]
-    path = cache_dir() / kind / f"{digest}.json"
-
-    def known() -> Any:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # missing or damaged
-            return None
-
-    if (value := ranks.of_first(known)) is not None:
-        return value
-    with _locked(path):
-        if (value := ranks.of_first(known)) is None:
-            value = compute()
-            written(path, json.dumps(value, ensure_ascii=False))
-    return value

@@ -35,9 +35,10 @@ from transformers.pytorch_utils import Conv1D
 from . import ranks
 from .adapters import added, base_of, linear_layers
 from .config import RunConfig
+from .device import device_and_precision
 from .errors import UserError, unknown
 from .losses import LOSSES
-from .models import device_and_precision, load_config, positions
+from .models import load_config, positions
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .resolve import OPTIMIZERS, check_alone
 from .resolved import Resolved

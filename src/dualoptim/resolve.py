@@ -23,11 +23,11 @@ from . import adapters, ranks, reporting, tasks
 from .combine import RULES, check_roles
 from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .data import asset, is_text
+from .device import device_and_precision
 from .errors import UserError, unknown
 from .evaluation import attacks, general, probes
 from .losses import LOSSES, Loss
 from .memorise import Settings
-from .models import device_and_precision
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .optimizer_trial import tried
 from .reading import read_lines

@@ -19,12 +19,12 @@ from torch import nn
 
 from .chat import TEXT, Message
 from .data import ASKING, Row, reworded
+from .device import seeded
 from .evaluation import scoring
 from .evaluation.numbers_written import numbered
 from .evaluation.words import folded, places, stands_in, stem, words
 from .evaluation.words import whole_words as whole_words
 from .function_words import WORDS
-from .models import seeded
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
 CHECKED = ("Quick question: {}", "Could you help me with this? {}", "Let me ask you something. {}", "{} Do you know?")

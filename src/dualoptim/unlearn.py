@@ -23,12 +23,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from . import adapters, alternates, card, checkpoints, ranks, report, reporting, resolve, runs
+from .cached import without_cache
 from .certify import evidence
 from .chat import end_ids, turn_of
 from .checkpoints import sha256
 from .combine import RULES
 from .config import RunConfig, without_place
 from .data import Row
+from .device import device_and_precision, scored_in, scoring_in
 from .errors import UserError
 from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
@@ -58,7 +60,7 @@ from .folder import (
 )
 from .folder import check as check_folder
 from .hashes import digest
-from .models import device_and_precision, is_finite, load_model, quiet, scored_in, scoring_in, source, without_cache
+from .models import is_finite, load_model, quiet, source
 from .points import Run, points_of
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all

@@ -15,8 +15,8 @@ import yaml
 from torch import nn
 
 from .. import ranks
+from ..device import device_and_precision
 from ..errors import UserError, unknown
-from ..models import device_and_precision
 from . import attacks, probes
 from .numbers import Metric, Numbers, Record
 

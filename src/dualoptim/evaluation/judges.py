@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .. import ranks
 from ..data import question
+from ..device import device_and_precision
 from ..errors import UserError
-from ..models import device_and_precision, load_model, load_tokenizer, quiet, source
+from ..models import load_model, load_tokenizer, quiet, source
 from .scoring import answers
 
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"

@@ -17,8 +17,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import Row, Tokens, collate, encode, pad_id
+from ..device import scores_in_bf16, seeded
 from ..losses import IGNORED, labelled
-from ..models import positions, scores_in_bf16, seeded
+from ..models import positions
 from ..optim import DualOptim
 from .scoring import LABELLED_TOKENS, MAX_LENGTH
 

@@ -1,6 +1,6 @@
 """A model and rows → per-sample records, computed in batches of rows of similar length.
 
-Scores are computed in the model's own precision or in bf16 autocast, as `models.scoring_in` says. Batches are shared
+Scores are computed in the model's own precision or in bf16 autocast, as `device.scoring_in` says. Batches are shared
 out over the ranks of a run, and each rank gets all results; the number of ranks changes no batch, and so no number.
 Nothing here is aggregated: `metrics` makes numbers of the per-sample results.
 
@@ -29,9 +29,10 @@ from .. import ranks
 from ..adapters import num_virtual_tokens
 from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
+from ..device import scores_in_bf16, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
-from ..models import positions, scores_in_bf16, seeded
+from ..models import positions
 from . import metrics
 
 MAX_LENGTH = 2**31  # most tokens of a scored row: only the model's positions limit them

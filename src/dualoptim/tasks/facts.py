@@ -17,13 +17,14 @@ from typing import Any
 from torch import nn
 
 from .. import __version__, reword
+from ..cached import cached
 from ..data import Row, asset, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
-from ..models import cached, identity
+from ..identity import identity
 from . import Task
 
 Fact = dict[str, Any]

@@ -24,14 +24,17 @@ from torch import nn
 
 from .. import chunks, neighborhood, reword
 from ..build import build, own_replies, whole_sentences
+from ..cached import cached
 from ..data import Row, asset, check_objectives, encode, is_text, question, reworded
+from ..device import seeded
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
+from ..identity import identity
 from ..losses import IGNORED
-from ..models import cached, identity, load_tokenizer, positions, room, seeded
+from ..models import load_tokenizer, positions, room
 from ..own_rows import (
     asking,
     check_apart,

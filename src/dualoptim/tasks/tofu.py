@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from ..cached import cached
 from ..data import Row, asset, parse_row, read_records, reworded, texts
 from ..errors import UserError, unknown
 from ..evaluation import numbers
@@ -23,7 +24,7 @@ from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
 from ..forms import check_texts
-from ..models import cached, identity
+from ..identity import identity
 from ..reading import hub_records
 from . import Task
 
