@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from dualoptim import adapters, cli, resolve, resolved, unlearn
@@ -715,3 +717,13 @@ def test_attacks_ask_with_the_tasks_own_limit_of_a_reply(tmp_path: Path, monkeyp
     short = stub([question("What does Ada hide?", "Tea.")], [])
     attacks.records(short, tiny.model(), tiny.tokenizer(), ["leak", "paraphrase"])
     assert set(limits) == {24}, "room for a sentence, however short the answer"
+
+
+def test_relearning_computes_as_scores_do_whatever_the_model_was_trained_in() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    found = []
+    for model in (tiny.model(), accelerator.prepare_model(tiny.model())):
+        with scoring_in(False), relearning.relearned(model, tiny.tokenizer(), FORGET, 1e-2):
+            found.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *found))

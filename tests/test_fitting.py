@@ -468,3 +468,33 @@ def test_a_parameter_unfrozen_later_is_refused_by_the_reference_unless_the_optim
     assert torch.equal(run.reference(**inputs).logits, start)
     with pytest.raises(UserError, match=r"reference: model.layers.0.* was frozen when training was set up"):
         alone(**inputs)
+
+
+def test_a_second_trainer_computes_in_its_own_precision(tmp_path: Path) -> None:
+    """accelerate leaves a forward in the model that computes in the precision of the first."""
+    found = []
+    for first in (False, True):
+        model = tiny.model()
+        if first:
+            still = (DualOptimPlus, {"lr": 0.0})
+            trainer(tmp_path / "first", model, optimizer_cls_and_kwargs=still, arguments={"bf16": True}).train()
+        trainer(tmp_path / "second", model).train()
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_weights_in_fp16_are_refused_and_those_in_bf16_told_where_updates_are_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=r"model: model\.embed_tokens\.weight is in float16, in which small updates"):
+        trainer(tmp_path, tiny.model().half())
+    told = "model.embed_tokens.weight is in bfloat16, and the optimizer rounds to the nearest"
+    trainer(tmp_path, tiny.model().bfloat16())
+    assert told not in caplog.text, "DualOptim+ rounds at random"
+    adamw = (torch.optim.AdamW, {"lr": 1e-5})
+    trainer(tmp_path, tiny.model().bfloat16(), optimizer_cls_and_kwargs=adamw)
+    assert told in caplog.text
+    caplog.clear()
+    model = tiny.model().bfloat16()
+    trainer(tmp_path, model, optimizers=(DualOptimPlus(model.parameters(), stochastic_rounding=False), None))
+    assert told in caplog.text

@@ -10,9 +10,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from dualoptim import cli, runs
 from dualoptim.config import RunConfig
+from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
 from dualoptim.resolved import resolve
@@ -45,7 +49,9 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     called: list[dict[str, Any]] = []
 
     def simple_evaluate(model: Any, **arguments: Any) -> dict[str, Any]:
-        called.append({"model": model, **arguments})
+        net = model["pretrained"]
+        seen = {"modes": {m.training for m in net.modules()}, "dtype": str(net(torch.tensor([[5, 6]])).logits.dtype)}
+        called.append({"model": model, "seen": seen, **arguments})
         if arguments["limit"] == 7:
             raise ConnectionError("no route\nat all")
         return FOUND
@@ -90,6 +96,20 @@ def test_every_metric_of_every_task_is_a_record_with_its_direction(harness: list
     assert general.values([runs.hashed(r) for r in found]) == general.values(found)  # as a private run leaves them
     assert (harness[0]["tasks"], harness[0]["limit"]) == (NAMES, 4)
     assert general.records(tiny.model(), tiny.tokenizer(), [], None) == []
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, "torch.float32"), (True, "torch.bfloat16")])
+def test_ability_is_measured_in_the_precision_of_scores_whatever_the_model_was_trained_in(
+    harness: list[dict[str, Any]], bf16: bool, dtype: str
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(tiny.model().train())
+    with scoring_in(bf16):
+        general.records(model, tiny.tokenizer(), NAMES, 4)
+    (call,) = harness
+    assert call["seen"] == {"modes": {False}, "dtype": dtype}
+    assert call["model"]["mixed_precision_dtype"] == (torch.bfloat16 if bf16 else None), "its own autocast is the inner"
+    assert model.training
 
 
 def test_a_file_of_ones_own_task_that_changed_is_another_run(harness: list[dict[str, Any]], place: Path) -> None:

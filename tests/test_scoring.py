@@ -123,6 +123,32 @@ def test_weights_are_cast_once_for_a_reply_and_not_for_every_token(frozen: bool)
     assert all(p.requires_grad != frozen for p in model.parameters())
 
 
+def test_each_part_of_a_model_is_in_its_mode_again() -> None:
+    model, tokenizer = tiny.model().train(), tiny.tokenizer()
+    aside = model.model.layers[0].eval()
+    negative_log_likelihoods(model, tokenizer, ROWS)
+    gradient_norms(model, tokenizer, ROWS[:1])
+    assert model.training
+    assert not any(module.training for module in aside.modules())
+
+
+def test_scores_are_of_the_weights_as_they_are_within_a_callers_autocast() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    with scoring_in(True), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(torch.tensor([[5, 6, 7]]))
+        model.lm_head.weight.mul_(3)  # the autocast has kept it as it was
+        within = negative_log_likelihoods(model, tokenizer, ROWS)
+    with scoring_in(True):
+        assert negative_log_likelihoods(model, tokenizer, ROWS) == within
+
+
+def test_norms_of_bf16_gradients_are_not_rounded_to_bf16() -> None:
+    model, tokenizer = tiny.model().bfloat16(), tiny.tokenizer()
+    with scoring_in(False):
+        (found,) = gradient_norms(model, tokenizer, ROWS[:1])
+    assert torch.tensor(found).bfloat16().item() != found
+
+
 def test_by_default_the_device_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_bf16, name in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(device, "device_and_precision", lambda has=has_bf16: (torch.device("cpu"), has))

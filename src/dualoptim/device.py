@@ -49,6 +49,20 @@ def scores_in_bf16() -> bool:
     return device_and_precision()[1] if chosen is None else chosen
 
 
+@contextmanager
+def in_chosen_precision(device: torch.device) -> Iterator[None]:
+    """A context of autocast as `scores_in_bf16` says.
+
+    What autocast has kept of weights is dropped before and after: it may be of weights as they were, or lack gradients.
+    """
+    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
 def scored_in() -> str:
     """The precision in which models are scored, as results name it: "bf16" (autocast) or "fp32"."""
     return "bf16" if scores_in_bf16() else "fp32"

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .data import Tokens
 from .errors import UserError
+from .optim import DualOptimPlus
 from .reference import AtStart, is_whole
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,29 @@ def check_trained(model: nn.Module, reference: Any) -> None:
                 f"reference: it shares {shared} with the model, so it would change with it; give a copy made before "
                 "(copy.deepcopy), or leave it out where only a part of the model is trained"
             )
+
+
+def check_precision(model: nn.Module, optimizer: Any) -> None:
+    """Refuse to train weights in fp16; log that most updates of bf16 weights are lost where they round to the nearest.
+
+    Args:
+        optimizer: an optimizer, its class and arguments, or None for a Trainer's own.
+    """
+    halves = {p.dtype: name for name, p in reversed(list(model.named_parameters())) if p.requires_grad}
+    if (name := halves.get(torch.float16)) is not None:
+        raise UserError(
+            f"model: {name} is in float16, in which small updates are lost and others overflow; load the model with "
+            "dtype=torch.float32, and give fp16=True for computing in fp16"
+        )
+    cls, arguments = optimizer if isinstance(optimizer, tuple) else (type(optimizer), {})
+    groups = getattr(optimizer, "param_groups", [arguments])
+    rounds = not issubclass(cls, DualOptimPlus) or not all(g.get("stochastic_rounding", True) for g in groups)
+    if (name := halves.get(torch.bfloat16)) is not None and rounds:
+        logger.warning(
+            "%s is in bfloat16, and the optimizer rounds to the nearest, so that updates below 1/500 of a weight are "
+            "lost; load the model with dtype=torch.float32, or take DualOptimPlus, which rounds stochastically",
+            name,
+        )
 
 
 def check_optimizer(optimizer: Any, model: nn.Module) -> None:

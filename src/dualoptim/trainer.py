@@ -45,10 +45,10 @@ from .losses import Loss, sequence_log_probs
 from .models import load_model, load_tokenizer, make_savable, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .optim.optimizer import multi_objective
-from .reference import AtStart, at_start, partly_trained
+from .reference import AtStart, at_start, evaluating, partly_trained
 from .schedule import Turn
 from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, ScalerAside, StartKept, Unlogged
-from .wrappers import bare, check_saved, compiled_in_place
+from .wrappers import bare, check_saved, compiled_in_place, unprepare
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,9 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args)  # what is changed below holds for this run only
-        model = bare(model) if isinstance(model, nn.Module) else model
+        if isinstance(model, nn.Module):
+            model = bare(model)
+            unprepare(model)
         reference = compiled_in_place(reference) if isinstance(reference, nn.Module) else reference
         turns = list(turns)
         micro_batches = args.gradient_accumulation_steps * args.world_size
@@ -255,6 +257,8 @@ class UnlearnTrainer(Trainer):
             self.optimizer, self.lr_scheduler = own_optimizer
         if self.optimizer is not None and not self.is_deepspeed_enabled:
             fitting.check_optimizer(self.optimizer, model)
+        if not self.is_deepspeed_enabled:  # which keeps weights in 32 bits beside these
+            fitting.check_precision(model, self.optimizer or kwargs.get("optimizer_cls_and_kwargs"))
         engines.check(self, by_hand=self._by_hand, combines=combine is not None, perturbs=sam_rho is not None)
         self.turns, self.reference = turns, reference
         if reference is not None and not isinstance(reference, AtStart):
@@ -342,15 +346,13 @@ class UnlearnTrainer(Trainer):
         # Nothing was trained yet: if the reference is the model's own start, the model itself can be run.
         own_start = self.reference is None or isinstance(self.reference, AtStart)
         frozen: Any = self.model_wrapped if own_start else self.reference
-        training = frozen.training
-        frozen.eval()
         found: dict[tuple, float] = {}
-        for keys in tqdm(own, desc="Reference", leave=False, disable=None):
-            batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
-            with self.accelerator.autocast():
-                totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
-            found.update(zip(keys, totals.tolist(), strict=True))
-        frozen.train(training)
+        with evaluating(frozen):
+            for keys in tqdm(own, desc="Reference", leave=False, disable=None):
+                batch = collate([tokens[key] for key in keys], pad_id(self.rows.tokenizer))
+                with self.accelerator.autocast():
+                    totals, _ = sequence_log_probs(frozen, {k: v.to(self.args.device) for k, v in batch.items()})
+                found.update(zip(keys, totals.tolist(), strict=True))
         for part in engines.gathered(found):
             self.rows.reference_log_probs.update(part)
 
@@ -424,6 +426,7 @@ class UnlearnTrainer(Trainer):
         if self.args.world_size > 1 and self.model_wrapped is self.model:
             # An earlier evaluation marked the model as prepared. accelerate would then not prepare it for training, and
             # each rank would train on its own.
+            unprepare(self.model)
             self.model._is_accelerate_prepared = False
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # these need the start

@@ -1,10 +1,11 @@
-"""A model behind a wrapper: it is trained and saved under its own parameters' names, or refused."""
+"""What others put around a model: it is trained and saved under its own parameters' names, or refused."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from .errors import UserError
 
 COMPILED = "_orig_mod"  # where `torch.compile(module)` keeps the module
+PREPARED = "_original_forward"  # where accelerate keeps a module's own forward beside one that computes in autocast
 
 
 def compiled_in_place(model: nn.Module) -> nn.Module:
@@ -44,6 +46,34 @@ def bare(model: nn.Module) -> nn.Module:
             "over the model itself"
         )
     return model
+
+
+def unprepare(model: nn.Module) -> None:
+    """Undo what accelerate makes of a model for training in autocast, which it leaves there for good.
+
+    A second trainer would else go on in the precision of the first, as accelerate prepares no model twice.
+    """
+    for module in _prepared(model):
+        module.forward = module._original_forward
+        del module._original_forward
+        module._is_accelerate_prepared = False
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """A context in which a model computes in the precision of the caller, also where accelerate has prepared it."""
+    forwards = [(module, module.forward) for module in _prepared(model)]
+    try:
+        for module, _ in forwards:
+            module.forward = module._original_forward
+        yield
+    finally:
+        for module, forward in forwards:
+            module.forward = forward
+
+
+def _prepared(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if PREPARED in vars(module)]
 
 
 def check_saved(model: Any, folder: Path) -> None:

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from torch import nn
 
 from .. import ranks
-from ..device import device_and_precision
+from ..device import device_and_precision, scores_in_bf16
 from ..errors import UserError, unknown
 from . import attacks, probes
 from .numbers import Metric, Numbers, Record
+from .scoring import as_scored
 
 if TYPE_CHECKING:  # tasks are built on the modules of this folder
     from ..tasks import Task
@@ -82,11 +84,16 @@ def records(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int |
 
     device, _ = device_and_precision()
     words = copy.deepcopy(tokenizer)  # the harness sets padding on it
-    wrapped = HFLM(pretrained=model, tokenizer=words, batch_size=BATCH, device=str(device))
+    # Its own autocast would be off within another.
+    precision = torch.bfloat16 if scores_in_bf16() else None
+    wrapped = HFLM(
+        pretrained=model, tokenizer=words, batch_size=BATCH, device=str(device), mixed_precision_dtype=precision
+    )
     try:
-        found = simple_evaluate(
-            wrapped, tasks=names, limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=0
-        )
+        with as_scored(model):
+            found = simple_evaluate(
+                wrapped, tasks=names, limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=0
+            )
     except (OSError, ValueError, KeyError) as error:  # ConnectionError among them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(f"lm_eval {', '.join(tasks)}: {reason}; check the connection, or leave it out") from error

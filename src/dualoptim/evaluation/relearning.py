@@ -17,10 +17,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import Row, Tokens, collate, encode, pad_id
-from ..device import scores_in_bf16, seeded
+from ..device import in_chosen_precision, seeded
 from ..losses import IGNORED, labelled
 from ..models import positions
 from ..optim import DualOptim
+from ..wrappers import own_forward
 from .scoring import LABELLED_TOKENS, MAX_LENGTH
 
 LR = 2e-5
@@ -41,7 +42,8 @@ def relearned(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float |
         lr: the learning rate. Default: the published `LR`, which hardly moves a small model.
     """
     with intact(model):
-        _train(model, tokenizer, rows, LR if lr is None else lr)
+        with own_forward(model):
+            _train(model, tokenizer, rows, LR if lr is None else lr)
         yield
 
 
@@ -87,7 +89,7 @@ def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row], lr: float) -> 
             total = sum(label != IGNORED for row in batch for label in row.labels)
             for part in _passes(batch):
                 inputs = {key: value.to(device) for key, value in collate(part, pad_id(tokenizer)).items()}
-                with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
+                with torch.enable_grad(), in_chosen_precision(device):
                     out = labelled(model, inputs)
                     loss = nn.functional.cross_entropy(out.logits, out.targets, reduction="sum") / total
                 torch.autograd.backward(loss)

@@ -29,10 +29,12 @@ from .. import ranks
 from ..adapters import num_virtual_tokens
 from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
-from ..device import scores_in_bf16, seeded
+from ..device import in_chosen_precision, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
 from ..models import positions
+from ..reference import evaluating
+from ..wrappers import own_forward
 from . import metrics
 
 MAX_LENGTH = 2**31  # most tokens of a scored row: only the model's positions limit them
@@ -72,7 +74,7 @@ def replies(
         raise UserError(f"a prompt has {longest} tokens, and the model takes {room} positions; shorten it")
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     seeds = torch.randint(MOST_SEED, (len(ids),)).tolist() if temperature else []
-    with _scoring(model) as device, _generating(model):
+    with as_scored(model) as device, _generating(model):
 
         def ask(batch: list[int]) -> list[str]:
             width = max(len(ids[i]) for i in batch)
@@ -135,7 +137,7 @@ def answers(
     found: list[list[Answer]] = [[] for _ in questions]
     sizes = [len(pack(group).input_ids) for group in tokens]  # a single answer may share a batch, and so a mask
     several = [i for i, group in enumerate(tokens) if len(group) > 1]
-    with _scoring(model) as device:
+    with as_scored(model) as device:
         together = bool(several) and max(sizes) <= _window(model)
         together = together and _packs(model, tokens[max(several, key=sizes.__getitem__)])
         # Each unit is one sequence; if scored apart, a question's answers are consecutive units.
@@ -179,7 +181,7 @@ def gradient_norms(
     every = [p for p in model.parameters() if p.is_floating_point()]  # quantized weights have no gradient
     parameters = [p for p in every if p.requires_grad] or every
     room = positions(model)
-    with _scoring(model) as device, torch.enable_grad(), _bar(len(rows), progress) as bar:
+    with as_scored(model) as device, torch.enable_grad(), _bar(len(rows), progress) as bar:
 
         def norm(row: Row) -> float:
             tokens = encode(row, tokenizer, MAX_LENGTH, room)
@@ -191,7 +193,7 @@ def gradient_norms(
             out = labelled(model, {key: value.to(device) for key, value in batch.items()})
             loss = nn.functional.cross_entropy(out.logits.float(), out.targets)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            norms = [gradient.norm() for gradient in gradients if gradient is not None]
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g is not None]
             return torch.stack(norms).mean().item()
 
         return ranks.shared(rows, norm, lambda _: bar.update())
@@ -438,7 +440,7 @@ def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
 def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """(N, d) vectors of texts: the hidden states of the model's middle layer, averaged over each text's tokens."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] or [pad_id(tokenizer)] for text in texts]
-    with _scoring(model) as device:
+    with as_scored(model) as device:
 
         def mean(batch: list[int]) -> list[Tensor]:
             rows = collate([Tokens(ids[i], ids[i]) for i in batch], pad_id(tokenizer))
@@ -452,32 +454,25 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
 
 
 @contextmanager
-def _scoring(model: nn.Module) -> Iterator[torch.device]:
-    """Score in the precision that is chosen, whatever a Trainer has made of the model; afterwards it is as before."""
+def as_scored(model: nn.Module) -> Iterator[torch.device]:
+    """A context in which a model is scored: in the precision that is chosen, whatever a Trainer has made of it.
+
+    Without dropout and gradients; afterwards each module is as before. Gives the model's device.
+    """
     device = next(model.parameters()).device
-    training = model.training
-    # accelerate's forward computes in the precision of training, also where another is chosen for scores.
-    prepared = [(module, module.forward) for module in model.modules() if "_original_forward" in vars(module)]
     # Autocast keeps what it has cast of a weight only if the weight requires a gradient, and not in inference mode; it
     # would else cast all weights for every token of a reply. FSDP2, whose parameters are DTensors, casts them itself.
     frozen = [
         p for p in model.parameters() if p.is_floating_point() and not p.requires_grad and not hasattr(p, "to_local")
     ]
-    model.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
-        for module, _ in prepared:
-            module.forward = vars(module)["_original_forward"]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=scores_in_bf16()):
+        with own_forward(model), evaluating(model), torch.no_grad(), in_chosen_precision(device):
             yield device
     finally:
-        torch.clear_autocast_cache()  # its weights lack gradients, and the caller's autocast may go on
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, forward in prepared:
-            module.forward = forward
-        model.train(training)
 
 
 def _at_once(tokens: int, device: torch.device) -> int:
