@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, folder, models, report, reporting, runs, unlearn
+from dualoptim import cli, device, folder, models, report, reporting, runs, unlearn
 from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
@@ -285,6 +285,32 @@ def test_a_folder_that_was_moved_is_that_of_the_same_run(tmp_path: Path) -> None
     runs.check_begun(tmp_path, [part.replace(model="here/a/part1/model", out="here/a/part2")])
     with pytest.raises(UserError, match="other settings"):
         runs.check_begun(tmp_path, [part.replace(model="here/b/part1/model", out="here/a/part2")])
+
+
+def test_a_run_keeps_to_the_precision_that_it_began_with(
+    run: Run, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: True)
+    assert run("--save-model", "false") == 0
+    entry = results(place)["runs"][0]
+    assert (entry["config"]["bf16"], entry["config"]["score_bf16"]) == (True, True)
+    (place / "out/results.json").unlink()
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
+    capsys.readouterr()
+    assert run("--save-model", "false", "--resume") == 2
+    assert "was scored and trained in bf16, and here it would be in fp32" in (said := errors(capsys))
+    assert "add --score-bf16 true --bf16 true, or give another folder" in said
+    assert run("--save-model", "false", "--resume", "--score-bf16", "true") == 2
+    assert "was trained in bf16, and here" in errors(capsys)
+    assert run("--save-model", "false", "--resume", "--score-bf16", "true", "--bf16", "true") == 0
+    assert results(place)["runs"][0]["before"] == entry["before"]
+
+
+def test_a_page_of_runs_in_different_precisions_says_so() -> None:
+    entries = [{"method": "DualOptim", "seed": seed, "scored_in": name} for seed, name in enumerate(("bf16", "fp32"))]
+    (said,) = runs.troubles(entries)
+    assert "Not all was scored in the same precision (bf16, fp32)" in said
+    assert not runs.troubles(entries[:1])
 
 
 def test_a_resumed_run_removes_no_partial_file_but_its_own(run: Run, place: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import ranks
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 
 def device_and_precision() -> tuple[torch.device, bool]:
@@ -41,6 +44,16 @@ def scoring_in(bf16: bool | None) -> Iterator[None]:
         yield
     finally:
         _SCORE_BF16.reset(was)
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Settings with this device's precision in training and scoring where none is given: a run keeps to its own."""
+    has_bf16 = device_and_precision()[1]
+    return config.replace(
+        bf16=has_bf16 if config.bf16 is None else config.bf16,
+        # Weights in bf16 are not computed with in fp32 anywhere.
+        score_bf16=has_bf16 or config.bf16_weights if config.score_bf16 is None else config.score_bf16,
+    )
 
 
 def scores_in_bf16() -> bool:

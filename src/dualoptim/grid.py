@@ -135,6 +135,7 @@ def run(
     from .unlearn import as_told, prepare, train
 
     resolved = checked(configs, out, shard=shard, resume=resume, overwrite=overwrite, inputs=inputs)
+    configs = [of.config for of in resolved.values()]
     joins, read = resume or shard is not None, {**configs[0].inputs, **(inputs or {})}
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
     with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):

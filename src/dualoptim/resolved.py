@@ -23,6 +23,7 @@ from .chat import prompt_ids
 from .checkpoints import TASK_FILE, sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, longest, texts
+from .device import settled
 from .errors import UserError
 from .evaluation import general, probes
 from .fitting import check_ids
@@ -59,7 +60,7 @@ class Resolved:
     """Everything that a config resolves to.
 
     Args:
-        config: the settings.
+        config: the settings, also where they were left to the device (`dualoptim.device.settled`).
         task: rows and measures; for your own rows, its `prepare` chooses some of them by what the model knows.
         tokenizer: the model's, with the run's chat template.
         losses: objective → loss.
@@ -129,6 +130,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     Raises:
         UserError: anything that is wrong with the configs, the rows, the model, memory or disk.
     """
+    configs = [settled(config) for config in configs]
     for config in configs:
         names.check_alone(config, training=training)
     first, task = configs[0], tasks.load(configs[0])  # rows, files and model are read once for all

@@ -77,6 +77,7 @@ from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
 from .reading import parse_json
+from .rerun import options
 from .schema import misfit, misfit_of_one
 
 if TYPE_CHECKING:  # these import torch, which a report does not need
@@ -84,6 +85,7 @@ if TYPE_CHECKING:  # these import torch, which a report does not need
     from .resolved import Resolved
 
 SCHEMA = 1
+PRECISIONS = {"bf16": "trained", "score_bf16": "scored"}  # settings that the machine decides where none is given
 
 
 def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
@@ -105,7 +107,16 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
         if other not in mine:
             nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
             differing = (key for key in nearest if key not in other or nearest[key] != other[key])
-            key = next(differing, min(other, default=""))
+            differ = [*differing] or [min(other, default="")]
+            given = {other.get(key) for key in differ}
+            if {*differ} <= {*PRECISIONS} and given in ({True}, {False}):
+                there, here = ("bf16", "fp32") if other[differ[0]] else ("fp32", "bf16")
+                raise UserError(
+                    f"out {out}: holds a run that was {' and '.join(PRECISIONS[key] for key in differ)} in {there}, "
+                    f"and here it would be in {here}, as the machine decides where it is not given; add "
+                    f"{' '.join(options({key: other[key] for key in differ}))}, or give another folder"
+                )
+            key = differ[0]
             raise UserError(
                 f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest.get(key)} here); "
                 "give another folder, or --overwrite"
@@ -186,6 +197,11 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     versions = list(dict.fromkeys(entry.get("fingerprints", {}).get("versions", "unknown") for entry in entries))
     if len(versions) > 1:
         found.append(f"Not all was run with the same versions: {'; '.join(versions)}.")
+    if len(precisions := {entry.get("scored_in", "an unknown precision") for entry in entries}) > 1:
+        found.append(
+            f"Not all was scored in the same precision ({', '.join(sorted(precisions))}), so that small differences "
+            "may be of it alone."
+        )
     return found
 
 

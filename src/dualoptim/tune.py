@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from . import goals, grid, ranks, report, runs, tasks
 from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
+from .device import settled
 from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SEARCH, SPACE, check_kind, clear, emptied, owned, written
 from .folder import check as check_folder
@@ -242,6 +243,8 @@ def run(
     from .unlearn import as_told, prepare, train
 
     began, out = time.monotonic(), search.config.out
+    # The recipe is written of `search.config`, which leaves the precision to the device that it will be run on.
+    search = search._replace(trials_of={method: settled(config) for method, config in search.trials_of.items()})
     configs = list(search.trials_of.values())
     start = checked(search, resume=resume, overwrite=overwrite, inputs=inputs)
     read = {**search.config.inputs, **(inputs or {})}

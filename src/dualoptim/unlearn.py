@@ -30,7 +30,7 @@ from .checkpoints import sha256
 from .combine import RULES
 from .config import RunConfig, without_place
 from .data import Row
-from .device import device_and_precision, scored_in, scoring_in
+from .device import device_and_precision, scored_in, scoring_in, settled
 from .errors import UserError
 from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
@@ -203,7 +203,7 @@ def train(
     """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     turns = resolved.turns(prepared.left)
-    device, has_bf16 = device_and_precision()
+    device, _ = device_and_precision()
     model: Any = load_model(prepared.model, **_loading(config)).to(device)
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5
@@ -247,7 +247,7 @@ def train(
             warmup_steps=round(steps * config.warmup_ratio),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
-            bf16=has_bf16 if config.bf16 is None else config.bf16,
+            bf16=config.bf16,
             use_cpu=device.type == "cpu",
             seed=config.seed,
             logging_steps=config.log_every,
@@ -466,7 +466,7 @@ def run(
 @contextmanager
 def as_told(config: RunConfig) -> Iterator[None]:
     """A context in which models are scored in the config's precision, and a private run caches nothing."""
-    with scoring_in(config.score_bf16), without_cache() if config.private else nullcontext():
+    with scoring_in(settled(config).score_bf16), without_cache() if config.private else nullcontext():
         yield
 
 
