@@ -341,6 +341,13 @@ def test_a_run_does_not_go_on_with_other_settings(changed: dict[str, Any], what:
         trainer(tmp_path, **{"arguments": SAVED, **copy.deepcopy(changed)}).train(True)
 
 
+def test_a_reference_by_its_name_is_in_the_models_dtype(tmp_path: Path) -> None:
+    tiny.save(tmp_path / "model")
+    for model in (tiny.model().bfloat16(), lora(tiny.model().bfloat16()), tiny.model()):
+        made = trainer(tmp_path, model, keep=KL(), reference=str(tmp_path / "model"))
+        assert next(made.reference.parameters()).dtype == next(model.parameters()).dtype
+
+
 class Mine(Loss):
     """A loss of one's own that is no data class."""
 
@@ -361,6 +368,8 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "combine": ({**JOINT, "combine": pcgrad}, {**JOINT, "combine": None}),
     "sam rho": ({"sam_rho": 0.1}, {}),
     "set of optimizer arguments, by its seed": ({"seed": 0}, {"seed": 1}),
+    "mixed precision": ({"arguments": {**SAVED, "bf16": True}}, {"arguments": SAVED}),
+    "precision of trained weights": ({}, {"dtype": torch.bfloat16}),
     "max grad norm": ({}, {"arguments": {**SAVED, "max_grad_norm": 1.0}}),
     "reference model": ({"keep": KL(), "reference": 0}, {"keep": KL(), "reference": 7}),
     "set of loss arguments": ({"loss": Mine(torch.ones(2)[0])}, {"loss": Mine(torch.tensor(2.0))}),
@@ -377,7 +386,8 @@ def test_a_run_does_not_go_on_with_other_inputs_unless_its_checkpoint_is_of_an_e
 ) -> None:
     def made(given: dict[str, Any]) -> UnlearnTrainer:
         reference = {"reference": tiny.model(given["reference"])} if "reference" in given else {}
-        model = tiny.model()
+        given = {**given}
+        model = tiny.model().to(given.pop("dtype", torch.float32))
         if "seed" in given:
             given = {"optimizers": (DualOptimPlus(model.parameters(), seed=given["seed"]), None)}
         return trainer(tmp_path, model, **{"arguments": SAVED, **given, **reference})

@@ -25,11 +25,16 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # in the folder of checkpoints: what is being written, or removed
 PREFIX = "checkpoint-"
 FROZEN, REFERENCE = "set of frozen weights", "reference model"
+MIXED, WEIGHTS = "mixed precision", "precision of trained weights"
+MEMORIZED = "precision_of_memorizing"
 TASK_FILE = "task_file"  # of a task of your own
 # Fingerprints that some engines and earlier versions do not write: without one, a run is not compared by it.
 MAY_LACK = {
     FROZEN,
     REFERENCE,
+    MIXED,
+    WEIGHTS,
+    MEMORIZED,
     TASK_FILE,
     "combine",
     "sam_rho",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,15 @@ def check_precision(model: nn.Module, optimizer: Any) -> None:
             "lost; load the model with dtype=torch.float32, or take DualOptimPlus, which rounds stochastically",
             name,
         )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of most of a model's weights: an adapter on weights in bf16 is in fp32, and 4 bits are no numbers."""
+    counts = Counter[torch.dtype]()
+    for p in model.parameters():
+        if p.is_floating_point():
+            counts[p.dtype] += p.numel()
+    return counts.most_common(1)[0][0]
 
 
 def check_optimizer(optimizer: Any, model: nn.Module) -> None:

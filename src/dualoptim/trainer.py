@@ -113,7 +113,8 @@ class UnlearnTrainer(Trainer):
             the names of objectives, at least one to forget and one to keep, evaluations have a forget/keep score,
             which is then the default of `metric_for_best_model`.
         log_dir: folder for the files of the trackers that `args.report_to` names; default "runs" in `args.output_dir`.
-        reference: the frozen reference model of the losses, or its name; default the model as it is passed in, with
+        reference: the frozen reference model of the losses, or its name, by which it is loaded in the model's dtype;
+            default the model as it is passed in, with
             its adapters. If a loss needs only log π_ref(y|x), it is computed once for every row that will be drawn. If
             a loss needs all logits, a copy of the trainable parameters is kept, provided that only part of the model
             is trained, as under PEFT; if the whole model is trained, a reference must be given. For a model that is to
@@ -200,7 +201,7 @@ class UnlearnTrainer(Trainer):
             processing_class = load_tokenizer(model)
         processing_class = getattr(processing_class, "tokenizer", processing_class)  # of a processor
         model = load_model(model) if isinstance(model, str) else model
-        reference = load_model(reference) if isinstance(reference, str) else reference
+        reference = load_model(reference, dtype=fitting.dtype_of(model)) if isinstance(reference, str) else reference
         check_model(model)
         check_causal(model)
         fitting.check_trained(model, reference)
@@ -372,7 +373,7 @@ class UnlearnTrainer(Trainer):
         return found
 
     def _settings(self) -> dict[str, str]:
-        """Hashes of settings that a resume takes from the checkpoint, or that would make it another run."""
+        """Hashes of settings that a resume takes from the checkpoint, or that would make it another run; precisions."""
         fields = (*trainer_arguments.OF_OPTIMIZERS, *trainer_arguments.OF_SCHEDULER)
         given = {name: getattr(self.args, name, None) for name in fields}
         own = fitting.settings_of(self.optimizer, self.optimizer_cls_and_kwargs)
@@ -389,6 +390,8 @@ class UnlearnTrainer(Trainer):
             "combine": digest(self.combine, contents=True),
             "sam_rho": digest(self.sam_rho),
             "max_grad_norm": digest(self.args.max_grad_norm),
+            checkpoints.MIXED: str(self.accelerator.mixed_precision),
+            checkpoints.WEIGHTS: ", ".join(sorted({str(p.dtype) for p in self.model.parameters() if p.requires_grad})),
         }
 
     def _compared_with(self) -> dict[str, str]:
