@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from dualoptim import device, resolved, runs
 from dualoptim import tiny as tiny_tier
+from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records
@@ -110,6 +112,19 @@ def test_a_model_from_a_folder_keeps_its_own_tokenizer(tmp_path: Path) -> None:
     assert probability(taught, KEEP) > 2 * probability(folder, KEEP)
     with pytest.raises(UserError, match=r"vocabulary_rows: .* has a tokenizer already"):
         memorised(str(folder), KEEP, vocabulary_rows=KEEP)
+
+
+def test_a_model_memorized_in_another_precision_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, made = tiny.save(tmp_path / "model"), []
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(device, "_cpu_has_bf16", lambda has=has_bf16: has)
+        made.append(memorised(str(folder), KEEP, epochs=1))
+    assert made[0] != made[1]
+    config = RunConfig(model=str(folder), task="facts", memorise=True, retain_loss="GD")
+    of = resolved.resolve([config])[0].fingerprints
+    assert of["precision_of_memorizing"] == "fp32"
+    with pytest.raises(UserError, match=r"a run of another precision of memorizing \(by the machine\)"):
+        runs.check_same({"fingerprints": {**of, "precision_of_memorizing": "bf16"}}, of, tmp_path)
 
 
 def test_after_a_change_of_the_tokenizer_rows_are_memorized_anew(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def memorised(
     seed: int = 0,
     chat_template: str | None = None,
 ) -> Path:
-    """The folder of a model trained on rows until it has memorized them; cached.
+    """The folder of a model trained on rows until it has memorized them; cached, by the device's precision too.
 
     With several ranks, a separate process of the first rank does it, so that the result is that of a single process.
 
@@ -92,7 +92,8 @@ def memorised(
         raise UserError(f"vocabulary_rows: {model} has a tokenizer already; leave them out, or memorise with 'tiny'")
     if chat_template is not None:
         use_template(tokenizer, chat_template)
-    settings = [epochs, lr, batch_size, max_length, seed, torch.__version__]
+    device, has_bf16 = device_and_precision()
+    settings = [epochs, lr, batch_size, max_length, seed, has_bf16, torch.__version__]
     unended = [i for i, row in enumerate(rows) if not row.ends]
     key = [identity(trained, tokenizer), settings, [[row.prompt, row.answer] for row in rows], unended]
     folder = cache_dir() / "memorised" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -100,7 +101,6 @@ def memorised(
         ranks.of_first(lambda: None if is_whole(folder) else ranks.apart(again))
         return folder
     turns = by_turns({"memorise": 1}, batch_size, -(-len(rows) * epochs // batch_size))
-    device, has_bf16 = device_and_precision()
 
     def teach(place: Path) -> None:
         with tqdm(total=len(turns), desc="Memorizing", disable=None) as bar:

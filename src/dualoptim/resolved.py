@@ -20,10 +20,10 @@ from torch import nn
 from . import __version__, adapters, alternates, tasks, tiny
 from . import resolve as names
 from .chat import prompt_ids
-from .checkpoints import TASK_FILE, sha256
+from .checkpoints import MEMORIZED, TASK_FILE, sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, longest, texts
-from .device import settled
+from .device import device_and_precision, settled
 from .errors import UserError
 from .evaluation import general, probes
 from .fitting import check_ids
@@ -74,7 +74,8 @@ class Resolved:
         relearning: the same for the attack relearn; empty if it is not asked for.
         files: setting → SHA-256 of the file that it names, if that is a local file.
         fingerprints: hashes of the rows and measures, the file of a task of your own, refusals, questions of probes,
-            files of lm_eval's tasks, template, tokenizer, start and retrained model, and the packages' versions.
+            files of lm_eval's tasks, template, tokenizer, start and retrained model, and the packages' versions;
+            where rows are memorized first, the precision of that.
     """
 
     config: RunConfig
@@ -149,6 +150,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         **({"task_of_lm_eval": digest({name: sha256(path) for name, path in own.items()})} if own else {}),
         "template": digest(getattr(tokenizer, "chat_template", None)),
         "tokenizer": of_tokenizer(tokenizer),
+        **({MEMORIZED: "bf16" if device_and_precision()[1] else "fp32"} if first.memorise else {}),
         "start_model": start.fingerprint,
         **({"retrained_model": retrained.fingerprint} if retrained else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),

@@ -70,7 +70,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import ranks
-from .checkpoints import TASK_FILE, differing
+from .checkpoints import MEMORIZED, TASK_FILE, differing
 from .config import RunConfig, without_place
 from .errors import UserError
 from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
@@ -165,9 +165,10 @@ def check_same(entry: Mapping[str, Any], identity: Mapping[str, str], out: Path)
     files = entry.get("files", {})  # where runs of earlier versions have the hash of a task's own file
     before = {**({TASK_FILE: files["task"]} if "task" in files else {}), **entry.get("fingerprints", {})}
     if differs := differing(before, identity):
+        why = "by the machine" if differs == MEMORIZED else "its contents changed, though its name did not"
         raise UserError(
-            f"out {out}: holds a run of another {differs.replace('_', ' ')} (its contents changed, though its name "
-            "did not); give another folder, or --overwrite"
+            f"out {out}: holds a run of another {differs.replace('_', ' ')} ({why}); give another folder, or "
+            "--overwrite"
         )
 
 
