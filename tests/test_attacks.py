@@ -671,14 +671,14 @@ def test_room_for_relearning_is_looked_for_beforehand(place: Path, monkeypatch: 
     model = tiny.model()
     count = sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(resolve, "device_and_precision", lambda: (torch.device("cuda"), True))
-    for training, width in ((True, 2), (False, 4)):
-        needed = resolve.relearning_needs(config, model, 7, training=training)
+    for in_bf16, width in ((True, 2), (False, 4)):
+        needed = resolve.relearning_needs(config.replace(bf16_weights=in_bf16), model, 7)
         states = {"optimizer state": 8 * count, "reference": 7}
         assert needed == {"model": width * count, "gradients": width * count, **states}
     monkeypatch.undo()
-    needed = resolve.relearning_needs(config.replace(bf16_weights=False), model, 0, training=True)
+    needed = resolve.relearning_needs(config.replace(bf16_weights=False), model, 0)
     assert sum(needed.values()) == 20 * count, "with the weights as they were in the same memory"
-    assert resolve.relearning_needs(config.replace(attacks=["bits8"]), model, 7, training=True) == {}
+    assert resolve.relearning_needs(config.replace(attacks=["bits8"]), model, 7) == {}
     monkeypatch.chdir(place)
     monkeypatch.setattr(resolve, "free_memory", lambda: 16 * count)
     monkeypatch.setattr(resolve, "check_room", lambda *arguments: None)

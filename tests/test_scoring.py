@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM
 
-from dualoptim import cli, device
+from dualoptim import cli, device, unlearn
 from dualoptim.cached import cached
+from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.device import scored_in, scoring_in
 from dualoptim.evaluation import scoring
@@ -209,6 +210,42 @@ def test_the_precision_stands_in_the_results_and_beside_the_scores(
         json.loads((tmp_path / "fp32.json").read_text())["after"]["numbers"]["forget_probability"], abs=1e-9
     )
     assert device.scores_in_bf16() == device.device_and_precision()[1], "and nothing is left of the choice"
+
+
+def test_weights_in_bf16_are_scored_in_bf16_alone_and_evaluate_loads_as_the_run_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
+    tiny.save(tmp_path / "model")
+    lines = [json.dumps({"question": f"What does {n} like?", "answer": f"{n} likes {n}ums."}) for n in "ABCDEF"]
+    (tmp_path / "forget.jsonl").write_text("\n".join(lines[:2]))
+    (tmp_path / "keep.jsonl").write_text("\n".join(lines[2:]))
+    own = ["--forget", "forget.jsonl", "--retain", "keep.jsonl", "--bf16-weights"]
+    short = ["--steps", "2", "--curve-points", "1", "--optimizer", "DualOptim", "--out", "out"]
+    assert cli.main(["unlearn", "--model", "model", *own, *short, "--score-bf16", "false"]) == 2
+    assert "score_bf16 false: weights in bf16 are computed with in bf16" in capsys.readouterr().err
+    assert cli.main(["unlearn", "--model", "model", *own, *short]) == 0
+    (entry,) = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    assert entry["scored_in"] == "bf16", "also where the device has no bf16 arithmetic"
+    assert cli.main(["evaluate", "--model", "out/model", *own, "--scores", "scores.json"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["scored_in"] == "bf16"
+    numbers = scores["after"]["numbers"]
+    same = {name: entry["after"][name] for name in ("forget_probability", "perplexity")}
+    assert {name: numbers[name] for name in same} == same
+
+
+def test_a_retrained_model_is_loaded_as_the_runs_own(tmp_path: Path) -> None:
+    where = str(tiny.save(tmp_path / "model"))
+    task = SimpleNamespace(score_retrained=lambda model, tokenizer: [{"dtype": model.dtype}])
+    for in_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        config = RunConfig(bf16_weights=in_bf16)
+        of: Any = SimpleNamespace(
+            config=config, task=task, tokenizer=tiny.tokenizer(), retrained=SimpleNamespace(place=lambda: where)
+        )
+        assert unlearn._retrained(of) == [{"dtype": dtype}]
 
 
 # Gradients

@@ -39,7 +39,7 @@ COMMANDS = {
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
                      "data_dir", "forget", "retain", "refusals", "chunk", "chunk_stride", "private", "lm_eval",
                      "lm_eval_limit", "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects", "probe_limit",
-                     "max_length", "score_bf16", "load_in_4bit")  # fmt: skip
+                     "max_length", "score_bf16", "bf16_weights", "load_in_4bit")  # fmt: skip
 
 
 # Values of any type, with str first: a text is then taken as it stands.

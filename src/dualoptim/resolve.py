@@ -265,6 +265,10 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")
     if config.fast and config.save_model:
         raise UserError("fast: a model that is scored by probability alone is not written; add --save-model false")
+    if config.bf16_weights and config.score_bf16 is False:
+        raise UserError(
+            "score_bf16 false: weights in bf16 are computed with in bf16, in scoring too; leave it out, or bf16_weights"
+        )
     adapters.check_settings(config, training=training)
     _check_attacks(config)
     if training:
@@ -455,18 +459,17 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
     return needed
 
 
-def relearning_needs(config: RunConfig, model: nn.Module, reference: int, *, training: bool) -> dict[str, int]:
+def relearning_needs(config: RunConfig, model: nn.Module, reference: int) -> dict[str, int]:
     """Bytes that the attack relearn needs, by purpose; empty where it is not asked for.
 
     Args:
         model: as it is loaded, on torch's meta device.
         reference: bytes of a frozen copy that stays in memory meanwhile.
-        training: whether the model was trained, and has its weights in the precision of training.
     """
     if "relearn" not in config.attacks:
         return {}
     total = sum(p.numel() for p in model.parameters())
-    size = total * (2 if training and config.bf16_weights else 4)
+    size = total * (2 if config.bf16_weights else 4)
     copy = size if device_and_precision()[0].type == "cpu" else 0  # which lies in main memory
     return {
         "model": size,

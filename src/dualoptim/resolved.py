@@ -165,9 +165,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         if training:
             width = 2 if config.bf16_weights and not config.load_in_4bit else 4  # 4 bits come back in fp32
             names.check_room(config, needed, width * sum(p.numel() for p in model.parameters()) * merge)
-        relearning = names.relearning_needs(
-            config, model, needed.get("reference", 0) if training else 0, training=training
-        )
+        relearning = names.relearning_needs(config, model, needed.get("reference", 0) if training else 0)
         names.check_relearning(config, relearning)
         optimizer = names.optimizer_of(config, list(task.objectives))
         made = config, task, tokenizer, losses, refusals, optimizer, start, retrained

@@ -132,7 +132,7 @@ def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
 
 
 def _loading(config: RunConfig) -> dict[str, Any]:
-    """The arguments of `load_model` for a model that is to be trained."""
+    """The arguments of `load_model` for every model of a run: the one to train, and those that it is compared with."""
     return {"in_4bit": config.load_in_4bit, "dtype": torch.bfloat16 if config.bf16_weights else torch.float32}
 
 
@@ -167,7 +167,7 @@ def _retrained(resolved: Resolved) -> Records | None:
         return None
     task, tokenizer = resolved.task, resolved.tokenizer
     device, _ = device_and_precision()
-    model = load_model(resolved.retrained.place()).to(device)
+    model = load_model(resolved.retrained.place(), **_loading(resolved.config)).to(device)
     compared = [name for name in resolved.config.attacks if name in attacks.COMPARED]
     records = attacks.records(task, model, tokenizer, compared, resolved.config.relearn_lr)
     return [*task.score_retrained(model, tokenizer), *records]
@@ -489,7 +489,7 @@ def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Rec
     device, _ = device_and_precision()
 
     def loaded(origin: Origin) -> Any:
-        return load_model(origin.place(), in_4bit=config.load_in_4bit).to(device).requires_grad_(False)
+        return load_model(origin.place(), **_loading(config)).to(device).requires_grad_(False)
 
     gold = _retrained(resolved)
     first = loaded(first_of.start)
