@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved
+from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved, unlearn
 from dualoptim.config import RunConfig
 from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
@@ -571,6 +571,43 @@ def test_4_bits_by_the_command_line(bitsandbytes: Any, place: Path) -> None:
     assert run("evaluate", "--scores", "m.json", model="out/model") == 0
     for name in ("a", "m"):
         assert same(json.loads(Path(f"{name}.json").read_text())["after"]["numbers"], entry["after"])
+
+
+class Layer(nn.Module):
+    """Has a dtype to compute in of its own, as a layer in 4 bits."""
+
+    compute_dtype = torch.float32
+
+
+def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, torch.dtype]] = []
+    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, unlearn.with_more
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        model.add_module("in_4_bits", Layer())
+        return model
+
+    def saw(what: str, model: Any) -> None:
+        seen.extend((what, module.compute_dtype) for module in model.modules() if isinstance(module, Layer))
+
+    def trained(self: UnlearnTrainer, model: Any, *args: Any, **kwargs: Any) -> Any:
+        saw("training", model)
+        return loss(self, model, *args, **kwargs)
+
+    def scored(config: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        saw("scoring", model)
+        return score(config, task, model, *args, **kwargs)
+
+    monkeypatch.setattr(unlearn, "load_model", loaded)
+    monkeypatch.setattr(UnlearnTrainer, "compute_loss", trained)
+    monkeypatch.setattr(unlearn, "with_more", scored)
+    own = ["--bf16", "true", "--merge", "false", "--save-model", "false", "--out", "out"]  # scores are in fp32
+    assert run("unlearn", "--lora-rank", "2", *own) == 0
+    training, scoring = [("training", torch.bfloat16)] * 4, ("scoring", torch.float32)
+    assert seen == [scoring, *training, scoring]
 
 
 BARE = ["--lora-rank", "2"]

@@ -333,7 +333,10 @@ BITS_4 = 4.127  # bits per weight: 4, and the scales of blocks of 64, in 8 bits 
 
 
 def in_4bit() -> Any:
-    """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well."""
+    """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well.
+
+    It computes in the precision of scoring; `compute_in` changes that for training.
+    """
     from transformers import BitsAndBytesConfig
 
     from .device import scores_in_bf16
@@ -344,6 +347,13 @@ def in_4bit() -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if scores_in_bf16() else torch.float32,
     )
+
+
+def compute_in(model: Any, bf16: bool) -> None:
+    """Let layers in 4 bits compute in bf16 or in fp32: they have a dtype of their own, whatever autocast says."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.bfloat16 if bf16 else torch.float32
 
 
 def bytes_in_4bit(model: Any, width: int = 4) -> int:
