@@ -718,6 +718,20 @@ def test_the_memory_that_is_told_is_that_of_the_adapter(place: Path, optimizer: 
     assert not found.needs_second_model
 
 
+def test_the_weights_that_scoring_casts_are_counted_where_training_needs_no_more(place: Path) -> None:
+    config = RunConfig(model="base", task="rows.py", retain_loss="KL", lora_rank=3, score_bf16=True)
+    (found,) = resolved.resolve([config])
+    model = adapters.added(models.load_model("base"), config, "base")
+    matrices = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)}
+    assert found.needed["weights cast in scoring"] == 2 * sum(matrices.values()) - found.needed["gradients"]
+    for other in (
+        config.replace(score_bf16=False),
+        config.replace(score_bf16=None, bf16_weights=True),
+        config.replace(lora_rank=0),
+    ):
+        assert "weights cast in scoring" not in resolved.resolve([other])[0].needed
+
+
 def test_a_share_that_merging_or_rounding_changes_is_said() -> None:
     metrics = {"kept": {"label": "kept", "better": "higher", "format": ".0%"},
                "left": {"label": "left", "better": "lower", "format": ".0%"}}  # fmt: skip

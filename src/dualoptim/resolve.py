@@ -422,7 +422,7 @@ def _check_sam(config: RunConfig, task: Task) -> None:
         raise UserError(f"sam_rho: perturbs the weights where a loss forgets, and none of {what} does; leave it out")
 
 
-def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: nn.Module) -> dict[str, int]:
+def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: Any) -> dict[str, int]:
     """Bytes by purpose: the model to train, gradients, the optimizer's state, and a reference if needed.
 
     Args:
@@ -456,6 +456,12 @@ def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], mod
         needed["weights nearby"] = own * trained
     if config.combine is not None:
         needed["the other gradients"] = 4 * trained * (len(task.objectives) - 1)
+    if config.score_bf16 and not config.bf16_weights:
+        # Autocast keeps what it casts while a model is scored, when there are no gradients.
+        layers = [*([] if config.load_in_4bit else adapters.linear_layers(model)), model.get_output_embeddings()]
+        copies = 2 * sum(layer.weight.numel() for layer in layers if layer is not None)
+        if copies > needed["gradients"]:
+            needed["weights cast in scoring"] = copies - needed["gradients"]
     return needed
 
 
