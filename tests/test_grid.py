@@ -310,6 +310,16 @@ def test_starts_of_their_own_are_loaded_for_each_and_rows_differ(capsys: pytest.
     assert first != second
 
 
+def test_each_run_of_a_grid_is_scored_in_its_own_precision_and_the_page_says_so() -> None:
+    assert compare("--save-model", "false", grid={"score_bf16": [False, True]}, methods=["DualOptim+"]) == 0
+    results = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
+    assert [(run["config"]["score_bf16"], run["scored_in"]) for run in results["runs"]] == [
+        (False, "fp32"),
+        (True, "bf16"),
+    ]
+    assert any("Not all was scored in the same precision (bf16, fp32)" in note for note in results["notes"])
+
+
 def test_runs_that_measure_different_things_are_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
     less = {key: value for key, value in HELD_OUT.items() if key != "held_out_rows"}
     assert compare(grid={"task_args": [less, HELD_OUT]}, methods=["DualOptim+"]) == 0

@@ -18,6 +18,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ def run(
     configs = [of.config for of in resolved.values()]
     joins, read = resume or shard is not None, {**configs[0].inputs, **(inputs or {})}
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
-    with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, as_told(configs[0]):
+    with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, ExitStack() as told:
         begun = False  # nothing is written, or removed, before the first model is loaded
         if not overwrite:
             ranks.of_first(lambda: runs.check_begun(folder, configs))
@@ -156,6 +157,8 @@ def run(
                 of = resolved[name]
                 if start != (start := _start_key(of.config, of)):
                     prepared = None  # before the next is loaded
+                    told.close()
+                    told.enter_context(as_told(of.config))
                     task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
                     prepared = prepare(dataclasses.replace(of, task=task))
                 if not begun:
