@@ -564,7 +564,7 @@ def test_too_little_memory_is_a_sentence(
 
 def test_weights_that_are_no_numbers_are_no_result(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--optimizer", "AdamW", "--lr", "1e30", "--forget-loss", "GA", "--save-every", "2") == 3
-    assert "AdamW: the weights are not finite after training" in capsys.readouterr().err
+    assert "AdamW: the model's numbers are not finite after training" in capsys.readouterr().err
     found = results(place)
     (entry,) = found["runs"]
     assert entry["finite"] is False
@@ -573,6 +573,27 @@ def test_weights_that_are_no_numbers_are_no_result(run: Run, place: Path, capsys
     assert any("not finite" in note for note in found["notes"])
     assert not (place / "out" / "model").exists()
     assert cli.main(["report", "out"]) == 0
+
+
+@pytest.mark.parametrize("fast", [[], ["--fast", "true", "--save-model", "false"]], ids=["replies", "probability"])
+def test_finite_weights_that_compute_nothing_finite_are_no_result(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, fast: list[str]
+) -> None:
+    train = unlearn.UnlearnTrainer.train
+
+    def overflowing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = train(self, *args, **kwargs)
+        with torch.no_grad():
+            head = self.model.lm_head.weight
+            head.copy_(head.sign() * 3e38)
+        return done
+
+    monkeypatch.setattr(unlearn.UnlearnTrainer, "train", overflowing)
+    assert run("--until", "null", "--keep-at-least", "null", *fast) == 3
+    (entry,) = results(place)["runs"]
+    assert entry["finite"] is False
+    assert set(entry["not_computed"]) == set(entry["after"])
+    assert not (place / "out" / "model").exists()
 
 
 def test_steps_that_were_skipped_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from dualoptim.config import RunConfig
 from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
+from dualoptim.evaluation.numbers import Numbers
 from dualoptim.resolved import resolve
 
 from . import tiny
@@ -179,3 +180,11 @@ def test_the_harness_itself_on_a_task_of_ones_own(place: Path) -> None:
     (record,) = found
     assert (record["task"], record["metric"], record["samples"]) == ("own_sums", "acc", 5)
     assert record["value"] * 5 == pytest.approx(round(record["value"] * 5))
+
+
+def test_a_number_that_is_not_finite_is_none_with_its_reason() -> None:
+    numbers = Numbers({"p": float("nan"), "q": 1.0, "r": None}, {"r": "its own"})
+    task: Any = SimpleNamespace(metrics={}, numbers=lambda *_: numbers)
+    (found, missing), _ = general.scored(task, [], None)
+    assert found == {"p": None, "q": 1.0, "r": None}
+    assert missing == {"p": "what the model computes is not finite for all of its rows", "r": "its own"}

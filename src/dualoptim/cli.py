@@ -252,8 +252,8 @@ def _tell(results: dict[str, Any], config: RunConfig) -> None:
     print(f"\nThe page: {Path(config.out) / 'report.html'}")
     if broken := [entry["method"] for entry in results["runs"] if not entry.get("finite", True)]:
         raise NotFiniteError(
-            f"{', '.join(broken)}: the weights are not finite after training; lower the learning rate, or take a loss "
-            "that has a bound, such as NPO in place of GA"
+            f"{', '.join(broken)}: the model's numbers are not finite after training; lower the learning rate, or "
+            "take a loss that has a bound, such as NPO in place of GA"
         )
 
 

@@ -34,7 +34,7 @@ class UserError(ValueError):
 
 
 class NotFiniteError(UserError):
-    """A run whose weights are not finite after training."""
+    """A run whose model is not finite after training: its weights, or what it computes of them."""
 
     status = 3
 

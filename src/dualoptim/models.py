@@ -454,8 +454,3 @@ def quiet() -> Iterator[None]:
     finally:
         if was:
             transformers.utils.logging.enable_progress_bar()
-
-
-def is_finite(model: torch.nn.Module) -> bool:
-    """Whether all weights of a model are finite numbers."""
-    return all(bool(p.isfinite().all()) for p in model.parameters())

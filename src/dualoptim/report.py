@@ -13,6 +13,7 @@ from typing import Any
 
 from . import pictures, rerun, runs
 from .errors import UserError
+from .evaluation import digits
 from .folder import written
 from .pictures import Look
 
@@ -49,7 +50,7 @@ def looks(results: Mapping[str, Any]) -> dict[str, Look]:
 
 def text(value: float | None, spec: str) -> str:
     """A number as it is shown; a dash for none."""
-    return "—" if value is None or math.isnan(value) else format(value, spec)
+    return "—" if value is None or math.isnan(value) else digits.text(value, spec)
 
 
 def head(metric: Mapping[str, Any]) -> str:

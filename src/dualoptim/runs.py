@@ -47,7 +47,7 @@ of allocated memory).
 
 `files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures, the
 file of a task of your own, refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and
-the packages' versions. If `finite` is false, the weights were not finite after training, and nothing was measured.
+the packages' versions. If `finite` is false, the model's numbers were not after training, and nothing was measured.
 `collapse` says how a model fell apart. The files of a `private` run hold no text of rows or replies: hashes in
 records.jsonl, no samples.
 """
@@ -191,7 +191,7 @@ def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         if entry.get("collapse"):
             found.append(f"{name}: the model fell apart: {'; '.join(entry['collapse'])}.")
         if not entry.get("finite", True):
-            found.append(f"{name}: its weights are not finite after training, so nothing was measured of it.")
+            found.append(f"{name}: the model's numbers are not finite after training, so nothing was measured of it.")
         for objective, count in entry.get("skipped_steps", {}).items():
             if count:
                 found.append(f"{name}: {count} steps to {objective} were skipped, as their gradients were not finite.")

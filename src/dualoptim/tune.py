@@ -455,7 +455,7 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     entries, plane = dict(zip(done, results["runs"], strict=True)), results["plane"]
     compared = trials.compared()
     if not any(entries[name].get("finite", True) for name in compared):
-        raise UserError("tune: the weights of no trial are finite after training; lower the space's lr")
+        raise UserError("tune: the model of no trial is finite after training; lower the space's lr")
     before = next(iter(entries.values()))["before"]
     of_before = before[plane[0]], before[plane[1]]
     scores = {name: score((at := entries[name]["after"])[plane[0]], at[plane[1]], of_before) for name in compared}

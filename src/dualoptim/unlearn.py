@@ -36,7 +36,7 @@ from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
-from .evaluation.scoring import negative_log_likelihoods
+from .evaluation.scoring import is_finite, negative_log_likelihoods
 from .folder import (
     ADAPTER,
     CARD,
@@ -60,7 +60,7 @@ from .folder import (
 )
 from .folder import check as check_folder
 from .hashes import digest
-from .models import is_finite, load_model, quiet, source
+from .models import load_model, quiet, source
 from .points import Run, points_of
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
@@ -306,7 +306,7 @@ def train(
     ranks.of_first(lambda: checkpoints.clear(checkpoints_folder))
     with suppress(OSError):  # the Trainer always makes it; it stays if checkpoints are in it
         checkpoints_folder.rmdir()
-    finite = is_finite(model)
+    finite = is_finite(model, tokenizer, [rows[0] for rows in task.objectives.values()])
 
     def scored(attacked: bool = True) -> Scores:
         made, before = config.attacks if attacked else (), prepared.before.records
@@ -328,7 +328,7 @@ def train(
                 with adapters.rounded(model, how):
                     merging[f"merged_{how}"] = scored(attacked=False).numbers
     else:
-        why = "the weights are not finite after training"
+        why = "the model's numbers are not finite after training"
         after = Scores(dict.fromkeys(prepared.before.numbers), dict.fromkeys(prepared.before.numbers, why), [])
     runs.write_records(
         folder / RECORDS, prepared.before.records, after.records, prepared.retrained, private=config.private

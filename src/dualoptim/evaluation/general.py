@@ -126,8 +126,12 @@ def scored(
     no_number = {_name(r): "lm-eval gives no finite number" for r in own if r["value"] is None}
     asked, not_asked = probes.numbers(records)
     shown = {**shown, **_metrics(own), **{name: probes.METRICS[name] for name in asked}}
+    every = {**numbers, **attacked, **values(records), **asked}
+    broken = [name for name, number in every.items() if number is not None and not math.isfinite(number)]
+    no_number |= dict.fromkeys(broken, "what the model computes is not finite for all of its rows")
+    every |= dict.fromkeys(broken)
     return (
-        Numbers({**numbers, **attacked, **values(records), **asked}, {**missing, **lacking, **no_number, **not_asked}),
+        Numbers(every, {**missing, **lacking, **no_number, **not_asked}),
         # A task may show some of them in its own way.
         {**task.metrics, **{name: metric for name, metric in shown.items() if name not in task.metrics}},
     )

@@ -166,6 +166,12 @@ def negative_log_likelihoods(
     return [answer.nll for (answer,) in answers(model, tokenizer, [[row] for row in rows], progress=progress)]
 
 
+def is_finite(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> bool:
+    """Whether a model's weights are finite numbers, and what it computes of them for some rows."""
+    weights = all(bool(p.isfinite().all()) for p in model.parameters())
+    return weights and all(map(math.isfinite, negative_log_likelihoods(model, tokenizer, rows)))
+
+
 def gradient_norms(
     model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, progress: str | None = None
 ) -> list[float]:
