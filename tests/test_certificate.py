@@ -715,8 +715,19 @@ def test_a_record_is_not_overwritten(run: Path, key: Path) -> None:
     with pytest.raises(UserError, match="is there already, and a signed record is not overwritten; give another --out"):
         certify(run, key)
     assert path.read_bytes() == was
-    with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\); give another --out"):
-        certify(run, key, out=run / "gone" / "record.json")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    run: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "_described", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(UserError, match=r"^out .*record.json: cannot be written \(.+\); give another --out$"):
+        certify(run, key, out=run / "results.json" / "record.json")
+
+
+def test_the_folder_of_a_record_is_made(run: Path, key: Path) -> None:
+    _, path = certify(run, key, out=run / "records" / "record.json")
+    assert path.is_file()
 
 
 # Keys

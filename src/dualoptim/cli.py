@@ -26,7 +26,7 @@ from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, co
 from .cache import cache_dir
 from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
-from .folder import RECIPE, RESULTS
+from .folder import RECIPE, RESULTS, check_new
 from .recipe_files import find_recipe, recipes_folder
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
@@ -274,7 +274,7 @@ def _evaluate(parsed: Namespace) -> None:
         return
     config = RunConfig(**{key: getattr(parsed, key) for key in EVALUATION_FIELDS})
     if parsed.scores:
-        _new_file("scores", Path(parsed.scores))
+        check_new("scores", Path(parsed.scores))
     task, models, gold, scored_in = unlearn.evaluate(config, parsed.base)
     scores: dict[str, Any] = {"task": config.task or "files", "model": config.model, "scored_in": scored_in}
 
@@ -292,20 +292,6 @@ def _evaluate(parsed: Namespace) -> None:
     _print_numbers(task, models.get("before"), models["after"], gold)
     if parsed.scores:
         print(f"Every sample: {parsed.scores}")
-
-
-@ranks.by_first
-def _new_file(what: str, path: Path) -> None:
-    """Refuse a file that exists already, or that could not be written."""
-    try:
-        if path.exists():
-            raise UserError(f"{what} {path}: exists already; give another file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x"):
-            pass
-        path.unlink()
-    except OSError as error:
-        raise UserError(f"{what} {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def _evaluate_records(parsed: Namespace) -> None:
@@ -396,7 +382,7 @@ def _init(parsed: Namespace) -> None:
     from . import starter
 
     out = Path(parsed.out)
-    _new_file("init", out)
+    check_new("init", out)
     given = {key: value for key in INIT_FIELDS if (value := getattr(parsed, key)) is not None}
     starter.write({**given, "out": f"runs/{out.stem}"}, out)
     print(f"{out}: written. Check it by: dualoptim unlearn --config {shlex.quote(str(out))} --dry-run")

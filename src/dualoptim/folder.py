@@ -263,6 +263,31 @@ def _synced(path: Path) -> None:
 
 
 @ranks.first_only
+@ranks.by_first
+def check_new(what: str, path: str | Path, mend: str = "another file") -> None:
+    """Refuse a file to write that exists already, or that could not be written. Its folder is made if it is not there.
+
+    A command calls this before its work, which may be long, and would be lost.
+
+    Args:
+        what: the setting that names the file.
+        mend: what to give in its place.
+
+    Raises:
+        UserError: which of the two it is.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            raise UserError(f"{what} {path}: exists already; give {mend}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x"):
+            pass
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"{what} {path}: cannot be written ({error.strerror}); give {mend}") from None
+
+
 def written(path: Path, text: str) -> None:
     """Write a file completely, or not at all.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__, runs
 from ..errors import UserError
-from ..folder import ADAPTER, CARD
+from ..folder import ADAPTER, CARD, check_new
 from . import evidence, measured, shown, signing
 from .evidence import Run
 
@@ -66,14 +66,15 @@ def certify(
         passphrase_file: see `signing.load_private_key`.
 
     Raises:
-        UserError: no such run, several to choose from, a key that does not sign, a file that would be overwritten, or
-            numbers that do not follow from the run's samples.
+        UserError: no such run, several to choose from, a key that does not sign, a file that would be overwritten or
+            cannot be written, or numbers that do not follow from the run's samples.
     """
     signer = signing.load_private_key(key, passphrase_file)
     run = evidence.choose(evidence.find(folder), number, method, seed)
     path = Path(out) if out is not None else run.own / RECORD
     if path.exists():
         raise UserError(f"out {path}: is there already, and a signed record is not overwritten; give another --out")
+    check_new("out", path, "another --out")
     public = signer.public_key()
     said = {
         "schema": SCHEMA,
