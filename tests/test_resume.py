@@ -254,3 +254,25 @@ def test_a_loss_that_is_no_number_is_logged_as_it_is(tmp_path: Path) -> None:
     assert losses
     assert all(str(loss) == "nan" for loss in losses)
     assert json.dumps(losses)
+
+
+def test_a_resume_hashes_each_file_of_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    for name in ("model.safetensors", "optimizer.pt"):
+        (folder / name).write_bytes(b"whole")
+    checkpoints.seal(folder, {"rows": "1"})
+    hashed: list[str] = []
+
+    def counted(path: Path, sha256: Any = checkpoints.sha256) -> str:
+        hashed.append(path.name)
+        return str(sha256(path))
+
+    monkeypatch.setattr(checkpoints, "sha256", counted)
+    assert checkpoints.newest(tmp_path, {"rows": "1"}) == folder
+    checkpoints.check(folder, {"rows": "1"})
+    assert sorted(hashed) == ["model.safetensors", "optimizer.pt"]
+    (folder / "optimizer.pt").write_bytes(b"wrong")
+    os.utime(folder / "optimizer.pt", ns=(0, 0))  # a clock may be too coarse to tell a change so soon
+    with pytest.raises(UserError, match=r"optimizer.pt is not as it was written"):
+        checkpoints.check(folder, {"rows": "1"})

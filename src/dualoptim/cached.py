@@ -21,14 +21,10 @@ from .device import device_and_precision, scores_in_bf16
 from .errors import UserError
 from .folder import into_place, written
 
-_WHOLE: set[Path] = set()  # folders of the cache that this process has verified
-
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder of the cache exists and is undamaged."""
-    if folder not in _WHOLE and folder.is_dir() and checkpoints.damage(folder) is None:
-        _WHOLE.add(folder)
-    return folder in _WHOLE and folder.is_dir()
+    return folder.is_dir() and checkpoints.damage(folder) is None
 
 
 @ranks.by_first

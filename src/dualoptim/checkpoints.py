@@ -45,6 +45,9 @@ MAY_LACK = {
 # The form of a manifest.
 FORM = {"files": {"*": {"bytes": count, "sha256": text}}, "fingerprints": {"*": text}, "sha256": text}
 
+# Hashes that this process has computed: file's path → what `_state` said of it, and its SHA-256.
+_HASHED: dict[str, tuple[tuple[int, ...], str]] = {}
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +58,20 @@ def sha256(path: Path) -> str:
         while part := opened.read(2**22):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    said = path.stat()
+    return said.st_ino, said.st_size, said.st_mtime_ns, said.st_ctime_ns
+
+
+def _hash_once(path: Path) -> str:
+    """A file's SHA-256, computed once while it stays the same: a resume checks a checkpoint several times."""
+    key, now = os.path.abspath(path), _state(path)  # before it is read, so that a later change is seen
+    if key not in _HASHED or _HASHED[key][0] != now:
+        _HASHED[key] = now, sha256(path)
+    return _HASHED[key][1]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -158,7 +175,7 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"its {name} is missing"
-        if path.stat().st_size != known["bytes"] or sha256(path) != known["sha256"]:
+        if path.stat().st_size != known["bytes"] or _hash_once(path) != known["sha256"]:
             return f"its {name} is not as it was written"
     return None
 
