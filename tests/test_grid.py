@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -645,3 +646,38 @@ def test_records_that_cannot_be_read_give_no_interval_and_no_error(tmp_path: Pat
     plane = ("forget_probability", "retain_probability")
     (point,) = points.points_of([run_of("A", 0, {plane[0]: 0.5}, tmp_path)], plane)
     assert point["intervals"] == {}
+
+
+def test_the_draws_of_an_interval_are_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(2)
+    names = [range(90), range(90), range(40), range(90)]
+    seeds = [{i: (draw.random() * 3, draw.randrange(1, 4)) for i in part} for part in names]
+    whole = points.interval(seeds)
+    assert whole == pytest.approx((0.6466271805657985, 0.8340765769159603), rel=1e-12)  # as drawn all at once
+    for size in (1, 1000, 90 * points.RESAMPLES):
+        monkeypatch.setattr(points, "DRAWN_AT_ONCE", size)
+        assert points.interval(seeds) == whole
+
+
+def test_the_memory_of_an_interval_does_not_grow_with_the_resamples_of_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(points, "DRAWN_AT_ONCE", 10_000)
+    clusters = {i: (float(i % 2), 1) for i in range(2000)}
+    tracemalloc.start()
+    points.interval([clusters])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 5e6  # 2,000 resamples of 2,000 clusters, each a number and a pair, are 96e6
+
+
+def test_the_records_of_a_run_are_read_once_for_all_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(name, i) for name in ("forget", "retain") for i in (0, 1)]
+    lines = [{"when": "after", "set": name, "rouge_l": float(i)} for name, i in rows]
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    reads: list[int] = []
+    monkeypatch.setattr(points, "json_lines", lambda text, read=points.json_lines: (reads.append(1), read(text))[1])
+    plane = ("forget_rouge_l", "retain_rouge_l")
+    (point,) = points.points_of([run_of("A", 0, dict.fromkeys(plane, 0.5), tmp_path)], plane)
+    assert point["intervals"] == {name: [0.0, 1.0] for name in plane}
+    assert len(reads) == 1

@@ -24,6 +24,7 @@ from .reading import json_lines
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 2**20  # clusters, so that the memory does not grow with their number times that of resamples
 Run = tuple[Mapping[str, Any], Mapping[str, Any], Path]  # entry, the grid's settings, the run's own folder
 # The clusters of one seed: for each by its name, (sum of its rows' values, number of its rows).
 Clusters = Mapping[Any, tuple[float, int]]
@@ -83,7 +84,16 @@ def _point(group: Sequence[Run], plane: Sequence[str], counts: Mapping[str, int]
     folders = [folder for _, _, folder in group]
     by_seed = {name: [entry["after"].get(name) for entry in entries] for name in plane}
     counts = {**counts, **entries[0].get("counts", {})}
-    intervals = {name: found for name in plane if (found := _spread(name, by_seed[name], counts.get(name), folders))}
+    whole = {name: by_seed[name] for name in plane if not counts.get(name) and None not in by_seed[name]}
+    seeds = [
+        _clusters(folder / RECORDS, {name: values[i] for name, values in whole.items()})
+        for i, folder in enumerate(folders)
+    ]
+    intervals = {
+        name: found
+        for name in plane
+        if (found := _spread(by_seed[name], counts.get(name), [clusters.get(name, {}) for clusters in seeds]))
+    }
     return {
         "method": entries[0]["method"],
         "settings": dict(group[0][1]),
@@ -102,8 +112,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-def _spread(name: str, values: Sequence[Any], count: int | None, folders: Sequence[Path]) -> list[float] | None:
-    """A metric's interval over its rows and seeds; None where it has neither, or no number."""
+def _spread(values: Sequence[Any], count: int | None, seeds: Sequence[Clusters]) -> list[float] | None:
+    """A metric's interval over its rows and seeds; None where it has neither, or no number.
+
+    Args:
+        values: one for each seed.
+        count: the number of questions, for a share of them.
+        seeds: each seed's clusters of rows; empty where it has none.
+    """
     if any(value is None for value in values):
         return None
     if count:
@@ -114,7 +130,6 @@ def _spread(name: str, values: Sequence[Any], count: int | None, folders: Sequen
             drawn = interval([{i: (float(i < n), 1) for i in range(count)} for n in right])
             low, high = min(low, drawn[0]), max(high, drawn[1])
         return [low, high]
-    seeds = [_clusters(folder / RECORDS, name, value) for folder, value in zip(folders, values, strict=True)]
     if all(seeds):
         return list(interval(seeds))
     return list(interval([{0: (value, 1)} for value in values])) if len(values) > 1 else None
@@ -138,22 +153,31 @@ OF_ROWS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def _clusters(path: Path, name: str, value: float) -> Clusters:
-    """The clusters' sums and sizes, if a metric is a mean over a run's records after training; else empty.
+def _clusters(path: Path, values: Mapping[str, float]) -> dict[str, Clusters]:
+    """For each metric that is a mean over a run's records after training, the clusters' sums and sizes.
 
-    A file that cannot be read gives none either: the run is finished, and an interval must not cost its results.
+    A file that cannot be read gives none: the run is finished, and an interval must not cost its results. It is read
+    once for all metrics, as it may be large.
+
+    Args:
+        values: metric → the run's number.
     """
-    end = next((end for end in OF_ROWS if name.endswith(end)), None)
-    if end is None:
+    ends = {name: end for name in values for end in OF_ROWS if name.endswith(end)}
+    if not ends:
         return {}
     try:
         records = json_lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
+    if not all(isinstance(record, dict) for record in records):
+        return {}
+    return {name: _clusters_of(records, name, end, values[name]) for name, end in ends.items()}
+
+
+def _clusters_of(records: Sequence[Mapping[str, Any]], name: str, end: str, value: float) -> Clusters:
+    """The clusters' sums and sizes of a metric; empty if it is no mean over the records of its set."""
     found: dict[Any, list[float]] = {}
     for record in records:
-        if not isinstance(record, dict):
-            return {}
         if record.get("when") == "after" and record.get("set") == name.removesuffix(end):
             with suppress(KeyError, TypeError, ValueError, OverflowError):
                 score = OF_ROWS[end](record)
@@ -173,17 +197,21 @@ def interval(seeds: Sequence[Clusters], level: float = LEVEL) -> tuple[float, fl
         seeds: for each seed, its clusters' sums and sizes; clusters of the same names are drawn together.
     """
     draw = np.random.default_rng(0)
-    drawn: dict[frozenset[Any], tuple[list[Any], Any]] = {}
-    means = []
-    for clusters in seeds:
-        names = frozenset(clusters)
-        if names not in drawn:
-            drawn[names] = list(clusters), draw.integers(len(clusters), size=(RESAMPLES, len(clusters)))
-        order, at = drawn[names]
-        table = np.array([clusters[name] for name in order], dtype=float)  # (C, 2)
-        total = table[at].sum(1)
-        means.append(total[:, 0] / total[:, 1])
+    alike: dict[frozenset[Any], list[int]] = {}  # the seeds with the same clusters
+    for i, clusters in enumerate(seeds):
+        alike.setdefault(frozenset(clusters), []).append(i)
+    means = np.empty((RESAMPLES, len(seeds)))
+    for members in alike.values():
+        order = list(seeds[members[0]])
+        tables = {i: np.array([seeds[i][name] for name in order], dtype=float) for i in members}  # (C, 2) each
+        block = max(1, DRAWN_AT_ONCE // len(order))
+        for first in range(0, RESAMPLES, block):
+            rows = slice(first, min(first + block, RESAMPLES))
+            at = draw.integers(len(order), size=(rows.stop - first, len(order)))
+            for i, table in tables.items():
+                total = table[at].sum(1)
+                means[rows, i] = total[:, 0] / total[:, 1]
     which = draw.integers(len(seeds), size=(RESAMPLES, len(seeds)))
-    found = np.take_along_axis(np.stack(means, 1), which, 1).mean(1)
+    found = np.take_along_axis(means, which, 1).mean(1)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
