@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import regex
 
@@ -24,6 +24,7 @@ from .telling import tells
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 YES_NO = frozenset(map(reword.plain, function_words.YES_NO))
+WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+\s+")  # read backward: it matches what ends at a place
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
@@ -71,7 +72,10 @@ def checked(row: Row) -> Row:
     if instead is not None and (not isinstance(instead, str) or not instead.strip()):
         raise UserError(f"{row.where}: 'instead' must be the text to answer in its place, but is {instead!r}")
     accepted = row.fields.get("accepted") or []
-    inside = tuple(dict.fromkeys(_whole_name(row, *at) for text in accepted for at in places(row.answer, text)))
+    asked = {name for message in row.prompt for name in reword.whole_words(message["content"].casefold())}
+    inside = tuple(
+        dict.fromkeys(_whole_name(row.answer, asked, *at) for text in accepted for at in places(row.answer, text))
+    )
     if accepted and not inside:
         raise UserError(
             f"{row.where}: none of 'accepted' stands in the answer as whole words; give what a reply must hold to tell "
@@ -87,16 +91,18 @@ def checked(row: Row) -> Row:
     return dataclasses.replace(row, only=inside or _news(row))
 
 
-def _whole_name(row: Row, at: int, end: int) -> str:
-    """A part of an answer with the names right before it that the question lacks: "John F." already tells "Kennedy"."""
-    asked = {name for message in row.prompt for name in reword.whole_words(message["content"].casefold())}
+def _whole_name(answer: str, asked: Set[str], at: int, end: int) -> str:
+    """A part of an answer with the names right before it that the question lacks: "John F." already tells "Kennedy".
+
+    Args:
+        asked: the words of the question.
+    """
     first = at
-    for word in reversed(list(regex.finditer(r"[\w.'-]+\s+", row.answer[:at]))):
-        named = reword.whole_words(word[0].casefold())
-        if word.end() != first or not word[0][0].isupper() or asked.intersection(named):
+    while word := WORD_BEFORE.match(answer, 0, first):
+        if not word[0][0].isupper() or not asked.isdisjoint(reword.whole_words(word[0].casefold())):
             break
         first = word.start()
-    return row.answer[first:end]
+    return answer[first:end]
 
 
 def _news(row: Row) -> tuple[str, ...]:
