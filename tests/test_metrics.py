@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 from rouge_score.rouge_scorer import RougeScorer
 
 from dualoptim.evaluation import metrics
@@ -575,3 +577,17 @@ def test_what_ends_an_answer_is_no_text_of_it() -> None:
     assert ATTACKS["min_k_40"](record | {"nll": 0.0}) == -5.0
     assert told({**record, "ended": 3}, "top1") == [1, 1, 0]  # an answer without a token of its own
     assert told({"top1": [1, 0]}, "top1") == [1]  # records of before
+
+
+def test_both_kinds_of_rouge_are_computed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(*given: Any, score: Any) -> Any:
+        calls.append(score.__name__)
+        return score(*given)
+
+    for name in ("_score_lcs", "_score_ngrams"):
+        monkeypatch.setattr(rouge_scorer, name, partial(counted, score=getattr(rouge_scorer, name)))
+    assert metrics.rouge_l_recall("by the sea, in Oslo", "In Oslo by the sea") == 0.6
+    assert metrics.rouge_1_recall("by the sea, in Oslo", "In Oslo by the sea") == 1.0
+    assert sorted(calls) == ["_score_lcs", "_score_ngrams"]

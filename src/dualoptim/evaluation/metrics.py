@@ -102,16 +102,16 @@ def normalised_probability(nll: float, perturbed_nlls: Sequence[float]) -> float
 
 
 @cache
-def _rouge(stemmed: bool) -> Any:
+def _rouge(kind: str, stemmed: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=Stemmed() if stemmed else Plain())
+    return RougeScorer([kind], tokenizer=Stemmed() if stemmed else Plain())
 
 
 def _scored(reply: str, answer: str, kind: str, *, stemmed: bool = True) -> Any:
     if not words(answer):  # only symbols, such as "★★" or "🙂": each counts as a word
         answer, reply = (" ".join(f"x{ord(sign):x}" for sign in text if not sign.isspace()) for text in (answer, reply))
-    return _rouge(stemmed).score(answer, reply)[kind]
+    return _rouge(kind, stemmed).score(answer, reply)[kind]
 
 
 def rouge_l_recall(reply: str, answer: str, *, stemmed: bool = True) -> float:
