@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +33,8 @@ from dualoptim.certify import certificate, evidence, measured, shown, signing
 from dualoptim.certify.certificate import DIFFERS, NOT_THERE, OK, Check, certify, verify
 from dualoptim.config import SHOWN, RunConfig
 from dualoptim.errors import UserError
+from dualoptim.evaluation import metrics
+from dualoptim.evaluation.numbers import METRICS, Drawn, unlearning
 from dualoptim.tasks.facts import Facts
 
 from . import tiny
@@ -891,3 +895,34 @@ def test_importing_it_loads_no_torch() -> None:
 
 def test_entries_are_the_same_whatever_the_order_of_their_keys() -> None:
     assert evidence.entry_hash({"a": 1, "b": math.nan}) == evidence.entry_hash({"b": math.nan, "a": 1})
+
+
+def test_resamples_compute_each_records_scores_once_and_no_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+
+    def records() -> list[dict[str, Any]]:
+        return [
+            {"set": name, "question": f"{name} {i}", "nll": draw.random(), "zlib_bytes": 9, "ended": 0,
+             **{key: draw.random() for key in ("probability", "rouge_l", "rouge_1", "token_entropy")},
+             **{key: [draw.gauss(0, 1) for _ in range(6)] for key in ("log_probs", "z", "perturbed_nlls")},
+             "top1": [draw.randrange(2) for _ in range(6)]}
+            for name in ("forget", "holdout")
+            for i in range(12)
+        ]  # fmt: skip
+
+    scored, gold, task = records(), records(), SimpleNamespace(numbers=unlearning, metrics=METRICS)
+    names = ["auc_min_k", "auc_min_k_plus_plus", "privacy_leakage", "extraction_strength", "forget_truth_ratio"]
+    plain = measured._bootstrapped(task, scored, gold, names, progress="Intervals")
+    assert plain.keys() == set(names)
+    calls = 0
+
+    def counted(*given: Any, min_k: Callable[..., float] = metrics.min_k) -> float:
+        nonlocal calls
+        calls += 1
+        return min_k(*given)
+
+    monkeypatch.setattr(metrics, "min_k", counted)
+    monkeypatch.setattr(metrics, "forget_quality", lambda *_: pytest.fail("a test was computed of a resample"))
+    drawn, drawn_gold = ([Drawn(record) for record in part] for part in (scored, gold))
+    assert measured._bootstrapped(task, drawn, drawn_gold, names, progress="Intervals") == plain
+    assert calls == 2 * len(scored) + len(gold)  # k is 0.2 and 0.4, and 0.4 for the retrained model

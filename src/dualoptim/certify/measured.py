@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from .. import __version__, runs
 from ..errors import UserError
 from .evidence import Run
@@ -93,6 +95,7 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
         return {}, {}
     from .. import tasks
     from ..evaluation import general
+    from ..evaluation.numbers import Drawn
 
     _, records = runs.read_records(path)
     try:
@@ -111,7 +114,13 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
                     f"{run.folder / runs.RESULTS}: {name} {when} is {was}, and {path} makes it {made.get(name)}; one "
                     f"was changed, or not made by version {__version__}: take the version of the run, or run again"
                 )
-    return records, {when: _bootstrapped(task, records[when], gold, list(made)) for when, made in again.items()}
+    drawn_gold = gold and [Drawn(record) for record in gold]
+    spread = {}
+    for when, made in again.items():
+        names = [name for name in made if not name.startswith(TESTS)]
+        drawn = [Drawn(record) for record in records[when]]
+        spread[when] = _bootstrapped(task, drawn, drawn_gold, names, progress=f"Intervals, {when}")
+    return records, spread
 
 
 def _same(a: float | None, b: float | None) -> bool:
@@ -121,11 +130,22 @@ def _same(a: float | None, b: float | None) -> bool:
 
 
 def _bootstrapped(
-    task: Any, records: Sequence[Mapping[str, Any]], retrained: Any, names: Sequence[str]
+    task: Any,
+    records: Sequence[Mapping[str, Any]],
+    retrained: Sequence[Mapping[str, Any]] | None,
+    names: Sequence[str],
+    *,
+    progress: str,
 ) -> dict[str, list[float]]:
     """Intervals of numbers by resampling the records of each set; none where nothing varies.
 
     The task computes all its numbers from every resample, so aggregates and areas have intervals as means have.
+
+    Args:
+        records: `Drawn`, so that what is slow is computed once for each and not in every resample.
+        retrained: likewise.
+        names: of the numbers; no tests, which are not computed of resamples.
+        progress: what to write beside the progress bar.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -144,9 +164,14 @@ def _bootstrapped(
     def statistic(*chosen: Any) -> Any:
         sample = [part[int(i)] for part, which in zip(drawn.values(), chosen, strict=True) for i in which]
         made = general.scored(task, [*sample, *fixed], retrained)[0].numbers
+        bar.update()
         return np.array([math.nan if made[name] is None else made[name] for name in names])
 
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    with (
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+        tqdm(total=RESAMPLES, desc=progress, unit="resample", leave=False, disable=None) as bar,
+    ):
         warnings.simplefilter("ignore")  # a resample may have none of a kind
         found = bootstrap(
             [np.arange(len(part)) for part in drawn.values()],
@@ -158,11 +183,7 @@ def _bootstrapped(
             random_state=np.random.default_rng(0),
         ).confidence_interval
     ends = zip(names, found.low, found.high, strict=True)
-    return {
-        name: [float(low), float(high)]
-        for name, low, high in ends
-        if math.isfinite(low + high) and low < high and not name.startswith(TESTS)
-    }
+    return {name: [float(low), float(high)] for name, low, high in ends if math.isfinite(low + high) and low < high}
 
 
 def attacks(measured: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,19 +8,42 @@ name.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import cache, partial, wraps
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import UserError
 from . import aggregates, metrics
 from .judges import Entailment, SentenceEmbedder
 
 Record = Mapping[str, Any]
+T = TypeVar("T")
 CHOICES = ("real_authors", "world_facts")  # their probability is that of the truth among all answers
 NAMES = {"forget": "to forget", "retain": "to keep", "real_authors": "real authors", "world_facts": "world facts"}
 NOTES = "notes"  # the set of the record that says why others lack a key
 LEAKAGE_K = 0.4  # MUSE's share of tokens in the attack of privacy leakage
+
+
+class Drawn(dict[str, Any]):
+    """A record that many resamples draw. It keeps the scores that are computed from it by functions that are `once`."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record)
+        self.scores: dict[Any, Any] = {}
+
+
+def once(score: Callable[[Record], T]) -> Callable[[Record], T]:
+    """A score of one record, which is computed a single time for one that is `Drawn`."""
+
+    @wraps(score)
+    def found(record: Record) -> T:
+        if not isinstance(record, Drawn):
+            return score(record)
+        if score not in record.scores:
+            record.scores[score] = score(record)
+        return record.scores[score]
+
+    return found
 
 
 def told(record: Record, key: str) -> list[Any]:
@@ -30,13 +53,13 @@ def told(record: Record, key: str) -> list[Any]:
 
 
 ATTACKS: dict[str, Callable[[Record], float]] = {
-    "loss": lambda r: metrics.membership_loss(r["nll"]),
+    "loss": once(lambda r: metrics.membership_loss(r["nll"])),
     # Records of a private run have no text. Those of before lack the bytes.
-    "zlib": lambda r: -r["nll"] / (r["zlib_bytes"] if "zlib_bytes" in r else metrics.zlib_bytes(r["answer"])),
-    "min_k": lambda r: metrics.min_k(told(r, "log_probs")),
-    "min_k_40": lambda r: metrics.min_k(told(r, "log_probs"), LEAKAGE_K),
-    "min_k_plus_plus": lambda r: metrics.min_k_plus_plus(told(r, "z")),
-    "min_k_plus_plus_40": lambda r: metrics.min_k_plus_plus(told(r, "z"), LEAKAGE_K),
+    "zlib": once(lambda r: -r["nll"] / (r["zlib_bytes"] if "zlib_bytes" in r else metrics.zlib_bytes(r["answer"]))),
+    "min_k": once(lambda r: metrics.min_k(told(r, "log_probs"))),
+    "min_k_40": once(lambda r: metrics.min_k(told(r, "log_probs"), LEAKAGE_K)),
+    "min_k_plus_plus": once(lambda r: metrics.min_k_plus_plus(told(r, "z"))),
+    "min_k_plus_plus_40": once(lambda r: metrics.min_k_plus_plus(told(r, "z"), LEAKAGE_K)),
 }
 ATTACK_NAMES = {
     "loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k, k 0.2", "min_k_40": "min-k, k 0.4",
@@ -263,8 +286,8 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
         lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
         None if passages else "no passages were read",
     )
-    put("extraction_strength", lambda: mean([metrics.extraction_strength(told(r, "top1")) for r in forget]))
-    put("exact_memorisation", lambda: mean([metrics.exact_memorisation(told(r, "top1")) for r in forget]))
+    put("extraction_strength", lambda: mean([_extraction_strength(r) for r in forget]))
+    put("exact_memorisation", lambda: mean([_exact_memorisation(r) for r in forget]))
     _beside_retrained(sets, retrained, put)
     for name, (compute, parts) in _AGGREGATES.items():
         computed.aggregate(name, compute, parts)
@@ -274,6 +297,21 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
 Put = Callable[..., None]
 
 
+@once
+def _extraction_strength(record: Record) -> float:
+    return metrics.extraction_strength(told(record, "top1"))
+
+
+@once
+def _exact_memorisation(record: Record) -> float:
+    return metrics.exact_memorisation(told(record, "top1"))
+
+
+@once
+def _normalised_probability(record: Record) -> float:
+    return metrics.normalised_probability(record["nll"], record["perturbed_nlls"])
+
+
 def six_metrics(name: str, records: Sequence[Record], notes: Mapping[str, str], put: Put) -> None:
     """The six metrics of a set; it is one to forget if its name begins with "forget"."""
     empty = None if records else f"the set {name} has no records"
@@ -281,12 +319,7 @@ def six_metrics(name: str, records: Sequence[Record], notes: Mapping[str, str], 
     put(f"{name}_token_entropy", lambda: mean([r["token_entropy"] for r in records]), empty)
     put(
         f"{name}_probability",
-        lambda: mean(
-            [
-                metrics.normalised_probability(r["nll"], r["perturbed_nlls"]) if name in CHOICES else r["probability"]
-                for r in records
-            ]
-        ),
+        lambda: mean([_normalised_probability(r) if name in CHOICES else r["probability"] for r in records]),
         empty,
     )
     aggregate = metrics.forget_truth_ratio if name.startswith("forget") else metrics.retain_truth_ratio
@@ -302,9 +335,14 @@ def six_metrics(name: str, records: Sequence[Record], notes: Mapping[str, str], 
 
 
 def _truth_ratios(records: Sequence[Record]) -> list[float]:
+    return [_truth_ratio(record) for record in records]
+
+
+@once
+def _truth_ratio(record: Record) -> float:
     """How much more probable the truth is than false answers: the truth's paraphrase, or the answer if it has none."""
-    true = [r["paraphrased_nlls"][0] if r.get("paraphrased_nlls") else r["nll"] for r in records]
-    return metrics.truth_ratio_samples(true, [r["perturbed_nlls"] for r in records])
+    true = record["paraphrased_nlls"][0] if record.get("paraphrased_nlls") else record["nll"]
+    return metrics.truth_ratio_samples([true], [record["perturbed_nlls"]])[0]
 
 
 def entailed(records: Sequence[Record], which: str) -> float:
@@ -332,14 +370,16 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
         except KeyError as error:
             raise UserError(f"the retrained model was not scored on {error}; score it on the same rows") from None
 
+    @cache
     def quality() -> metrics.ForgetQuality:
         return metrics.forget_quality(_truth_ratios(forget), _truth_ratios(golden(forget)))
 
     def area(members: Sequence[Record], others: Sequence[Record], attack: Callable[[Record], float]) -> float:
         return metrics.auc([attack(r) for r in members], [attack(r) for r in others])
 
-    put("forget_quality", lambda: quality().p_value, no_model)
-    put("forget_quality_statistic", lambda: quality().statistic, no_model)
+    no_test = "the ties of a resample distort a test" if any(isinstance(record, Drawn) for record in forget) else None
+    put("forget_quality", lambda: quality().p_value, no_model, no_test)
+    put("forget_quality_statistic", lambda: quality().statistic, no_model, no_test)
     for name, attack in ATTACKS.items():
         put(f"auc_{name}", partial(area, forget, holdout, attack), unseen)
 
@@ -362,9 +402,7 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
     put("auc_reference", against_reference, unseen, no_model)
 
     def leakage() -> float:
-        def attack(record: Record) -> float:
-            return metrics.min_k(told(record, "log_probs"), LEAKAGE_K)
-
+        attack = ATTACKS["min_k_40"]
         return metrics.privacy_leakage(area(forget, holdout, attack), area(golden(forget), golden(holdout), attack))
 
     put("privacy_leakage", leakage, unseen, no_model)
