@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence, Set
 
 import regex
 
-from . import function_words, reword
+from . import reword
 from .chat import Message
 from .data import Row, is_text, parse_row, read_records, reworded, texts
 from .errors import UserError
 from .evaluation.refusal import evades, says_one_of
-from .evaluation.words import places, stands_in
+from .evaluation.words import places
 from .forms import AROUND, OWN_KEYS
-from .telling import tells
+from .giving import Answers, Parts
+from .giving import gives as gives
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
-YES_NO = frozenset(map(reword.plain, function_words.YES_NO))
 WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+\s+")  # read backward: it matches what ends at a place
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
@@ -161,27 +161,6 @@ def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
     return [row for row in made if reword.plain(row.question) not in measured]
 
 
-def gives(row: Row, reply: str) -> bool:
-    """Whether a reply gives a row's answer: it contains one of ``accepted``, or else half of the answer's new words,
-    those that its prompt lacks, and half of the numbers among them.
-
-    Where an answer is yes or no, in any of some languages, or ``accepted`` has the one that the answer begins with, the
-    reply must begin with it: "no" also stands in "I have no information".
-    """
-    if accepted := row.fields.get("accepted"):
-        short = [text for text in accepted if reword.plain(text) in YES_NO and _begins(row.answer, text)]
-        return any(_begins(reply, text) for text in short) or any(
-            stands_in(reply, text) for text in accepted if text not in short
-        )
-    if reword.plain(row.answer) in YES_NO:
-        return _begins(reply, row.answer)
-    return tells("\n".join(message["content"] for message in row.prompt), row.answer, reply)
-
-
-def _begins(text: str, part: str) -> bool:
-    return f"{reword.plain(text)} ".startswith(f"{reword.plain(part)} ")
-
-
 def same(one: Row, other: Row) -> bool:
     """Whether two rows ask for the same: in similar words, or with a word in common and with the same answer."""
     if reword.ask_alike(one, other):
@@ -233,15 +212,14 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
     whole: list[str] = []
     prompts = {reword.prompt_words(row.prompt): row for row in reversed(forget) if row.question}
     passages = [(row, words) for row in forget if not row.prompt and (words := reword.plain(row.answer))]
+    answers = Answers([row for row in forget if row.prompt])
     for kept in retain:
         if not kept.prompt:
             said = f" {reword.plain(kept.answer)} "
             whole += [f"{kept.where} ({row.where})" for row, words in passages if f" {words} " in said]
             continue
         asked = prompts.get(reword.prompt_words(kept.prompt)) if kept.question else None
-        for row in forget:
-            if not row.prompt or not gives(row, kept.answer):
-                continue
+        for row in answers.given_in(kept.answer):
             asks = (row, *(reworded(row, text) for text in row.fields.get("questions") or ()))
             if row is asked or any(reword.ask_alike(kept, other) for other in asks):
                 raise UserError(
@@ -264,17 +242,25 @@ def check_topics(asks: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> st
     Args:
         asks: for each topic, what is asked about it.
     """
-    named: list[str] = []
-    for name, questions in asks.items():
-        ways = {reword.plain(text) for text in questions}
-        for kept in retain:
-            if kept.question and reword.plain(kept.question) in ways:
-                raise UserError(
-                    f"{kept.where}: asks for the topic {name!r}, which is to be forgotten; remove it from one of the "
-                    "files"
-                )
-            if stands_in(f"{kept.question} {kept.answer}", name):
-                named.append(f"{kept.where} ({name})")
+    topics = list(asks)
+    names = Parts(topics)
+    ways: dict[str, int] = {}
+    for topic, questions in enumerate(asks.values()):
+        for text in questions:
+            ways.setdefault(reword.plain(text), topic)
+    asking: list[tuple[int, int]] = []
+    naming: list[tuple[int, int]] = []
+    for at, kept in enumerate(retain):
+        if kept.question and (way := ways.get(reword.plain(kept.question))) is not None:
+            asking.append((way, at))
+        naming += [(topic, at) for topic in names.standing_in(f"{kept.question} {kept.answer}")]
+    if asking:
+        topic, at = min(asking)
+        raise UserError(
+            f"{retain[at].where}: asks for the topic {topics[topic]!r}, which is to be forgotten; remove it from one "
+            "of the files"
+        )
+    named = [f"{retain[at].where} ({topics[topic]})" for topic, at in sorted(naming)]
     return f"{_listed(named, 'that name a topic to forget')}; where they tell of it, remove them." if named else ""
 
 

@@ -6,6 +6,7 @@ between words, a single character says little: there it is the runs of new chara
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import date
@@ -13,8 +14,8 @@ from functools import lru_cache
 
 import regex
 
-from .evaluation.numbers_written import MONTHS, numbered, without_dates, written
-from .evaluation.words import ALONE, BLANKLESS, folded, places, stands_in
+from .evaluation.numbers_written import LONG, MONTHS, numbered, without_dates, written
+from .evaluation.words import ALONE, BLANKLESS, folded, pieces, places, stands_in
 from .function_words import BLANKLESS as CARRY_NOTHING
 from .reword import all_words, content_words, names
 
@@ -23,6 +24,7 @@ _HAN = regex.compile(r"\p{Han}+")
 _KANA = regex.compile(r"[\p{Katakana}ーｰ]+")
 _HIRAGANA = regex.compile(r"[\p{Hiragana}ー]+")
 _OTHERS = regex.compile(rf"(?V1)[[{BLANKLESS}]--[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ーｰ]]+")
+Mark = tuple[str, object]  # a kind and a value
 _DIGIT, _JOINTS = regex.compile(r"\d"), regex.compile(r"[:/\u2010\u2011-]")
 _ATTACHED = regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Hangul}]")
 _NOTHING = regex.compile("|".join(CARRY_NOTHING))
@@ -35,11 +37,36 @@ def tells(asked: str, answer: str, reply: str) -> bool:
     Numbers and dates may be written in another way. Where exactly half is told and the answer has names, one of them
     must be told: it is the names that tell "the country is Paris" from "the country is Rome".
     """
-    new = _new(asked, answer)
+    return told(new_in(asked, answer), said_in(reply))
+
+
+@dataclass(frozen=True)
+class New:
+    """What is new in an answer: words, of these the names and the numbers; runs of characters; dates."""
+
+    answer: str
+    words: frozenset[str]
+    names: frozenset[str]
+    numbers: frozenset[str]
+    parts: frozenset[str]
+    dates: frozenset[date]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply, in lower case with its numbers written one way too, and its words."""
+
+    reply: str
+    numbered: str
+    words: frozenset[str]
+
+
+def told(new: New, reply: Said) -> bool:
+    """Whether a reply tells what is new in an answer, as `tells` says."""
     if not (new.words or new.parts or new.dates):
-        return stands_in(reply, answer)
-    said, has = _said(reply)
-    told = _told_words(new.words, said, has)
+        return stands_in(reply.reply, new.answer)
+    said = reply.numbered
+    told = _told_words(new.words, said, reply.words)
     told_dates = {day for day in new.dates if _told_date(day, said)}
     share = len(told) + len(told_dates) + sum(part in said for part in new.parts)
     half = KNOWN * (len(new.words) + len(new.dates) + len(new.parts))
@@ -48,26 +75,17 @@ def tells(asked: str, answer: str, reply: str) -> bool:
     return len(new.numbers & told) + len(told_dates) >= KNOWN * (len(new.numbers) + len(new.dates))
 
 
-@dataclass(frozen=True)
-class _New:
-    """What is new in an answer: words, of these the names and the numbers; runs of characters; dates."""
-
-    words: frozenset[str]
-    names: frozenset[str]
-    numbers: frozenset[str]
-    parts: frozenset[str]
-    dates: frozenset[date]
-
-
 # A row's answer is compared with many replies, and a reply with many rows' answers.
 @lru_cache(maxsize=10_000)
-def _new(asked: str, answer: str) -> _New:
+def new_in(asked: str, answer: str) -> New:
+    """What is new in an answer to what was asked."""
     (rest, dates), (asked, in_asked) = without_dates(answer), without_dates(asked)
     dates = dates - in_asked or dates
     taken = content_words if dates or content_words(rest) else all_words
     new = taken(rest) - taken(asked) or (frozenset() if dates else taken(rest))
     spaced = frozenset(word for word in new if not ALONE.match(word))
-    return _New(
+    return New(
+        answer,
         spaced,
         spaced.intersection(word for name in names(rest) for word in content_words(name)),
         frozenset(word for word in spaced if _DIGIT.search(word)),
@@ -77,9 +95,62 @@ def _new(asked: str, answer: str) -> _New:
 
 
 @lru_cache(maxsize=10_000)
-def _said(reply: str) -> tuple[str, frozenset[str]]:
-    """A reply in lower case with its numbers written one way, and its words."""
-    return numbered(folded(reply)), all_words(reply)
+def said_in(reply: str) -> Said:
+    """A reply as `told` and `marks` take it."""
+    return Said(reply, numbered(folded(reply)), all_words(reply))
+
+
+def clues(new: New) -> tuple[list[set[Mark]], int]:
+    """By what a reply that tells an answer is found: for each thing that is new, marks of which a reply that has it has
+    one (`marks`); and how many of these things a reply must have at least."""
+    if not (new.words or new.parts or new.dates):
+        return standing(new.answer)
+    dates = [{("date", day), ("of a date", str(day.day)), ("of a date", str(day.year))} for day in new.dates]
+    parts: list[set[Mark]] = [{("part", part)} for part in new.parts]
+    found = [*map(_word_clues, new.words), *dates, *parts]
+    return found, math.ceil(KNOWN * len(found))
+
+
+def standing(part: str) -> tuple[list[set[Mark]], int]:
+    """The same for a part that must stand in the reply."""
+    found: list[set[Mark]] = [{("piece", piece)} for piece in pieces(part)]
+    return found, len(found)
+
+
+def _word_clues(word: str) -> set[Mark]:
+    """The marks of the ways in which `_told_words` finds a word."""
+    found: set[Mark] = {("word", word)}
+    if not _DIGIT.search(word):
+        if not word.isascii() and _ATTACHED.search(word):
+            found |= {("piece", piece) for piece in sorted(pieces(word))[:1]}
+    elif not word.isascii():
+        found.add(("digit", True))
+    else:
+        numbers = regex.findall(r"\d+", word)
+        digits = "".join(numbers)
+        if "." not in word and "," not in word:
+            found.add(("digits", digits[:LONG]) if len(digits) >= LONG else ("number", max(numbers, key=len)))
+        joined = _JOINTS.split(word)
+        if all(number.isdigit() for number in joined):
+            found.add(("number", joined[0]))
+    return found
+
+
+def marks(reply: Said) -> set[Mark]:
+    """All that `clues` can name of a reply."""
+    said = reply.numbered
+    written = pieces(said)
+    numbers = regex.findall(r"\d+", said)
+    digits = "".join(numbers)
+    dates = _dates(said)
+    found: set[Mark] = {("word", word) for word in reply.words}
+    found |= {("piece", piece) for piece in written | pieces(reply.reply)}
+    found |= {("number", number) for number in numbers} | {("digit", True) for _ in numbers[:1]}
+    found |= {("digits", digits[i : i + LONG]) for i in range(len(digits) - LONG + 1)}
+    found |= {("date", day) for day in dates} or {("of a date", piece) for piece in written if piece.isdigit()}
+    # No part is longer than three characters.
+    starts = [found.start() for found in ALONE.finditer(said)]
+    return found | {("part", said[i : i + size]) for i in starts for size in (1, 2, 3)}
 
 
 def _told_words(words: Set[str], reply: str, has: Set[str]) -> set[str]:

@@ -108,6 +108,8 @@ SPACES, APOSTROPHES, QUOTES, HYPHENS = (
 )
 # Latin letters of full width, as in Chinese and Japanese texts, and digits of any script.
 WIDE = regex.compile(r"(?V1)[[\uff21-\uff3a\uff41-\uff5a]||[\p{Nd}--0-9]]")
+# A run of letters of a script that attaches nothing to a word, or any other character.
+_PIECE = regex.compile(r"(?V1s)[[[\p{Latin}\p{Cyrillic}\p{Greek}]&&[\p{L}\p{N}]]||[0-9_]]+|.")
 # What is written without a blank before a word: "and", "in", "to", "the".
 ARABIC_PREFIX = r"(?:[وف]?(?:[بكل]?(?:ال)?|لل))"
 HEBREW_PREFIX = r"[ומשהכלב]{0,3}"
@@ -137,6 +139,20 @@ def places(text: str, part: str) -> list[tuple[int, int]]:
     found = list(pattern.finditer(_plain(text))) if pattern else []
     starts, ends = _origins(text) if found else ([], [])
     return [(starts[each.start()], ends[each.end() - 1]) for each in found]
+
+
+def pieces(text: str) -> frozenset[str]:
+    """What a text is made of: a part that stands in it, as `stands_in` finds it, has no pieces that the text lacks.
+
+    So parts are looked up by their pieces, and only those that are found need `stands_in`.
+
+    >>> pieces("New York") <= pieces("In New York City"), pieces("York") <= pieces("In Yorkshire")
+    (True, False)
+    """
+    found = set(_PIECE.findall(_plain(text)))
+    if "ل" in found:
+        found.add("ا")  # of an article, which may lose it
+    return frozenset(found - {" "})
 
 
 @lru_cache(maxsize=10_000)
