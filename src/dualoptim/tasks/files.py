@@ -17,6 +17,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
+from ..giving import Answers, Parts, Questions
 from ..identity import identity
 from ..losses import IGNORED
 from ..models import load_tokenizer, positions, room
@@ -212,13 +214,19 @@ class Files(Task):
 
     def _touches(self, row: Row) -> bool:
         """Whether a row asks for, or tells, what is to be forgotten."""
-        said = f"{row.question} {row.answer}"
-        if any(metrics.contains_answer(said, [name]) for name in self.topics):
-            return True
-        return any(
-            reword.ask_alike(row, other) or metrics.contains_answer(row.answer, other.only) or gives(other, row.answer)
-            for other in self.given
+        alike, names, parts, answers = self._sought
+        return (
+            any(True for _ in names.standing_in(f"{row.question} {row.answer}"))
+            or any(True for _ in alike.alike(row))
+            or any(True for _ in parts.standing_in(row.answer))
+            or any(True for _ in answers.given_in(row.answer))
         )
+
+    @cached_property
+    def _sought(self) -> tuple[Questions, Parts, Parts, Answers]:
+        """What is to be forgotten, to be looked up: questions, names of topics, what tells the answers, answers."""
+        telling = list(dict.fromkeys(part for row in self.given for part in row.only))
+        return Questions(self.given), Parts(self.topics), Parts(telling), Answers(self.given)
 
     # What the model knows
 
@@ -286,6 +294,7 @@ class Files(Task):
                 accepted = [word for word in core if metrics.contains_answer(row.answer, [word])] or None
                 self.given.append(checked(dataclasses.replace(row, fields={"accepted": accepted, "questions": told})))
                 told = None  # only the first row has these wordings; for the others, some are made
+        vars(self).pop("_sought", None)  # there are more rows now
 
     def _screen(self, model: nn.Module, tokenizer: Any) -> list[Row]:
         """The rows to forget that the model knows; also chooses the wordings that they are measured by."""
@@ -579,21 +588,25 @@ def _kept_aside(rows: Sequence[Row], overlap: bool = False) -> tuple[list[Row], 
     document = [row.where.rpartition(", chunk ")[0] if overlap and row.chunk else "" for row in rows]
 
     wanted = min(-(-len(rows) // HELD_OUT), SCORED_ROWS)
+    documents: dict[str, list[int]] = {}
+    for i, name in enumerate(document):
+        if name:
+            documents.setdefault(name, []).append(i)
     asked = [asking(row) for row in rows]
+    alike = Questions(asked)
     aside: set[int] = set()
     seen: set[int] = set()
     for first in random.Random(0).sample(range(len(rows)), len(rows)):
         if len(aside) == wanted or first in seen:
             continue
         group, ends = {first}, [first]
+        alike.remove(first)
         while ends:
             at = ends.pop()
-            found = [
-                i
-                for i in range(len(rows))
-                if i not in group and (document[i] == document[at] != "" or reword.ask_alike(asked[at], asked[i]))
-            ]
-            group.update(found)
+            found = {*alike.alike(asked[at]), *documents.pop(document[at], ())} - group
+            for i in found:  # no other group has a row of this one, so that none needs to be found twice
+                alike.remove(i)
+            group |= found
             ends += found
         seen |= group
         if len(aside | group) <= wanted:
