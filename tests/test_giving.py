@@ -95,10 +95,14 @@ def test_rows_that_ask_alike_stay_on_one_side_as_when_each_is_compared_with_each
     for seed in range(4):
         rows = made(random.Random(seed), 60)
         aside, trained = files._kept_aside(rows)
-        assert len(aside) + len(trained) == len(rows)
-        assert 0 < len(aside) <= 20
-        held = {row.where for row in aside}
-        assert all(len(held & {rows[i].where for i in group}) in (0, len(group)) for group in groups(rows))
+        held: set[int] = set()
+        found = groups(rows)
+        for first in random.Random(0).sample(range(len(rows)), len(rows)):
+            group = next(group for group in found if first in group)
+            held |= group if len(held | group) <= len(rows) // 3 else set()
+        assert [row.where for row in aside] == [rows[i].where for i in sorted(held)]
+        assert [row.where for row in trained] == [row.where for i, row in enumerate(rows) if i not in held]
+        assert aside
 
 
 def test_many_rows_are_compared_with_few_and_not_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
