@@ -108,8 +108,8 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
             nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
             differing = (key for key in nearest if key not in other or nearest[key] != other[key])
             differ = [*differing] or [min(other, default="")]
-            given = {other.get(key) for key in differ}
-            if {*differ} <= {*PRECISIONS} and given in ({True}, {False}):
+            given = [other.get(key) for key in differ]
+            if {*differ} <= {*PRECISIONS} and any(all(value is each for value in given) for each in (True, False)):
                 there, here = ("bf16", "fp32") if other[differ[0]] else ("fp32", "bf16")
                 raise UserError(
                     f"out {out}: holds a run that was {' and '.join(PRECISIONS[key] for key in differ)} in {there}, "
