@@ -114,12 +114,11 @@ class UnlearnTrainer(Trainer):
             which is then the default of `metric_for_best_model`.
         log_dir: folder for the files of the trackers that `args.report_to` names; default "runs" in `args.output_dir`.
         reference: the frozen reference model of the losses, or its name, by which it is loaded in the model's dtype;
-            default the model as it is passed in, with
-            its adapters. If a loss needs only log π_ref(y|x), it is computed once for every row that will be drawn. If
-            a loss needs all logits, a copy of the trainable parameters is kept, provided that only part of the model
-            is trained, as under PEFT; if the whole model is trained, a reference must be given. For a model that is to
-            be sharded, the log-probabilities are computed when training begins, and checkpoints hold them. A reference
-            may be sharded by `fully_shard`.
+            default the model as it is passed in, with its adapters. If a loss needs only log π_ref(y|x), it is computed
+            once for every row that will be drawn. If a loss needs all logits, a copy of the trainable parameters is
+            kept, provided that only part of the model is trained, as under PEFT; if the whole model is trained, a
+            reference must be given. For a model that is to be sharded, the log-probabilities are computed when training
+            begins, and checkpoints hold them. A reference may be sharded by `fully_shard`.
         combine: the rule that combines the objectives' gradients in a joint step, one of `dualoptim.combine.RULES`;
             None for their weighted sum. It gets the Gramian and the roles of the objectives' losses.
         sam_rho: ρ of SAM: the gradient of the losses to forget is taken at weights moved this far along that gradient
