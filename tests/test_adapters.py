@@ -21,6 +21,7 @@ from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, re
 from dualoptim.config import RunConfig
 from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
+from dualoptim.evaluation import scoring
 from dualoptim.identity import fingerprint
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
@@ -583,7 +584,7 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, torch.dtype]] = []
-    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, unlearn.with_more
+    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, scoring._score
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
@@ -597,17 +598,19 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
         saw("training", model)
         return loss(self, model, *args, **kwargs)
 
-    def scored(config: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def scored(model: Any, *args: Any, **kwargs: Any) -> Any:
         saw("scoring", model)
-        return score(config, task, model, *args, **kwargs)
+        return score(model, *args, **kwargs)
 
     monkeypatch.setattr(unlearn, "load_model", loaded)
     monkeypatch.setattr(UnlearnTrainer, "compute_loss", trained)
-    monkeypatch.setattr(unlearn, "with_more", scored)
+    monkeypatch.setattr(scoring, "_score", scored)
     own = ["--bf16", "true", "--merge", "false", "--save-model", "false", "--out", "out"]  # scores are in fp32
     assert run("unlearn", "--lora-rank", "2", *own) == 0
-    training, scoring = [("training", torch.bfloat16)] * 4, ("scoring", torch.float32)
-    assert seen == [scoring, *training, scoring]
+    training, scored_so = ("training", torch.bfloat16), ("scoring", torch.float32)
+    assert set(seen) == {training, scored_so}, "also where the curve is measured, between two steps"
+    assert (seen[0], seen[-1]) == (scored_so, scored_so)
+    assert seen.count(training) == 4
 
 
 BARE = ["--lora-rank", "2"]

@@ -505,6 +505,9 @@ def test_weights_in_fp16_are_refused_and_those_in_bf16_told_where_updates_are_lo
     trainer(tmp_path, tiny.model().bfloat16(), optimizer_cls_and_kwargs=adamw)
     assert told in caplog.text
     caplog.clear()
+    trainer(tmp_path, tiny.model().bfloat16(), optimizer_cls_and_kwargs=(lambda *a, **k: adamw[0](*a, **k), {}))
+    assert told in caplog.text
+    caplog.clear()
     model = tiny.model().bfloat16()
     trainer(tmp_path, model, optimizers=(DualOptimPlus(model.parameters(), stochastic_rounding=False), None))
     assert told in caplog.text

@@ -333,10 +333,7 @@ BITS_4 = 4.127  # bits per weight: 4, and the scales of blocks of 64, in 8 bits 
 
 
 def in_4bit() -> Any:
-    """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well.
-
-    It computes in the precision of scoring; `compute_in` changes that for training.
-    """
+    """The configuration to load a base model in 4 bits, as in QLoRA: NF4, with its scales quantized as well."""
     from transformers import BitsAndBytesConfig
 
     from .device import scores_in_bf16
@@ -354,6 +351,18 @@ def compute_in(model: Any, bf16: bool) -> None:
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = torch.bfloat16 if bf16 else torch.float32
+
+
+@contextmanager
+def computing_in(model: Any, bf16: bool) -> Iterator[None]:
+    """A context in which layers in 4 bits compute so (`compute_in`); afterwards they do as before."""
+    was = [(module, module.compute_dtype) for module in model.modules() if hasattr(module, "compute_dtype")]
+    compute_in(model, bf16)
+    try:
+        yield
+    finally:
+        for module, dtype in was:
+            module.compute_dtype = dtype
 
 
 def bytes_in_4bit(model: Any, width: int = 4) -> int:

@@ -52,7 +52,8 @@ def check_precision(model: nn.Module, optimizer: Any) -> None:
         )
     cls, arguments = optimizer if isinstance(optimizer, tuple) else (type(optimizer), {})
     groups = getattr(optimizer, "param_groups", [arguments])
-    rounds = not issubclass(cls, DualOptimPlus) or not all(g.get("stochastic_rounding", True) for g in groups)
+    ours = isinstance(cls, type) and issubclass(cls, DualOptimPlus)  # what makes an optimizer may be a function
+    rounds = not ours or not all(g.get("stochastic_rounding", True) for g in groups)
     if (name := halves.get(torch.bfloat16)) is not None and rounds:
         logger.warning(
             "%s is in bfloat16, and the optimizer rounds to the nearest, so that updates below 1/500 of a weight are "

@@ -30,7 +30,7 @@ from .checkpoints import sha256
 from .combine import RULES
 from .config import RunConfig, without_place
 from .data import Row
-from .device import device_and_precision, scored_in, scores_in_bf16, scoring_in, settled
+from .device import device_and_precision, scored_in, scoring_in, settled
 from .errors import UserError
 from .evaluation import attacks, general, probes
 from .evaluation.ability import Ability
@@ -228,11 +228,8 @@ def train(
     paused: set[str] = set()  # what the watch pauses, the trainer skips
 
     def measure() -> dict[str, float]:
-        adapters.compute_in(model, scores_in_bf16())
         able = {ABILITY: prepared.ability(model)} if prepared.ability else {}
-        found = {**task.follow(model, tokenizer), **able}
-        adapters.compute_in(model, bool(config.bf16))
-        return found
+        return {**task.follow(model, tokenizer), **able}
 
     watch = Watch(points, measure, bar, best, paused if config.pause else None)
     checkpoints_folder = folder / CHECKPOINTS
@@ -240,7 +237,7 @@ def train(
     if config.retain_bound is not None:
         warmup = round(config.multiplier_warmup * steps)
         held = {"bound": config.retain_bound, "multiplier_lr": config.multiplier_lr, "multiplier_warmup": warmup}
-    adapters.compute_in(model, bool(config.bf16))
+    adapters.compute_in(model, bool(config.bf16))  # in training, the reference included; scoring changes it by itself
     trainer = UnlearnTrainer(
         model,
         TrainingArguments(
@@ -299,7 +296,6 @@ def train(
     skipped = dict(trainer.multi_objective.num_skipped) if trainer.multi_objective else {}
     del trainer  # frees gradients and states before scoring, which needs memory for logits
     model.zero_grad()
-    adapters.compute_in(model, scores_in_bf16())
     stopped = best.restore() if best is not None else None
     del best, watch.best
     gc.collect()

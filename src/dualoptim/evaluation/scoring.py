@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from .. import ranks
-from ..adapters import num_virtual_tokens
+from ..adapters import computing_in, num_virtual_tokens
 from ..chat import Message, end_ids, prompt_ids, reply_of, turn_of
 from ..data import Row, Tokens, collate, encode, pad_id
-from ..device import in_chosen_precision, seeded
+from ..device import in_chosen_precision, scores_in_bf16, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
 from ..models import positions
@@ -474,7 +474,13 @@ def as_scored(model: nn.Module) -> Iterator[torch.device]:
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with own_forward(model), evaluating(model), torch.no_grad(), in_chosen_precision(device):
+        with (
+            own_forward(model),
+            computing_in(model, scores_in_bf16()),
+            evaluating(model),
+            torch.no_grad(),
+            in_chosen_precision(device),
+        ):
             yield device
     finally:
         for parameter in frozen:
