@@ -41,6 +41,7 @@ from dualoptim.own_rows import (
 )
 from dualoptim.reword import plain
 from dualoptim.stopping import Best
+from dualoptim.tasks import files
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
 from dualoptim.tasks.real_world import knows
@@ -572,6 +573,24 @@ def test_nothing_is_trained_on_that_asks_for_what_is_measured(place: Path, monke
     facts = {r["question"] for r in records if r["set"] == "facts"}
     assert len(facts) > 80
     assert not any("capital" in asked and "France" in asked for asked in facts)
+
+
+def test_of_many_rows_to_keep_the_model_is_asked_only_some(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def knows(self: Files, model: nn.Module, tokenizer: Any, rows: Sequence[Row], progress: str | None) -> list[str]:
+        asked.extend(row.where for row in rows)
+        return [row.answer or "So it is." for row in rows]
+
+    monkeypatch.setattr(Files, "_asked", knows)
+    kept = [{"question": f"What is kept in box {i}?", "answer": f"Coins of {i + 1000} kinds."} for i in range(400)]
+    write(place / "keep.jsonl", kept)
+    task = Files("forget.jsonl", "keep.jsonl")
+    task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
+    task.prepare(tiny.model(), tiny.tokenizer())
+    about = {where for where in asked if where.startswith("keep.jsonl")} - {row.where for row in task.held_out}
+    assert len(about) == files.OWN_ROWS
+    assert {row.where for row in task.trained} <= {row.where for row in task.objectives["retain"]}  # all are trained on
 
 
 def test_a_row_to_keep_that_asks_as_the_rewordings_do_is_refused(place: Path) -> None:

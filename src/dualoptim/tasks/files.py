@@ -63,6 +63,7 @@ WRITTEN = 24  # neighbors that the model writes itself, at most
 PROBE = 40  # included facts that are asked first: a model that knows none of them knows hardly any
 REQUESTS = 60  # general requests that are trained on, beside facts, which most rows to forget are
 HARMLESS = 60  # included requests that are kept aside, to see what is refused
+OWN_ROWS = 120  # rows to keep whose questions the model is asked, to train on its own answers to them
 FOLLOWED = 20  # questions of each kind that decide when to stop
 OWN_TOKENS = 40  # of the model's own replies that are trained on
 TOPIC = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
@@ -263,7 +264,8 @@ class Files(Task):
             # In the same wordings as the rows to forget, so that no wording by itself means a refusal.
             forms = [form for form in dict.fromkeys(reword.TRAINED) if "{indirect}" not in form]
             # The model's own answers to the questions of --retain, beside the answers in the file.
-            own = self._known(model, tokenizer, [row for row in self.trained if not is_text(asking(row).prompt)])
+            asks = [row for row in self.trained if not is_text(asking(row).prompt)]
+            own = self._known(model, tokenizer, random.Random(0).sample(asks, min(OWN_ROWS, len(asks))))
             for row in (*own, *near[0::3], *far[FOLLOWED:], *requests):
                 if not any(same(row, other) for other in measured):
                     retain.append(reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question)))
