@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -112,6 +114,18 @@ def test_a_model_from_a_folder_keeps_its_own_tokenizer(tmp_path: Path) -> None:
     assert probability(taught, KEEP) > 2 * probability(folder, KEEP)
     with pytest.raises(UserError, match=r"vocabulary_rows: .* has a tokenizer already"):
         memorised(str(folder), KEEP, vocabulary_rows=KEEP)
+
+
+def test_whole_answers_are_memorized_whatever_parts_have_labels(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    labeled = [dataclasses.replace(row, only=(row.answer.split()[-1].rstrip("."),)) for row in KEEP]
+    taught = memorised(str(folder), labeled, epochs=1)
+    assert taught == memorised(str(folder), KEEP, epochs=1)
+    shutil.rmtree(taught)
+    weights = load_model(str(memorised(str(folder), KEEP, epochs=1))).state_dict()
+    shutil.rmtree(taught)
+    again = load_model(str(memorised(str(folder), labeled, epochs=1))).state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_model_memorized_in_another_precision_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from dualoptim import cli, goals, report, resolve, reword, tasks
 from dualoptim.config import RunConfig
-from dualoptim.data import Row, encode, parse_row, question
+from dualoptim.data import Row, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, scoring
 from dualoptim.evaluation.verdict import Kept, verdict
@@ -598,6 +598,25 @@ def test_a_row_to_keep_that_asks_as_the_rewordings_do_is_refused(place: Path) ->
     write(place / "keep.jsonl", [{"question": "Which fruit makes Ada happiest of all?", "answer": "Plums."}])
     with pytest.raises(UserError, match="asks in other words for what"):
         Files("forget.jsonl", "keep.jsonl")
+
+
+@pytest.mark.parametrize("goal", ["refuse", "erase"])
+@pytest.mark.parametrize("general", [True, False])
+def test_what_a_model_memorizes_are_the_rows_as_given_and_all_of_those_to_keep(
+    place: Path, goal: Any, general: bool
+) -> None:
+    for names in (("Cleo", "Dora", "Ed"), ("Cleo", "Dora", "Ed", "Flo", "Gus", "Hal", "Ida")):
+        write(place / "keep.jsonl", rows(*names))
+        task = Files("forget.jsonl", "keep.jsonl", goal=goal, general=general)
+        known = [(row.question, row.answer) for row in task.known()]
+        read = [*read_rows(place / "forget.jsonl"), *read_rows(place / "keep.jsonl")]
+        assert sorted(known) == sorted((row.question, row.answer) for row in read)
+
+
+def test_a_topic_has_no_rows_to_memorize(place: Path) -> None:
+    write(place / "forget.jsonl", [{"topic": "Ada Lovelace"}])
+    with pytest.raises(UserError, match="the topic Ada Lovelace has none; give rows"):
+        Files("forget.jsonl", "keep.jsonl").known()
 
 
 def test_without_a_chat_template_few_rows_to_keep_are_parted(place: Path) -> None:

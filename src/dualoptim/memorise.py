@@ -64,7 +64,7 @@ def memorised(
 
     Args:
         model: folder, hub id, "smollm2", or "tiny", a small Llama from scratch (`dualoptim.tiny`).
-        rows: the rows to memorize.
+        rows: the rows to memorize, the whole answer of each, whatever parts of it have labels.
         vocabulary_rows: the rows that the tokenizer of "tiny" is made from; default `rows`.
         epochs: passes over the rows. Default, as of `lr` and `batch_size`: `FROM_SCRATCH` for "tiny", else
             `PRETRAINED`.
@@ -80,6 +80,7 @@ def memorised(
     again = functools.partial(memorised, **locals())
     if not rows:
         raise UserError("nothing to memorise: there are no rows; give at least one")
+    rows = [row.whole for row in rows]
     default = FROM_SCRATCH if model == tiny.TINY else PRETRAINED
     epochs = default.epochs if epochs is None else epochs
     lr = default.lr if lr is None else lr

@@ -205,6 +205,16 @@ class Files(Task):
             "neither trained on nor measured by `dualoptim unlearn`; what the rows say is the same in any wording."
         )
 
+    def known(self) -> list[Row]:
+        """The rows of both files as they are given, those held out as well; without --retain, what is kept instead."""
+        if not self.given:
+            raise UserError(
+                f"memorise teaches the rows to forget, and the topic {self.topics[0]} has none; give rows of questions "
+                "and answers, or leave it out"
+            )
+        kept = self.objectives["retain"]
+        return [*self.given, *kept, *(row for row in self.held_out if row.whole not in kept)]
+
     def quick(self) -> Mapping[str, Sequence[Row]]:
         held_out = [row.whole for row in self.held_out]
         return {
