@@ -21,6 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from dualoptim import UnlearnTrainer, __version__, cli, dry_run, goals, resolve
+from dualoptim.arguments import config_of, parse, parser
 from dualoptim.certify import certificate
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.data import Draw, ObjectiveRows, question
@@ -131,6 +132,32 @@ def test_command_line_wins_over_recipe_recipe_over_goal_and_goal_over_defaults(r
     assert (config["lr"], config["weight_decay"], config["eps"]) == (2e-3, 0.5, goals.EPS)
     assert config["max_grad_norm"] == 1.0
     assert config["lr_scales"] == {"forget": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (["--task-args", "{part: 2}"], {"task_args": {"split": "forget05", "part": 2, "retain_rows": 20}}),
+        (["--task-args={part: 2}"], {"task_args": {"split": "forget05", "part": 2, "retain_rows": 20}}),
+        (["--task-args.part=2"], {"task_args": {"split": "forget05", "part": 2, "retain_rows": 20}}),
+        (["--task-args", "{}"], {"task_args": {}}),
+        (["--task", "lume", "--task-args", "{rows: 3}"], {"task_args": {"rows": 3}}),
+        (["--weights", "{forget: 2}"], {"weights": {"forget": 2.0, "retain": 20.0}}),
+        (["--lr-scales", "{retain: 2}"], {"lr_scales": {"retain": 2.0}}),
+        (["--forget-loss-args", "{beta: 0.5}"], {"forget_loss": "NPO", "forget_loss_args": {"beta": 0.5}}),
+        (["--forget-loss", "RMU", "--forget-loss-args", "{layer: 3}"], {"forget_loss_args": {"layer": 3}}),
+    ],
+)  # fmt: skip
+def test_a_mapping_on_the_command_line_changes_the_entries_that_it_has(
+    tmp_path: Path, given: list[str], made: dict[str, Any]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "{task: tofu, task_args: {split: forget05, part: 1, retain_rows: 20}, weights: {retain: 20}, "
+        "forget_loss: NPO, forget_loss_args: {beta: 0.1}, lr_scales: equal}"
+    )
+    config = config_of(parse(parser("unlearn"), ["--recipe", str(recipe), *given])).as_dict()
+    assert {key: config[key] for key in made} == made
 
 
 def test_dry_run_shows_config_batches_schedule_and_memory_and_writes_nothing(

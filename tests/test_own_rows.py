@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import shlex
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dualoptim import cli, goals, report, resolve, reword, tasks
+from dualoptim.arguments import EVALUATION_FIELDS
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
@@ -464,6 +466,24 @@ def test_evaluate_knows_the_refusals_that_a_model_was_trained_on(
     assert json.loads((place / "scores.json").read_text())["after"]["numbers"]["harmless_refused"] == 1.0
 
 
+def test_evaluate_takes_every_setting_that_decides_what_of_ones_own_rows_is_measured(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {*inspect.signature(Files).parameters} - {"tokenizer"} <= {*EVALUATION_FIELDS}  # that is the model's
+    made: list[Files] = []
+
+    def evaluated(config: RunConfig, base: str | None) -> Any:
+        made.append(tasks.load(config))  # type: ignore[arg-type]
+        raise UserError("seen")
+
+    monkeypatch.setattr("dualoptim.unlearn.evaluate", evaluated)
+    write(place / "keep.jsonl", rows("Cleo", "Dora", "Ed", "Flo"))
+    (place / "mine.yaml").write_text("{forget: forget.jsonl, retain: keep.jsonl, goal: erase, general: false}")
+    assert cli.main(["evaluate", "--recipe", "mine.yaml", "--model", "any"]) == 2
+    (task,) = made
+    assert (task.goal, task.general, len(task.held_out), len(task.trained)) == ("erase", False, 2, 2)
+
+
 # What is trained on and what is measured
 
 
@@ -720,8 +740,9 @@ def test_a_wider_model_gets_a_lower_rate(place: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_goal_is_for_ones_own_rows() -> None:
-    with pytest.raises(UserError, match="goal is for your own rows"):
-        goals.chosen({"task": "facts", "goal": "erase"})
+    for given, key in (({"goal": "erase"}, "goal"), ({"general": False}, "general")):
+        with pytest.raises(UserError, match=f"{key} is for your own rows"):
+            tasks.load(RunConfig(task="facts", **given))
     with pytest.raises(UserError, match="unknown goal 'erased'; did you mean 'erase'"):
         goals.chosen({"forget": "f.jsonl", "goal": "erased"})
 

@@ -37,13 +37,23 @@ COMMANDS = {
     "verify": "check a signed record against files",
 }
 EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "retrained", "task", "task_args",
-                     "data_dir", "forget", "retain", "refusals", "chunk", "chunk_stride", "private", "lm_eval",
-                     "lm_eval_limit", "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects", "probe_limit",
-                     "max_length", "score_bf16", "bf16_weights", "load_in_4bit")  # fmt: skip
+                     "data_dir", "forget", "retain", "goal", "general", "refusals", "chunk", "chunk_stride", "private",
+                     "lm_eval", "lm_eval_limit", "attacks", "relearn_lr", "probes", "probes_dir", "probe_subjects",
+                     "probe_limit", "max_length", "score_bf16", "bf16_weights", "load_in_4bit")  # fmt: skip
 
 
 # Values of any type, with str first: a text is then taken as it stands.
 CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
+# Mappings of a recipe whose entries the command line changes one by one, unless it also gives what they belong to.
+ENTRIES = {
+    "task_args": "task",
+    "memorise_args": "memorise",
+    "forget_loss_args": "forget_loss",
+    "retain_loss_args": "retain_loss",
+    "weights": "task",
+    "lr_scales": "optimizer",
+    "base_weights": "optimizer",
+}
 INIT_FIELDS = ("forget", "retain", "model", "goal")
 PLAN_FIELDS = ("model", "optimizer", "forget_loss", "retain_loss", "batch_size", "micro_batch_size", "max_length")
 RECORD_OPTIONS = {
@@ -209,7 +219,7 @@ def _add_records(made: ArgumentParser, command: str) -> None:
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """Parse the recipe's settings and then the command line's, so that the latter win."""
+    """Parse the recipe's settings and then the command line's, so that the latter win; of `ENTRIES`, entry by entry."""
     known = [option for action in parser._actions for option in action.option_strings]
     arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
     for argument in arguments:
@@ -232,7 +242,23 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         parser.parse_args(settings)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_one_sentence(error)}") from None
-    return _with_given(parser.parse_args([*settings, *arguments]), [*settings, *arguments])
+    joined = [*settings, *_joined(settings, arguments)]
+    return _with_given(parser.parse_args(joined), joined)
+
+
+def _joined(settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The command line's arguments; a mapping keeps the entries of the recipe's that it does not give itself."""
+    recipe = dict(setting.split("=", 1) for setting in settings)
+    names = {_key(argument.partition("=")[0]) for argument in arguments}
+    made = []
+    for before, given in zip(["", *arguments], arguments, strict=False):
+        name, sign, text = given.partition("=") if given.startswith("--") else (before, "", given)
+        if name in recipe and (of := ENTRIES.get(_key(name))) and of not in names and text:
+            own, new = _read(recipe[name], name), _read(text, name)
+            if isinstance(own, dict) and isinstance(new, dict) and new:  # {} empties it
+                text = json.dumps({**own, **new}, ensure_ascii=False)
+        made.append(f"{name}={text}" if sign else text if name == before else given)
+    return made
 
 
 def _unknown_option(program: str, name: str, known: Sequence[str]) -> UserError:

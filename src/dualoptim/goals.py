@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import READ_BY, RunConfig
-from .errors import UserError, unknown
+from .errors import unknown
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,12 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         given: the settings of a `RunConfig` that the user gave.
 
     Raises:
-        UserError: a goal that is not known, or settings of a goal for a task, which has its own.
+        UserError: a goal that is not known.
     """
     if given.get("fast"):
         given = {"save_model": False, "curve_points": 0, **given}
     config, plain = RunConfig(**given), RunConfig()
     if config.task is not None or config.forget is None:
-        for key in ("goal", "general"):
-            if key in given and given[key] != getattr(plain, key):
-                raise UserError(f"{key} is for your own rows (--forget FILE); the task {config.task!r} has its own")
         return config
     if config.goal not in GOALS:
         raise unknown("goal", config.goal, GOALS)

@@ -207,8 +207,8 @@ def _load(config: RunConfig) -> Task:
     else:
         if config.forget is not None or config.retain is not None:
             raise UserError(f"the task {config.task!r} brings its own rows; leave out --forget and --retain, or --task")
-        for key in ("chunk", "chunk_stride"):
-            if getattr(config, key) is not None:
+        for key in ("goal", "general", "chunk", "chunk_stride"):
+            if getattr(config, key) != getattr(RunConfig(), key):
                 raise UserError(f"{key} is for your own rows (--forget FILE); the task {config.task!r} has its own")
         name = config.task
         if config.data_dir is not None:
