@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, Gemma3Config, TrainingArguments
 
 from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved, unlearn
 from dualoptim.config import RunConfig
@@ -241,6 +241,21 @@ def test_checkpointing_changes_no_gradient_of_an_adapter(batch: dict[str, Tensor
     assert len(gradients[0]) == 8
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_an_adapter_is_put_on_the_text_decoder_alone() -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sees = Gemma3Config(
+        text_config={**small, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        image_token_index=299, boi_token_index=298, eoi_token_index=297,
+    )  # fmt: skip
+    made = adapters.added(AutoModelForCausalLM.from_config(sees), RunConfig(lora_rank=2), "base")
+    trained = [name for name, p in made.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 7 * 2
+    assert all(".language_model." in name for name in trained)
+    plain = adapters.added(tiny.model(), RunConfig(lora_rank=2), "base")
+    assert plain.peft_config["default"].exclude_modules is None
 
 
 def test_a_seed_makes_an_adapter_and_leaves_the_generator_alone() -> None:

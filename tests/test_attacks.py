@@ -17,6 +17,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    Llama4TextConfig,
+    MixtralConfig,
+)
 
 from dualoptim import adapters, cli, resolve, resolved, unlearn
 from dualoptim.certify import measured
@@ -292,6 +300,54 @@ def test_rounded_are_the_linear_layers_but_the_last() -> None:
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if name.endswith("_proj.weight")}
     assert len(changed) == 14
+
+
+SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "pad_token_id": 0}  # fmt: skip
+EXPERTS = {
+    "Mixtral": MixtralConfig(**SMALL),
+    "GPT-OSS, which stores inputs first": GptOssConfig(**SMALL, head_dim=8),
+    "Llama 4, which does not say so": Llama4TextConfig(
+        **SMALL, head_dim=8, intermediate_size_mlp=64, interleave_moe_layer_step=1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixtures_experts_are_rounded_by_output(name: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(EXPERTS[name])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    adapters.check_rounding(model)
+    transposed = not name.startswith("Mixtral")
+    stacks = {n: p for n, p in model.named_parameters() if n.endswith(("experts.gate_up_proj", "experts.down_proj"))}
+    before = {n: p.detach().clone() for n, p in stacks.items()}
+    assert len(stacks) == 4
+    with adapters.rounded(model, "bits8"):
+        for n, p in stacks.items():
+            for expert, was in zip(p, before[n], strict=True):
+                right = adapters.ROUNDS["bits8"](was.T).T if transposed else adapters.ROUNDS["bits8"](was)
+                assert torch.equal(expert, right), n
+    assert all(torch.equal(p, before[n]) for n, p in stacks.items())
+
+
+def test_a_layer_of_gpt_2_is_rounded_as_a_linear_one() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=1, n_head=4, n_positions=64))
+    weight = model.transformer.h[0].mlp.c_fc.weight  # (in, out)
+    right = adapters.ROUNDS["bits8"](weight.detach().T).T
+    with adapters.rounded(model, "bits8"):
+        assert torch.equal(weight, right)
+
+
+def test_a_model_whose_weights_would_not_be_rounded_is_refused() -> None:
+    model = tiny.model()
+    model.model.layers[0].register_parameter("mixing", torch.nn.Parameter(torch.zeros(300, 300)))
+    with pytest.raises(
+        UserError, match=r"attacks bits8 and nf4: of LlamaForCausalLM only \d+% of the weights would be"
+    ):
+        adapters.check_rounding(model)
 
 
 def test_nf4_takes_one_of_16_values_in_each_block_of_64() -> None:

@@ -207,12 +207,25 @@ def added(model: Any, config: RunConfig, base: str) -> Any:
         target_modules=targets,
         lora_dropout=config.lora_dropout,
         use_dora=config.dora,
+        exclude_modules=_outside_text(model) if targets == ALL_LINEAR else None,
     )
     try:
         return _wrapped(model, lora, base, config.seed)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"lora_targets {config.lora_targets!r}: {reason}; choose other modules") from None
+
+
+def _outside_text(model: Any) -> str | None:
+    """An expression of the modules beside the text decoder, such as a vision tower's, if any of them is linear.
+
+    Rows of text do not reach them, so an adapter there would never be trained.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    inside = next((name for name, module in model.named_modules() if module is decoder), "")
+    if not any(m is not head and not n.startswith(f"{inside}.") for n, m in model.named_modules() if _is_linear(m)):
+        return None
+    return f"(?!{re.escape(inside)}\\.).*"
 
 
 def _check_targets(targets: str | list[str], model: nn.Module) -> None:
@@ -377,12 +390,54 @@ def bytes_in_4bit(model: Any, width: int = 4) -> int:
     return round(few * BITS_4 / 8) + width * (base - few)
 
 
-def linear_layers(model: Any) -> list[Any]:
-    """The layers that adapters are put on and that 4 bits are used for: all linear ones except the output layer."""
+def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def linear_layers(model: Any) -> list[Any]:
+    """The layers that adapters are put on and that 4 bits are used for: all linear ones except the output layer."""
     head = model.get_output_embeddings()
-    return [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    return [m for m in model.modules() if _is_linear(m) and m is not head]
+
+
+def matrices(model: Any) -> list[tuple[nn.Parameter, bool]]:
+    """The matrices that are rounded for deployment: those of the linear layers, and of a mixture's experts.
+
+    Each comes with whether it is stored transposed, (…, in, out) in place of (…, out, in). Transformers holds all
+    experts of a layer in one parameter (experts, out, in); of classes that do not say which way round it is, the width
+    of the first matrix tells.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    found: list[tuple[nn.Parameter, bool]] = [(m.weight, isinstance(m, Conv1D)) for m in linear_layers(model)]
+    width = model.config.get_text_config().hidden_size
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p.ndim == 3 and p.is_floating_point()]
+        if own and "expert" in f"{name} {type(module).__name__}".lower():
+            said = getattr(module, "is_transposed", own[0].shape[1] == width != own[0].shape[2])
+            found += [(p, bool(said)) for p in own]
+    return found
+
+
+def check_rounding(model: Any) -> None:
+    """Refuse to round a model most of whose weights would stay as they are.
+
+    Raises:
+        UserError: `matrices` holds less than 90 % of the weights that are neither vectors nor embeddings.
+    """
+    rounds = {id(p) for p, _ in matrices(model)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings()
+    tables |= {id(head.weight)} if head is not None else set()
+    others = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
+    share = sum(p.numel() for p in others if id(p) in rounds) / max(1, sum(p.numel() for p in others))
+    if share < 0.9:
+        raise UserError(
+            f"attacks bits8 and nf4: of {type(model).__name__} only {share:.0%} of the weights would be rounded, and "
+            "the others are in layers of its own; leave them out"
+        )
 
 
 def _through_4bit(weight: Tensor) -> Tensor:
@@ -446,17 +501,17 @@ def rounded(model: Any, how: str) -> Iterator[None]:
 
     Args:
         model: of Transformers, perhaps with an adapter on it, whose own layers are rounded as well.
-        how: "bf16" for all weights; or for its linear layers "bits8", by the largest of each row, or "nf4", in blocks
-            of 64.
+        how: "bf16" for all weights; or for its `matrices` "bits8", by the largest of each row, that is, of each
+            output, or "nf4", in blocks of 64.
     """
-    layers = how in ("bits8", "nf4")
-    weights = [m.weight for m in linear_layers(model)] if layers else list(model.parameters())
-    kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+    weights = matrices(model) if how in ("bits8", "nf4") else [(p, False) for p in model.parameters()]
+    kept = [(weight, turned, weight.detach().to("cpu", copy=True)) for weight, turned in weights]
     with torch.no_grad():
         try:
-            for weight, _ in kept:
-                weight.copy_(ROUNDS[how](weight.data))
+            for weight, turned, _ in kept:
+                made = ROUNDS[how](weight.data.mT if turned else weight.data)
+                weight.copy_(made.mT if turned else made)
             yield
         finally:
-            for weight, was in kept:
+            for weight, _, was in kept:
                 weight.copy_(was)

@@ -138,6 +138,8 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     for config in configs:
         names.check_with(config, task)
     tokenizer, model = _described(first, task)
+    if {"bits8", "nf4"} & {attack for config in configs for attack in config.attacks}:
+        adapters.check_rounding(model)
     adapted = bool(first.lora_rank) or hasattr(model, "peft_config")
     vocabulary = _vocabulary(first, model)
     start, retrained = _origins(first, task, tokenizer)
