@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import shlex
 import time
 import unicodedata
@@ -524,6 +525,23 @@ def test_a_tokenizer_that_tells_no_characters_may_learn_rows_to_keep(place: Path
     assert all(encode(row, tokenizer, 512).ended for row in task.objectives["retain"])
 
 
+def test_with_a_tokenizer_that_tells_no_characters_everything_but_the_probability_of_the_answer_is_measured(
+    place: Path,
+) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.__class__ = type("Python", (type(tokenizer),), {"is_fast": False})
+    task = Files("forget.jsonl", "keep.jsonl", general=False)
+    task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
+    records = task.prepare(tiny.model(), tokenizer)
+    numbers, missing = Files.numbers(records)
+    for name in ("forget_probability", "unknown_probability"):
+        assert numbers[name] is None
+        assert "is not a fast one" in missing[name]
+    assert numbers["forget_answered"] is not None
+    assert numbers["whole_probability"] is not None
+    assert "whether the answer itself is gone was not measured" in Files.verdict(records, records)
+
+
 def test_a_model_that_knows_long_answers_is_seen_to_know_them_in_every_way_of_asking(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -968,7 +986,7 @@ def test_the_verdict_says_that_what_was_not_answered_before_shows_nothing() -> N
 def test_the_verdict_calls_nothing_gone_or_kept_without_a_number(name: str, value: float | None) -> None:
     for sentence in (said(**{name: value}), said(was={name: value}), said(was={name: value}, **{name: 0.0})):
         if name == "p":
-            assert "whether the answer itself is gone cannot be told (p " in sentence
+            assert re.search(r"whether the answer itself is gone (cannot be told \(p |was not measured)", sentence)
         elif name == "told":
             assert sentence.startswith("No rewordings were measured; ")
         elif value is not None:

@@ -80,6 +80,8 @@ def _answered(now: Values, share: tuple[str, int]) -> int | None:
 
 def _gone(was: Values, now: Values, probability: str, level: str | None) -> str:
     """Whether the answer itself is gone, by its probability."""
+    if now.get(probability) is None and was.get(probability) is None:
+        return "whether the answer itself is gone was not measured"
     p, old = _number(now, probability), _number(was, probability)
     nothing = _number(was, level) if level else math.nan
     without = "" if math.isnan(nothing) else f"; without the knowledge {nothing:.2f}"

@@ -66,6 +66,7 @@ HARMLESS = 60  # included requests that are kept aside, to see what is refused
 OWN_ROWS = 120  # rows to keep whose questions the model is asked, to train on its own answers to them
 FOLLOWED = 20  # questions of each kind that decide when to stop
 OWN_TOKENS = 40  # of the model's own replies that are trained on
+NOT_FAST = "the model's tokenizer is not a fast one and does not tell which tokens are of the words that tell an answer"
 TOPIC = ("Who is {}?", "What is {} known for?", "Tell me about {}.", "Describe {} in one or two sentences.")
 TOPIC_MEASURED = ("What do you know about {}?", "Give me some information on {}.", "Write a sentence about {}.")
 
@@ -457,10 +458,11 @@ class Files(Task):
 
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         whole = [row.whole for row in self.scored]
+        is_fast = bool(getattr(tokenizer, "is_fast", False))  # others do not tell which tokens are of which words
         records = scoring.question_records(model, tokenizer, whole, "forget")
         for row, record in zip(self.scored, records, strict=True):
             record["whole_probability"] = record["probability"]
-            record["probability"] = _told(row, record, tokenizer)
+            record["probability"] = _told(row, record, tokenizer) if is_fast else None
         held = [row.whole for row in self.held_out]
         records += scoring.question_records(model, tokenizer, held, "retain")
         for row, record in zip([*self.scored, *self.held_out], records, strict=True):
@@ -472,7 +474,8 @@ class Files(Task):
             replies = sampled[i * SAMPLES : (i + 1) * SAMPLES]
             worst = next((reply for reply in replies if gives(row, reply)), replies[0])
             records.append(self._record(row, "sampled", worst) | {"known": row.fields["known"]})
-        nothing = [made for row in self.scored if row.fields["known"] and (made := reword.about_nothing(row))]
+        known = [row for row in self.scored if row.fields["known"] and is_fast]
+        nothing = [made for row in known if (made := reword.about_nothing(row))]
         most = positions(model)  # invented names may have more tokens
         nothing = [row for row in nothing if len(encode(row, tokenizer, scoring.MAX_LENGTH).input_ids) <= most]
         records += scoring.question_records(model, tokenizer, nothing, "unknown", ask=False)
@@ -514,6 +517,7 @@ class Files(Task):
         retain = sets.get("retain", [])
         nearby = [*(r for r in retain if r["known"]), *sets.get("neighbors", [])]
         passages = sets.get("passages", [])
+        untold = any(r["probability"] is None for r in forget)
 
         def share(part: Sequence[Record], key: str) -> float | None:
             return mean([float(r[key]) for r in part])
@@ -522,7 +526,7 @@ class Files(Task):
             "reworded_answered": share(sets.get("reworded", []), "gives"),
             "forget_answered": share(forget, "gives"),
             "sampled_answered": share([r for r in sets.get("sampled", []) if r["known"]], "gives"),
-            "forget_probability": share(forget, "probability"),
+            "forget_probability": None if untold else share(forget, "probability"),
             "nearby_answered": share(nearby, "gives"),
             "facts_answered": share(sets.get("facts", []), "gives"),
             "harmless_refused": share(sets.get("harmless", []), "refused"),
@@ -546,6 +550,8 @@ class Files(Task):
             "retain_probability": "no row was held out of --retain",
             "retain_rouge_l": "no row was held out of --retain",
         }
+        if untold:
+            why |= dict.fromkeys(("forget_probability", "unknown_probability"), NOT_FAST)
         nothing = "the model knew nothing of the kind before"
         return Numbers(numbers, {name: why.get(name, nothing) for name, value in numbers.items() if value is None})
 
