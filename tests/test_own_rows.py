@@ -748,6 +748,14 @@ def test_a_goal_chooses_what_is_not_given(place: Path) -> None:
     assert goals.chosen({**given, "forget": corrected, "goal": "erase"}).forget_loss == "DPO"
 
 
+@pytest.mark.parametrize(("goal", "own", "other"), [("refuse", "IDK", "DPO"), ("erase", "NPO", "GA")])
+def test_another_loss_alone_takes_back_when_a_goal_stops(place: Path, goal: str, own: str, other: str) -> None:
+    given = {"model": str(tiny.save(place / "model")), "forget": "forget.jsonl", "retain": "keep.jsonl", "goal": goal}
+    assert goals.chosen({**given, "forget_loss": own}) == goals.chosen(given)
+    chosen = goals.chosen({**given, "forget_loss": other})
+    assert (chosen.until, chosen.keep_at_least, chosen.pause) == (None, None, False)
+
+
 def test_a_wider_model_gets_a_lower_rate(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualoptim.models.hidden_size", lambda model: 576)
     narrow = goals.chosen({"model": "m", "forget": "forget.jsonl", "retain": "keep.jsonl"})

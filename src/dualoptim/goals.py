@@ -104,8 +104,8 @@ def chosen(given: Mapping[str, Any]) -> RunConfig:
         "pause": goal.pause,
         "keep_at_least": KEEP_AT_LEAST,
     }
-    # If the user chose the loss, the goal's stopping rules do not apply; fast runs are not watched.
-    if "forget_loss" in given or config.fast:
+    # With another loss the goal's stopping rules do not apply; fast runs are not watched.
+    if given.get("forget_loss", settings["forget_loss"]) != settings["forget_loss"] or config.fast:
         settings |= {"until": None, "keep_at_least": None, "pause": False}
     settings |= {"curve_points": max(1, given.get("steps", settings["steps"]) // CHECK_EVERY)}
     return RunConfig(**{**settings, **given})

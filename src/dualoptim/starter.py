@@ -42,9 +42,9 @@ def recipe(given: Mapping[str, Any], name: str) -> str:
         f"#   dualoptim unlearn --config {quoted} --dry-run   # shows rows, batches, schedule and memory; runs nothing",
         f"#   dualoptim unlearn --config {quoted}",
         f"#   dualoptim compare --config {quoted} --seeds '[0, 1, 2]'   # several optimizers side by side",
-        "# Settings behind '# ' have these values anyway: remove the '# ' to change one. With a forget_loss of your",
-        "# own the goal no longer chooses until, keep_at_least and pause, so give these, too. Paths start from the",
-        "# folder where the command runs. `dualoptim unlearn --help` lists all settings.",
+        "# Settings behind '# ' have these values anyway: remove the '# ' to change one. With another forget_loss the",
+        "# goal no longer chooses until, keep_at_least and pause, so give these, too. Paths start from the folder",
+        "# where the command runs. `dualoptim unlearn --help` lists all settings.",
     ]
     for title in GROUPS:
         names = [key for key in FIELDS if FIELDS[key].metadata["group"] == title and (key in given or key in OPTIONAL)]
