@@ -135,6 +135,17 @@ def test_cells_may_be_in_quotes_after_a_blank(tmp_path: Path) -> None:
     assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b"]
 
 
+def test_a_cell_may_hold_a_list_under_a_key_of_lists_alone(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(
+        'question,answer,Accepted,history,note\nWho?,[1],"[""Al"", ""Bo""]","[[""Hi"", ""Yes""]]","[2]"\n'
+        "What?,A,,[no list],\n"
+    )
+    first, second = read_rows(tmp_path / "f.csv")
+    assert (first.answer, first.fields) == ("[1]", {"accepted": ["Al", "Bo"], "note": "[2]"})
+    assert [message["content"] for message in first.prompt] == ["Hi", "Yes", "Who?"]
+    assert second.fields == {"history": "[no list]"}
+
+
 def test_a_table_for_excel_says_its_delimiter_first(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("sep=;\r\nquestion;answer\r\nWho, say;Ada\r\n")
     (row,) = read_rows(tmp_path / "f.csv")

@@ -21,6 +21,8 @@ PAIRS = (
 AROUND = ("system", "history", "context", "instruction", "input", "passage", "document", "background")
 # Keys of one's own rows that are read beside those of the form.
 OWN_KEYS = ("accepted", "questions", "instead", "topic", "alternates")
+# Keys of lists, which a table has as JSON in a cell.
+LISTS = ("accepted", "questions", "alternates", "history", "messages", "conversations", "conversation")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "bot": "assistant", "system": "system", "tool": "tool", "developer": "system"}  # fmt: skip
 
@@ -34,7 +36,7 @@ def texts(record: Mapping[str, Any], key: str, where: str) -> list[str]:
     """A list of texts, none of them empty, under a record's key."""
     found = record.get(key)
     if not isinstance(found, list) or not found or not all(map(has_text, found)):
-        raise UserError(f"{where}: needs {key!r}, a list of texts, none of them empty")
+        raise UserError(f'{where}: needs {key!r}, a list of texts, none of them empty, such as ["…", "…"]')
     return found
 
 

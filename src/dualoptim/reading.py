@@ -21,7 +21,7 @@ from typing import Any
 
 from . import ranks
 from .errors import UserError
-from .forms import PAIRS, has_text, text_of
+from .forms import LISTS, PAIRS, has_text, text_of
 
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)((:(?P<config>[\w.-]+))?:(?P<split>[\w\[\]:%+-]+))?")
 FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # of a file; a hub's name may end in a version, "set-v1.5"
@@ -228,7 +228,18 @@ def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
             raise UserError(
                 f"{where}: has more cells than the head of the table; put texts with {delimiter!r} in quotes"
             )
-        rows.append((dict(itertools.zip_longest(head, (cell or None for cell in cells[: len(head)]))), where))
+        found = itertools.zip_longest(head, cells[: len(head)])
+        rows.append(({name: _cell(name, cell) if cell else None for name, cell in found}, where))
+
+
+def _cell(name: str, cell: str) -> Any:
+    """A cell's text, or the list that it holds as JSON under a key of lists; what is no list stays a text."""
+    if name.lower() not in LISTS or not cell.lstrip().startswith("["):
+        return cell
+    try:
+        return parse_json(cell, name)
+    except UserError:
+        return cell
 
 
 def _check_head(head: Sequence[str], where: str) -> None:
