@@ -275,7 +275,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "ends with the assistant's answer, but its last is of 'user'",
     ),
     "no role": ({"conversations": [{"value": Q}]}, "message 1 of 'conversations' has no role"),
-    "other columns": ({"query": Q, "reply": A}, "but has 'query', 'reply', or 'prompt' and 'completion'"),
+    "other columns": ({"query": Q, "reply": A}, "or 'conversations', but has 'query', 'reply'; rename its columns"),
+    "a column of rows": (
+        {"data": [{"question": Q, "answer": A}]},
+        "but has 'data'; these are rows themselves: give the list under 'data' as the file",
+    ),
+    "messages of another name": ({"talk": [{"role": "user", "content": Q}]}, "but has 'talk'; rename its columns"),
     "an answer that is null": ({"question": Q, "answer": None}, "the row's 'answer' is empty"),
     "an empty output beside a text": (
         {"instruction": Q, "input": "", "output": None, "text": A},

@@ -96,9 +96,21 @@ def conversation(record: Mapping[str, Any], where: str) -> tuple[list[dict[str, 
     if "text" in lower:
         return None
     columns = ", ".join(map(repr, record)) or "nothing"
-    forms = "or 'prompt' and 'completion', or 'instruction' and 'output', or 'conversations'; rename its columns"
+    mend = "rename its columns"
+    if record and all(map(_holds_rows, record.values())):
+        mend = f"these are rows themselves: give the list under {next(iter(record))!r} as the file"
     raise UserError(
-        f"{where}: a row needs 'question' and 'answer', or 'messages', or 'text', but has {columns}, {forms}"
+        f"{where}: a row needs 'question' and 'answer', or 'messages', or 'text', or 'prompt' and 'completion', or "
+        f"'instruction' and 'output', or 'conversations', but has {columns}; {mend}"
+    )
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether a value is a list of objects that are no messages."""
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(each, dict) and not {"role", "from"} & each.keys() for each in value)
     )
 
 
