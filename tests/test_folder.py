@@ -664,6 +664,24 @@ def test_a_dry_run_writes_nothing_and_shows_what_was_changed_first(
     assert shown.index("lr: 0.001") < shown.index("chat_template:")
 
 
+def test_records_of_several_runs_are_read_from_one_of_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("dualoptim-seed0", "dualoptim-seed1"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "records.jsonl").write_text("{}")
+    (tmp_path / "out" / "folders.json").write_text('["dualoptim-seed0", "dualoptim-seed1", "stopped"]')
+    assert cli.main(["evaluate", "--from-records", "out"]) == 2
+    several = (
+        "out: is the folder of several runs; give the own folder of one, of out/dualoptim-seed0, out/dualoptim-seed1"
+    )
+    assert errors(capsys).endswith(several)
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["evaluate", "--from-records", "empty"]) == 2
+    assert "there is no such file; give the folder of a finished run" in errors(capsys)
+
+
 def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--save-model", "false") == 0
     capsys.readouterr()

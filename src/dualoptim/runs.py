@@ -413,7 +413,8 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     from .data import read_records as read_json_lines  # imports torch, which a report does not need
 
     path = Path(path)
-    path = path / RECORDS if path.is_dir() else path
+    if path.is_dir():
+        path = _records_in(path)
     if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
         scores = read_json(path)
         try:
@@ -433,6 +434,17 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     pairs = zip(results["runs"], own_folders(beside, results), strict=True)
     entry = next((entry for entry, own in pairs if own == path.parent), results["runs"][0])
     return entry["config"], records
+
+
+def _records_in(folder: Path) -> Path:
+    """The file of records of a run's own folder."""
+    if (path := folder / RECORDS).exists():
+        return path
+    own = [str(folder / name) for name in sorted(folders_of(folder)) if (folder / name / RECORDS).is_file()]
+    if not own:
+        raise UserError(f"{path}: there is no such file; give the folder of a finished run")
+    shown = ", ".join([*own[:6], *(["…"] if len(own) > 6 else [])])
+    raise UserError(f"{folder}: is the folder of several runs; give the own folder of one, of {shown}")
 
 
 def write_settings(
