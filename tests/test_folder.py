@@ -690,6 +690,9 @@ def test_a_page_replaces_a_page_alone(run: Run, place: Path, capsys: pytest.Capt
         assert cli.main(["report", "out", "--out", out]) == 2
         assert "would be replaced" in errors(capsys)
     assert (place / "mine.html").read_text() == "<p>mine</p>"
+    assert cli.main(["report", "out", "--out", "new/page"]) == 2
+    assert errors(capsys).endswith("new/page: the name of a page ends in .html; give --out new/page.html")
+    assert not (place / "new").exists()
     assert cli.main(["report", "out", "--out", "new/page.html"]) == 0
     assert cli.main(["report", "out", "--out", "new/page.html"]) == 0
     assert report.MADE in (place / "new" / "page.html").read_text()

@@ -552,15 +552,17 @@ MADE = '<meta name="generator" content="dualoptim">'  # stands in every page
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse a file for a page that could not be written, or that holds something other than a page of dualoptim.
+    """Refuse a file for a page that could not be written, that is something else, or whose name is not a page's.
 
     Raises:
-        UserError: which of the two it is.
+        UserError: which of these it is.
     """
     path = Path(path)
     try:
         if path.exists() and (path.is_dir() or MADE not in path.read_bytes().decode("utf-8", "replace")[:1000]):
             raise UserError(f"{path}: is no page of dualoptim, and would be replaced; give another file")
+        if path.suffix.lower() not in (".html", ".htm"):  # a browser would show another as text, or not at all
+            raise UserError(f"{path}: the name of a page ends in .html; give --out {path}.html")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
