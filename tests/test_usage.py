@@ -249,6 +249,15 @@ def test_a_recipe_that_init_wrote_runs_and_means_what_the_goal_chooses(
     assert not (place / "runs").exists()
 
 
+def test_a_recipe_for_the_model_that_is_made_of_rows_memorizes_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*INIT, "--model", "tiny"]) == 0
+    command = capsys.readouterr().out.split("Check it by: ")[1]
+    assert yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))["memorise"] is True
+    assert cli.main(shlex.split(command)[1:]) == 0
+
+
 MISTAKES = {
     "nothing to forget": (["init"], "init: nothing to forget; give --forget FILE"),
     "no such rows": (["init", "--forget", "none.jsonl"], "none.jsonl: there is no such file"),

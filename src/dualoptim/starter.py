@@ -36,6 +36,10 @@ def recipe(given: Mapping[str, Any], name: str) -> str:
     """
     if given.get("forget") is None:
         raise UserError("init: nothing to forget; give --forget FILE")
+    from .tiny import TINY  # loads torch
+
+    if given.get("model") == TINY:  # it knows only what it memorizes
+        given = {**given, "memorise": True}
     config, quoted = goals.chosen(given), shlex.quote(name)
     lines = [
         f"# A recipe for unlearning, begun by `dualoptim init` of dualoptim {__version__}. Next:",
