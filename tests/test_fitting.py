@@ -21,6 +21,8 @@ from transformers import (
     EarlyStoppingCallback,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     TrainingArguments,
 )
 
@@ -511,3 +513,13 @@ def test_weights_in_fp16_are_refused_and_those_in_bf16_told_where_updates_are_lo
     model = tiny.model().bfloat16()
     trainer(tmp_path, model, optimizers=(DualOptimPlus(model.parameters(), stochastic_rounding=False), None))
     assert told in caplog.text
+
+
+@pytest.mark.parametrize(("asks", "weight"), [(True, 1.0), (True, 0.0), (False, 1.0)])
+def test_a_loss_that_balances_experts_is_told_once_where_the_model_asks_for_it(
+    asks: bool, weight: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experts = {"num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 260}
+    balance = {"output_router_logits": asks, "router_aux_loss_coef": weight}
+    trainer(tmp_path, MixtralForCausalLM(MixtralConfig(**SIZES, **experts, **balance))).train()
+    assert caplog.text.count("the loss that balances its experts") == (asks and weight > 0)

@@ -62,6 +62,18 @@ def check_precision(model: nn.Module, optimizer: Any) -> None:
         )
 
 
+def check_router(model: nn.Module) -> None:
+    """Log that the loss which balances a mixture's experts, where the configuration asks for it, is not trained on."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "output_router_logits", False) and getattr(text, "router_aux_loss_coef", None) != 0:
+        logger.warning(
+            "%s asks for the loss that balances its experts (output_router_logits), which is not added here: only the "
+            "losses of the objectives are trained on",
+            type(config).__name__,
+        )
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype of most of a model's weights: an adapter on weights in bf16 is in fp32, and 4 bits are no numbers."""
     counts = Counter[torch.dtype]()

@@ -204,6 +204,7 @@ class UnlearnTrainer(Trainer):
         check_model(model)
         check_causal(model)
         fitting.check_trained(model, reference)
+        fitting.check_router(model)
         for objective in objectives.values():
             objective.loss.check(model)
             if objective.loss.reference == "model" and reference is not None:
