@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,11 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertLMHeadModel,
+    CTRLConfig,
+    CTRLLMHeadModel,
     EarlyStoppingCallback,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
@@ -26,9 +31,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints
+from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints, resolve, resolved
 from dualoptim.causal import check_causal
 from dualoptim.combine import gru, pcgrad
+from dualoptim.config import RunConfig
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.hashes import digest
@@ -523,3 +529,82 @@ def test_a_loss_that_balances_experts_is_told_once_where_the_model_asks_for_it(
     balance = {"output_router_logits": asks, "router_aux_loss_coef": weight}
     trainer(tmp_path, MixtralForCausalLM(MixtralConfig(**SIZES, **experts, **balance))).train()
     assert caplog.text.count("the loss that balances its experts") == (asks and weight > 0)
+
+
+def frozen_but(pattern: str, model: Any) -> Any:
+    resolve.train_only(pattern, model)
+    return model
+
+
+def with_pictures() -> Any:
+    """A model that also sees pictures, which no row has."""
+    sizes = {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 260, "pad_token_id": 0}
+    seeing = {**SIZES, "image_size": 8, "patch_size": 4}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config={**SIZES, **sizes}, vision_config=seeing, mm_tokens_per_image=4, image_token_index=259)
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "loss", "words"),
+    [
+        (lambda: frozen_but("layers.1", tiny.model()), RMU(layer=0), "RMU, is computed from layer 0, which none of"),
+        (lambda: lora_of(["1.self_attn.q_proj"]), RMU(layer=0), "1.self_attn.q_proj.lora_A.default.weight first"),
+        (lambda: frozen_but("vision_tower", with_pictures()), LOSSES["GA"](), "GA, is computed from the logits, which"),
+    ],
+)
+def test_a_loss_that_nothing_trained_changes_is_told(made: Any, loss: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, made(), loss=loss)
+    assert not list(tmp_path.iterdir())
+
+
+def lora_of(targets: list[str]) -> Any:
+    return get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=targets))
+
+
+def test_a_loss_is_computed_from_its_layer_and_those_below(tmp_path: Path) -> None:
+    for pattern in ("layers.0", "embed_tokens"):
+        trainer(tmp_path, frozen_but(pattern, tiny.model()), loss=RMU(layer=0)).train()
+    unserved = [{"retain": 2}] * 2
+    trainer(tmp_path, frozen_but("layers.1", tiny.model()), loss=RMU(layer=0), turns=unserved).train()
+
+
+@pytest.mark.parametrize("part", [{"train": "layers.1"}, {"lora_rank": 2, "lora_targets": "1.self_attn.q_proj"}])
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_loss_that_nothing_trained_changes_is_told_before_weights_are_read(
+    part: dict[str, Any], experts: bool, tmp_path: Path
+) -> None:
+    folder = tiny.save(tmp_path / "model")
+    if experts:
+        sizes = {"num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 260}
+        MixtralForCausalLM(MixtralConfig(**SIZES, **sizes)).save_pretrained(folder)
+    with pytest.raises(UserError, match="the loss of 'forget', RMU, is computed from layer 0, which none of the"):
+        resolved.resolve([of_rows(folder, forget_loss="RMU", forget_loss_args={"layer": 0}, **part)])
+
+
+def of_rows(folder: Path, **given: Any) -> RunConfig:
+    """A config of a model of whose weights nothing can be read, and of rows beside its folder."""
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        lines = [json.dumps({"question": row.prompt[-1]["content"], "answer": row.answer}) for row in rows]
+        folder.with_name(f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / "model.safetensors").write_bytes(b"")
+    files = {name: str(folder.with_name(f"{name}.jsonl")) for name in ("forget", "retain")}
+    return RunConfig(**{"model": str(folder), **files, "retain_loss": "GD", **given})
+
+
+def test_activations_that_a_model_cannot_recompute_are_told_before_weights_are_read(tmp_path: Path) -> None:
+    folder, model = tiny.save(tmp_path / "model"), CTRLLMHeadModel(CTRLConfig(**CTRL))
+    model.save_pretrained(folder)
+    for recomputed in (True, False):
+        config = of_rows(folder, forget_loss="GA", gradient_checkpointing=recomputed)
+        words = "gradient_checkpointing: CTRLLMHeadModel cannot recompute its activations"
+        with pytest.raises(UserError, match=words) if recomputed else nullcontext():
+            resolved.resolve([config])
+    with pytest.raises(UserError, match="gradient_checkpointing: CTRLLMHeadModel cannot recompute"):
+        trainer(tmp_path, model, arguments={CHECKPOINTING: True})
+
+
+CTRL = {"vocab_size": 260, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "dff": 16}
+NAMES = TrainingArguments.__dataclass_fields__
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .data import Tokens
 from .errors import UserError
+from .losses import Loss
+from .losses.base import model_inputs
 from .optim import DualOptimPlus
-from .reference import AtStart, is_whole
+from .reference import AtStart, evaluating, is_whole, partly_trained
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,48 @@ def check_precision(model: nn.Module, optimizer: Any) -> None:
             "%s is in bfloat16, and the optimizer rounds to the nearest, so that updates below 1/500 of a weight are "
             "lost; load the model with dtype=torch.float32, or take DualOptimPlus, which rounds stochastically",
             name,
+        )
+
+
+def check_reached(model: nn.Module, losses: Mapping[str, Loss]) -> None:
+    """Refuse a loss that no trained parameter changes: it would have no gradient.
+
+    Where a part of the model is frozen, two tokens are run to find out. A model that is spread over ranks is not. One
+    without weights is run on tensors without values; if its code needs these, it is not checked.
+    """
+    trained = next((name for name, p in model.named_parameters() if p.requires_grad), None)
+    without_weights = any(p.is_meta for p in model.parameters())
+    if trained is None or not partly_trained(model) or not (without_weights or all(map(is_whole, model.parameters()))):
+        return
+    layers = {name: getattr(loss, "layer", None) for name, loss in losses.items()}
+    asked = {"output_hidden_states": True} if set(layers.values()) - {None} else {}
+    # On tensors without values, torch multiplies by several experts' weights in bf16 alone.
+    run = copy.deepcopy(model).bfloat16() if without_weights else model
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if without_weights else nullcontext()
+    try:
+        with mode, evaluating(run), torch.enable_grad():
+            ids = torch.ones(1, 2, dtype=torch.int64, device=next(run.parameters()).device)
+            out = run(**model_inputs(run, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}), **asked)
+    except Exception:
+        if without_weights:
+            return
+        raise
+    for name, layer in layers.items():
+        if not (out.logits if layer is None else out.hidden_states[layer + 1]).requires_grad:
+            what, other = ("the logits", "") if layer is None else (f"layer {layer}", ", or give a later layer")
+            raise UserError(
+                f"the loss of {name!r}, {type(losses[name]).__name__}, is computed from {what}, which none of the "
+                f"trained parameters changes, {trained} first; train some that do{other}"
+            )
+
+
+def check_checkpointing(model: nn.Module) -> None:
+    """Refuse to recompute the activations of a model whose class of Transformers cannot."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing: {type(inner).__name__} cannot recompute its activations in the backward pass; "
+            "leave it out"
         )
 
 

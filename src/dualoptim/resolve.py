@@ -422,19 +422,24 @@ def _check_sam(config: RunConfig, task: Task) -> None:
         raise UserError(f"sam_rho: perturbs the weights where a loss forgets, and none of {what} does; leave it out")
 
 
-def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: Any) -> dict[str, int]:
-    """Bytes by purpose: the model to train, gradients, the optimizer's state, and a reference if needed.
-
-    Args:
-        model: as it is loaded, on torch's meta device; a new adapter is added to a copy.
-    """
+def as_trained(config: RunConfig, model: Any) -> Any:
+    """A model on torch's meta device, as it is trained: a part of it alone, or a copy with a new adapter."""
     if config.lora_rank:
         widest = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=0)
         if config.lora_rank > widest:
             raise UserError(f"lora_rank {config.lora_rank}: the model's matrices have ranks up to {widest}; give less")
-        model = adapters.added(copy.deepcopy(model), config, config.model)
-    elif config.train is not None:
+        return adapters.added(copy.deepcopy(model), config, config.model)
+    if config.train is not None:
         train_only(config.train, model)
+    return model
+
+
+def memory_needed(config: RunConfig, task: Task, losses: Mapping[str, Loss], model: Any) -> dict[str, int]:
+    """Bytes by purpose: the model to train, gradients, the optimizer's state, and a reference if needed.
+
+    Args:
+        model: as it is trained, on torch's meta device.
+    """
     adapted = hasattr(model, "peft_config")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = sum(p.numel() for p in model.parameters()) - trained * adapted

@@ -26,7 +26,7 @@ from .data import Row, encode, is_text, longest, texts
 from .device import device_and_precision, settled
 from .errors import UserError
 from .evaluation import general, probes
-from .fitting import check_ids
+from .fitting import check_checkpointing, check_ids, check_reached
 from .folder import ADAPTER, MODEL
 from .forms import text_of
 from .hashes import digest, of_tokenizer
@@ -162,7 +162,13 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     for config in configs:
         losses = names.losses_of(config, task)
         names.check_losses(losses, model)
-        needed = names.memory_needed(config, task, losses, model)
+        as_trained = names.as_trained(config, model)
+        if training:
+            if config.gradient_checkpointing:
+                check_checkpointing(model)
+            served = losses if config.alone is None else {config.alone: losses[config.alone]}
+            check_reached(as_trained, served)
+        needed = names.memory_needed(config, task, losses, as_trained)
         merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:
             width = 2 if config.bf16_weights and not config.load_in_4bit else 4  # 4 bits come back in fp32

@@ -205,10 +205,14 @@ class UnlearnTrainer(Trainer):
         check_causal(model)
         fitting.check_trained(model, reference)
         fitting.check_router(model)
+        if args.gradient_checkpointing:
+            fitting.check_checkpointing(model)
         for objective in objectives.values():
             objective.loss.check(model)
             if objective.loss.reference == "model" and reference is not None:
                 fitting.check_vocabulary(model, reference)
+        served = {name for turn in turns for name in turn}
+        fitting.check_reached(model, {name: o.loss for name, o in objectives.items() if name in served})
         self.processing_class, self.objectives = processing_class, objectives
         self._fits: dict[str, Any] = {
             "max_length": max_length,
