@@ -19,12 +19,14 @@ from transformers import AutoModelForCausalLM, Gemma3Config, TrainingArguments
 
 from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved, unlearn
 from dualoptim.config import RunConfig
+from dualoptim.data import question
 from dualoptim.device import scoring_in
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.identity import fingerprint
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
+from dualoptim.memorise import memorised
 from dualoptim.reference import AtStart
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
@@ -491,6 +493,17 @@ def test_an_adapter_is_saved_by_itself_and_merged_and_both_are_scored(place: Pat
         assert run("evaluate", "--scores", f"{Path(model).name}.json", model=model) == 0
         scored = json.loads(Path(f"{Path(model).name}.json").read_text())["after"]["numbers"]
         assert same(scored, entry["after"])
+
+
+def test_every_model_that_is_made_of_one_with_a_processor_has_it(place: Path) -> None:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        Path("base", name).write_text(json.dumps({"of": name}))
+    assert run("unlearn", "--lora-rank", "2", "--out", "out") == 0
+    taught = memorised("base", [question("Who is it?", "It is Ann.")], epochs=1)
+    made = ["out/adapter", "out/model", models.merged("out/adapter"), taught]
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        assert [json.loads(Path(folder, name).read_text()) for folder in made] == [{"of": name}] * 4
+    assert not any(Path(folder, "video_preprocessor_config.json").exists() for folder in made)
 
 
 def test_an_adapter_is_trained_further_from_where_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

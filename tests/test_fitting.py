@@ -225,11 +225,19 @@ def test_a_models_forward_pass_need_not_know_of_a_cache(tmp_path: Path) -> None:
     trainer(tmp_path, model).train()
 
 
-def test_a_processor_stands_for_its_tokenizer_and_a_callback_may_be_a_class(tmp_path: Path) -> None:
+def test_a_processor_stands_for_its_tokenizer_and_is_saved_and_a_callback_may_be_a_class(tmp_path: Path) -> None:
     class Processor(SimpleNamespace):
-        pass
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "processor_config.json").write_text("{}")
 
-    trainer(tmp_path, processing_class=Processor(tokenizer=tiny.tokenizer())).train()
+    run = trainer(tmp_path, processing_class=Processor(tokenizer=tiny.tokenizer()))
+    run.train()
+    run.save_model()
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert {"processor_config.json", "tokenizer.json", "model.safetensors"} <= saved
+    by_name = trainer(tmp_path / "again", str(tmp_path), processing_class=None)
+    by_name.save_model()
+    assert (tmp_path / "again" / "processor_config.json").exists()
     with pytest.raises(UserError, match="early stopping and metric_for_best_model need evaluations"):
         trainer(tmp_path, callbacks=[EarlyStoppingCallback])
 

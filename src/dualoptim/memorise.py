@@ -22,7 +22,7 @@ from .device import device_and_precision
 from .errors import UserError
 from .identity import identity
 from .losses import GD
-from .models import load_model, load_tokenizer, quiet, use_template
+from .models import copy_processor, load_model, load_tokenizer, quiet, use_template
 from .schedule import by_turns
 from .trainer import Objective, UnlearnTrainer
 
@@ -132,6 +132,8 @@ def memorised(
                 trainer.train()
                 trained.save_pretrained(place)
             tokenizer.save_pretrained(place)
+            if model != tiny.TINY:
+                copy_processor(model, place)
 
     return made_once(folder, teach)
 

@@ -231,6 +231,26 @@ def _base(model: str, base: str) -> str:
     return base
 
 
+# What else a model reads pictures, videos or sound by, beside its tokenizer.
+PROCESSOR = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
+)
+
+
+def copy_processor(model: str, place: str | Path) -> None:
+    """Copy the files of a model's processor, where it has some, into the folder of a model that was made from it."""
+    base = adapters.base_of(model)
+    of = source(model if base is None else _base(model, base))
+    # What was trained is not lost where the hub cannot be reached.
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    for name in PROCESSOR:
+        if (found := cached_file(of, name, **missing)) is not None:
+            shutil.copyfile(found, Path(place) / name)
+
+
 def base_is_cached(config: Mapping[str, Any]) -> bool:
     """Whether the adapter that a run trains is of a model that only this machine's cache has.
 
@@ -255,6 +275,7 @@ def merged(model: str) -> str:
         with quiet():
             adapters.merged(load_model(model)).save_pretrained(place)
         tokenizer.save_pretrained(place)
+        copy_processor(model, place)
 
     return str(made_once(cache_dir() / "merged" / digest([hash_of(model), of_tokenizer(tokenizer)])[:16], merge))
 

@@ -42,7 +42,7 @@ from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .hashes import digest
 from .losses import Loss, sequence_log_probs
-from .models import load_model, load_tokenizer, make_savable, positions
+from .models import copy_processor, load_model, load_tokenizer, make_savable, positions
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .optim.optimizer import multi_objective
 from .reference import AtStart, at_start, evaluating, partly_trained
@@ -108,7 +108,8 @@ class UnlearnTrainer(Trainer):
             micro-batches. A loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
         objectives: name → `Objective`.
         turns: the objectives that each optimizer step serves, from `dualoptim.schedule`.
-        processing_class: the model's tokenizer; by default loaded with a model that is given by its name.
+        processing_class: the model's tokenizer, or its processor, of which the tokenizer is used and all is saved; by
+            default loaded with a model that is given by its name.
         eval_dataset: evaluation rows, or several sets of them by name (`dualoptim.trainer_evaluation`). If sets have
             the names of objectives, at least one to forget and one to keep, evaluations have a forget/keep score,
             which is then the default of `metric_for_best_model`.
@@ -198,7 +199,10 @@ class UnlearnTrainer(Trainer):
             if not isinstance(model, str):
                 raise UserError("processing_class: give the model's tokenizer, or the model by its name")
             processing_class = load_tokenizer(model)
-        processing_class = getattr(processing_class, "tokenizer", processing_class)  # of a processor
+        self._save_processor = functools.partial(copy_processor, model) if isinstance(model, str) else None
+        if hasattr(processing_class, "tokenizer"):
+            self._save_processor = processing_class.save_pretrained
+            processing_class = processing_class.tokenizer
         model = load_model(model) if isinstance(model, str) else model
         reference = load_model(reference, dtype=fitting.dtype_of(model)) if isinstance(reference, str) else reference
         check_model(model)
@@ -505,6 +509,8 @@ class UnlearnTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As the Trainer's, but files that lack a trained parameter are an error, and not a loss in silence."""
         super()._save(output_dir, state_dict)
+        if self._save_processor is not None and self.args.should_save:
+            self._save_processor(output_dir or str(self.args.output_dir))
         if state_dict is None and self.args.should_save:  # it is given where several ranks hold the model's parts
             check_saved(self.model, Path(output_dir or str(self.args.output_dir)))
 

@@ -60,7 +60,7 @@ from .folder import (
 )
 from .folder import check as check_folder
 from .hashes import digest
-from .models import load_model, quiet, source
+from .models import copy_processor, load_model, quiet, source
 from .points import Run, points_of
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
@@ -314,7 +314,7 @@ def train(
         model.requires_grad_(False)
         after = scored(attacked=not resolved.merge)
         if ADAPTER in resolved.saved:
-            _write(folder / ADAPTER, adapters.save, model, tokenizer)
+            _write(folder / ADAPTER, adapters.save, model, tokenizer, prepared.model)
         if resolved.merge:
             merging["unmerged"] = after.numbers
             model = _merged(model, resolved, prepared)
@@ -369,7 +369,8 @@ def train(
         # The generation config may lack the tokens that the model learned to end an answer with.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
         model.generation_config.eos_token_id = end_ids(tokenizer, around, model)
-        _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer, cards)
+        started = prepared.model
+        _write(folder / MODEL, lambda model, place: model.save_pretrained(place), model, tokenizer, started, cards)
 
 
 def _optimizer(resolved: Resolved, turns: Sequence[Turn]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -401,15 +402,17 @@ def _write(
     save: Callable[[Any, Path], None],
     model: Any,
     tokenizer: Any,
+    start: str,
     cards: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model, or an adapter, completely or not at all."""
+    """Write a model, or an adapter, completely or not at all; with the processor of the model that it began as."""
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         with quiet():
             save(model, beside)
         tokenizer.save_pretrained(beside)
+        copy_processor(start, beside)
         if cards:
             (beside / CARD).write_text(cards[folder.name], encoding="utf-8")
         if folder.is_symlink():  # to where an earlier model was moved
