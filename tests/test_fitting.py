@@ -225,6 +225,18 @@ def test_a_models_forward_pass_need_not_know_of_a_cache(tmp_path: Path) -> None:
     trainer(tmp_path, model).train()
 
 
+def test_a_model_that_has_no_cache_of_its_own_kind_is_never_run_with_one(tmp_path: Path) -> None:
+    class Hybrid(type(tiny.model())):  # type: ignore[misc]
+        def forward(self, *args: Any, use_cache: bool | None = None, **given: Any) -> Any:
+            if use_cache is not False:
+                raise ValueError("a cache of linear attention alone has no length")
+            return super().forward(*args, use_cache=use_cache, **given)
+
+    model = tiny.model()
+    model.__class__ = Hybrid
+    trainer(tmp_path, model).train()
+
+
 def test_a_processor_stands_for_its_tokenizer_and_is_saved_and_a_callback_may_be_a_class(tmp_path: Path) -> None:
     class Processor(SimpleNamespace):
         def save_pretrained(self, folder: str) -> None:

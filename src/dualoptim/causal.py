@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .losses.base import model_inputs
 from .reference import evaluating, is_whole
 
 
@@ -24,7 +25,8 @@ def check_causal(model: Any, what: str = "model") -> None:
         return
     ids = torch.tensor([[1, 2, 3, 1], [1, 2, 3, 2]], device=table.weight.device)
     with torch.no_grad(), evaluating(model):
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -4:-1]
+        given = model_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        logits = model(**given).logits[:, -4:-1]
     furthest, size = (logits[0] - logits[1]).abs().max(), logits.abs().max()
     if furthest > (1e-4 if logits.dtype == torch.float32 else 1e-2) * size:
         raise UserError(
