@@ -787,6 +787,12 @@ def test_parts_of_a_model_are_trained_alone(place: Path) -> None:
     assert all("layers.1.mlp" in name for name in trained)
     with pytest.raises(UserError, match="matches none of the model's parameters"):
         resolve.train_only("nothing", model)
+    resolve.train_only("lm_head", model)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    for pattern in ("lm_head", r"layers\.1|lm_head"):
+        with pytest.raises(UserError, match=r"lm_head.weight is tied to model.embed_tokens.weight, the same weights"):
+            resolve.train_only(pattern, model)
+    resolve.train_only("lm_head|embed", model)
     with pytest.raises(UserError, match="is no regular expression"):
         resolve.check(RunConfig(forget="forget.jsonl", train="("))
 

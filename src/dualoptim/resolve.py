@@ -495,14 +495,21 @@ def train_only(pattern: str, model: nn.Module) -> None:
     """Freeze every parameter whose name a regular expression does not match anywhere.
 
     Raises:
-        UserError: it matches none.
+        UserError: it matches none, or one that is another's under a second name, and not that one.
     """
-    names = {name for name, _ in model.named_parameters() if re.search(pattern, name)}
-    if not names:
-        example = next(name for name, _ in model.named_parameters())
+    own = {p: name for name, p in model.named_parameters()}
+    matched = {p for p, name in own.items() if re.search(pattern, name)}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if re.search(pattern, name) and parameter not in matched:
+            raise UserError(
+                f"train {pattern!r}: {name} is tied to {own[parameter]}, the same weights, which are trained under "
+                "that name; give it, or leave this one out"
+            )
+    if not matched:
+        example = next(iter(own.values()))
         raise UserError(f"train {pattern!r}: matches none of the model's parameters, such as {example}")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+    for parameter in own:
+        parameter.requires_grad_(parameter in matched)
 
 
 def check_losses(losses: Mapping[str, Loss], model: nn.Module) -> None:
