@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    GitConfig,
+    GitForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from dualoptim import cli, device, unlearn
 from dualoptim.cached import cached
@@ -328,8 +338,8 @@ def test_a_reply_is_not_cut_by_a_long_prompt_beside_it() -> None:
     alone = [scoring.replies(model, tokenizer, [prompt], max_new_tokens=60)[0] for prompt in prompts]
     del widths[:]
     assert scoring.replies(model, tokenizer, prompts, max_new_tokens=60) == alone
-    assert widths[0] == 2 * 60
-    assert widths[1] < 60
+    assert widths[-2] == 2 * 60
+    assert widths[-1] < 60
 
 
 def test_batches_grow_with_all_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,3 +348,66 @@ def test_batches_grow_with_all_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         assert scoring._at_once(100, torch.device("cuda")) == 100 * times
     assert scoring._at_once(100, torch.device("cpu")) == 100
+
+
+def unlike(model: Any) -> Any:
+    """A random model whose weights are large enough that its replies to different prompts differ."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(10)
+    return model.eval()
+
+
+PROMPTS = [question(text, "").prompt for text in ("hi", "Who is the tallest of them all?", "Why is " * 8, "yo")]
+
+
+def in_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that scoring makes from now on."""
+    sizes: list[int] = []
+    shared = scoring.ranks.shared
+    monkeypatch.setattr(
+        scoring.ranks, "shared", lambda items, *more: (sizes.extend(map(len, items)), shared(items, *more))[1]
+    )
+    return sizes
+
+
+IDS = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+LAYER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+DECODER = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+BATCHES: dict[str, tuple[Callable[[], Any], list[int]]] = {  # a kind of model, and the batches of the prompts
+    "rotary": (tiny.model, [4]),
+    "learned positions, whatever the mask": (lambda: BartForCausalLM(BartConfig(**IDS, **DECODER)), [2, 1, 1]),
+    "positions of the mask at first only": (
+        lambda: GitForCausalLM(GitConfig(vision_config={**LAYER, "image_size": 32}, **IDS, **LAYER)),
+        [2, 1, 1],
+    ),
+    "rows mixed up": (lambda: RwkvForCausalLM(RwkvConfig(hidden_size=16, num_hidden_layers=2, **IDS)), [1] * 4),
+}
+
+
+@pytest.mark.parametrize(("make", "batches"), BATCHES.values(), ids=BATCHES)
+def test_replies_do_not_depend_on_the_other_prompts_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any], batches: list[int]
+) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = unlike(make()), tiny.tokenizer()
+    sizes = in_batches(monkeypatch)
+    with scoring_in(False):
+        alone = [replies(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in PROMPTS]
+        del sizes[:]
+        assert replies(model, tokenizer, PROMPTS, max_new_tokens=8) == alone
+    assert sizes == batches
+
+
+def test_whether_prompts_may_be_padded_is_tried_once_and_numbers_that_are_not_finite_do_not_decide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    sizes = in_batches(monkeypatch)
+    replies(model, tokenizer, PROMPTS, max_new_tokens=8)
+    monkeypatch.setattr(scoring, "_tried_beside", None)
+    replies(model, tokenizer, PROMPTS, max_new_tokens=8)
+    assert sizes == [4, 4]

@@ -43,6 +43,7 @@ LABELLED_TOKENS = 1536  # rows are scored together up to this many padded tokens
 GPU_MEMORY = 16 * 2**30  # for each so many bytes that a GPU has, a batch has as many tokens
 MOST_SEED = 2**63 - 1
 FOLLOWED_ROWS = 8  # rows of each set that are asked now and then during training
+PADDING, TRIED_TOKENS = 16, 3  # with how many tokens of padding, and of a reply, a model is tried in a batch
 REPLY_TOKENS = 24  # room that every reply has, so that a sentence may tell an answer of a single word
 
 R = TypeVar("R")
@@ -89,9 +90,58 @@ def replies(
             said = out[:, width:].tolist()
             return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
 
-        # Where positions cut a reply short, its row is alone: beside others, the longest prompt would cut them all.
         lengths = [len(row) + max_new_tokens for row in ids]
-        return _by_length(lengths, _at_once(PROMPT_TOKENS, device), progress, ask, room)
+        kinds = [0] * len(ids)
+        if len(ids) > 1 and (beside := _beside(model, max(ids, key=len), filler, room)) != "any":
+            kinds = lengths if beside == "as long" else list(range(len(ids)))
+        # Where positions cut a reply short, its row is alone: beside others, the longest prompt would cut them all.
+        return _by_length(lengths, _at_once(PROMPT_TOKENS, device), progress, ask, room, kinds)
+
+
+# Beside which prompts a model answers one as alone: "any", those "as long", or "none".
+_BESIDE: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def _beside(model: nn.Module, prompt: Sequence[int], filler: int, room: int) -> str:
+    """Beside which prompts a model answers one as alone, as tried once on one prompt.
+
+    Not beside longer ones if the model takes no notice of the mask, or counts its positions from the padding; beside
+    none if it mixes the rows of a batch up.
+    """
+    if model not in _BESIDE:
+        _BESIDE[model] = _tried_beside(model, prompt[:PADDING], filler, min(PADDING, room - PADDING - TRIED_TOKENS))
+    return _BESIDE[model]
+
+
+@ranks.by_first
+def _tried_beside(model: nn.Module, prompt: Sequence[int], filler: int, padding: int) -> str:
+    device = next(model.parameters()).device
+    tried = GenerationConfig(
+        max_new_tokens=TRIED_TOKENS, pad_token_id=filler, output_logits=True, return_dict_in_generate=True
+    )
+
+    def log_probs(*rows: Sequence[int]) -> Tensor:
+        """Of the first row's reply, whose tokens are always the same."""
+        width = max(map(len, rows))
+        out = model.generate(  # type: ignore[operator]
+            input_ids=torch.tensor([[filler] * (width - len(row)) + [*row] for row in rows], device=device),
+            attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device),
+            generation_config=tried,
+            prefix_allowed_tokens_fn=lambda *_: [prompt[-1]],
+        )
+        return torch.stack([logits[0] for logits in out.logits]).float().log_softmax(-1)
+
+    # Rounding leaves half of a number's digits or more, and a fault far fewer.
+    dtypes = {p.dtype if p.is_floating_point() else torch.bfloat16 for p in model.parameters()}
+    digits = max(torch.finfo(dtype).eps for dtype in (dtypes | {torch.bfloat16} if scores_in_bf16() else dtypes)) ** 0.5
+    alone = log_probs(prompt)
+    for beside, more in {**({"any": padding} if padding > 0 else {}), "as long": 0}.items():
+        width = len(prompt) + more
+        other = ([*reversed(prompt)] * width)[:width]
+        differ = (log_probs(prompt, other) - alone).norm() > digits * (alone - alone.mean()).norm()
+        if not differ:  # as also where they are not finite, which no other batch would mend
+            return beside
+    return "none"
 
 
 @contextmanager
@@ -500,15 +550,23 @@ def _by_length(
     progress: str | None,
     work: Callable[[list[int]], Sequence[R]],
     together: float = math.inf,
+    kinds: Sequence[int] = (),
 ) -> list[R]:
     """The result of `work` for each index. It gets indices in batches by length, of at most `limit` padded tokens.
 
     Args:
         together: what is longer gets a batch of its own.
+        kinds: of each index, a number, if there are several; only indices of the same one share a batch.
     """
+    kinds = kinds or [0] * len(lengths)
     batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or lengths[i] > together or (len(batches[-1]) + 1) * lengths[i] > limit:
+    for i in sorted(range(len(lengths)), key=lambda i: (kinds[i], lengths[i])):
+        if (
+            not batches
+            or lengths[i] > together
+            or (len(batches[-1]) + 1) * lengths[i] > limit
+            or kinds[i] != kinds[batches[-1][-1]]
+        ):
             batches.append([])
         batches[-1].append(i)
     with _bar(len(lengths), progress) as bar:
