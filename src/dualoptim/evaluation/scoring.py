@@ -6,9 +6,9 @@ Nothing here is aggregated: `metrics` makes numbers of the per-sample results.
 
 Several answers to one question are scored as one sequence: the prompt once, then every answer as a branch that attends
 only to the prompt and itself, by a mask (B, 1, T, T) and positions that continue the prompt's. This gives the same
-scores as separate sequences, for about half the tokens on TOFU. Before it is used, the longest question is scored both
-ways to see whether the model supports it. The mask takes the place of the model's own, also of a sliding window's, so
-it is used only where all questions are no longer than the window.
+scores as separate sequences, for about half the tokens on TOFU. Before it is used, the longest question and that with
+the most answers are scored both ways to see whether the model supports it. The mask takes the place of the model's own,
+also of a sliding window's, so it is used only where all questions are no longer than the window.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def answers(
     several = [i for i, group in enumerate(tokens) if len(group) > 1]
     with as_scored(model) as device:
         together = bool(several) and max(sizes) <= _window(model)
-        together = together and _packs(model, tokens[max(several, key=sizes.__getitem__)])
+        longest, widest = (max(several, key=by.__getitem__, default=0) for by in (sizes, list(map(len, tokens))))
+        together = together and all(_packs(model, tokens[i]) for i in dict.fromkeys((longest, widest)))
         # Each unit is one sequence; if scored apart, a question's answers are consecutive units.
         units = [
             (i, unit) for i, group in enumerate(tokens) for unit in ([group] if together else [[t] for t in group])
@@ -327,8 +328,8 @@ def _token_scores(out: Labelled) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(log_probs), torch.cat(top1), torch.cat(z)
 
 
-# The tokens of the longest question for which a model gave the same scores; 0 if it once gave others.
-_PACKS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# The most tokens, and answers, of the questions for which a model gave the same scores; zeros if it once gave others.
+_PACKS: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
 
 
 def _window(model: nn.Module) -> float:
@@ -342,15 +343,16 @@ def _window(model: nn.Module) -> float:
 def _packs(model: nn.Module, group: Sequence[Tokens]) -> bool:
     """Whether a model gives answers the same scores together as apart, in its own precision.
 
-    It is tried on a question, and again on one that is longer than all that were tried before.
+    It is tried on a question, and again on one that is longer, or has more answers, than all that were tried before.
 
     It does not if its attention takes no such mask, or if a token's place does not come from its position id alone, as
-    in recurrent layers.
+    in recurrent layers and convolutions.
     """
-    size, tried = len(pack(group).input_ids), _PACKS.get(model)
-    if tried is None or 0 < tried < size:
-        _PACKS[model] = size if _agrees(model, group) else 0
-    return _PACKS[model] > 0
+    size, (length, count) = (len(pack(group).input_ids), len(group)), _PACKS.get(model, (-1, -1))
+    if length and (size[0] > length or size[1] > count):
+        most = max(size[0], length), max(size[1], count)
+        _PACKS[model] = most if _agrees(model, group) else (0, 0)
+    return _PACKS[model][0] > 0
 
 
 @ranks.by_first
@@ -360,12 +362,17 @@ def _agrees(model: nn.Module, group: Sequence[Tokens]) -> bool:
     if attention != "sdpa" or num_virtual_tokens(model):
         return False
     with torch.autocast(device.type, enabled=False):
-        apart = [_score(model, [pack([row])], device)[0][0].nll for row in group]
+        apart = [_score(model, [pack([row])], device)[0][0].log_probs for row in group]
         try:
-            together = [answer.nll for answer in _score(model, [pack(group)], device)[0]]
+            together = [answer.log_probs for answer in _score(model, [pack(group)], device)[0]]
         except (TypeError, RuntimeError, ValueError, IndexError):  # whatever a model raises on such a mask
             return False
-    return len(together) == len(apart) and all(abs(a - b) < 1e-3 for a, b in zip(together, apart, strict=True))
+    # Token by token: what only an answer's first ones get wrong is next to nothing in the mean of a long one.
+    return list(map(len, together)) == list(map(len, apart)) and all(
+        abs(a - b) < 1e-3
+        for ones, others in zip(together, apart, strict=True)
+        for a, b in zip(ones, others, strict=True)
+    )
 
 
 def question_records(
