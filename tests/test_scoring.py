@@ -16,12 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BartConfig,
     BartForCausalLM,
+    BloomConfig,
     GitConfig,
     GitForCausalLM,
+    GPT2Config,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
+    WhisperConfig,
 )
 
 from dualoptim import cli, device, unlearn
@@ -29,9 +34,11 @@ from dualoptim.cached import cached
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.device import scored_in, scoring_in
+from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods, replies
 from dualoptim.identity import identity
+from dualoptim.models import positions
 
 from . import tiny
 
@@ -438,3 +445,22 @@ def test_scoring_together_is_tried_on_the_longest_question_and_on_that_with_the_
     for rows in (many, many, many[:1], [[*many[2], many[2][0]]]):
         answers(model, tokenizer, rows)
     assert tried == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("config", "room"),
+    [
+        (MptConfig(max_seq_len=64), 64),  # its ALiBi has so many distances and no more
+        (WhisperConfig(max_target_positions=96), 96),
+        (GPT2Config(n_positions=128), 128),
+        (BloomConfig(), 2**31),
+    ],
+)
+def test_a_models_positions_are_known_by_whatever_name_its_configuration_has_for_them(config: Any, room: int) -> None:
+    assert positions(config) == room
+
+
+def test_a_row_longer_than_mpt_takes_is_told_in_one_sentence() -> None:
+    model = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, max_seq_len=64, vocab_size=260))
+    with pytest.raises(UserError, match="64"):
+        answers(model, tiny.tokenizer(), [[question("Why?", "x" * 90)]])

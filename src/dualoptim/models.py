@@ -46,6 +46,9 @@ _TOKENIZERS = {  # model published without a tokenizer → the model whose token
     },
 }
 
+# What configurations call the number of positions; MPT's is also the number of distances that its ALiBi has.
+_POSITIONS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_target_positions")
+
 
 def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a model.
@@ -365,7 +368,8 @@ def positions(model: Any) -> int:
     """How many tokens a model takes, given as module or configuration; a huge number where it does not say."""
     config = getattr(model, "config", model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "max_position_embeddings", None) or 2**31) - adapters.num_virtual_tokens(model)
+    said = next((most for name in _POSITIONS if (most := getattr(text, name, None))), 2**31)
+    return int(said) - adapters.num_virtual_tokens(model)
 
 
 def room(model: str) -> int:
