@@ -18,7 +18,12 @@ import transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dualoptim.errors import UserError
+from dualoptim.evaluation.scoring import mean_states
 from dualoptim.losses import IGNORED, LOSSES, Labelled, labelled, sequence_log_probs
+from dualoptim.losses.base import token_states
+
+from . import tiny
 
 V, B, T = 67, 3, 9
 SMALL = {
@@ -267,3 +272,45 @@ def test_packed_sequences_see_themselves_alone(additive: bool, llama: Any, batch
     assert_close(labelled(llama, packed).logits, expected, rtol=1e-5, atol=1e-6)
     total, _ = sequence_log_probs(llama, packed)
     assert_close(total, sum(sequence_log_probs(llama, part)[0] for part in parts))
+
+
+def test_states_of_several_streams_are_averaged_and_those_of_added_tokens_left_out() -> None:
+    states = torch.randn(B, T, 16)
+    streams = torch.stack([states - 1, states, states + 1, states])
+    for given in (states, streams, streams.movedim(0, 2)):
+        assert_close(token_states(given, torch.Size([B, T])), states)
+        assert_close(token_states(given, torch.Size([B, T - 2])), states[:, 2:])
+    square = torch.randn(4, 4, T, 16)  # as many streams as rows
+    assert_close(token_states(square, torch.Size([4, T])), square.mean(0))
+    assert_close(token_states(square.movedim(0, 2), torch.Size([4, T])), square.mean(0))
+    for other in (states.flatten(0, 1), states[:, :-1], streams[None]):
+        with pytest.raises(UserError, match="take a loss that reads no layer"):
+            token_states(other, torch.Size([B, T]))
+
+
+def test_losses_that_read_a_layer_and_mean_states_take_models_with_several_streams(batch: Any) -> None:
+    torch.manual_seed(0)
+    config = transformers.Gemma3nTextConfig(
+        **{**SMALL, "vocab_size": 260, "num_hidden_layers": 4},
+        head_dim=8,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=260,
+        hidden_size_per_layer_input=4,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    model = transformers.Gemma3nForCausalLM(config).eval()
+    for layer in (0, 3):
+        loss = LOSSES["RMU"](layer=layer)
+        loss.check(model)
+        loss(model, batch).backward()
+        assert LOSSES["RMURetain"](layer=layer)(model, batch, model).item() == 0
+    texts = ["a", "a longer text"]
+    together, apart = (
+        torch.cat([mean_states(model, tiny.tokenizer(), each) for each in given])
+        for given in ([texts], [[t] for t in texts])
+    )
+    assert together.shape == (2, 16)
+    assert_close(together, apart, rtol=0.02, atol=0.02)  # bf16 where the processor has it

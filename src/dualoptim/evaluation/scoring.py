@@ -32,6 +32,7 @@ from ..data import Row, Tokens, collate, encode, pad_id
 from ..device import in_chosen_precision, scores_in_bf16, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
+from ..losses.base import token_states
 from ..models import positions
 from ..reference import evaluating
 from ..wrappers import own_forward
@@ -509,7 +510,7 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
             rows = collate([Tokens(ids[i], ids[i]) for i in batch], pad_id(tokenizer))
             mask = rows["attention_mask"].to(device)
             out = model(input_ids=rows["input_ids"].to(device), attention_mask=mask, output_hidden_states=True)
-            states = out.hidden_states[len(out.hidden_states) // 2].float() * mask[..., None]
+            states = token_states(out.hidden_states[len(out.hidden_states) // 2], mask.shape).float() * mask[..., None]
             return [vector.clone() for vector in (states.sum(1) / mask.sum(1, keepdim=True)).cpu()]
 
         found = _by_length([len(row) for row in ids], PROMPT_TOKENS, None, mean)

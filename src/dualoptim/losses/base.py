@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 Batch = Mapping[str, Any]
 IGNORED = -100
 
@@ -67,14 +69,41 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
         layer: the layer, counted from 0. The last one's states are taken after the model's final norm.
 
     Raises:
-        ValueError: nothing in the batch is labeled, or the model has no such layer.
+        ValueError: nothing in the batch is labeled, the model has no such layer, or its states are not of tokens.
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
     with _head_at(_head(model), labels.shape, rows[:1]):  # logits are not needed; one position is the fewest
         states = model(**model_inputs(model, batch), output_hidden_states=True).hidden_states
     check_layer(layer, len(states) - 1)  # the first are the embeddings
-    return states[layer + 1][rows, at - labels.shape[1]].float(), rows  # from the end, as above
+    return token_states(states[layer + 1], labels.shape)[rows, at].float(), rows
+
+
+def token_states(states: Tensor, shape: torch.Size) -> Tensor:
+    """(B, T, d) states of a batch's tokens, the mean over streams where a layer has several, without added tokens.
+
+    Gemma 3n's layers give (K, B, T, d), those with hyper-connections, as DeepSeek-V4's, (B, T, K, d). The tokens of an
+    adapter's own prompt come before the batch's.
+
+    Args:
+        states: a layer's output as the model gives it.
+        shape: (B, T) of the batch.
+
+    Raises:
+        UserError: the states are of another shape.
+    """
+    rows, width = shape
+    fits = [i for i in range(states.dim() - 2) if states.shape[i] == rows and states.shape[i + 1] >= width]
+    # Added tokens are many; where both fit, the width that is the batch's own is the tokens'.
+    at = min(fits, key=lambda i: states.shape[i + 1] - width, default=None)
+    if at is None or states.dim() > 4:
+        raise UserError(
+            f"the model's layers give states of the shape {tuple(states.shape)} for a batch of {rows} rows of {width} "
+            "tokens, of which a layer's state of each token is not known; take a loss that reads no layer"
+        )
+    if states.dim() == 4:
+        states = states.mean(2 - 2 * at)
+    return states[:, -width:]
 
 
 def check_layer(layer: int, count: int) -> None:
