@@ -36,9 +36,16 @@ from dualoptim.data import Row, encode, question
 from dualoptim.device import scored_in, scoring_in
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
-from dualoptim.evaluation.scoring import _PACKS, answers, gradient_norms, negative_log_likelihoods, replies
+from dualoptim.evaluation.scoring import (
+    _PACKS,
+    answers,
+    gradient_norms,
+    mean_states,
+    negative_log_likelihoods,
+    replies,
+)
 from dualoptim.identity import identity
-from dualoptim.models import positions
+from dualoptim.models import positions, rope_switch
 
 from . import tiny
 
@@ -464,3 +471,26 @@ def test_a_row_longer_than_mpt_takes_is_told_in_one_sentence() -> None:
     model = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, max_seq_len=64, vocab_size=260))
     with pytest.raises(UserError, match="64"):
         answers(model, tiny.tokenizer(), [[question("Why?", "x" * 90)]])
+
+
+def test_under_longrope_no_row_is_scored_or_answered_beside_one_that_other_factors_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokenizer = tiny.longrope(64), tiny.tokenizer()
+    assert rope_switch(model) == rope_switch(model.config) == 64
+    assert rope_switch(tiny.model()) == 2**31
+    texts = ("hi", "Who is it?", "Why is it " * 5, "Say it " * 12, "Tell it " * 12)
+    rows = [[question(text, answer) for answer in ("No.", "A long tale. " * 5)] for text in texts]
+    singles = [[row] for group in rows for row in group]
+    sizes = in_batches(monkeypatch)
+    with scoring_in(False):
+        alone = [answers(model, tokenizer, [single])[0][0].nll for single in singles]
+        for given, expected in ((singles, alone), (rows, alone), (rows[3:], alone[6:])):
+            found = [answer.nll for group in answers(model, tokenizer, given) for answer in group]
+            assert found == pytest.approx(expected, abs=1e-5)
+        said = [replies(model, tokenizer, [row[0].prompt], max_new_tokens=12)[0] for row in rows]
+        del sizes[:]
+        assert replies(model, tokenizer, [row[0].prompt for row in rows], max_new_tokens=12) == said
+        assert sizes == [2, 2, 1], "the last one passes the switch while it is written"
+        states = [mean_states(model, tokenizer, [text]) for text in texts]
+        assert torch.allclose(mean_states(model, tokenizer, texts), torch.cat(states), atol=1e-5)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer
 from dualoptim.combine import gramian, gru, pcgrad
-from dualoptim.data import question
+from dualoptim.data import collate, question
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
@@ -563,3 +563,19 @@ def test_the_loss_of_a_batch_by_itself_is_its_objectives(tmp_path: Path) -> None
     loss, outputs = made.compute_loss(made.model, batch, return_outputs=True)
     assert (loss.item(), outputs) == (pytest.approx(expected, rel=1e-6), {})
     assert made.compute_loss(made.model, batch).item() == loss.item()
+
+
+def test_under_longrope_the_reference_gives_short_rows_their_own_scores_and_training_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.longrope(64)
+    monkeypatch.setattr(tiny, "model", lambda: model)
+    mixed = [*FORGET[:3], question("What is it?", "It is " + "x" * 60)]
+    made = trainer(tmp_path, by_turns(RATIO, 4, 6), forget="NPO", rows=mixed)
+    assert "forget: some rows have more than 64 tokens" in caplog.text
+    assert "retain: some rows" not in caplog.text
+    found = {key[1]: value for key, value in made.rows.reference_log_probs.items() if key[0] == "forget"}
+    with torch.no_grad():
+        for i, tokens in enumerate(made.rows.tokens["forget"]):
+            alone, _ = sequence_log_probs(model, collate([tokens], 0))
+            assert found[i] == pytest.approx(alone.item(), abs=1e-4)

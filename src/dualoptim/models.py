@@ -372,6 +372,24 @@ def positions(model: Any) -> int:
     return int(said) - adapters.num_virtual_tokens(model)
 
 
+def rope_switch(model: Any) -> int:
+    """The most tokens for which LongRoPE turns a batch by its short factors; a huge number for any other model.
+
+    If the longest row of a batch has more, all its rows are turned by the long ones, so that a row's scores depend on
+    what is beside it.
+
+    Args:
+        model: as for `positions`.
+    """
+    config = getattr(model, "config", model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rope = getattr(text, "rope_parameters", None) or {}
+    each = [rope, *(value for value in rope.values() if isinstance(value, Mapping))]  # some by the type of a layer
+    named = "original_max_position_embeddings"
+    said = [part.get(named) or getattr(text, named, None) for part in each if part.get("rope_type") == "longrope"]
+    return min(filter(None, said), default=2**31) - adapters.num_virtual_tokens(model)
+
+
 def room(model: str) -> int:
     """How many tokens a model takes, read from its configuration only."""
     return positions(load_config(model))

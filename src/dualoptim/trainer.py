@@ -42,7 +42,7 @@ from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .hashes import digest
 from .losses import Loss, sequence_log_probs
-from .models import copy_processor, load_model, load_tokenizer, make_savable, positions
+from .models import copy_processor, load_model, load_tokenizer, make_savable, positions, rope_switch
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .optim.optimizer import multi_objective
 from .reference import AtStart, at_start, evaluating, partly_trained
@@ -285,9 +285,16 @@ class UnlearnTrainer(Trainer):
             own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
             positions=self._fits["positions"],
         )
+        switch = rope_switch(model)
         for name, tokenized in self.rows.tokens.items():
             for row, tokens in zip(rows[name], tokenized, strict=True):
                 fitting.check_ids(row.where, tokens, self._fits["vocabulary"], processing_class)
+            if len({len(tokens.input_ids) > switch for tokens in tokenized}) > 1:
+                logger.warning(
+                    "%s: some rows have more than %d tokens, and in a batch with them LongRoPE turns the others, too, by "
+                    "its long factors; shorten the longer rows",
+                    *(name, switch),
+                )
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # evaluation sets, and their probabilities at step 0
         self._cast = False  # whether an evaluation outside of training has cast the weights (*_full_eval)
@@ -349,7 +356,9 @@ class UnlearnTrainer(Trainer):
         tokens = self.rows.drawn(draws)
         order = sorted(tokens, key=lambda key: len(tokens[key].input_ids))
         size = max(1, max(sum(turn.values()) for turn in self.turns) // self.args.gradient_accumulation_steps)
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        switch = rope_switch(self.model)
+        sides = [[key for key in order if (len(tokens[key].input_ids) > switch) is long] for long in (False, True)]
+        batches = [side[at : at + size] for side in sides for at in range(0, len(side), size)]
         own = batches[self.args.process_index :: self.args.world_size]
         own += batches[:1] * (-(-len(batches) // self.args.world_size) - len(own))
         # Nothing was trained yet: if the reference is the model's own start, the model itself can be run.

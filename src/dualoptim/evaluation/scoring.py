@@ -33,7 +33,7 @@ from ..device import in_chosen_precision, scores_in_bf16, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
 from ..losses.base import token_states
-from ..models import positions
+from ..models import positions, rope_switch
 from ..reference import evaluating
 from ..wrappers import own_forward
 from . import metrics
@@ -91,8 +91,9 @@ def replies(
             said = out[:, width:].tolist()
             return [reply_of(tokenizer, tokens, turns[i], ends) for i, tokens in zip(batch, said, strict=True)]
 
-        lengths = [len(row) + max_new_tokens for row in ids]
-        kinds = [0] * len(ids)
+        lengths, switch = [len(row) + max_new_tokens for row in ids], rope_switch(model)
+        # Beside longer prompts, a row that passes the switch as it is written would pass it earlier.
+        kinds = [0 if n <= switch else -1 if n - max_new_tokens > switch else n for n in lengths]
         if len(ids) > 1 and (beside := _beside(model, max(ids, key=len), filler, room)) != "any":
             kinds = lengths if beside == "as long" else list(range(len(ids)))
         # Where positions cut a reply short, its row is alone: beside others, the longest prompt would cut them all.
@@ -183,13 +184,14 @@ def answers(
         questions: for each question, rows of the same prompt with different answers.
         progress: what to write beside the progress bar; no bar without it.
     """
-    room = positions(model)
+    room, switch = positions(model), rope_switch(model)
     tokens = [[encode(row, tokenizer, MAX_LENGTH, room) for row in rows] for rows in questions]
     found: list[list[Answer]] = [[] for _ in questions]
     sizes = [len(pack(group).input_ids) for group in tokens]  # a single answer may share a batch, and so a mask
     several = [i for i, group in enumerate(tokens) if len(group) > 1]
     with as_scored(model) as device:
         together = bool(several) and max(sizes) <= _window(model)
+        together = together and all(len({len(t.input_ids) > switch for t in group}) == 1 for group in tokens)
         longest, widest = (max(several, key=by.__getitem__, default=0) for by in (sizes, list(map(len, tokens))))
         together = together and all(_packs(model, tokens[i]) for i in dict.fromkeys((longest, widest)))
         # Each unit is one sequence; if scored apart, a question's answers are consecutive units.
@@ -202,6 +204,7 @@ def answers(
             _at_once(LABELLED_TOKENS, device),
             progress,
             lambda batch: _score(model, [packed[u] for u in batch], device),
+            kinds=[max(p.position_ids) >= switch for p in packed],
         )
         for (i, _), part in zip(units, scored, strict=True):
             found[i] += part
@@ -513,7 +516,8 @@ def mean_states(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Tenso
             states = token_states(out.hidden_states[len(out.hidden_states) // 2], mask.shape).float() * mask[..., None]
             return [vector.clone() for vector in (states.sum(1) / mask.sum(1, keepdim=True)).cpu()]
 
-        found = _by_length([len(row) for row in ids], PROMPT_TOKENS, None, mean)
+        lengths, switch = [len(row) for row in ids], rope_switch(model)
+        found = _by_length(lengths, PROMPT_TOKENS, None, mean, kinds=[n > switch for n in lengths])
     return torch.stack(found) if found else torch.empty(0)
 
 
