@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -165,6 +165,17 @@ def check_ids(where: str, tokens: Tokens, vocabulary: int | None, tokenizer: Any
         raise UserError(
             f"{where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the model has "
             f"{vocabulary}; resize its embedding, or take its own tokenizer"
+        )
+
+
+def check_sides(name: str, rows: Sequence[Tokens], switch: int) -> None:
+    """Warn where LongRoPE would turn an objective's rows by other factors, depending on what is beside them."""
+    if len({len(row.input_ids) > switch for row in rows}) > 1:
+        logger.warning(
+            "%s: some rows have more than %d tokens, and in a batch with them LongRoPE turns the others, too, by its long "
+            "factors; shorten the longer rows",
+            name,
+            switch,
         )
 
 

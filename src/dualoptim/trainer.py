@@ -285,16 +285,10 @@ class UnlearnTrainer(Trainer):
             own=[name for name, objective in objectives.items() if objective.loss.needs_alternates],
             positions=self._fits["positions"],
         )
-        switch = rope_switch(model)
         for name, tokenized in self.rows.tokens.items():
             for row, tokens in zip(rows[name], tokenized, strict=True):
                 fitting.check_ids(row.where, tokens, self._fits["vocabulary"], processing_class)
-            if len({len(tokens.input_ids) > switch for tokens in tokenized}) > 1:
-                logger.warning(
-                    "%s: some rows have more than %d tokens, and in a batch with them LongRoPE turns the others, too, by "
-                    "its long factors; shorten the longer rows",
-                    *(name, switch),
-                )
+            fitting.check_sides(name, tokenized, rope_switch(model))
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
         self._start: tuple[Any, dict[str, float]] | None = None  # evaluation sets, and their probabilities at step 0
         self._cast = False  # whether an evaluation outside of training has cast the weights (*_full_eval)
