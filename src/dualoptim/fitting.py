@@ -172,8 +172,8 @@ def check_sides(name: str, rows: Sequence[Tokens], switch: int) -> None:
     """Warn where LongRoPE would turn an objective's rows by other factors, depending on what is beside them."""
     if len({len(row.input_ids) > switch for row in rows}) > 1:
         logger.warning(
-            "%s: some rows have more than %d tokens, and in a batch with them LongRoPE turns the others, too, by its long "
-            "factors; shorten the longer rows",
+            "%s: some rows have more than %d tokens, and in a batch with them LongRoPE turns the others, too, by its "
+            "long factors; shorten the longer rows",
             name,
             switch,
         )
