@@ -119,7 +119,7 @@ def table(
     ]
     for method in have:
         cell = Cell(loss, steps, method)
-        own, lr, tried = found[cell], chosen(study, raw, cell), study.rates[steps]
+        own, lr, tried = found[cell], chosen(study, raw, cell), study.rates_of(cell)
         edge = " (edge)" if lr in (tried[0], tried[-1]) else ""
         apart = "".join(f"{against[name].get(method, ' | ')} | " for name in rivals)
         cost = " | "  # a variant is plain code, which keeps more than it needs
@@ -187,7 +187,7 @@ def _range(values: Sequence[float]) -> str:
 
 def tried(study: Study, raw: Sequence[Line]) -> list[str]:
     """The tuning split's scores, by rate."""
-    rates = sorted({lr for each in study.rates.values() for lr in each})
+    rates = sorted({lr for cell in study.cells for lr in study.rates_of(cell)})
     heads = [
         "| loss | steps | method | " + " | ".join(f"{lr:g}" for lr in rates) + " |",
         "|---|--:|---|" + "--:|" * len(rates),
