@@ -95,7 +95,7 @@ def check_reached(model: nn.Module, losses: Mapping[str, Loss]) -> None:
             what, other = ("the logits", "") if layer is None else (f"layer {layer}", ", or give a later layer")
             raise UserError(
                 f"the loss of {name!r}, {type(losses[name]).__name__}, is computed from {what}, which none of the "
-                f"trained parameters changes, {trained} first; train some that do{other}"
+                f"trained parameters changes (the first is {trained}); train some that do{other}"
             )
 
 
