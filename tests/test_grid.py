@@ -23,6 +23,7 @@ from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY, LOCK, RECORDS, RESULTS
 from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
 from dualoptim.models import load_model, load_tokenizer
+from dualoptim.resolved import resolve
 
 from . import tiny, tofu
 
@@ -131,6 +132,16 @@ def test_a_setting_that_no_optimizer_reads_is_refused_and_compared_with_one_that
 def test_a_grid_that_cannot_be_is_told(grid: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         crossed([RunConfig(optimizer="AdamW")], grid)
+
+
+def test_each_run_of_a_grid_needs_the_memory_of_what_it_trains_itself() -> None:
+    plain = RunConfig(
+        model="model", task="tofu", data_dir="tofu", task_args=HELD_OUT, retain_loss="GD", forget_loss="GA"
+    )
+    part = plain.replace(train=r"layers\.1\.mlp")
+    alone, together = ([each.needed for each in resolve(given)] for given in ([plain], [part, plain]))
+    assert together[1] == alone[0]
+    assert together[0]["gradients"] < alone[0]["gradients"]
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])

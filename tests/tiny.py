@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -12,6 +13,10 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+SIZES: dict[str, Any] = {
+    "vocab_size": 260, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": None,
+}  # fmt: skip
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -29,45 +34,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def model(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=260,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=2048,
-            eos_token_id=0,
-            pad_token_id=0,
-            bos_token_id=None,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=2048))
 
 
 def longrope(switch: int) -> Phi3ForCausalLM:
     """A model whose positions are turned by other factors in a batch that is longer than `switch`."""
     torch.manual_seed(0)
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "original_max_position_embeddings": switch,
+    }
     model = Phi3ForCausalLM(
         Phi3Config(
-            vocab_size=260,
-            hidden_size=16,
-            intermediate_size=32,
+            **SIZES,
             num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
             max_position_embeddings=256,
             original_max_position_embeddings=switch,
-            rope_parameters={
-                "rope_type": "longrope",
-                "rope_theta": 1e4,
-                "short_factor": [1.0] * 4,
-                "long_factor": [1.0, 2.0, 4.0, 8.0],
-                "original_max_position_embeddings": switch,
-            },
-            eos_token_id=0,
-            pad_token_id=0,
-            bos_token_id=None,
+            rope_parameters=rope,
         )
     )
     with torch.no_grad():

@@ -44,10 +44,10 @@ EVALUATION_FIELDS = ("model", "chat_template", "memorise", "memorise_args", "ret
 
 # Values of any type, with str first: a text is then taken as it stands.
 CROSSED = dict[str, list[str | int | float | bool | dict | list | None]]
-# Mappings of a recipe whose entries the command line changes one by one, unless it also gives what they belong to.
+# Mappings of a recipe whose entries the command line changes one by one, unless it changes what they belong to.
 ENTRIES = {
     "task_args": "task",
-    "memorise_args": "memorise",
+    "memorise_args": "model",
     "forget_loss_args": "forget_loss",
     "retain_loss_args": "retain_loss",
     "weights": "task",
@@ -249,15 +249,21 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 def _joined(settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """The command line's arguments; a mapping keeps the entries of the recipe's that it does not give itself."""
     recipe = dict(setting.split("=", 1) for setting in settings)
-    names = {_key(argument.partition("=")[0]) for argument in arguments}
+    whole: list[str] = []  # each option with its value behind "="
+    for given in arguments:
+        if whole and not given.startswith("--") and "=" not in whole[-1]:
+            whole[-1] += f"={given}"
+        else:
+            whole.append(given)
+    changed = {_key(name) for name, _, text in (each.partition("=") for each in whole) if recipe.get(name) != text}
     made = []
-    for before, given in zip(["", *arguments], arguments, strict=False):
-        name, sign, text = given.partition("=") if given.startswith("--") else (before, "", given)
-        if name in recipe and (of := ENTRIES.get(_key(name))) and of not in names and text:
+    for each in whole:
+        name, _, text = each.partition("=")
+        if name in recipe and (of := ENTRIES.get(_key(name))) and of not in changed:
             own, new = _read(recipe[name], name), _read(text, name)
             if isinstance(own, dict) and isinstance(new, dict) and new:  # {} empties it
-                text = json.dumps({**own, **new}, ensure_ascii=False)
-        made.append(f"{name}={text}" if sign else text if name == before else given)
+                each = f"{name}={json.dumps({**own, **new}, ensure_ascii=False)}"
+        made.append(each)
     return made
 
 

@@ -18,6 +18,7 @@ from .data import Tokens
 from .errors import UserError
 from .losses import Loss
 from .losses.base import model_inputs
+from .models import text_config
 from .optim import DualOptimPlus
 from .reference import AtStart, evaluating, is_whole, partly_trained
 
@@ -111,13 +112,12 @@ def check_checkpointing(model: nn.Module) -> None:
 
 def check_router(model: nn.Module) -> None:
     """Log that the loss which balances a mixture's experts, where the configuration asks for it, is not trained on."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     if getattr(text, "output_router_logits", False) and getattr(text, "router_aux_loss_coef", None) != 0:
         logger.warning(
             "%s asks for the loss that balances its experts (output_router_logits), which is not added here: only the "
             "losses of the objectives are trained on",
-            type(config).__name__,
+            type(text).__name__,
         )
 
 

@@ -364,10 +364,15 @@ def _hash_of_files(folder: Path) -> str:
     return hashlib.sha256("".join(f"{file.name} {sha256(file)} " for file in files).encode()).hexdigest()
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of what reads text of a model, given as module or configuration; itself, where it has none."""
+    config = getattr(model, "config", model)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def positions(model: Any) -> int:
     """How many tokens a model takes, given as module or configuration; a huge number where it does not say."""
-    config = getattr(model, "config", model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     said = next((most for name in _POSITIONS if (most := getattr(text, name, None))), 2**31)
     return int(said) - adapters.num_virtual_tokens(model)
 
@@ -381,8 +386,7 @@ def rope_switch(model: Any) -> int:
     Args:
         model: as for `positions`.
     """
-    config = getattr(model, "config", model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     rope = getattr(text, "rope_parameters", None) or {}
     each = [rope, *(value for value in rope.values() if isinstance(value, Mapping))]  # some by the type of a layer
     named = "original_max_position_embeddings"

@@ -423,13 +423,14 @@ def _check_sam(config: RunConfig, task: Task) -> None:
 
 
 def as_trained(config: RunConfig, model: Any) -> Any:
-    """A model on torch's meta device, as it is trained: a part of it alone, or a copy with a new adapter."""
+    """A model on torch's meta device, as it is trained: a copy with a new adapter or of which a part is trained."""
     if config.lora_rank:
         widest = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=0)
         if config.lora_rank > widest:
             raise UserError(f"lora_rank {config.lora_rank}: the model's matrices have ranks up to {widest}; give less")
         return adapters.added(copy.deepcopy(model), config, config.model)
     if config.train is not None:
+        model = copy.deepcopy(model)  # other configs train other parts
         train_only(config.train, model)
     return model
 

@@ -158,7 +158,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
     }
     files = {name: sha256(Path(given)) for name, given in first.inputs.items() if given and Path(given).is_file()}
-    found = []
+    found, reached = [], set[str]()
     for config in configs:
         losses = names.losses_of(config, task)
         names.check_losses(losses, model)
@@ -167,7 +167,11 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
             if config.gradient_checkpointing:
                 check_checkpointing(model)
             served = losses if config.alone is None else {config.alone: losses[config.alone]}
-            check_reached(as_trained, served)
+            reads = {name: [type(loss).__name__, getattr(loss, "layer", None)] for name, loss in served.items()}
+            trains = digest([config.train, bool(config.lora_rank), config.lora_targets, reads])
+            if trains not in reached:  # it takes a second, and a grid may have many runs
+                check_reached(as_trained, served)
+                reached.add(trains)
         needed = names.memory_needed(config, task, losses, as_trained)
         merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:

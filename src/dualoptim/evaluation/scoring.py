@@ -33,7 +33,7 @@ from ..device import in_chosen_precision, scores_in_bf16, seeded
 from ..errors import UserError
 from ..losses import IGNORED, Batch, Labelled, labelled
 from ..losses.base import token_states
-from ..models import positions, rope_switch
+from ..models import positions, rope_switch, text_config
 from ..reference import evaluating
 from ..wrappers import own_forward
 from . import metrics
@@ -338,9 +338,7 @@ _PACKS: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
 
 def _window(model: nn.Module) -> float:
     """How many tokens each layer of a model sees at least: those of a sliding window or chunk; else no limit."""
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    sizes = [getattr(text_config(model), name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)
 
 
