@@ -612,7 +612,7 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, torch.dtype]] = []
-    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, scoring._score
+    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, scoring.score
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
@@ -632,7 +632,7 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
 
     monkeypatch.setattr(unlearn, "load_model", loaded)
     monkeypatch.setattr(UnlearnTrainer, "compute_loss", trained)
-    monkeypatch.setattr(scoring, "_score", scored)
+    monkeypatch.setattr(scoring, "score", scored)
     own = ["--bf16", "true", "--merge", "false", "--save-model", "false", "--out", "out"]  # scores are in fp32
     assert run("unlearn", "--lora-rank", "2", *own) == 0
     training, scored_so = ("training", torch.bfloat16), ("scoring", torch.float32)

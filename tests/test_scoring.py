@@ -35,9 +35,9 @@ from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
 from dualoptim.device import scored_in, scoring_in
 from dualoptim.errors import UserError
-from dualoptim.evaluation import scoring
+from dualoptim.evaluation import batches, packing, scoring
+from dualoptim.evaluation.packing import _PACKS
 from dualoptim.evaluation.scoring import (
-    _PACKS,
     answers,
     gradient_norms,
     mean_states,
@@ -72,7 +72,7 @@ def test_answers_to_a_prompt_longer_than_a_sliding_window_are_scored_as_apart(
     config = MistralConfig(vocab_size=260, num_key_value_heads=1, sliding_window=48, initializer_range=0.5, **small)
     model, tokenizer = MistralForCausalLM(config), tiny.tokenizer()
     if not told:  # as of a model whose configuration has another name for it: the longest question shows it
-        monkeypatch.setattr(scoring, "_window", lambda _: float("inf"))
+        monkeypatch.setattr(scoring, "window", lambda _: float("inf"))
     short, long = ([question(text, answer) for answer in ("Yes.", "No, never.")] for text in ("Hi?", "Why? " * 20))
     given = [[short], [short, long], *([[short, long[:1]]] if told else [])]
     with scoring_in(False):
@@ -360,8 +360,8 @@ def test_batches_grow_with_all_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch)
     for gib, times in ((8, 1), (16, 1), (79.6, 4), (139, 8)):
         card = SimpleNamespace(total_memory=int(gib * 2**30))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
-        assert scoring._at_once(100, torch.device("cuda")) == 100 * times
-    assert scoring._at_once(100, torch.device("cpu")) == 100
+        assert batches.at_once(100, torch.device("cuda")) == 100 * times
+    assert batches.at_once(100, torch.device("cpu")) == 100
 
 
 def unlike(model: Any) -> Any:
@@ -379,9 +379,9 @@ PROMPTS = [question(text, "").prompt for text in ("hi", "Who is the tallest of t
 def in_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that scoring makes from now on."""
     sizes: list[int] = []
-    shared = scoring.ranks.shared
+    shared = batches.ranks.shared
     monkeypatch.setattr(
-        scoring.ranks, "shared", lambda items, *more: (sizes.extend(map(len, items)), shared(items, *more))[1]
+        batches.ranks, "shared", lambda items, *more: (sizes.extend(map(len, items)), shared(items, *more))[1]
     )
     return sizes
 
@@ -422,7 +422,7 @@ def test_whether_prompts_may_be_padded_is_tried_once_and_numbers_that_are_not_fi
         model.lm_head.weight.fill_(float("nan"))
     sizes = in_batches(monkeypatch)
     replies(model, tokenizer, PROMPTS, max_new_tokens=8)
-    monkeypatch.setattr(scoring, "_tried_beside", None)
+    monkeypatch.setattr(batches, "_tried_beside", None)
     replies(model, tokenizer, PROMPTS, max_new_tokens=8)
     assert sizes == [4, 4]
 
@@ -447,7 +447,7 @@ def test_scoring_together_is_tried_on_the_longest_question_and_on_that_with_the_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, tokenizer, tried = tiny.model(), tiny.tokenizer(), []
-    monkeypatch.setattr(scoring, "_agrees", lambda _, group: not tried.append(len(group)))
+    monkeypatch.setattr(packing, "_agrees", lambda _, group: not tried.append(len(group)))
     many = [[question("Who?", "x" * n) for _ in range(count)] for n, count in ((90, 2), (9, 3), (3, 5))]
     for rows in (many, many, many[:1], [[*many[2], many[2][0]]]):
         answers(model, tokenizer, rows)

@@ -19,8 +19,8 @@ from .. import ranks
 from ..device import device_and_precision, scores_in_bf16
 from ..errors import UserError, unknown
 from . import attacks, probes
+from .batches import as_scored
 from .numbers import Metric, Numbers, Record
-from .scoring import as_scored
 
 if TYPE_CHECKING:  # tasks are built on the modules of this folder
     from ..tasks import Task
