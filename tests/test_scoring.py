@@ -439,7 +439,9 @@ def test_answers_are_scored_apart_where_only_their_first_tokens_would_be_wrong_t
     with scoring_in(False):
         together = answers(model, tokenizer, rows)
         apart = [[answers(model, tokenizer, [[row]])[0][0] for row in group] for group in rows]
-    assert together == apart
+    for one, other in zip(together, apart, strict=True):
+        for a, b in zip(one, other, strict=True):  # the batches differ, and on some processors so do last digits
+            assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
     assert not any(_PACKS[model])
 
 
