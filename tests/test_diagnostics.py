@@ -105,6 +105,21 @@ def test_states_without_a_step_and_objectives_that_were_added_are_left_out() -> 
     assert diagnostics(opt) == diagnostics(alone)
 
 
+@pytest.mark.parametrize("private", ["forget", "retain", None])
+def test_objectives_are_compared_where_both_have_stepped(private: str | None) -> None:
+    """A trunk on which they agree, and a head of one alone, or of each its own: also in its own layer."""
+    trunk, *heads = (Parameter(torch.zeros(10)) for _ in range(3))
+    opt = DualOptim([("head.a", heads[0]), ("head.b", heads[1]), ("trunk.w", trunk)])
+    for name, head in zip(("retain", "forget"), heads, strict=True):
+        trunk.grad = torch.ones(10)
+        head.grad = torch.full((10,), -1.0) if private in (name, None) else None
+        opt.step(objective=name)
+        opt.zero_grad()
+    read = diagnostics(opt, [("head.a", heads[0]), ("head.b", heads[1]), ("trunk.w", trunk)])
+    assert read["all"]["cosine/forget/retain"] == read["trunk"]["cosine/forget/retain"] == pytest.approx(1)
+    assert "cosine/forget/retain" not in read["head"]
+
+
 def test_the_heat_map_shows_every_layer() -> None:
     layers = {f"layers.{i}": {"cosine/forget/retain": math.cos(i), "cancelling/forget": 0.1 * i} for i in range(4)}
     entry = {"diagnostics": {"step": 5, "layers": {**layers, "all": layers["layers.0"]}}}

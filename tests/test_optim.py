@@ -1073,6 +1073,12 @@ def test_a_setting_that_means_nothing_is_refused(make: Callable[[Parameter], obj
         make(Parameter(torch.ones(2)))
 
 
+@pytest.mark.parametrize("key", ["base_lr", "use_bias", "no_weight_decay", "weight_decay_scale", "lr_mult", "rho"])
+def test_keys_of_others_in_a_group_are_let_through(key: str) -> None:
+    opt = DualOptimPlus([{"params": [Parameter(torch.ones(2))], key: 0.5}])
+    assert opt.param_groups[0][key] == 0.5
+
+
 @pytest.mark.parametrize("key", ["lr_scales", "base_weights"])
 def test_a_factor_of_no_objective_that_a_group_gets_later_is_refused(key: str) -> None:
     param = Parameter(torch.ones(2))

@@ -169,6 +169,39 @@ def test_embeddings_and_small_tensors_stay_in_32_bits_unless_their_group_says_ot
     assert kept([{**group, **bits, "min_8bit_size": 0} for group in parameter_groups(model)]) == [8, 8, 32]
 
 
+def test_biases_and_norms_of_any_dimensions_are_vectors() -> None:
+    """Such as the biases of each expert of GPT-OSS, the norm of an image, and the keys that attention adds."""
+    model = torch.nn.ModuleDict(
+        {
+            "norm": torch.nn.LayerNorm([4, 32, 32]),
+            "attention": torch.nn.MultiheadAttention(64, 1, add_bias_kv=True),
+            "experts": torch.nn.Module(),
+        }
+    )
+    for name, shape in (("gate_up_proj", (4, 32, 32)), ("gate_up_proj_bias", (4, 2048)), ("norm_scores", (64, 64))):
+        model["experts"].register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+    names = {id(param): name for name, param in model.named_parameters()}
+    groups = {group["name"]: [names[id(param)] for param in group["params"]] for group in parameter_groups(model)}
+    assert groups["matrices"] == [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "experts.gate_up_proj",
+        "experts.norm_scores",
+    ]
+    opt = DualOptimPlus(parameter_groups(model), base_bits=8, delta_bits=8)
+    bias = model["experts"].gate_up_proj_bias
+    bias.grad = torch.ones_like(bias)
+    opt.step(objective="forget")
+    assert not any("codes" in key for key in opt.state[bias])
+
+
+def test_memory_is_estimated_of_groups_that_are_used_afterwards() -> None:
+    groups = [{"params": torch.nn.Linear(3, 3).parameters(), "lr": 0.1}]
+    assert estimate_state_memory(groups) > 0
+    assert [len(group["params"]) for group in DualOptimPlus(groups).param_groups] == [2]
+    assert groups[0]["lr"] == 0.1
+
+
 # Backends
 
 

@@ -360,6 +360,60 @@ def test_torch_distributed_refuses_another_precision() -> None:
         set_optimizer_state_dict(model, full, saved)
 
 
+@pytest.mark.parametrize("objectives", [("forget", "retain"), ("all",)])
+@pytest.mark.parametrize("cls", [DualOptimPlus, DualOptim])
+def test_what_torch_does_to_see_a_state_is_nobodys_step(cls: type[DualOptimPlus], objectives: tuple[str, ...]) -> None:
+    """It steps on zeros at a learning rate of 0: no count, no choice and nothing of a hook's is used up."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    turns = [objectives[i % 3 % len(objectives)] for i in range(7)]
+
+    def begun(order: list[str]) -> tuple[torch.nn.Module, DualOptimPlus]:
+        model = torch.nn.Linear(4, 3)
+        model.load_state_dict({"weight": randn(3, 4), "bias": randn(3)})
+        opt = cls(model.parameters(), lr=0.1, objectives=objectives)
+        opt.register_step_pre_hook(lambda opt, args, kwargs: setattr(opt, "objective", order.pop(0)))
+        return model, opt
+
+    def train(model: torch.nn.Module, opt: DualOptimPlus, steps: range) -> None:
+        for step in steps:
+            model(randn(4, 4, seed=step)).square().mean().backward()
+            opt.step()
+            opt.zero_grad()
+
+    model, opt = begun(list(turns))
+    train(model, opt, range(7))
+
+    half, saving = begun(turns[:3])
+    get_optimizer_state_dict(half, saving)
+    train(half, saving, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(half, saving))
+    resumed, loading = begun(turns[3:])
+    resumed.load_state_dict(half.state_dict())
+    loading.objective = objectives[-1]
+    set_optimizer_state_dict(resumed, loading, saved)
+    assert loading.objective == objectives[-1]
+    train(resumed, loading, range(3, 7))
+    for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_moments_that_32_bits_do_not_hold_are_refused() -> None:
+    param = Parameter(torch.ones(3, dtype=torch.float64))
+    opt = DualOptimPlus([param])
+    param.grad = torch.full((3,), 1e21, dtype=torch.float64)
+    opt.step(objective="forget")
+    DualOptimPlus([Parameter(torch.ones(3, dtype=torch.float64))]).load_state_dict(opt.state_dict())
+    with pytest.raises(ValueError, match="holds numbers that are not finite"):
+        DualOptimPlus([Parameter(torch.ones(3))]).load_state_dict(opt.state_dict())
+
+
+def test_more_objectives_are_named_also_before_the_first_step() -> None:
+    opt = DualOptimPlus([Parameter(torch.ones(2))], objectives=("forget", "retain", "style"))
+    with pytest.raises(ValueError, match="the state dict holds 'style', which this optimizer does not have"):
+        DualOptimPlus([Parameter(torch.ones(2))]).load_state_dict(opt.state_dict())
+
+
 def test_no_mapping_in_a_group_is_empty() -> None:
     for cls in (DualOptim, DualOptimPlus):
         group = cls([Parameter(torch.ones(1))]).state_dict()["param_groups"][0]

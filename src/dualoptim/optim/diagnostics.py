@@ -37,7 +37,8 @@ def diagnostics(
     Let u_o be the update of objective o from the current state, before the bound and the learning rate; in 8 bits, with
     the rule's floor under its second moment. The measures are
 
-    - ``cosine/a/b``: cos(u_a, u_b), both clamped to [−1, 1]: 1 where two objectives agree, −1 where they are opposed;
+    - ``cosine/a/b``: cos(u_a, u_b), both clamped to [−1, 1], over the parameters that both have stepped: 1 where two
+      objectives agree, −1 where they are opposed; none for objectives without such a parameter;
     - ``cancelling/o``: share of coordinates where v_o + v_B is negative, so that the update's size means little;
     - ``update/o``: root mean square of u_o after the step's bound; ``largest/o``: the largest \|u_o\|, without it;
     - ``delta_norm/o`` and ``base_norm``: Euclidean norms of the first moments, bias-corrected.
@@ -163,9 +164,11 @@ def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums
             add("negative", objective, value=scale * (square < 0).sum())
             add("bounded", objective, value=scale * bounded.square().sum())
             add("largest", objective, value=update.abs().max())
-            add("product", objective, objective, value=scale * update.clamp(-1, 1).square().sum())
         for a, b in itertools.combinations(updates, 2):
-            add("product", a, b, value=scale * (updates[a].clamp(-1, 1) * updates[b].clamp(-1, 1)).sum())
+            one, other = updates[a].clamp(-1, 1), updates[b].clamp(-1, 1)
+            add("product", a, b, value=scale * (one * other).sum())
+            add("square", a, b, value=scale * one.square().sum())
+            add("square", b, a, value=scale * other.square().sum())
     return {
         key: float(torch.stack(values).max() if key[0] == "largest" else torch.stack(values).sum())
         for key, values in parts.items()
@@ -180,8 +183,8 @@ def _measures(sums: Sums) -> dict[str, float]:
         measures[f"update/{name}"] = math.sqrt(sums["bounded", name] / sums["count", name])
         measures[f"largest/{name}"] = sums["largest", name]
         measures[f"delta_norm/{name}"] = math.sqrt(sums["delta", name])
-    for a, b in itertools.combinations(objectives, 2):
-        norm = math.sqrt(sums["product", a, a] * sums["product", b, b])
+    for a, b in (key[1:] for key in sums if key[0] == "product"):
+        norm = math.sqrt(sums["square", a, b] * sums["square", b, a])
         measures[f"cosine/{a}/{b}"] = sums["product", a, b] / norm if norm else 0.0
     return measures
 

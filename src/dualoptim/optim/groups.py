@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -11,9 +13,15 @@ from . import state
 from .optimizer import DualOptimPlus
 from .state import BASE, DELTA, bits_of, counter
 
+NORM = re.compile(r"norm(\dd)?$", re.IGNORECASE)  # LayerNorm, LlamaRMSNorm, BatchNorm2d, …
+BIAS = re.compile(r"(^|_)bias(_|$)")  # bias, bias_k, gate_up_proj_bias, …
+
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
-    """A model's trainable parameters in groups: no weight decay on biases and norms, embeddings in 32 bits.
+    """A model's trainable parameters in groups: no weight decay on biases and norms, these and embeddings in 32 bits.
+
+    Biases and norms are all parameters of one dimension or none, those of a module whose class is named as a norm, and
+    those named as a bias, such as those of each expert of a mixture.
 
     Args:
         model: any module.
@@ -21,15 +29,22 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
     """
     tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     embeddings = {id(param) for module in tables for param in module.parameters()}
+    vectors = {
+        id(param)
+        for module in model.modules()
+        for name, param in module.named_parameters(recurse=False)
+        if param.ndim < 2 or BIAS.search(name) or NORM.search(type(module).__name__)
+    }
     kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
     for param in model.parameters():
         if param.requires_grad:
-            kind = "embeddings" if id(param) in embeddings else "matrices" if param.ndim > 1 else "vectors"
+            kind = "embeddings" if id(param) in embeddings else "vectors" if id(param) in vectors else "matrices"
             kinds[kind].append(param)
-    settings = {
+    whole = {"base_bits": 32, "delta_bits": 32}
+    settings: dict[str, dict[str, Any]] = {
         "matrices": {"weight_decay": weight_decay},
-        "embeddings": {"weight_decay": weight_decay, "base_bits": 32, "delta_bits": 32},
-        "vectors": {"weight_decay": 0.0},
+        "embeddings": {"weight_decay": weight_decay, **whole},
+        "vectors": {"weight_decay": 0.0, **whole},
     }
     return [{"params": params, "name": kind, **settings[kind]} for kind, params in kinds.items() if params]
 
@@ -52,6 +67,9 @@ def estimate_state_memory(
         6.0938...
     """
     given = parameter_groups(model) if isinstance(model, nn.Module) else list(model)
+    for group in given:
+        if isinstance(group, dict) and isinstance(group.get("params"), Iterator):
+            group["params"] = list(group["params"])  # as an optimizer does, or the next one would find none left
     groups: Any = [dict(group) if isinstance(group, dict) else group for group in given]  # an optimizer adds keys
     optimizer = cls(groups, **arguments)
     total = 0

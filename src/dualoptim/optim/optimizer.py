@@ -297,11 +297,9 @@ class DualOptimPlus(Optimizer):
 
     @_disable_dynamo  # torch.compile must not trace it
     def _step_of(self, objective: str | None) -> None:
-        if objective is None and not self._choice and self._is_probed():
+        if objective is None and not self._choice and len(self.objectives) > 1 and self._is_probed(by_rate=False):
             if not self._asks() or all_probed(self._device(), self.process_group):
-                for param, group in self._parameters():
-                    if param.grad is not None:
-                        self._make_state(param, group)
+                self._make_states()
             return
         verdict, self._verdict = self._verdict, None
         if verdict is not None:
@@ -348,6 +346,10 @@ class DualOptimPlus(Optimizer):
         @functools.wraps(hooked)
         def whole(self: DualOptimPlus, *args: Any, **kwargs: Any) -> Any:
             try:
+                nothing = all(each is None for each in (*args, *kwargs.values()))  # torch gives closure=None
+                if nothing and self._is_probed():  # nobody's step: no hook runs, as it may choose the objective
+                    with torch.no_grad():
+                        return self._make_states()
                 return hooked(self, *args, **kwargs)
             except BaseException:
                 self._choice.clear()
@@ -375,11 +377,22 @@ class DualOptimPlus(Optimizer):
             )
         return self._known(chosen or self.objectives[0])
 
-    def _is_probed(self) -> bool:
-        """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state."""
+    def _is_probed(self, by_rate: bool = True) -> bool:
+        """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state.
+
+        Args:
+            by_rate: only if it is at a learning rate of 0 as well, which torch.distributed.checkpoint sets.
+        """
         begun = any(STEP in own for own in self.state.values())  # other entries may be others'
-        grads = [] if begun or len(self.objectives) == 1 else list(self._local_gradients())
+        if begun or (by_rate and any(float(group["lr"]) for group in self.param_groups)):
+            return False
+        grads = list(self._local_gradients())
         return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
+
+    def _make_states(self) -> None:
+        for param, group in self._parameters():
+            if param.grad is not None:
+                self._make_state(param, group)
 
     def _asks(self) -> bool:
         """Whether other ranks are asked if they are probed as well.

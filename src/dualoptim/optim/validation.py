@@ -27,6 +27,7 @@ from .state import (
     local,
     moment_keys,
     num_blocks,
+    precision,
 )
 
 BY_OBJECTIVE = ("lr_scales", "base_weights")  # mappings of objective → factor
@@ -164,11 +165,23 @@ def check_group(param_group: Any) -> None:
     if "params" not in param_group:
         raise ValueError(f"a parameter group must have 'params', but has {listed(param_group) or 'nothing'}")
     for key in param_group.keys() - SETTINGS - OTHER_GROUP_KEYS:
-        close = difflib.get_close_matches(str(key), SETTINGS, n=1)
+        close = [] if _is_anothers(key) else difflib.get_close_matches(str(key), SETTINGS, n=1)
         if isinstance(key, str) and not close and key not in NOT_OF_A_GROUP:
             continue
         hint = f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(SETTINGS))}"
         raise ValueError(f"a parameter group sets {key!r}, which this optimizer does not know; {hint}")
+
+
+def _is_anothers(key: Any) -> bool:
+    """Whether a key near a setting's name is no misspelling of it.
+
+    Such as no_weight_decay, which has words of its own beside the setting's, and base_lr, which shares no more with
+    base_bits than a word.
+    """
+    words = set(filter(None, str(key).split("_")))
+    if any(set(name.split("_")) < words for name in SETTINGS if "_" in name):
+        return True
+    return not difflib.get_close_matches(str(key), SETTINGS, n=1, cutoff=0.8)
 
 
 def check_without_base(who: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -215,7 +228,10 @@ def check_loadable(
             "begin with a new state"
         )
     found = {objective for own in states.values() for objective in _objectives(own)}
-    if unknown := sorted(found - set(objectives)):
+    for group in saved_groups:  # before the first step, the settings name them all
+        factors = [group.get(key) for key in BY_OBJECTIVE]
+        found.update(name for each in factors if isinstance(each, Mapping) for name in each)
+    if unknown := sorted(found - set(objectives), key=str):
         raise ValueError(
             f"the state dict holds {listed(unknown)}, which this optimizer does not have "
             f"({listed(objectives)}); name them in objectives=…"
@@ -347,7 +363,9 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
     fits = tensor.dtype == code if key.startswith(f"{CODES}/") else tensor.is_floating_point()
     if not fits:
         raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
-    if tensor.is_floating_point() and not local(tensor).isfinite().all():
+    # In the precision that it will have: what 64 bits hold may be infinite in 32.
+    kept = precision(param) if whole else torch.float32
+    if tensor.is_floating_point() and not local(tensor).to(kept).isfinite().all():
         raise ValueError(f"the state dict's {key!r} of {name} holds numbers that are not finite; load an earlier one")
     # Averages of squares and scales have no sign.
     if tensor.is_floating_point() and (not whole or code is torch.uint8) and (local(tensor) < 0).any():
