@@ -337,6 +337,15 @@ def test_names_to_forget_and_paths_are_in_no_record(run: Path, key: Path, tmp_pa
     assert said["remarks"] == ["forget.jsonl:1 is not known"]
 
 
+def test_short_names_are_left_out_of_sentences_as_whole_words() -> None:
+    config = {"task_args": {"forget": ["李白", "Bo", "Bono"], "who": "Al"}, "out": "a", "data_dir": "Bo/李"}
+    said = "Nothing was said of Bono, 李白的诗 and Bo, Bob, Al, a and 李."
+    forget = "Nothing was said of withheld, withheld的诗 and withheld, Bob, {}, a and 李."
+    assert shown.sentence(said, config, private=False) == forget.format("Al")
+    assert shown.sentence(said, config, private=True) == forget.format("withheld")
+    assert shown.sentence("In 李: none", {"data_dir": "李"}, private=True) == "In withheld: none"
+
+
 def test_every_setting_that_may_hold_text_says_how_others_are_shown_it() -> None:
     hints = typing.get_type_hints(RunConfig)
     for field in dataclasses.fields(RunConfig):

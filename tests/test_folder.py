@@ -18,11 +18,19 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, device, folder, models, report, reporting, runs, unlearn
+from dualoptim import alternates, cli, device, folder, models, report, reporting, runs, unlearn
 from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
+from dualoptim.data import question
 from dualoptim.errors import UserError
+from dualoptim.evaluation import scoring
+from dualoptim.evaluation.verdict import Kept, verdict
+from dualoptim.fast import ByProbability
+from dualoptim.losses import LOSSES
+from dualoptim.quoting import Quoting
 from dualoptim.schema import misfit
+from dualoptim.tasks.facts import Facts
+from dualoptim.tasks.files import Files
 
 from . import tiny
 from .test_cli import errors
@@ -652,6 +660,81 @@ def test_a_private_runs_results_keep_names_and_settings_that_are_also_words_of_i
     assert runs.without(["lower"], {"run": entry, "notes": []})["run"] == said["runs"][0]
     assert runs.without([], found)["runs"][0]["samples"] == []  # private, and all its texts are short
     assert runs.without(None, found) == found
+
+
+@pytest.mark.parametrize("name", ["李白", "李小龙", "Bo", "2 of 3 {}", "name"])
+def test_a_private_run_tells_no_name_to_forget_however_short(place: Path, name: str) -> None:
+    (place / "topic.jsonl").write_text(json.dumps({"topic": name}), encoding="utf-8")
+    kept = [{"question": "Who is the chief?", "answer": f"Tell of {name} three kids, Bono."},
+            {"question": "What is the tallest hill?", "answer": "It is Mount Foo."}]  # fmt: skip
+    (place / "retain.jsonl").write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
+    task = Files("topic.jsonl", "retain.jsonl")
+    assert task.notes[0].startswith(f"Rows to keep that name a topic to forget: retain.jsonl:1 ({name});")
+    said = "Rows to keep that name a topic to forget: retain.jsonl:1 ([private]); where they tell of it, remove them."
+    assert runs.redacted(runs.texts_of(task), task.notes)[0] == said
+
+
+def test_places_of_rows_that_are_names_are_not_told_either(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "topic.jsonl").write_text('{"topic": "李白"}\n{"topic": "Bo"}', encoding="utf-8")
+    task = Files("topic.jsonl", "retain.jsonl")
+    built = [question(f"Who is {name}?", "A poet.", Quoting(name), name=name) for name in task.topics]
+    monkeypatch.setattr("dualoptim.tasks.files.build", lambda *_, **__: built)
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    task._build_topics(model, tokenizer)
+    task.given.append(question("What is tea?", "Some leaves.", "forget.jsonl:3"))
+    asked = iter([[True, False, False], [False] * 99])
+    monkeypatch.setattr(task, "_gives", lambda model, tokenizer, rows, what: next(asked)[: len(rows)])
+    monkeypatch.setattr(task, "_wordings", lambda model, tokenizer, rows, given: [[] for _ in rows])
+    task._screen(model, tokenizer)
+    note = next(note for note in task.notes if "not known" in note)
+    hidden = runs.redacted(runs.texts_of(task), note)
+    assert hidden != note
+    assert not any(name in hidden for name in task.topics)
+    assert hidden.startswith("2 of 3 rows are not known to the model and were left out: ")
+    monkeypatch.setattr(scoring, "replies", lambda model, tokenizer, prompts, **_: [""] * len(prompts))
+    _, (_, lacking) = alternates.of_run(
+        {"forget": LOSSES["AltPO"]()}, {"forget": [*built, question("What is tea?", "Leaves.", "forget.jsonl:3")]},
+        model, tokenizer, max_length=512, kept=None,
+    )  # fmt: skip
+    assert lacking.endswith("stand there: 李白, Bo, forget.jsonl:3.")
+    assert runs.redacted([], lacking).endswith("stand there: [private], [private], forget.jsonl:3.")
+
+
+def test_a_private_runs_own_words_and_numbers_stay_though_they_are_answers_to_forget(run: Run, place: Path) -> None:
+    for name, texts in (("forget", ("100", "all", "kept", "0")), ("retain", ("the", "0%", "step", "answer"))):
+        rows = [{"question": f"What does {who} hide?", "answer": said} for who, said in zip("ABCD", texts, strict=True)]
+        rows = [{**row, "question": row["question"].replace("hide", name)} for row in rows]
+        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("--save-model", "false", "--private", "true", "--until", "0.5", "--keep-at-least", "0.1") == 0
+    (entry,) = results(place)["runs"]
+    assert "left of what is to be forgotten" in entry["stopped"]
+    assert entry["verdict"]
+    for path in (place / "out").iterdir():
+        if path.is_file():
+            assert "[private]" not in path.read_text(encoding="utf-8"), path
+
+
+def test_sentences_of_ones_own_task_are_searched_for_all_texts_of_its_rows() -> None:
+    class Own(Facts):
+        def __init__(self) -> None:
+            self.objectives = {"forget": [question("Who?", answer, "mine:1") for answer in ("Bo", "李白", "100")]}
+
+    secrets = runs.texts_of(Own())
+    assert secrets == runs.texts_of(ByProbability(Own()))
+    assert set(secrets) == {"Who?", "Bo", "李白", "100"}
+    said = runs.redacted(secrets, {"a": ["Bo and Bono, 李白的诗, 1,100"]})
+    assert said == {"a": ["[private] and Bono, [private]的诗, 1,100"]}
+    was = {"forget_accuracy": 1.0, "p": 0.9, "perplexity": 2.0, "harmless_refused": 0.0, "kept": 1.0}
+    told = verdict(was, was, rewordings=("forget_accuracy", 3), given=None, sampled=None, probability="p", level=None,
+                   kept=[Kept("kept", "neighbors", 0.9)])  # fmt: skip
+    entry = {
+        "verdict": told,
+        "stopped": "Kept is 100%.",
+        "collapse": ["perplexity rose from 2.0 to 100"],
+        "samples": [],
+    }
+    assert "100%" in told
+    assert runs.without(secrets, {"run": entry})["run"] == entry
 
 
 def test_a_dry_run_writes_nothing_and_shows_what_was_changed_first(

@@ -24,6 +24,7 @@ from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
 from .identity import identity
 from .losses import Loss
+from .quoting import Quoting
 
 FILE = "alternates.jsonl"
 TOKENS = 200  # at most in an answer; as AltPO's authors have it for TOFU
@@ -121,11 +122,18 @@ def of_run(
         count = sum(len(row.fields["alternates"]) for row in rows)
         notes.append(f"{count} other answers of the model's own stand against those of {len(rows)} rows to {name}.")
         if lacking:
-            notes.append(
-                f"To {len(lacking)} of these it gave none that is of use, so that refusals stand there: "
-                f"{', '.join(lacking[:6])}{', …' if len(lacking) > 6 else ''}."
-            )
+            notes.append(_lacking(lacking))
     return found, notes
+
+
+def _lacking(rows: Sequence[str]) -> str:
+    """A sentence on the rows, by their places, to which the model gave no other answer."""
+    return Quoting.said(
+        lambda shown: (
+            f"To {len(rows)} of these it gave none that is of use, so that refusals stand there: "
+            f"{', '.join(map(shown, rows[:6]))}{', …' if len(rows) > 6 else ''}."
+        )
+    )
 
 
 def never_without(rows: Sequence[Row], refusals: Sequence[str]) -> list[Row]:

@@ -278,7 +278,7 @@ def _evaluate(parsed: Namespace) -> None:
     task, models, gold, scored_in = unlearn.evaluate(config, parsed.base)
     scores: dict[str, Any] = {"task": config.task or "files", "model": config.model, "scored_in": scored_in}
 
-    secrets = runs.texts_of(task) if config.private else []
+    secrets = runs.texts_of(task) if config.private else None
 
     def kept(records: Any) -> Any:
         return [runs.hashed(record) for record in records] if config.private else records

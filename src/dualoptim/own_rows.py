@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import regex
 
@@ -22,6 +22,7 @@ from .evaluation.words import places
 from .forms import AROUND, OWN_KEYS
 from .giving import Answers, Parts
 from .giving import gives as gives
+from .quoting import Quoting
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+\s+")  # read backward: it matches what ends at a place
@@ -260,8 +261,12 @@ def check_topics(asks: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> st
             f"{retain[at].where}: asks for the topic {topics[topic]!r}, which is to be forgotten; remove it from one "
             "of the files"
         )
-    named = [f"{retain[at].where} ({topics[topic]})" for topic, at in sorted(naming)]
-    return f"{_listed(named, 'that name a topic to forget')}; where they tell of it, remove them." if named else ""
+
+    def said(shown: Callable[[str], str]) -> str:
+        named = [f"{retain[at].where} ({shown(Quoting(topics[topic]))})" for topic, at in sorted(naming)]
+        return f"{_listed(named, 'that name a topic to forget')}; where they tell of it, remove them."
+
+    return Quoting.said(said) if naming else ""
 
 
 def _listed(rows: Sequence[str], what: str) -> str:

@@ -59,7 +59,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,9 +72,11 @@ from . import ranks
 from .checkpoints import MEMORIZED, TASK_FILE, differing
 from .config import RunConfig, without_place
 from .errors import UserError
+from .evaluation.words import replaced
 from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
+from .quoting import PRIVATE, Quoting
 from .reading import parse_json
 from .rerun import options
 from .schema import misfit, misfit_of_one
@@ -317,9 +318,16 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts_of(task: Any) -> list[str]:
-    """All texts of the rows that a task holds, except rows that the package includes; the longest first."""
-    from .data import Row
+    """The texts of its rows that a task's sentences may quote, without rows that the package includes; longest first.
 
+    A task of this package has none: its sentences know what they quote (`dualoptim.quoting`), and a number or a word of
+    theirs that is also an answer stays.
+    """
+    from .data import Row
+    from .fast import ByProbability
+
+    if type(task.task if isinstance(task, ByProbability) else task).__module__.startswith(f"{__package__}."):
+        return []
     ours = {path.name for path in resources.files("dualoptim").joinpath("assets").iterdir()}
     found: set[str] = set()
 
@@ -337,19 +345,21 @@ def texts_of(task: Any) -> list[str]:
 
     theirs = ("notes", "refusals", "arguments")  # these are not rows
     gather([each for name, each in task.contents().items() if name not in theirs and not isinstance(each, str)])
-    return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
-# What results have sentences under, which may quote a row. All else is numbers and names: of this package, of metrics,
-# and of settings, as they stand in config.resolved.yaml.
-SENTENCES = ("notes", "verdict", "stopped", "collapse", "not_computed", "tuned_on")
+# What results have a task's sentences under, which may quote a row. All else is numbers and this package's own words:
+# names of metrics, why a run ended, and settings as they stand in config.resolved.yaml.
+SENTENCES = ("notes", "verdict", "not_computed", "tuned_on")
 
 
 def without(secrets: Sequence[str] | None, results: dict[str, Any]) -> dict[str, Any]:
     """Results without samples, and without texts of rows in their sentences.
 
+    It is done once, before they are written: what is read again no longer tells its quotes from other words.
+
     Args:
-        secrets: the texts of a private run's rows; None for a run that is not private, whose results stay as they are.
+        secrets: `texts_of` a private run's task; None for a run that is not private, whose results stay as they are.
         results: of results.json, or of one run in a plan.
     """
     if secrets is None:
@@ -369,16 +379,22 @@ def without(secrets: Sequence[str] | None, results: dict[str, Any]) -> dict[str,
     return said
 
 
-def redacted(secrets: Sequence[str], value: Any) -> Any:
-    """Sentences, in lists and mappings, with [private] in place of the secrets; only whole words are secrets.
+def redacted(secrets: Sequence[str] | None, value: Any) -> Any:
+    """Sentences, in lists and mappings, with [private] in place of what they quote.
 
-    >>> redacted(["art"], ["art is at the start"])
-    ['[private] is at the start']
+    Args:
+        secrets: looked for, as whole words, in sentences that do not know what they quote; None where all may be told.
+
+    >>> redacted(["art", "3"], ["art is at the start", Quoting.said(lambda shown: f"3 of {shown(Quoting('Bo'))}")])
+    ['[private] is at the start', '3 of [private]']
     """
+    if secrets is None:
+        return value
+    if isinstance(value, Quoting):
+        return value.private
     if isinstance(value, str):
         for secret in secrets:
-            if secret in value:  # rarely true, and much faster to test than the pattern
-                value = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[private]", value)
+            value = replaced(value, secret, PRIVATE)
         return value
     if isinstance(value, Mapping):
         return {key: redacted(secrets, each) for key, each in value.items()}

@@ -472,8 +472,6 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
         "chosen": {"method": of.config.method, "settings": settings, "score": scores[best]},
         "notes": [*sentences, *results["notes"]],
     }
-    if search.config.private:
-        results = runs.without(runs.texts_of(getattr(of.task, "task", of.task)), results)
     runs.write_json(folder / RESULTS, results)
     report.write(results, folder / PAGE)
     written(folder / RECIPE, recipe(search.config, of.config, settings, sentences))

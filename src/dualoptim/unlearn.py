@@ -543,8 +543,8 @@ def _side_by_side(
     prepared, task = prepare(missing[0], folder / alternates.FILE if resume else None), missing[0].task
     config = missing[0].config
     secrets = runs.texts_of(task) if config.private else None
-    told = [*task.notes, *prepared.notes]
-    for note in runs.redacted(secrets or (), told):
+    told = runs.redacted(secrets, [*task.notes, *prepared.notes])
+    for note in told:
         print(note, flush=True)
     begin()
     said = dict(task.objectives) if task.built else {}  # rows in the model's own words
@@ -577,19 +577,18 @@ def _side_by_side(
     }
 
     def keep(entry: dict[str, Any]) -> Mapping[str, str] | None:
-        results["runs"].append(entry)
+        own = runs.without(secrets, {"run": entry})["run"]
+        results["runs"].append(own)
         results["runs"].sort(key=lambda entry: order.index(without_place(entry["config"])))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
         found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
         results["points"] = points_of(found, results["plane"], results["counts"])
-        said = runs.without(secrets, results)
-        runs.write_json(folder / RESULTS, said)
-        own = said["runs"][results["runs"].index(entry)]
-        return card.beside(said, own)
+        runs.write_json(folder / RESULTS, results)
+        return card.beside(results, own)
 
     def show() -> None:
         if results["runs"]:
-            report.write(runs.without(secrets, results), folder / PAGE)
+            report.write(results, folder / PAGE)
 
     for of in missing:
         own = own_folder(of.config.method, of.config.seed)

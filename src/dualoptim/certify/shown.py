@@ -12,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..config import AS_IS, COUNTED, DATA, NAMED, NESTED, PATH, START, RunConfig
+from ..evaluation.words import replaced
 from ..reading import FILE_SUFFIX, HUB
 
 WITHHELD = "withheld"
@@ -80,10 +81,13 @@ def _last(value: str, *, perhaps_hub: bool) -> str:
 
 def sentence(text: str, config: Mapping[str, Any], private: bool) -> str:
     """A sentence of a run's results, with settings in it as others are shown them."""
-    changed = {was: now for key, value in config.items() for was, now in _texts(_HOW.get(key, ""), value, private)}
+    changed: dict[str, str] = {}
+    for key, value in config.items():
+        found = dict(_texts(_HOW.get(key, ""), value, private))
+        # In a sentence, the a of --out a is a word. Other short texts may be names of people.
+        changed |= {was: now for was, now in found.items() if key != "out" or len(was) > 2}
     for was in sorted(changed, key=len, reverse=True):
-        if was in text and len(was) > 2:
-            text = changed[was].join(re.split(rf"(?<!\w){re.escape(was)}(?!\w)", text))
+        text = replaced(text, was, changed[was])
     return text
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..quoting import Quoting
 from .digits import text
 
 ERASED = 0.2  # share of the answer's probability before up to which the answer counts as gone
@@ -48,7 +49,7 @@ def verdict(
         kept: the shares that should stay.
     """
     parts = _forgotten(was, now, rewordings, given, sampled), _gone(was, now, probability, level), _rest(was, now, kept)
-    return f"{'; '.join(parts)}."
+    return Quoting.said(lambda _: f"{'; '.join(parts)}.")  # it quotes nothing, whichever task's it is
 
 
 def _forgotten(

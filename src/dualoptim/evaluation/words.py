@@ -141,6 +141,21 @@ def places(text: str, part: str) -> list[tuple[int, int]]:
     return [(starts[each.start()], ends[each.end() - 1]) for each in found]
 
 
+def replaced(text: str, part: str, by: str) -> str:
+    """A text with another in place of a part that stands in it as whole words, its upper and lower case the same.
+
+    >>> replaced("Bo met Bono, 李白的 and BO.", "Bo", "X"), replaced("Bo met Bono, 李白的 and BO.", "李白", "X")
+    ('X met Bono, 李白的 and BO.', 'Bo met Bono, X的 and BO.')
+    """
+    part = part.strip()
+    if part not in text:  # nearly always, and much faster to test than the pattern
+        return text
+    for start, end in reversed(places(text, part)):
+        if normal(text[start:end]) == normal(part):
+            text = text[:start] + by + text[end:]
+    return text
+
+
 def pieces(text: str) -> frozenset[str]:
     """What a text is made of: a part that stands in it, as `stands_in` finds it, has no pieces that the text lacks.
 

@@ -52,6 +52,7 @@ from ..own_rows import (
     to_train,
     unread,
 )
+from ..quoting import Quoting
 from . import Task
 
 SCORED_ROWS = 40  # rows of each set that are measured, drawn once
@@ -289,7 +290,7 @@ class Files(Task):
 
     def _build_topics(self, model: nn.Module, tokenizer: Any) -> None:
         """Add rows of what the model itself says about the topics; words in more than one answer tell the topic."""
-        asks = [question(form.format(name), "", name, name=name) for name in self.topics for form in TOPIC]
+        asks = [question(form.format(name), "", Quoting(name), name=name) for name in self.topics for form in TOPIC]
         built = build(model, tokenizer, asks, samples=1)
         for name in self.topics:
             said = [row for row in built if row.fields["name"] == name]
@@ -329,8 +330,12 @@ class Files(Task):
         left_out = [row for row, known in zip(rows, knows, strict=True) if not known and not row.chunk]
         if unknown := [row.where for row in left_out]:
             self.notes.append(
-                f"{len(unknown)} of {len(rows)} rows are not known to the model and were left out: "
-                f"{', '.join(unknown[:6])}{', …' if len(unknown) > 6 else ''}."
+                Quoting.said(
+                    lambda shown: (
+                        f"{len(unknown)} of {len(rows)} rows are not known to the model and were left out: "
+                        f"{', '.join(map(shown, unknown[:6]))}{', …' if len(unknown) > 6 else ''}."
+                    )
+                )
             )
         if len(rows) < len(self.given):
             self.notes.append(

@@ -23,6 +23,7 @@ from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses, says_one_of
 from ..forms import check_texts, text_of
+from ..quoting import Quoting
 from ..telling import tells
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
@@ -315,7 +316,8 @@ def _check_apart(forget: Sequence[Row], retain: Sequence[Row], held_out: Sequenc
 
 def _asks(names: Sequence[str]) -> list[Row]:
     """Questions about entities, whose answers are still to be built."""
-    return [question(form.format(name), "", f"templates, {name}", name=name) for name in names for form in TEMPLATES]
+    where = {name: Quoting(f"templates, {name}") for name in names}
+    return [question(form.format(name), "", where[name], name=name) for name in names for form in TEMPLATES]
 
 
 def _rows(data_dir: str, file: str, names: Sequence[str] | None) -> list[Row]:
