@@ -346,6 +346,32 @@ def test_what_is_not_utf_8_is_told_before_anything_is_loaded(
     assert "is not UTF-8" in errors(capsys)
 
 
+def test_a_name_in_utf_8_that_the_locale_cannot_read_is_the_locales_matter(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    name = "für.jsonl".encode().decode("ascii", "surrogateescape")  # as Python then reads the argument
+    assert cli.main(["unlearn", "--forget", name]) == 2
+    said = (
+        "für.jsonl: is UTF-8, but the locale has Python write names in ascii; set LC_ALL=C.UTF-8, and unset PYTHONUTF8"
+    )
+    assert errors(capsys).endswith(said)
+    assert cli.main(["unlearn", "--forget", "donn\udce9es.jsonl"]) == 2
+    assert "is not UTF-8, so no results could name it" in errors(capsys)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are not bytes there")
+def test_a_recipes_name_that_the_locale_cannot_write_is_the_locales_matter(place: Path) -> None:
+    code = "from dualoptim.reading import read_records; print(list(read_records('f\\xfcr.jsonl')))"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+    ).stderr
+    assert "is UTF-8, but the locale has Python write names in ascii; set LC_ALL=C.UTF-8" in told
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a home is found in another way there")
 def test_a_user_without_a_home_is_told_to_name_a_cache_which_is_then_the_home_of_others(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from . import usage
 from .config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig, kinds, text_for_number
-from .errors import UserError, unknown
+from .errors import UserError, check_encoding, unknown
 from .recipe_files import Loader, find_recipe, recipe_arguments
 
 COMMANDS = {
@@ -355,6 +355,7 @@ def _check_signs(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
+            check_encoding(argument)
             raise UserError(
                 f"{argument[:80]}: is not UTF-8, so no results could name it; give another value, or rename the file"
             ) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -37,6 +39,23 @@ class NotFiniteError(UserError):
     """A run whose model is not finite after training: its weights, or what it computes of them."""
 
     status = 3
+
+
+def check_encoding(name: str) -> None:
+    """Refuse a UTF-8 name that the locale's encoding cannot write, or read as other signs than its own."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return
+    try:
+        name = os.fsencode(name).decode()
+    except UnicodeEncodeError:  # from a recipe, which is read as UTF-8 in any locale
+        pass
+    except UnicodeDecodeError:
+        return
+    raise UserError(
+        f"{name[:80]}: is UTF-8, but the locale has Python write names in {encoding}; set LC_ALL=C.UTF-8, and unset "
+        "PYTHONUTF8"
+    )
 
 
 # Our settings, and what other trainers call them.

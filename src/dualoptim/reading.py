@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ranks
-from .errors import UserError
+from .errors import UserError, check_encoding
 from .forms import LISTS, PAIRS, has_text, text_of
 
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)((:(?P<config>[\w.-]+))?:(?P<split>[\w\[\]:%+-]+))?")
@@ -154,6 +154,8 @@ def _bytes(path: str) -> bytes:
     except PermissionError:
         raise UserError(f"{path}: may not be read; change its permissions") from None
     except (OSError, ValueError) as error:  # a name that can be no file's, a disk that fails
+        if isinstance(error, UnicodeEncodeError):
+            check_encoding(path)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path!r}: cannot be read ({reason}); give the path of a file") from None
     while data[:2] == b"\x1f\x8b":
