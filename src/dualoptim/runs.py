@@ -320,14 +320,14 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 def texts_of(task: Any) -> list[str]:
     """The texts of its rows that a task's sentences may quote, without rows that the package includes; longest first.
 
-    A task of this package has none: its sentences know what they quote (`dualoptim.quoting`), and a number or a word of
-    theirs that is also an answer stays.
+    Of a task of this package, whose sentences know what they quote (`dualoptim.quoting`), they are the long ones, in
+    case a sentence does not: a number or a word of theirs that is also an answer stays.
     """
     from .data import Row
     from .fast import ByProbability
 
-    if type(task.task if isinstance(task, ByProbability) else task).__module__.startswith(f"{__package__}."):
-        return []
+    kind = type(task.task if isinstance(task, ByProbability) else task)
+    shortest = LONG if kind.__module__.startswith(f"{__package__}.") else 1
     ours = {path.name for path in resources.files("dualoptim").joinpath("assets").iterdir()}
     found: set[str] = set()
 
@@ -345,9 +345,10 @@ def texts_of(task: Any) -> list[str]:
 
     theirs = ("notes", "refusals", "arguments")  # these are not rows
     gather([each for name, each in task.contents().items() if name not in theirs and not isinstance(each, str)])
-    return sorted(filter(None, found), key=len, reverse=True)
+    return sorted((text for text in found if len(text) >= shortest), key=len, reverse=True)
 
 
+LONG = 12  # signs of a text that no sentence of this package has by accident
 # What results have a task's sentences under, which may quote a row. All else is numbers and this package's own words:
 # names of metrics, why a run ended, and settings as they stand in config.resolved.yaml.
 SENTENCES = ("notes", "verdict", "not_computed", "tuned_on")
