@@ -845,6 +845,35 @@ def test_below_the_floor_the_best_point_remains_and_the_sentence_says_so() -> No
     assert "goal of at most 10% left was not reached while keeping 90%" in said
 
 
+@pytest.mark.parametrize(
+    ("until", "floor", "point", "said"),
+    [
+        (0.15, None, (0.004, 0.9975), "(<1% left of what is to be forgotten, >99% kept on"),
+        (0.05, None, (0.054, 0.5), "(5.4% left of what is to be forgotten, 50% kept on the checking questions). The "
+         "goal of at most 5% left was not reached."),
+        (0.125, None, (0.1251, 1.0), "(13% left of what is to be forgotten, 100% kept on the checking questions). "
+         "The goal of at most 12.5% left was not reached."),
+        (0.0, 0.925, (0.004, 0.93), "(0.4% left of what is to be forgotten, 93% kept on the checking questions). The "
+         "goal of at most 0% left was not reached while keeping 92.5%."),
+        (None, 0.99, (0.0, 0.9951), "(0% left of what is to be forgotten, >99% kept on the checking questions)."),
+    ],
+)  # fmt: skip
+def test_the_sentence_shows_as_many_digits_as_it_takes_to_agree_with_itself(
+    until: float | None, floor: float | None, point: tuple[float, float], said: str
+) -> None:
+    best, _, _ = looked(until, floor, point)
+    assert said in best.restore()
+
+
+def test_a_floor_is_named_as_it_was_given_and_a_point_below_it_does_not_read_as_above() -> None:
+    best, _, stops = looked(None, 0.995, *[(0.5, 0.9899)] * 4)
+    assert any(stops)
+    assert "stayed below its floor (99.5% of what was kept before)" in best.restore()
+    best, _, _ = looked(None, 0.99, (0.5, 0.9))
+    best.point = {"forget": 0.5, "retain": 0.9899}
+    assert "98.99% kept" in best.restore()
+
+
 def test_one_check_below_the_floor_may_be_noise() -> None:
     best, model, stops = looked(0.1, 0.9, (0.5, 0.8), (0.4, 0.95), (0.1, 0.96), (0.1, 0.95))
     assert stops == [False, False, False, True]

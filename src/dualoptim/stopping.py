@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from .evaluation import digits
+
 LOOKS = 2  # checks in a row that are at the goal, with the share WELL kept of what was kept before, end a run
 WELL = 0.95
 BROKEN = 0.75  # share of a run's checks that must be below the floor in a row to end it: much recovers later on
@@ -78,7 +80,10 @@ class Best(TrainerCallback, ExportableState):
 
     def reached(self, point: dict[str, float]) -> bool:
         """Whether a point is at the goal."""
-        return self.until is not None and point["forget"] <= self.until
+        return self.until is not None and self._is_little(point["forget"])
+
+    def _is_little(self, left: float) -> bool:
+        return self.until is not None and left <= self.until
 
     def share(self, point: dict[str, float]) -> float:
         """The share of its value at the start that a point keeps: the lowest among all that is to be kept."""
@@ -86,7 +91,10 @@ class Best(TrainerCallback, ExportableState):
 
     def kept(self, point: dict[str, float]) -> bool:
         """Whether a point is above the floor."""
-        return self.share(point) >= self.floor - 1e-9
+        return self._is_enough(self.share(point))
+
+    def _is_enough(self, share: float) -> bool:
+        return share >= self.floor - 1e-9
 
     def look(self, step: int, point: dict[str, float], control: Any) -> None:
         """Take a measured point into account."""
@@ -103,7 +111,7 @@ class Best(TrainerCallback, ExportableState):
             self.reason = f"the goal was reached at step {step}"
             self._stop(control)
         elif self.broken == self.patience and self.keep_at_least is not None:
-            self.reason = f"keeping stayed below its floor ({self.floor:.0%} of what was kept before)"
+            self.reason = f"keeping stayed below its floor ({digits.given(self.floor)} of what was kept before)"
             self._stop(control)
 
     @staticmethod
@@ -122,11 +130,13 @@ class Best(TrainerCallback, ExportableState):
         for name, p in self.model.named_parameters():
             if name in self.weights:
                 p.copy_(self.weights[name])
-        left = f"{self.point['forget']:.0%} left of what is to be forgotten, " if "forget" in self.point else ""
-        kept = f"{left}{self.share(self.point):.0%} kept"
+        kept = f"{digits.beside(self.share(self.point), self._is_enough)} kept"
+        if "forget" in self.point:
+            left = digits.beside(self.point["forget"], self._is_little)
+            kept = f"{left} left of what is to be forgotten, {kept}"
         where = f"step {self.step}" if self.step else "the model as it was"
         said = f"{self.reason[0].upper()}{self.reason[1:]}; what remains is {where} ({kept} on the checking questions)"
         if self.until is not None and not self.reached(self.point):
-            said += f". The goal of at most {self.until:.0%} left was not reached"
-            said += f" while keeping {self.keep_at_least:.0%}" if self.keep_at_least is not None else ""
+            said += f". The goal of at most {digits.given(self.until)} left was not reached"
+            said += f" while keeping {digits.given(self.keep_at_least)}" if self.keep_at_least is not None else ""
         return said + "."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from decimal import Decimal
+
 
 def text(value: float, spec: str) -> str:
     """A number as it is shown. A share that is not exactly none or all is not shown as that.
@@ -14,3 +17,30 @@ def text(value: float, spec: str) -> str:
         return shown
     least = 10.0 ** -len(shown[:-1].partition(".")[2])
     return f"<{least:g}%" if value < 0.5 else f">{100 - least:g}%"
+
+
+def beside(value: float, is_within: Callable[[float], bool]) -> str:
+    """A share with as many digits as it takes to be on the same side of a bound as what is shown.
+
+    >>> beside(0.054, lambda share: share <= 0.05), beside(0.051, lambda share: share <= 0.1)
+    ('5.4%', '5%')
+    >>> beside(0.004, lambda share: share <= 0.0), beside(0.9975, lambda share: share >= 0.9)
+    ('0.4%', '>99%')
+    """
+    shown = ""
+    for places in range(16):
+        shown = text(value, f".{places}%")
+        number = float(Decimal(shown.strip("<>%")).scaleb(-2))
+        may_be = {"<": (0.0, number), ">": (number, 1.0)}.get(shown[0], (number,))
+        if all(is_within(share) == is_within(value) for share in may_be):
+            break
+    return shown
+
+
+def given(share: float) -> str:
+    """A share that somebody chose, with the digits that they gave.
+
+    >>> given(0.125), given(0.07), given(1.0), given(0.0)
+    ('12.5%', '7%', '100%', '0%')
+    """
+    return f"{Decimal(repr(float(share))).scaleb(2).normalize():f}%"
