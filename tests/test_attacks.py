@@ -26,7 +26,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from dualoptim import adapters, cli, resolve, resolved, unlearn
+from dualoptim import adapters, cli, report, resolve, resolved, runs, unlearn
 from dualoptim.certify import measured
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, collate, encode, question
@@ -630,6 +630,19 @@ def test_a_run_has_their_numbers_beside_the_tasks_own_and_of_a_private_one_no_te
     assert results["metrics"]["relearn_gain"]["group"] == "Attacks"
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "robustness to relearning (R) ↑" in page
+    _, records = runs.read_records(Path("out"))
+    rows = sum(record["set"] == "attack_leak" for record in records["after"])
+    assert rows > 1
+    heads, body = report.rows(results)
+    for name in ("paraphrase_answered", "prefix_answered"):
+        at = heads.index(report.head(results["metrics"][name]))
+        for row, when in zip(body, ("before", "after"), strict=True):
+            assert row[at].endswith(f"({report.interval(entry[when][name], rows)})")
+    shares = {name for name in results["counts"] if name.startswith("leak_at_") or name.endswith("_answered")}
+    assert {f"leak_at_{attacks.LEAK_SAMPLES}", "prefix_answered"} <= shares
+    assert {results["counts"][name] for name in shares} == {rows}
+    assert results["counts"]["relearn_answered"] == rows
+    assert not {"leak_at_1", "relearn_probability"} & set(results["counts"]), "an estimate, and a mean, are no shares"
     for name in ("results.json", "records.jsonl", "report.html"):
         assert "secret" not in Path("out", name).read_text(encoding="utf-8"), name
     assert cli.main(["evaluate", "--from-records", "out"]) == 0

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from . import card, ranks, report, rerun, runs
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
+from .evaluation import general
 from .evaluation.numbers import Metric
 from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
@@ -242,7 +243,7 @@ def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping
         "curves": dict(task.curves),
         "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in metrics.items()},
-        "counts": task.counts(records),
+        "counts": general.counts(task, metrics, records),
         "notes": list(task.notes),
         "plane": list(task.plane) if task.plane else None,
     }

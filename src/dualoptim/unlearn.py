@@ -569,7 +569,7 @@ def _side_by_side(
         "curves": {**task.curves, **({ABILITY: "What it could before ↑"} if prepared.ability else {})},
         "scores": dict(task.scores),
         "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
-        "counts": task.counts(prepared.before.records),
+        "counts": general.counts(task, prepared.metrics, prepared.before.records),
         "notes": told,
         "plane": list(task.plane) if task.plane else None,
         "points": [],

@@ -240,16 +240,22 @@ FIRST = {"relearn_probability", "bits8_probability", "nf4_probability", f"leak_a
 _KEYS = {"probability": ("probability", ".3f"), "rouge_l": ("ROUGE-L", ".3f"), "answered": ("answered", ".0%")}
 
 
-def _metric(name: str, label: str, better: str, spec: str = ".3f") -> tuple[str, Metric]:
-    return name, Metric(label, better, spec, "" if name in FIRST else GROUP)
+def _metric(name: str, label: str, better: str, spec: str = ".3f", share_of: str = "") -> tuple[str, Metric]:
+    return name, Metric(label, better, spec, "" if name in FIRST else GROUP, share_of)
 
 
 def _metrics(attack: str) -> dict[str, Metric]:
     """The numbers of an attack, or of none for "", and how they are shown."""
     if attack == "leak":
-        return dict(_metric(f"leak_at_{k}", f"leak@{k}", "lower", ".0%") for k in LEAK_K)
+        # With fewer replies than were sampled it is an estimate for each row, not a share of the rows.
+        of = {k: f"{SET}leak" if k == LEAK_SAMPLES else "" for k in LEAK_K}
+        return dict(_metric(f"leak_at_{k}", f"leak@{k}", "lower", ".0%", of[k]) for k in LEAK_K)
     name, prefix = _NAMES[attack], attack or PLAIN
-    made = [_metric(f"{prefix}_{key}", f"{label}, {name}", "lower", spec) for key, (label, spec) in _KEYS.items()]
+    of_rows = {"answered": f"{SET}{attack}" if attack else PLAIN}
+    made = [
+        _metric(f"{prefix}_{key}", f"{label}, {name}", "lower", spec, of_rows.get(key, ""))
+        for key, (label, spec) in _KEYS.items()
+    ]
     if attack == "relearn":
         made += [
             _metric("relearn_gain", "probability gained by relearning", "lower"),

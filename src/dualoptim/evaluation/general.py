@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,12 @@ def scored(
         # A task may show some of them in its own way.
         {**task.metrics, **{name: metric for name, metric in shown.items() if name not in task.metrics}},
     )
+
+
+def counts(task: Task | type[Task], metrics: Mapping[str, Metric], records: Sequence[Record]) -> dict[str, int]:
+    """How many questions each share was measured on, among a task's numbers and all others in the records."""
+    sets = Counter(record["set"] for record in records)
+    return {name: sets[m.share_of] for name, m in metrics.items() if m.share_of} | task.counts(records)
 
 
 def values(records: Sequence[Record]) -> dict[str, float | None]:
