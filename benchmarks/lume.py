@@ -73,7 +73,7 @@ def page(recipe: str, seeds: Sequence[int]) -> str:
     turned = len(head) == len(results["runs"]) + 2
     lines = table(head, [*body, step] if turned else body)
     for title, rows in report.details(results).items():
-        lines += table([title, "before", *(report.label(entry, results) for entry in results["runs"])], rows)
+        lines += table([title, *(of.name for of in report.columns(results))], rows)
     return "\n".join(
         [
             "# LUME",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import arguments, cli, fast, folder, grid, points, runs, tasks, unlearn
+from dualoptim import arguments, cli, fast, folder, grid, points, report, report_points, runs, starts, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.certify import measured
 from dualoptim.certify.evidence import Run
-from dualoptim.config import RunConfig
+from dualoptim.config import METHODS as METHODS_OF
+from dualoptim.config import PLAIN, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY, LOCK, RECORDS, RESULTS
 from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
@@ -320,6 +322,17 @@ def test_starts_of_their_own_are_loaded_for_each_and_rows_differ(capsys: pytest.
         for path in sorted(Path("out").glob("*/records.jsonl"))
     )
     assert first != second
+    results = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
+    heads, body = report_points.table(results)
+    at = 1 + results["plane"].index("forget_probability")
+    names = [f"task_args {entry['config']['task_args']}" for entry in results["runs"]]
+    assert [row[0] for row in body] == [f"{what}, {name}" for name in names for what in ("before", "DualOptim+")]
+    before = [f"{entry['before']['forget_probability']:.3f}" for entry in results["runs"]]
+    assert [row[at] for row in body[::2]] == before
+    assert heads[at].startswith("p(answer), forget")
+    assert [point["front"] for point in results["points"]] == [True, True], "each is alone on its start"
+    assert not report.headline(results)
+    assert len(report_points.planes(results)) == 2
 
 
 def test_each_run_of_a_grid_is_scored_in_its_own_precision_and_the_page_says_so() -> None:
@@ -358,8 +371,8 @@ def test_counts_that_differ_stand_with_their_runs() -> None:
     ]
     made = grid.together(both)
     assert (made["counts"], made["notes"], list(made["metrics"])) == ({"same": 2}, ["a", "b"], ["share", "more"])
-    assert [grid._complete(each, made)["counts"] for each in both] == [{"share": 4}, {"share": 9}]
-    assert grid._complete(both[0], made)["after"] == {"share": 0.1, "more": None}
+    assert [grid.complete(each, made)["counts"] for each in both] == [{"share": 4}, {"share": 9}]
+    assert grid.complete(both[0], made)["after"] == {"share": 0.1, "more": None}
 
 
 def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
@@ -493,6 +506,28 @@ def test_points_are_means_over_seeds_and_the_front_is_what_no_other_beats(tmp_pa
     assert {name for name, point in made.items() if point["front"]} == {"A", "B", "D"}  # A and B are one place
     assert made["A"]["intervals"]["forget_probability"] == pytest.approx([0.1, 0.3])  # of seeds alone: no records
     assert made["C"]["intervals"] == {}  # nor seeds
+
+
+def test_a_point_is_beaten_by_points_of_its_own_start_alone(tmp_path: Path) -> None:
+    plane = ("forget_probability", "held_out_probability")
+    found = []
+    for model, lr, at in (("m", 1, (0.1, 0.9)), ("m", 2, (0.2, 0.8)), ("n", 1, (0.3, 0.7)), ("n", 2, (0.4, 0.6))):
+        entry, _, folder = run_of("A", 0, dict(zip(plane, at, strict=True)), tmp_path)
+        found.append(({**entry, "config": {"model": model, "lr": lr}}, {"model": model, "lr": lr}, folder))
+    assert [point["front"] for point in points.points_of(found, plane)] == [True, False, True, False]
+
+
+def test_what_methods_differ_in_makes_no_other_start() -> None:
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    assert known >= starts.OF_TRAINING | starts.SAME_BEFORE
+    assert {key for settings in [PLAIN, *METHODS_OF.values()] for key in settings} <= starts.OF_TRAINING
+    entry = {"config": RunConfig().as_dict()}
+    for key, value in {"model": "m", "task_args": {"part": 1}, "score_bf16": True, "max_length": 9}.items():
+        assert starts.key({"config": RunConfig(**{key: value}).as_dict()}) != starts.key(entry)
+    assert starts.key({**entry, "part": 2}) != starts.key(entry)
+    assert starts.key({"config": RunConfig(lr=1.0, until=0.5, attacks=["leak"], out="b").as_dict()}) == starts.key(
+        entry
+    )
 
 
 def test_the_interval_covers_what_it_should_and_grows_with_clusters_alike() -> None:

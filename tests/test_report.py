@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim import arguments, report, rerun, resolve
+from dualoptim import arguments, report, report_points, rerun, resolve
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.points import points_of
 
@@ -201,6 +201,77 @@ def test_several_runs_have_one_sentence_at_the_top(forget: Any, keep: Any, seeds
     made = planed(forget, keep, seeds)
     assert report.headline(made) == said
     assert (said in report.page(made)) or not said
+
+
+def of_two_models() -> dict[str, Any]:
+    """Results of a grid: the methods A and B from each of two models, whose numbers before differ."""
+    made = results(forget_accuracy=[0.25, 0.5], perplexity=[9.0, 8.0])
+    entries, given = [], []
+    for model, was in (("m", 1.0), ("n", 0.125)):
+        for entry in made["runs"]:
+            after = {name: value * was for name, value in entry["after"].items()}
+            config = {**entry["config"], "model": model}
+            entries.append({**entry, "config": config, "before": dict.fromkeys(after, was), "after": after})
+            given.append((entries[-1], {"model": model}, Path()))
+    made |= {"model": "m", "runs": entries, "plane": ["forget_accuracy", "perplexity"], "planned": 4, "grid": {}}
+    made["points"] = points_of(given, made["plane"], made["counts"])
+    return made
+
+
+def test_each_start_of_many_runs_has_its_own_before_front_and_sentence() -> None:
+    made = of_two_models()
+    _, body = report_points.table(made)
+    assert [(row[0], row[1].partition(" ")[0], row[3]) for row in body] == [
+        ("before, model m", "100%", ""), ("A, model m", "25%", "●"), ("B, model m", "50%", ""),
+        ("before, model n", "12%", ""), ("A, model n", "3%", "●"), ("B, model n", "6%", ""),
+    ]  # fmt: skip
+    said = "A, model {0} forgets and keeps at least as much as B, model {0}, on one seed."
+    assert report.headline(made) == f"Model m: {said.format('m')} Model n: {said.format('n')}"
+    page = report.page(made)
+    assert "<title>dualoptim · facts · m, n</title>" in page
+    assert "There are 2 starts (model m; model n)" in page
+    assert page.count('<tr class="before">') == page.count('class="plane"') == 2
+    made["plane"] = None
+    assert report.headline(made) == ""
+
+
+def test_parts_have_a_before_each_and_are_not_compared() -> None:
+    made = results(forget_accuracy=[0.25, 0.5, 0.75], perplexity=[9.0, 8.0, 7.0])
+    made["metrics"]["more"] = {"label": "more", "better": "lower", "format": ".1f", "group": "More"}
+    made["metrics"]["leak_at_1"] = {"label": "leak", "better": "lower", "format": ".1f", "group": "Attacks"}
+    places = [("A", 1, "m"), ("A", 2, "A/part1/model"), ("B", 2, "B/part1/model")]
+    for i, (method, part, model) in enumerate(places):
+        numbers = {"forget_accuracy": 1.0 - i / 8, "perplexity": 1.0 + i, "more": 10.0 + i, "leak_at_1": 20.0 + i}
+        entry = made["runs"][i]
+        entry |= {"method": method, "part": part, "before": numbers, "after": {**numbers, **entry["after"]}}
+        entry |= {"config": {**entry["config"], "model": model}, "counts": {"forget_accuracy": 8 * (i + 1)}}
+        entry["samples"][0]["before"] = f"reply {i}"
+    names = ["before, part 1", "A, part 1", "before, A, part 2", "A, part 2", "before, B, part 2", "B, part 2"]
+    assert [of.name for of in report.columns(made)] == names
+    _, body = report.rows(made)
+    assert [row[0] for row in body] == names
+    assert [row[1] for row in body[::2]] == ["100% (68–100)", "88% (64–97)", "75% (55–88)"], "each of its own count"
+    assert [row[2] for row in body[::2]] == ["1.0", "2.0", "3.0"]
+    assert report.details(made)["More"] == [["more ↓", "10.0", "10.0", "11.0", "11.0", "12.0", "12.0"]]
+    assert report.attacks(made) == [["leak ↓", "20.0", "20.0", "21.0", "21.0", "22.0", "22.0"]]
+    assert report.seen(made) == []
+    assert "Findings: there are 3 starts, and runs of different starts are not compared." in report.not_shown(made)
+    assert [title for title, _ in report.curves(made)] == [
+        f"{title}, {name}" for name in ("part 1", "A, part 2", "B, part 2") for title in ("To forget ↓", "To keep ↑")
+    ]
+    (asked,) = report._questions(made)
+    assert asked["befores"] == {names[0]: "reply 0", names[2]: "reply 1", names[4]: "reply 2"}
+    made["scores"] = {"a": "forget_accuracy"}
+    made["runs"][0]["config"]["alone"] = "a"
+    assert report.against_alone(made) == [], "what was trained alone forgot another part"
+
+
+def test_numbers_that_one_run_alone_measured_stand_before_all_runs_of_its_start() -> None:
+    made = results(forget_accuracy=[0.25, 0.5], perplexity=[9.0, 8.0])
+    made["runs"][1]["config"]["attacks"] = ["leak"]
+    made["runs"][0]["before"]["perplexity"] = None
+    (start,) = report.starts(made)
+    assert (start.title, start.before) == ("before", {"forget_accuracy": 1.0, "perplexity": 1.0})
 
 
 def test_a_task_without_a_verdict_says_the_two_numbers_of_its_plane() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dualoptim import cli, resolve, runs, unlearn
+from dualoptim import cli, report, resolve, runs, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
 from dualoptim.data import question
@@ -92,7 +92,12 @@ def test_every_part_begins_from_the_model_that_the_one_before_left(
     assert one["after"]["forgotten_rouge_l"] is None
     assert two["after"]["forgotten_rouge_l"] is not None
     assert (one["after"]["forget_quality"] is None) == (model == "given")
-    assert "part 2" in (place / "out" / "report.html").read_text(encoding="utf-8")
+    page = (place / "out" / "report.html").read_text(encoding="utf-8")
+    assert "2 starts, each with its own numbers before" in page
+    for part, entry in ((1, one), (2, two)):
+        (before,) = (of for of in report.columns(results) if of.name == f"before, part {part}")
+        assert before.numbers == entry["before"]
+        assert f"before, part {part}" in page
     for part, entry in ((1, one), (2, two)):
         folder = place / "out" / "dualoptim-plus-seed0" / f"part{part}"
         _, records = runs.read_records(folder)

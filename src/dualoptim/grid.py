@@ -34,15 +34,8 @@ from .folder import check as check_folder
 from .points import points_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
+from .starts import OF_TRAINING
 
-# Settings that runs of one start may differ in; any other setting of a grid makes several starts.
-OF_TRAINING = {
-    "forget_loss", "forget_loss_args", "retain_loss", "retain_loss_args", "weights", "optimizer", "joint", "combine",
-    "alone", "retain_bound", "multiplier_lr", "multiplier_start", "multiplier_warmup", "sam_rho", "lr_decay", "ratio",
-    "steps", "batch_size", "micro_batch_size", "lr", "lr_scales", "betas", "base_bits", "delta_bits", "base_betas",
-    "base_weights", "eps", "weight_decay", "max_update", "warmup_ratio", "max_grad_norm", "seed", "bf16",
-    "gradient_checkpointing", "log_every", "curve_points",
-}  # fmt: skip
 NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
 ELSEWHERE = {"seed": "--seeds", "optimizer": "--methods", **dict.fromkeys(PLAIN, "--methods")}
 
@@ -287,7 +280,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
     if not done:
         return {}
     about = together(list(done.values()))
-    entries = [_complete(each, about) for each in done.values()]
+    entries = [complete(each, about) for each in done.values()]
     return {
         "schema": runs.SCHEMA,
         **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
@@ -332,7 +325,7 @@ def together(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _complete(said: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def complete(said: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """A run's entry, with null for metrics that other runs alone have, and counts that others do not share."""
     entry = dict(said["run"])
     if lacking := dict.fromkeys(name for name in about["metrics"] if name not in said["metrics"]):

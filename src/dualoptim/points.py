@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from . import starts
 from .folder import RECORDS
 from .reading import json_lines
 
@@ -44,17 +45,20 @@ def points_of(
         For each point ``method``, ``settings``, ``seeds``, ``values`` (metric → mean over seeds, None where one has
         none), ``by_seed`` (metric of the plane → values), ``intervals`` (metric of the plane → [low, high], where it is
         a share, its rows were scored one by one, or there are several seeds), ``seconds`` (mean), ``bytes`` of the
-        optimizer's states, and ``front``.
+        optimizer's states, and ``front``: whether no other point of the same start beats it.
     """
     groups: dict[str, list[Run]] = {}
     for run in found:
         groups.setdefault(json.dumps([run[0]["method"], run[1]]), []).append(run)
     made = [_point(group, plane or (), counts or {}) for group in groups.values()]
     if plane:
-        # There is one front: runs with another start, such as other rows to forget, need a page of their own.
-        at = [tuple(point["values"].get(name) for name in plane) for point in made]
-        for point, on in zip(made, front(at), strict=True):
-            point["front"] = on
+        of_start: dict[str, list[dict[str, Any]]] = {}  # what forgets other rows, or another model, is no rival
+        for group, point in zip(groups.values(), made, strict=True):
+            of_start.setdefault(starts.key(group[0][0]), []).append(point)
+        for rivals in of_start.values():
+            at = [tuple(point["values"].get(name) for name in plane) for point in rivals]
+            for point, on in zip(rivals, front(at), strict=True):
+                point["front"] = on
     return made
 
 

@@ -9,9 +9,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import pictures, rerun, runs
+from . import starts as of_starts
 from .errors import UserError
 from .evaluation import digits
 from .folder import written
@@ -38,6 +39,79 @@ def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     return entry["method"] + seed + (f", part {entry['part']}" if "part" in entry else "")
 
 
+def setting_text(value: Any) -> str:
+    """A setting's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Start(NamedTuple):
+    """Runs that start alike: the start's name, empty where there is but one, the numbers before training, the runs."""
+
+    name: str
+    before: dict[str, float | None]
+    entries: list[Mapping[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """The heading of its numbers before training."""
+        return f"before, {self.name}" if self.name else "before"
+
+
+def starts(results: Mapping[str, Any]) -> list[Start]:
+    """The starts of the runs. Only runs of one start are compared: others forget other rows, or from another model."""
+    groups = of_starts.groups(results["runs"])
+    firsts = [of_starts.settings(group[0]) for group in groups]
+    differing = [key for key in firsts[0] if any(first.get(key) != firsts[0][key] for first in firsts)]
+    parts = [group[0].get("part") for group in groups]
+
+    def name(i: int) -> str:
+        if len(groups) == 1:
+            return ""
+        if parts[i] is None:
+            return ", ".join(f"{key} {setting_text(firsts[i].get(key))}" for key in differing)
+        # A later part starts from what each method left.
+        return f"part {parts[i]}" if parts.count(parts[i]) == 1 else "; ".join(label(e, results) for e in groups[i])
+
+    def before(group: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+        names = dict.fromkeys(name for entry in group for name in entry["before"])  # some runs may measure more
+        return {n: next((e["before"][n] for e in group if e["before"].get(n) is not None), None) for n in names}
+
+    return [Start(name(i), before(group), group) for i, group in enumerate(groups)]
+
+
+class Column(NamedTuple):
+    """What a table shows side by side: the numbers of a start before training, or those of a run after it."""
+
+    name: str
+    numbers: Mapping[str, float | None]
+    counts: Mapping[str, int]
+    entry: Mapping[str, Any] | None  # the run's
+
+
+def columns(results: Mapping[str, Any]) -> list[Column]:
+    """Each start, and behind it its runs."""
+
+    def counts(entry: Mapping[str, Any]) -> dict[str, int]:
+        return {**results.get("counts", {}), **entry.get("counts", {})}
+
+    found = []
+    for start in starts(results):
+        found.append(Column(start.title, start.before, counts(start.entries[0]), None))
+        found += [Column(label(entry, results), entry["after"], counts(entry), entry) for entry in start.entries]
+    return found
+
+
+def subject(results: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the task and of the model; of several where the starts of many runs have their own."""
+
+    def each(name: str) -> str:
+        configs = [entry["config"] for entry in results["runs"] if "part" not in entry]  # those go on with what is left
+        found = dict.fromkeys(config.get(name) or results[name] for config in configs)
+        return ", ".join(found) if len(found) > 1 else results[name]
+
+    return each("task"), each("model")
+
+
 def looks(results: Mapping[str, Any]) -> dict[str, Look]:
     """The color and the shape of each method."""
     methods = list(dict.fromkeys(entry["method"] for entry in results["runs"]))
@@ -59,26 +133,20 @@ def head(metric: Mapping[str, Any]) -> str:
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table: column heads, and a row for the model as it was and one for each run."""
+    """The table: column heads, and a row for each model as it was and one for each run."""
     shown = {name: m for name, m in results["metrics"].items() if not m.get("group")}
     heads = ["", *(head(m) for m in shown.values()), "training", "states"]
-    first, counts = results["runs"][0]["before"], results.get("counts", {})
 
-    def cell(value: float | None, name: str) -> str:
-        spread = interval(value, counts.get(name, 0))
-        return text(value, shown[name]["format"]) + (f" ({spread})" if spread else "")
+    def cell(of: Column, name: str) -> str:
+        spread = interval(of.numbers[name], of.counts.get(name, 0))
+        return text(of.numbers[name], shown[name]["format"]) + (f" ({spread})" if spread else "")
 
-    body = [["before", *(cell(first[name], name) for name in shown), "", ""]]
-    for entry in results["runs"]:
-        body.append(
-            [
-                label(entry, results),
-                *(cell(entry["after"][name], name) for name in shown),
-                f"{entry['seconds']:.0f} s",
-                runs.bytes_text(entry["optimizer_state_bytes"]),
-            ]
-        )
-    return heads, body
+    def took(entry: Mapping[str, Any] | None) -> list[str]:
+        if entry is None:
+            return ["", ""]
+        return [f"{entry['seconds']:.0f} s", runs.bytes_text(entry["optimizer_state_bytes"])]
+
+    return heads, [[of.name, *(cell(of, name) for name in shown), *took(of.entry)] for of in columns(results)]
 
 
 WIDE = 7  # columns of numbers that a page shows; a wider table is transposed
@@ -98,11 +166,11 @@ def turned(heads: list[str], body: list[list[str]], width: int | None = None) ->
 
 
 def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """The other tables: title → a row for each metric, with its name, the model as it was, and every run."""
+    """The other tables: title → a row for each metric, with its name, and its value in each of `columns`."""
     tables: dict[str, list[list[str]]] = {}
-    entries = results["runs"]
+    every = columns(results)
     for name, m in results["metrics"].items():
-        values = [entries[0]["before"][name], *(entry["after"][name] for entry in entries)]
+        values = [of.numbers[name] for of in every]
         if m.get("group") and any(value is not None for value in values):
             row = [head(m), *(text(value, m["format"]) for value in values)]
             tables.setdefault(m["group"], []).append(row)
@@ -114,13 +182,14 @@ def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
 def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
     """How much better or worse each run does on each objective than training on that one alone, and the mean.
 
-    With several seeds, runs of the same seed are compared. Empty unless every objective was trained on alone.
+    With several seeds, runs of the same seed are compared. Empty unless every objective was trained on alone, from the
+    one start that all have.
     """
     entries, scores = results["runs"], results.get("scores", {})
     alone = {(e["config"].get("alone"), e["seed"]): e["after"] for e in entries if e["config"].get("alone")}
     if not scores or any((name, e["seed"]) not in alone for name in scores for e in entries):
         return []
-    if any(e["after"][metric] is None for metric in scores.values() for e in entries):
+    if any(e["after"][metric] is None for metric in scores.values() for e in entries) or len(starts(results)) > 1:
         return []
     table, means = [], [0.0] * len(entries)
     for name, metric in scores.items():
@@ -191,15 +260,22 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
 
 
 def headline(results: Mapping[str, Any], most: int = 5) -> str:
-    """Which points of the plane no other beats, in a sentence; empty for fewer than two points.
+    """Which points of the plane no other of their start beats, a sentence for each start; none for fewer than two.
 
     Args:
         most: how many are named.
     """
+    from .report_points import by_start
+
+    said = [(start.name, _compared(points, results.get("plane") or (), most)) for start, points in by_start(results)]
+    return " ".join(f"{name[0].upper()}{name[1:]}: {text}" if name else text for name, text in said if text)
+
+
+def _compared(points: Sequence[Mapping[str, Any]], plane: Sequence[str], most: int) -> str:
+    """Which points of one start no other beats, in a sentence; empty for fewer than two."""
     from .report_points import name
 
-    points = [point for point in results.get("points", ()) if results.get("plane")]
-    points = [point for point in points if None not in [point["values"].get(key) for key in results["plane"]]]
+    points = [point for point in points if plane and None not in [point["values"].get(key) for key in plane]]
     if len(points) < 2:
         return ""
 
@@ -243,10 +319,10 @@ _OF_ATTACKS = ("relearn_", "bits8_", "nf4_", "leak_at_", "paraphrase_", "prefix_
 
 
 def attacks(results: Mapping[str, Any]) -> list[list[str]]:
-    """What attacks bring back: a row for each number, with its name, the model as it was, and every run."""
-    entries, table = results["runs"], []
+    """What attacks bring back: a row for each number, with its name, and its value in each of `columns`."""
+    every, table = columns(results), []
     for name, m in results["metrics"].items():
-        values = [entries[0]["before"][name], *(entry["after"][name] for entry in entries)]
+        values = [of.numbers[name] for of in every]
         if (m.get("group") == ATTACKS or name.startswith(_OF_ATTACKS)) and any(value is not None for value in values):
             table.append([head(m), *(text(value, m["format"]) for value in values)])
     return table
@@ -256,7 +332,7 @@ def over_seeds(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """For several seeds: each method's mean, lowest and highest, a row for each number of the first table."""
     entries = results["runs"]
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    if len({entry["seed"] for entry in entries}) < 2 or any("part" in entry for entry in entries):
+    if len({entry["seed"] for entry in entries}) < 2 or len(starts(results)) > 1:
         return [], []
 
     def cell(method: str, name: str, form: str) -> str:
@@ -286,6 +362,8 @@ def cost(results: Mapping[str, Any]) -> list[list[str]]:
 def not_shown(results: Mapping[str, Any]) -> list[str]:
     """What the page lacks, and why: numbers that could not be computed, and pictures of what was not measured."""
     entries, said = results["runs"], not_computed(results)
+    if (count := len(starts(results))) > 1:
+        said.append(f"Findings: there are {count} starts, and runs of different starts are not compared.")
     if any("part" in entry for entry in entries):
         said.append("What was forgotten against what was kept: parts forget different rows.")
     elif not results.get("plane"):
@@ -329,7 +407,7 @@ def seen(results: Mapping[str, Any]) -> list[str]:
     not told apart where the ranges of their seeds overlap.
     """
     entries = results["runs"]
-    if len(entries) < 2 or any("part" in entry for entry in entries):  # parts forget different rows
+    if len(entries) < 2 or len(starts(results)) > 1:
         return []
     one_seed, said = len({entry["seed"] for entry in entries}) == 1, []
     for name, metric in results["metrics"].items():
@@ -408,7 +486,7 @@ def terminal(results: Mapping[str, Any]) -> None:
 def _print_table(console: Any, results: Mapping[str, Any], heads: list[str], body: Sequence[list[str]]) -> None:
     from rich.table import Table
 
-    title: str | None = f"{results['task']} · {results['model']}"
+    title: str | None = " · ".join(subject(results))
     for columns in _fitting(heads, body, console.width):
         table = Table(title=title, title_justify="left")
         for i in columns:
@@ -442,23 +520,24 @@ def _fitting(heads: Sequence[str], body: Sequence[Sequence[str]], width: int) ->
 
 
 def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the task follows over the steps, a title and an SVG each; none if it was measured only once."""
+    """What the task follows over the steps, for each start, a title and an SVG each; none if it was measured once."""
     titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
-    entries, look = results["runs"], looks(results)
-    if all(len(entry["curve"]) < 2 for entry in entries):
+    look, made = looks(results), []
+    if all(len(entry["curve"]) < 2 for entry in results["runs"]):
         return []
-    made = []
-    for name, title in titles.items():
+    for start, (name, title) in itertools.product(starts(results), titles.items()):
         lines = [
-            (look[e["method"]], [at["step"] for at in e["curve"]], [at[name] for at in e["curve"]]) for e in entries
+            (look[e["method"]], [at["step"] for at in e["curve"]], [at[name] for at in e["curve"]])
+            for e in start.entries
         ]
-        made.append((title, pictures.curve(lines, f"{title}: {results['followed']} over the optimizer steps.")))
+        whose = f"{title}, {start.name}" if start.name else title
+        made.append((whose, pictures.curve(lines, f"{whose}: {results['followed']} over the optimizer steps.")))
     return made
 
 
 def page(*several: Mapping[str, Any]) -> str:
     """The HTML page of one run's results, or of several, a chapter each, in one self-contained file."""
-    title = ", ".join(dict.fromkeys(f"{results['task']} · {results['model']}" for results in several))
+    title = ", ".join(dict.fromkeys(" · ".join(subject(results)) for results in several))
     chapters = [chapter(results) for results in several]
     return pictures.numbered(_render("report.html.jinja", title=title, chapters=chapters))
 
@@ -476,41 +555,49 @@ def chapter(results: Mapping[str, Any]) -> str:
     """The part of the page that shows one run's results, or those of many."""
     from . import report_points as points
 
-    entries, look = results["runs"], looks(results)
+    entries, look, (task, model) = results["runs"], looks(results), subject(results)
     every = {
         "results": results,
+        "task": task,
+        "model": model,
         "seeds": list(dict.fromkeys(entry["seed"] for entry in entries)),
         "looks": look,
         "shapes": SHAPES,
         "headline": headline(results),
-        "plane": points.plane(results),
+        "planes": points.planes(results),
         "read": points.how_to_read(results),
         "versions": entries[0].get("fingerprints", {}).get("versions", ""),
         "command": rerun.command(results),
     }
     if "planned" in results:
         heads, body = points.table(results)
+        of_rows = [(None, *some) for _, some in points.by_start(results)]
         return _render(
             "points.html.jinja",
             title="What was forgotten, and what was kept" if results["plane"] else "What each point came to",
             heads=heads,
             body=body,
-            marks=[None, *(look.get(point["method"]) for point in results["points"])],
+            marks=[look.get(point["method"]) if point else None for some in of_rows for point in some],
             remarks=points.remarks(results),
             settings=points.settings(results),
             **every,
         )
-    heads, body = turned(*rows(results))
+    numbers, side_by_side = rows(results), columns(results)
+    heads, body = turned(*numbers)
     of_runs = [look[entry["method"]] for entry in entries]
-    is_turned = heads[1] == "before"
+    marks = [look[of.entry["method"]] if of.entry else None for of in side_by_side]
+    is_turned = heads is not numbers[0]
     forgets = "forget" in results.get("curves", {"forget": ""})
     return _render(
         "chapter.html.jinja",
         title="What was forgotten, and what was kept" if forgets else "What each objective came to",
         heads=heads,
         body=body,
-        columns=[None, None, *of_runs] if is_turned else [],
-        marks=[] if is_turned else [None, *of_runs],
+        columns=[None, *marks] if is_turned else [],
+        marks=[] if is_turned else marks,
+        side_by_side=[of.name for of in side_by_side],
+        looks_of=[None, *marks],
+        starts=[start.name for start in starts(results)],
         verdicts=[(look[e["method"]], label(e, results), said) for e in entries if (said := verdict(e, results))],
         seen=[*remarks(results), *seen(results)],
         merging=merging(results),
@@ -525,20 +612,29 @@ def chapter(results: Mapping[str, Any]) -> str:
         ],
         labels=[label(entry, results) for entry in entries],
         of_runs=of_runs,
-        questions=_questions(entries),
+        questions=_questions(results),
         settings=_settings(entries),
         **every,
     )
 
 
-def _questions(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every question that a run has a reply to, with every run's; a dash where a run has none, as parts differ."""
+def _questions(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every question that a run has a reply to, with every run's; a dash where a run has none, as parts differ.
+
+    The replies before training are those of each start, or one if all of them replied alike.
+    """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
+    entries = results["runs"]
+    title_of = {id(entry): start.title for start in starts(results) for entry in start.entries}
     for i, entry in enumerate(entries):
         for sample in entry["samples"]:
             key = tuple(sample[name] for name in ("set", "question", "answer"))
-            asked = found.setdefault(key, {**sample, "replies": ["—"] * len(entries)})
+            asked = found.setdefault(key, {**sample, "befores": {}, "replies": ["—"] * len(entries)})
+            asked["befores"].setdefault(title_of[id(entry)], sample["before"])
             asked["replies"][i] = sample["after"]
+    for asked in found.values():
+        if len({*asked["befores"].values()}) == 1:
+            asked["befores"] = {"before": asked["before"]}
     return list(found.values())
 
 

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import pictures, report, runs
+from . import starts as of_starts
 
 MOST_SHOWN = 60  # rows of the terminal's table; the page and results.json have all
 
 
 def name(point: Mapping[str, Any]) -> str:
     """A point's method and what tells it from others: "DualOptim+, lr 0.0004"."""
-    return ", ".join([point["method"], *(f"{key} {shown(value)}" for key, value in point["settings"].items())])
+    told = (f"{key} {report.setting_text(value)}" for key, value in point["settings"].items())
+    return ", ".join([point["method"], *told])
 
 
-def shown(value: Any) -> str:
-    """A setting's value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def by_start(results: Mapping[str, Any]) -> list[tuple[report.Start, list[Mapping[str, Any]]]]:
+    """Each start with the points of its runs."""
+    starts, points = report.starts(results), list(results.get("points", ()))
+    if len(starts) == 1:
+        return [(starts[0], points)]
+
+    def told(settings: Mapping[str, Any]) -> str:
+        return json.dumps(settings, sort_keys=True)  # alike before and after they were written
+
+    found = []
+    for start in starts:
+        own = of_starts.settings(start.entries[0])  # what its runs have in common
+        chosen = [{key: value for key, value in point["settings"].items() if key in own} for point in points]
+        made = [told(some) == told({key: own[key] for key in some}) for some in chosen]
+        found.append((start, list(itertools.compress(points, made))))
+    return found
 
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Column heads, and a row for the model as it was and for each point; those on the front have a dot."""
-    heads = ["", *(report.head(m) for m in _metrics(results).values()), "front", "seeds", "training", "states"]
-    before = results["runs"][0]["before"]
-    first = ["before", *(report.text(before.get(key), m["format"]) for key, m in _metrics(results).items())]
-    return heads, [first + [""] * 4, *(_row(point, results) for point in results["points"])]
+    """Column heads, and for each start a row for the model as it was and for each point; the front has dots."""
+    metrics = _metrics(results)
+    heads = ["", *(report.head(m) for m in metrics.values()), "front", "seeds", "training", "states"]
+    body = []
+    for start, points in by_start(results):
+        before = (report.text(start.before.get(key), m["format"]) for key, m in metrics.items())
+        body += [[start.title, *before, *[""] * 4], *(_row(point, results) for point in points)]
+    return heads, body
 
 
 def _metrics(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -52,8 +72,14 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     said = [f"{done} of {planned} runs are finished."] if done < planned else [f"All {planned} runs are finished."]
     if spread := _of_intervals(results):
         said.append(f"In brackets are 95 % intervals, {spread}.")
+    if len(starts := report.starts(results)) > 1:
+        said.append(
+            f"There are {len(starts)} starts ({'; '.join(start.name for start in starts)}), each with its own numbers "
+            "before; runs of different starts are not compared."
+        )
     if results.get("plane"):
-        said.append("On the front (●) is what no other point beats: as much forgotten and as much kept, or more.")
+        rivals = "point of its start" if len(starts) > 1 else "point"
+        said.append(f"On the front (●) is what no other {rivals} beats: as much forgotten and as much kept, or more.")
     return [*said, *results.get("notes", ())]
 
 
@@ -81,16 +107,24 @@ def how_to_read(results: Mapping[str, Any]) -> str:
     )
 
 
-def plane(results: Mapping[str, Any]) -> str:
-    """What was forgotten against what was kept, as SVG: marks for points, small ones for seeds, the front as a line."""
+def planes(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was forgotten against what was kept: for each start its name, and an SVG.
+
+    It has marks for points, small ones for seeds, and the front as a line.
+    """
     if not results.get("plane") or not results.get("points"):
-        return ""
+        return []
     x, y = results["plane"]
     chosen = results.get("chosen")  # of a search
     at = next((p["values"] for p in results["points"] if chosen and all(p[k] == chosen[k] for k in _TOLD_BY)), None)
     metrics = results["metrics"]
     axes_of = (x, report.head(metrics[x])), (y, report.head(metrics[y]))
-    return pictures.plane(results["points"], report.looks(results), axes_of, results["runs"][0]["before"], at)
+    look = report.looks(results)
+    return [
+        (start.name, pictures.plane(points, look, axes_of, start.before, at))
+        for start, points in by_start(results)
+        if points
+    ]
 
 
 _TOLD_BY = ("method", "settings")  # what identifies a point

@@ -37,6 +37,7 @@ from .folder import check as check_folder
 from .resolve import methods_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
+from .starts import OF_TRAINING
 
 TRIALS = 20  # of each method, where neither these nor minutes are given
 FIRST = 5  # trials, the config's own settings and random ones, before the estimator has enough to go by
@@ -172,7 +173,7 @@ def _checked(space: Mapping[str, Any], config: RunConfig, task: tasks.Task) -> d
         default["ratio"] = list(dict.fromkeys([config.ratio, *RATIOS]))
         if config.task is not None:  # for one's own rows, the goal chooses the loss: to refuse is not to erase
             default["forget_loss"] = list(dict.fromkeys([config.forget_loss, *LOSSES]))
-    known = [key for key in grid.OF_TRAINING if key not in grid.NOT_CROSSED]
+    known = [key for key in OF_TRAINING if key not in grid.NOT_CROSSED]
     for key, values in space.items():
         if key not in known:
             other = f"space: {key} makes another start or another run; what is searched is how one start is trained"

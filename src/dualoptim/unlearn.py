@@ -59,6 +59,7 @@ from .folder import (
     written,
 )
 from .folder import check as check_folder
+from .grid import complete, together
 from .hashes import digest
 from .models import copy_processor, load_model, quiet, source
 from .points import Run, points_of
@@ -626,6 +627,7 @@ def _one_after_the_other(
             folder.mkdir(parents=True, exist_ok=True)
 
     results: dict[str, Any] = {}
+    finished: list[dict[str, Any]] = []
     for config in configs:
         model: str | None = None
         for i, arguments in enumerate(stages):
@@ -643,9 +645,10 @@ def _one_after_the_other(
             done = _side_by_side(resolve_all([stage.replace(out=str(folder))]), folder, resume=resume, begin=begin)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             # Parts forget different rows, so they cannot be compared in one plot.
-            results = results or {**done, "model": config.model, "plane": None, "points": [], "runs": []}
-            results["runs"].append({**done["runs"][0], "part": arguments[begins.task.stage]})
-            results["notes"] = list(dict.fromkeys([*results["notes"], *done["notes"]]))
+            finished.append({**done, "run": {**done["runs"][0], "part": arguments[begins.task.stage]}, "plane": None})
+            about = together(finished)
+            results = {key: value for key, value in about.items() if key != "run"}
+            results |= {"model": config.model, "points": [], "runs": [complete(each, about) for each in finished]}
             runs.write_json(out / RESULTS, results)
             report.write(results, out / PAGE)
             if not done["runs"][0]["finite"]:
