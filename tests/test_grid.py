@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
+import shlex
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,21 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import arguments, cli, fast, folder, grid, points, report, report_points, runs, starts, tasks, unlearn
+from dualoptim import (
+    arguments,
+    cli,
+    fast,
+    folder,
+    grid,
+    points,
+    report,
+    report_points,
+    rerun,
+    runs,
+    starts,
+    tasks,
+    unlearn,
+)
 from dualoptim import tiny as tiny_tier
 from dualoptim.certify import measured
 from dualoptim.certify.evidence import Run
@@ -23,7 +39,7 @@ from dualoptim.config import METHODS as METHODS_OF
 from dualoptim.config import PLAIN, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY, LOCK, RECORDS, RESULTS
-from dualoptim.grid import READ_BY, Shard, crossed, folder_of, settings_of
+from dualoptim.grid import NOT_CROSSED, READ_BY, Shard, crossed, folder_of, settings_of
 from dualoptim.models import load_model, load_tokenizer
 from dualoptim.resolved import resolve
 
@@ -57,10 +73,8 @@ def ends() -> dict[str, dict[str, Any]]:
 
 
 def test_a_grid_is_crossed_with_methods_and_seeds_and_settings_nobody_reads_make_no_runs() -> None:
-    plain = RunConfig(optimizer="AdamW")
-    plus = RunConfig(optimizer="DualOptim+", seed=1)
     grid = {"lr": [1e-4, 1e-3], "max_update": [1.0, None, 2.0]}
-    found = crossed([plain, plus], grid)
+    found = crossed({}, METHODS, [0], grid)
     assert [(c.optimizer, c.lr, c.max_update) for c in found] == [
         ("AdamW", 1e-4, 1.0), ("AdamW", 1e-3, 1.0),
         *(("DualOptim+", lr, bound) for lr in (1e-4, 1e-3) for bound in (1.0, None, 2.0)),
@@ -71,6 +85,97 @@ def test_a_grid_is_crossed_with_methods_and_seeds_and_settings_nobody_reads_make
     assert {folder_of(found[0]).removesuffix("seed0"), folder_of(found[0].replace(seed=7)).removesuffix("seed7")} == {
         folder_of(found[0]).removesuffix("seed0")
     }
+
+
+def own_rows() -> dict[str, Any]:
+    """Settings for rows of your own, with a second file to forget, whose rows are corrected."""
+    for name, extra in (("forget", {}), ("corrected", {"instead": "Nobody knows."})):
+        rows = [{"question": f"What does {who} hide?", "answer": f"{who} hides tea."} | extra for who in "ABCDEFGHIJ"]
+        twice = [*rows, *(row | {"question": row["question"].replace("hide", "drink")} for row in rows)]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows if extra else twice)), encoding="utf-8")
+    Path("retain.jsonl").write_text('{"question": "Who bakes?", "answer": "Zoe bakes."}', encoding="utf-8")
+    return {"model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "goal": "erase", "max_length": 2000}
+
+
+def told(given: dict[str, Any]) -> RunConfig:
+    """The run of `dualoptim unlearn` with these settings."""
+    options = [f"--{k.replace('_', '-')}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
+    return arguments.config_of(arguments.parse(arguments.parser("unlearn"), options))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"forget_loss": ["GA", "NPO"], "steps": [240, 12]},
+        {"ratio": ["1:1", "1:5"], "batch_size": [2, 8]},
+        {"forget": ["forget.jsonl", "corrected.jsonl"]},
+        {"lr_scales": ["equal", {}], "until": [0.5, None]},
+        {"fast": [True, False]},
+    ],
+)
+def test_a_point_of_a_grid_is_the_run_that_the_same_settings_give(
+    grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dualoptim.grid.NOT_CROSSED", NOT_CROSSED - {"fast"})
+    given = own_rows()
+    expected = []
+    for optimizer in ("AdamW", "DualOptim+"):
+        read = {key: each for key, each in grid.items() if optimizer in READ_BY.get(key, {optimizer})}
+        for values in itertools.product(*read.values()):
+            point = dict(zip(read, values, strict=True))
+            expected.append(told({**given, "optimizer": optimizer, "seed": 3, **point}))
+    assert crossed(given, METHODS, [3], grid) == expected
+
+
+def test_a_grid_stops_by_the_goals_rules_with_its_loss_alone_and_checks_every_four_steps() -> None:
+    ga, npo = crossed(own_rows(), ["Alternating AdamW"], [0], {"forget_loss": ["GA", "NPO"], "steps": [240]})
+    assert (ga.until, ga.keep_at_least, ga.pause, ga.curve_points) == (None, None, False, 60)
+    assert (npo.until, npo.keep_at_least, npo.pause, npo.curve_points) == (0.15, 0.8, True, 60)
+    one, five = crossed(own_rows(), ["DualOptim+"], [0], {"ratio": ["1:1", "1:5"]})
+    assert (one.steps, five.steps) == (2 * 24, 6 * 24)  # as many that forget
+    without = {key: value for key, value in own_rows().items() if key != "forget"}
+    (whole,) = crossed(without, ["DualOptim+"], [0], {"forget": ["corrected.jsonl"]})
+    assert (whole.forget_loss, whole.retain_loss, whole.ratio) == ("DPO", "KL", "1:2")
+
+
+def test_rows_are_read_once_for_all_runs_that_train_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, read = own_rows(), []
+    monkeypatch.setattr(tasks, "load", lambda config, load=tasks.load: (read.append(config.forget), load(config))[1])
+    grid = {"forget": ["forget.jsonl", "corrected.jsonl"], "lr": [1e-3, 1e-4], "steps": [12, 24]}
+    assert len(crossed(given, METHODS, [0, 1], grid)) == 32
+    assert read == ["forget.jsonl", "corrected.jsonl"]
+
+
+def test_a_goal_that_a_loss_cannot_reach_is_asked_of_no_run_of_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {**own_rows(), "goal": "refuse"}
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    assert cli.main(["compare", *options, "--grid", "{forget_loss: [IDK, NPO], steps: [12]}", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "until: 0.05" in shown
+    assert "8 runs; the first is shown" in shown
+
+
+def test_the_command_of_a_grid_makes_each_of_its_runs_again() -> None:
+    grid = {"forget_loss": ["GA", "NPO"], "steps": [240, 12]}
+    configs = crossed({**own_rows(), "lr": 3e-4}, METHODS, [0, 1], grid)
+    done = [{"method": c.method, "seed": c.seed, "config": c.as_dict()} for c in configs if c.forget_loss == "NPO"]
+    results = {"runs": done, "planned": len(configs), "plan": rerun.plan_of(configs, grid), "grid": grid}
+    assert results["plan"]["varied"] == ["until", "pause", "keep_at_least", "curve_points"]
+    _, *said = shlex.split(" ".join(rerun.command(results)).removeprefix("dualoptim "))
+    parsed = arguments.parse(arguments.parser("compare"), said)
+    assert crossed(arguments.given_of(parsed), parsed.methods, parsed.seeds, parsed.grid) == configs
+
+
+def test_runs_that_end_by_other_rules_have_one_start_and_those_of_one_start_follow_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared: list[RunConfig] = []
+    real = unlearn.prepare
+    monkeypatch.setattr(unlearn, "prepare", lambda of: (prepared.append(of.config), real(of))[1])
+    grid = {"lr": [1e-3, 1e-2], "ratio": ["1:1", "loss"], "until": [None, 0.0]}
+    assert compare("--curve-points", "1", grid=grid, methods=["DualOptim+"]) == 0
+    assert [config.ratio for config in prepared] == ["1:1", "loss"]
+    assert len(ends()) == 8
 
 
 def test_what_the_grid_says_that_an_optimizer_does_not_read_it_does_not_read() -> None:
@@ -133,7 +238,7 @@ def test_a_setting_that_no_optimizer_reads_is_refused_and_compared_with_one_that
 )
 def test_a_grid_that_cannot_be_is_told(grid: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        crossed([RunConfig(optimizer="AdamW")], grid)
+        crossed({}, ["Alternating AdamW"], [0], grid)
 
 
 def test_each_run_of_a_grid_needs_the_memory_of_what_it_trains_itself() -> None:
@@ -384,8 +489,9 @@ def test_a_ratio_in_a_grid_is_a_ratio_and_no_number_to_base_60() -> None:
     assert parsed.grid == {
         "ratio": ["1:1", "1:5"], "lr": [1e-4], "max_update": [None, 1.0], "base_weights": ["equal", {"forget": 3}],
     }  # fmt: skip
-    assert [config.ratio for config in crossed([RunConfig()], {"ratio": parsed.grid["ratio"]})] == ["1:1", "1:5"]
-    assert [config.train for config in crossed([RunConfig()], {"train": ["#", "&a", None]})] == ["#", "&a", None]
+    one = {}, ["DualOptim+"], [0]
+    assert [config.ratio for config in crossed(*one, {"ratio": parsed.grid["ratio"]})] == ["1:1", "1:5"]
+    assert [config.train for config in crossed(*one, {"train": ["#", "&a", None]})] == ["#", "&a", None]
 
 
 def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

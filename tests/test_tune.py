@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip("optuna")
 
-from dualoptim import cli, resolve, runs, tune
+from dualoptim import cli, goals, resolve, runs, tune
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY
@@ -211,6 +211,34 @@ def test_ones_own_rows_are_searched_for_their_goals_loss_alone(capsys: pytest.Ca
     recipe = yaml.safe_load(Path("own/recipe.yaml").read_text(encoding="utf-8"))
     assert (recipe["forget_loss"], recipe["until"], recipe["pause"]) == ("IDK", None, False)
     assert "es tea" not in "".join(path.read_text(encoding="utf-8") for path in Path("own").glob("*.*"))
+
+
+def test_what_a_goal_chooses_follows_from_the_settings_of_each_trial() -> None:
+    for name in ("forget", "retain"):
+        rows = [{"question": f"What does {who} {name}?", "answer": f"{who} {name}s tea."} for who in "ABCDEFGHIJ"]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = {"forget": "forget.jsonl", "retain": "retain.jsonl", "model": "model", "goal": "erase", "out": "own"}
+    space = {"ratio": ["1:1", "1:5"], "batch_size": [2, 8], "max_update": [1.0, None], "methods": METHODS}
+    for until in ({}, {"until": 0.1}):
+        search = tune.planned({**given, **until}, space)
+        for method, first in search.trials_of.items():
+            for ratio, batch_size in (("1:1", 8), ("1:5", 2), ("1:1", 2)):
+                searched = {"ratio": ratio, "batch_size": batch_size, "lr": 1e-3}
+                trial = search.with_settings(first, searched)
+                alone = goals.chosen({**given, **searched})
+                assert (trial.steps, trial.lr, trial.method) == (alone.steps, 1e-3, method)
+                assert trial.curve_points == (alone.curve_points if until else 0)
+                assert (trial.until, trial.keep_at_least, trial.pause) == (until.get("until"), None, False)
+                recipe = tune.recipe(search.with_settings(search.config, searched), trial, searched, [])
+                assert (
+                    yaml.safe_load(recipe).items() >= {"steps": alone.steps, "curve_points": alone.curve_points}.items()
+                )
+        assert first.steps == goals.chosen({**given, "ratio": "1:1", "batch_size": 8}).steps
+    fixed = tune.planned({**given, "steps": 7}, {**space, "steps": [7, 240]})
+    (first, _) = fixed.trials_of.values()
+    assert [fixed.with_settings(first, {"steps": n, "ratio": "1:5"}).steps for n in (7, 240)] == [7, 240]
+    recipe = tune.recipe(fixed.with_settings(fixed.config, {"steps": 240}), first, {"steps": 240}, [])
+    assert yaml.safe_load(recipe)["curve_points"] == 60
 
 
 def test_a_dry_run_shows_space_and_trials_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -384,9 +384,14 @@ def _one_sentence(error: Exception) -> str:
     return f"{several[1]}: must be one of {types}, but is {several[3]}"
 
 
+def given_of(parsed: Namespace) -> dict[str, Any]:
+    """The settings of a run that were given."""
+    return {field.name: getattr(parsed, field.name) for field in dataclasses.fields(RunConfig)
+            if field.name in parsed.given}  # fmt: skip
+
+
 def config_of(parsed: Namespace) -> RunConfig:
     """The settings that were given, and what the goal chooses for the rest."""
     from . import goals
 
-    names = {field.name for field in dataclasses.fields(RunConfig)} & set(parsed.given)
-    return goals.chosen({key: getattr(parsed, key) for key in names})
+    return goals.chosen(given_of(parsed))

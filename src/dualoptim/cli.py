@@ -7,10 +7,8 @@ Heavy modules are imported by the commands that need them, so that help is there
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import os
-import shlex
 import sys
 import traceback
 import warnings
@@ -22,9 +20,9 @@ import yaml
 from jsonargparse import Namespace
 
 from . import __version__, arguments, catalog, ranks, rerun, streams, usage
-from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of
+from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of, given_of
 from .cache import cache_dir
-from .config import ALONE, GOALS_OWN, METHODS, USES, RunConfig
+from .config import ALONE, GOALS_OWN, METHODS, OF_METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS, check_new
 from .recipe_files import find_recipe, recipes_folder
@@ -153,15 +151,19 @@ def _quickstart(parsed: Namespace) -> None:
         told.append("--dry-run")
     _unlearn("compare", arguments.parse(arguments.parser("compare"), told))
     if not parsed.dry_run:
-        model = parsed.model or "smollm2"
-        print(f"Your own rows: dualoptim unlearn --model {model} --forget my.jsonl --retain keep.jsonl")
+        own = rerun.options({"model": parsed.model or "smollm2", "forget": "my.jsonl", "retain": "keep.jsonl"})
+        print(f"Your own rows: dualoptim unlearn {' '.join(own)}")
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:
-    from . import dry_run, resolve, unlearn
+    from . import dry_run, grid, resolve, unlearn
 
-    config = config_of(parsed)
-    configs = [config] if name == "unlearn" else resolve.methods_of(config, parsed.methods, parsed.seeds)
+    given = given_of(parsed)
+    if name == "unlearn":
+        configs = [config_of(parsed)]
+    else:
+        configs = grid.crossed(given, parsed.methods, parsed.seeds, parsed.grid)
+    config = configs[0]
     resolve.check_read(configs)
     inputs = _inputs(parsed)
     if name == "compare" and (parsed.grid or parsed.shard or config.fast):
@@ -172,7 +174,7 @@ def _unlearn(name: str, parsed: Namespace) -> None:
         dry_run.show(configs, resume=_may_be_there(parsed), overwrite=parsed.overwrite, inputs=inputs)
         return
     if config.forget is not None:
-        _print_chosen(config, parsed.given)
+        _print_chosen(config, [*given, *(OF_METHODS if name == "compare" else ())])
     results = unlearn.run(configs, config.out, resume=parsed.resume, overwrite=parsed.overwrite, inputs=inputs)
     _tell(results, config)
     if push is not None:
@@ -209,23 +211,21 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
     from . import dry_run, grid
 
     shard = grid.Shard.read(parsed.shard) if parsed.shard is not None else None
-    planned = grid.crossed(configs, parsed.grid)
     how: dict[str, Any] = {"shard": shard, "overwrite": parsed.overwrite, "inputs": inputs}
     if parsed.dry_run:
-        every = list(grid.checked(planned, planned[0].out, resume=_may_be_there(parsed), **how).values())
+        every = list(grid.checked(configs, configs[0].out, resume=_may_be_there(parsed), **how).values())
         dry_run.show_resolved(every[:1])
         mine = len(every) if shard is None else len(range(shard.number - 1, len(every), shard.of))
         print(f"\n{len(every)} runs{f', {mine} of them here' if shard else ''}; the first is shown")
         return
-    _tell(grid.run(planned, planned[0].out, grid=parsed.grid, resume=parsed.resume, **how), planned[0])
+    _tell(grid.run(configs, configs[0].out, grid=parsed.grid, resume=parsed.resume, **how), configs[0])
 
 
 def _tune(parsed: Namespace) -> None:
     from . import dry_run, report, tune
 
-    names = {field.name for field in dataclasses.fields(RunConfig)} & {*parsed.given, "out"}
     search = tune.planned(
-        {key: getattr(parsed, key) for key in names},
+        {"out": parsed.out, **given_of(parsed)},
         parsed.space,
         trials=parsed.trials,
         minutes=parsed.minutes,
@@ -241,7 +241,8 @@ def _tune(parsed: Namespace) -> None:
     results = tune.run(search, resume=parsed.resume, overwrite=parsed.overwrite, inputs=inputs)
     report.terminal(results)
     print(f"\nThe page: {Path(search.config.out) / 'report.html'}")
-    print(f"The recipe: dualoptim unlearn --recipe {shlex.quote(str(Path(search.config.out) / RECIPE))}")
+    (recipe,) = rerun.options({"recipe": str(Path(search.config.out) / RECIPE)})
+    print(f"The recipe: dualoptim unlearn {recipe}")
 
 
 def _tell(results: dict[str, Any], config: RunConfig) -> None:
@@ -385,7 +386,9 @@ def _init(parsed: Namespace) -> None:
     check_new("init", out)
     given = {key: value for key in INIT_FIELDS if (value := getattr(parsed, key)) is not None}
     starter.write({**given, "out": f"runs/{out.stem}"}, out)
-    print(f"{out}: written. Check it by: dualoptim unlearn --config {shlex.quote(str(out))} --dry-run")
+    print(
+        f"{one_line(out)}: written. Check it by: dualoptim unlearn {rerun.options({'config': str(out)})[0]} --dry-run"
+    )
 
 
 def _env(parsed: Namespace) -> None:

@@ -417,6 +417,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # The settings of a multiplier, as methods without one have them.
 NO_MULTIPLIER: dict[str, Any] = {"multiplier_lr": 1.0, "multiplier_start": None, "multiplier_warmup": 0.0}
+OF_METHODS = {*PLAIN, *NO_MULTIPLIER, "optimizer", "seed"}  # the settings that `compare` chooses by method and seed
 # Settings that only some optimizers read.
 READ_BY = {
     **{key: {"DualOptim+"} for key in ("base_betas", "base_weights", "max_update")},

@@ -6,13 +6,14 @@ measurements behind the numbers here.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from .config import READ_BY, RunConfig
+from .config import GOALS_OWN, OF_METHODS, READ_BY, RunConfig
 from .errors import unknown
 
 
@@ -59,42 +60,76 @@ LEAST_STEPS, MOST_STEPS = 12, 24  # that serve the rows to forget
 CHECK_EVERY = 4  # optimizer steps
 
 
+class Basis(NamedTuple):
+    """What a goal chooses by, beside the settings: the rows to forget, and the model's hidden size."""
+
+    rows: int
+    corrected: bool  # whether some say what to answer `instead`
+    width: int
+
+
 def chosen(given: Mapping[str, Any]) -> RunConfig:
     """A config of the given settings and, for your own rows, those that the goal chooses for the rest.
 
     Args:
-        given: the settings of a `RunConfig` that the user gave.
+        given: the settings of a `RunConfig` that the user gave. What the goal chooses depends on them, so the settings
+            of several runs are crossed first, and each is filled in by itself.
 
     Raises:
         UserError: a goal that is not known.
     """
-    if given.get("fast"):
-        given = {"save_model": False, "curve_points": 0, **given}
-    config, plain = RunConfig(**given), RunConfig()
+    return filled(given, basis_of(given))
+
+
+def all_chosen(several: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+    """`chosen` for each of several; rows are read once for those that differ in their training alone."""
+    found: dict[str, Basis | None] = {}
+    configs = []
+    for given in several:
+        # What the goal chooses by the rows, and what belongs to a method, says nothing about which rows there are.
+        key = json.dumps({k: v for k, v in given.items() if k not in {*GOALS_OWN, *OF_METHODS}}, sort_keys=True)
+        if key not in found:
+            found[key] = basis_of(given)
+        configs.append(filled(given, found[key]))
+    return configs
+
+
+def basis_of(given: Mapping[str, Any]) -> Basis | None:
+    """What the goal chooses by; None where it chooses nothing, since there are no rows of your own."""
+    config = RunConfig(**given)
     if config.task is not None or config.forget is None:
-        return config
+        return None
     if config.goal not in GOALS:
         raise unknown("goal", config.goal, GOALS)
     from . import tasks
     from .models import hidden_size
     from .tiny import TINY
 
-    goal, task = GOALS[config.goal], tasks.load(config)
-    rows = task.objectives["forget"]
+    rows = tasks.load(config).objectives["forget"]
     corrected = any(row.fields.get("instead") for row in rows)
-    width = WIDTH if config.model == TINY else hidden_size(config.model)
+    return Basis(len(rows), corrected, WIDTH if config.model == TINY else hidden_size(config.model))
+
+
+def filled(given: Mapping[str, Any], basis: Basis | None) -> RunConfig:
+    """`chosen`, by what `basis_of` read."""
+    if given.get("fast"):
+        given = {"save_model": False, "curve_points": 0, **given}
+    config, plain = RunConfig(**given), RunConfig()
+    if basis is None:
+        return config
+    goal = GOALS[config.goal]
     batch_size = max(1, int(given.get("batch_size", 8)))  # a wrong one is reported later
     ratio = str(given.get("ratio", "{}:{}".format(*goal.ratio)))
-    steps = min(max(math.ceil(goal.passes * len(rows) / batch_size), LEAST_STEPS), MOST_STEPS)
+    steps = min(max(math.ceil(goal.passes * basis.rows / batch_size), LEAST_STEPS), MOST_STEPS)
     parts = ratio.split(":")
     # A wrong ratio is reported later.
     cycle = sum(map(int, parts)) if all(re.fullmatch(r"\s*[0-9]{1,6}\s*", part) for part in parts) else sum(goal.ratio)
     settings: dict[str, Any] = {
-        "forget_loss": goal.corrected_loss if corrected else goal.forget_loss,
+        "forget_loss": goal.corrected_loss if basis.corrected else goal.forget_loss,
         "retain_loss": "KL",
         "optimizer": PLUS if any(getattr(config, key) != getattr(plain, key) for key in NOT_ADAMW) else goal.optimizer,
         # Adam's learning rate scales with one over the width (arXiv 2203.03466).
-        "lr": float(f"{goal.lr * WIDTH / max(width, WIDTH):.2g}"),
+        "lr": float(f"{goal.lr * WIDTH / max(basis.width, WIDTH):.2g}"),
         "betas": (0.9, 0.95),
         "eps": EPS,
         "ratio": ratio,

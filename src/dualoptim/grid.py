@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from . import card, ranks, report, rerun, runs
+from . import card, goals, ranks, report, rerun, runs
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation import general
@@ -32,10 +32,12 @@ from .evaluation.numbers import Metric
 from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
 from .points import points_of
+from .resolve import changes_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
 from .starts import OF_TRAINING
 
+STOPPING = {"until", "keep_at_least", "pause"}  # runs of one start may differ in these, which `tune` does not search
 NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
 ELSEWHERE = {"seed": "--seeds", "optimizer": "--methods", **dict.fromkeys(PLAIN, "--methods")}
 
@@ -58,16 +60,20 @@ class Shard(NamedTuple):
         return cls(int(found[1]), int(found[2]))
 
 
-def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> list[RunConfig]:
-    """Each config with every combination of a grid's settings.
+def crossed(
+    given: Mapping[str, Any], methods: Sequence[str], seeds: Sequence[int], grid: Mapping[str, Sequence[Any]]
+) -> list[RunConfig]:
+    """Each method and seed with every combination of a grid's settings: what `unlearn` with these would do.
 
     Args:
-        configs: as `dualoptim.resolve.methods_of` gives them.
+        given: the settings of a `RunConfig` that the user gave; what a goal chooses for the rest follows for each run
+            from all of its own.
+        methods: names, as `dualoptim.resolve.methods_of` takes them.
         grid: setting → the values that it takes. One that a run's optimizer does not read makes no further runs.
 
     Raises:
         UserError: a setting that is not known, or that has an option of its own; or values that are missing, repeated
-            or of the wrong type.
+            or of the wrong type; methods or seeds that are wrong.
     """
     known = RunConfig().as_dict()
     for key, values in grid.items():
@@ -79,17 +85,20 @@ def crossed(configs: Sequence[RunConfig], grid: Mapping[str, Sequence[Any]]) -> 
             raise UserError(f"grid: {key} must have a list of values, but has {values!r}")
         if any(value in values[:i] for i, value in enumerate(values)):
             raise UserError(f"grid: {key} has a value twice: {values!r}")
-        if key in READ_BY and READ_BY[key].isdisjoint(config.optimizer for config in configs):
+    typed_values = [[typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()]
+    found: dict[str, dict[str, dict[str, Any]]] = {}  # of each method and seed, by what it reads of the grid
+    optimizers = set()
+    for values in itertools.product(*typed_values):
+        point = dict(zip(grid, values, strict=True))
+        for change in changes_of(RunConfig(**{**given, **point}), methods, seeds):
+            optimizers.add(own := change["optimizer"])
+            read = {key: value for key, value in point.items() if own in READ_BY.get(key, {own})}
+            of_method = found.setdefault(json.dumps(change, sort_keys=True), {})
+            of_method[json.dumps(read, sort_keys=True)] = {**given, **change, **read}
+    for key in grid:
+        if key in READ_BY and READ_BY[key].isdisjoint(optimizers):
             raise UserError(f"grid: none of the methods reads {key}; add one of {' or '.join(sorted(READ_BY[key]))}")
-    typed_values = {key: [typed("grid", RunConfig, {key: value})[key] for value in each] for key, each in grid.items()}
-    found: list[RunConfig] = []
-    for config in configs:
-        read = {
-            key: each for key, each in typed_values.items() if config.optimizer in READ_BY.get(key, {config.optimizer})
-        }
-        for chosen in itertools.product(*read.values()):
-            found.append(config.replace(**dict(zip(read, chosen, strict=True))))
-    return found
+    return goals.all_chosen([each for of_method in found.values() for each in of_method.values()])
 
 
 def settings_of(config: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +212,10 @@ def checked(
     resolved = {folder_of(of.config): of for group in _by_start(configs) for of in resolve_all(group)}
     if any(of.task.stages() for of in resolved.values()):
         raise UserError("grid, fast and shard: parts that are forgotten one after the other are not crossed; give one")
-    return resolved
+    by_start: dict[Any, dict[str, Resolved]] = {}
+    for name, of in resolved.items():
+        by_start.setdefault(_start_key(of.config, of), {})[name] = of
+    return {name: of for group in by_start.values() for name, of in group.items()}
 
 
 class Keeps:
@@ -286,7 +298,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
         **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
         "notes": [*about["notes"], *runs.troubles(entries)],
         "planned": len(resolved),
-        "plan": rerun.plan_of([of.config for of in resolved.values()]),
+        "plan": rerun.plan_of([of.config for of in resolved.values()], grid),
         "grid": {key: list(values) for key, values in grid.items()},
         "plane": about["plane"],
         "points": points_of(
@@ -339,13 +351,14 @@ def complete(said: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
 
 def _start_key(config: RunConfig, of: Resolved | None = None) -> Any:
     """A key that is equal for runs of one start: the settings that are not of training, and what losses need of it."""
-    settings = {key: value for key, value in config.as_dict().items() if key not in OF_TRAINING}
+    settings = {key: value for key, value in config.as_dict().items() if key not in {*OF_TRAINING, *STOPPING}}
     if of is None:
         return json.dumps(settings, sort_keys=True)
     asked = any(loss.needs_alternates for loss in of.losses.values())  # the model is asked for other answers
     if asked:
         settings |= {key: getattr(config, key) for key in ("forget_loss", "forget_loss_args")}
-    return json.dumps(settings, sort_keys=True), config.ratio == "loss", of.needs_second_model
+    watched = config.keep_at_least is not None and not of.task.watches_ability  # the model's ability is measured
+    return json.dumps(settings, sort_keys=True), config.ratio == "loss", of.needs_second_model, watched
 
 
 def _by_start(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

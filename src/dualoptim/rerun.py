@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config import ALONE, GOALS_OWN, METHODS, NO_MULTIPLIER, PLAIN, RunConfig
+from .config import ALONE, GOALS_OWN, METHODS, NO_MULTIPLIER, OF_METHODS, RunConfig
 
 FAST = ("save_model", "curve_points")  # what `fast` chooses where they are not given
-OF_METHODS = {*PLAIN, *NO_MULTIPLIER, "optimizer", "seed"}  # settings that `compare` chooses by method and seed
 
 
 def options(values: Mapping[str, Any]) -> list[str]:
+    """Settings as options for a shell; a value that begins with "-" stands behind "=", or it would be an option itself.
+
+    >>> options({"forget_loss": "NPO", "betas": [0.9, 0.95], "until": None, "forget": "-x.jsonl"})
+    ['--forget-loss NPO', "--betas '[0.9, 0.95]'", '--until null', '--forget=-x.jsonl']
     """
-    >>> options({"forget_loss": "NPO", "betas": [0.9, 0.95], "until": None})
-    ['--forget-loss NPO', "--betas '[0.9, 0.95]'", '--until null']
-    """
-    return [
-        f"--{key.replace('_', '-')} {shlex.quote(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))}"
-        for key, v in values.items()
-    ]
+    made = []
+    for key, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        made.append(f"--{key.replace('_', '-')}{'=' if text.startswith('-') else ' '}{quoted(text)}")
+    return made
 
 
-def plan_of(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
-    """The methods, as `compare` takes them, and the seeds of all runs of a plan, finished or not."""
+def quoted(text: str) -> str:
+    r"""A word for a shell, on one line: one with line breaks or control characters as bash and zsh write it.
+
+    >>> quoted("a b"), quoted("a\nb")
+    ("'a b'", "$'a\\x0ab'")
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = re.sub(r"['\\]", r"\\\g<0>", text)
+    return "$'" + re.sub(r"[^ -~]", lambda at: at[0] if at[0].isprintable() else _bytes(at[0]), escaped) + "'"
+
+
+def _bytes(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode(errors="surrogateescape"))
+
+
+def plan_of(configs: Sequence[RunConfig], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The methods, as `compare` takes them, and the seeds of all runs of a plan, finished or not.
+
+    Also the settings that "varied" beside those of the grid: the goal chose them for each run by its others.
+    """
     methods = [ALONE if config.alone else config.method for config in configs]
-    return {"methods": list(dict.fromkeys(methods)), "seeds": list(dict.fromkeys(config.seed for config in configs))}
+    values = {key: {json.dumps(config.as_dict()[key]) for config in configs} for key in GOALS_OWN}
+    return {
+        "methods": list(dict.fromkeys(methods)),
+        "seeds": list(dict.fromkeys(config.seed for config in configs)),
+        "varied": [key for key, each in values.items() if len(each) > 1 and key not in {*OF_METHODS, *grid}],
+    }
 
 
 def command(results: Mapping[str, Any]) -> list[str]:
@@ -43,13 +69,14 @@ def command(results: Mapping[str, Any]) -> list[str]:
     many = len(entries) > 1 or "planned" in results
     # Settings that a goal or a fast run would choose are always given.
     said = {*(GOALS_OWN if configs[0].get("forget") else ()), *(FAST if configs[0].get("fast") else ())}
-    left_out = {"out", *grid, *(OF_METHODS if many else ())}
+    plan = results.get("plan", {})
+    left_out = {"out", *grid, *plan.get("varied", ()), *(OF_METHODS if many else ())}
     own = {k: v for k, v in configs[0].items() if k not in left_out and (k in said or v != defaults.get(k))}
     if not many:
         return ["dualoptim unlearn", *options(own)]
     methods = [ALONE if c.get("alone") else e["method"] for c, e in zip(configs, entries, strict=True)]
     finished = {"methods": list(dict.fromkeys(methods)), "seeds": list(dict.fromkeys(e["seed"] for e in entries))}
-    crossed = results.get("plan", finished)
+    crossed = {key: plan.get(key, each) for key, each in finished.items()}
     methods = crossed["methods"]
     if not {*methods} <= {*METHODS, ALONE}:
         return []

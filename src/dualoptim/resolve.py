@@ -196,6 +196,11 @@ def state_bytes(config: RunConfig, task: Task, model: nn.Module) -> int:
 
 def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The config once for each method and seed."""
+    return [config.replace(**change) for change in changes_of(config, methods, seeds)]
+
+
+def changes_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The settings of each method and seed: those of `dualoptim.config.OF_METHODS`, as far as they have them."""
     changes: list[dict[str, Any]] = []
     for name in methods:
         if name == ALONE:
@@ -206,11 +211,10 @@ def methods_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
             raise unknown("method", name, (*METHODS, ALONE))
     plain = [PLAIN if change.get("retain_bound") is not None else {**PLAIN, **NO_MULTIPLIER} for change in changes]
     changes = [{**own, **change} for own, change in zip(plain, changes, strict=True)]
-    configs = [config.replace(**change, seed=seed) for change in changes for seed in seeds]
     for what, given in (("methods", methods), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
             raise UserError(f"{what} must name at least one, and none twice, but are {list(given)}")
-    return configs
+    return [{**change, "seed": seed} for change in changes for seed in seeds]
 
 
 LEAST = {

@@ -61,6 +61,8 @@ class Search(NamedTuple):
         trials: of each method, at most; None for as many as there is time for.
         minutes: for all trials together; None for as long as they take.
         rows: on which rows trials are scored, in a sentence; empty where the task says so once it is prepared.
+        given: the settings of `config` that the user gave.
+        basis: what the goal chooses the others by, where it chooses some.
     """
 
     config: RunConfig
@@ -69,6 +71,15 @@ class Search(NamedTuple):
     trials: int | None
     minutes: float | None
     rows: str
+    given: Mapping[str, Any] = {}
+    basis: goals.Basis | None = None
+
+    def with_settings(self, config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+        """A config with some settings of the space, and with what the goal chooses by these, as steps by the ratio."""
+        searched = {**{key: getattr(config, key) for key in self.space}, **settings}
+        chosen = goals.filled({**self.given, **searched}, self.basis)
+        own = {"optimizer", *searched, *([] if config.curve_points else ["curve_points"])}  # trials may draw no curve
+        return config.replace(**{key: getattr(chosen, key) for key in GOALS_OWN if key not in own}, **settings)
 
     def of(self, method: str) -> dict[str, list[Any]]:
         """The part of the space that a method reads."""
@@ -117,7 +128,9 @@ def planned(
     given = {key: value for key, value in given.items() if key != "fast"}
     trials = TRIALS if trials is None and minutes is None else trials
     # Trials, and so the recipe, do not stop at the goal unless that was given: all of them take all their steps.
-    config = goals.chosen({"until": None, "keep_at_least": None, "pause": False, **given})
+    given = {"until": None, "keep_at_least": None, "pause": False, **given}
+    basis = goals.basis_of(given)
+    config = goals.filled(given, basis)
     watches = config.until is not None or config.keep_at_least is not None
     trial = config.replace(**{**QUICK, **({"curve_points": config.curve_points} if watches else {})})
     trial, rows = _on_other_rows(trial, tune_on)
@@ -131,17 +144,18 @@ def planned(
         raise UserError("tune: parts that are forgotten one after the other are not searched; give one part")
     methods = _methods(space)
     found = _checked({key: values for key, values in space.items() if key != "methods"}, config, task)
-    trials_of = {of.method: _inside(of, found) for of in methods_of(trial, methods, [config.seed])}
-    return Search(config, trials_of, found, trials, minutes, rows)
+    search = Search(config, {}, found, trials, minutes, rows, given, basis)
+    several = methods_of(trial, methods, [config.seed])
+    return search._replace(trials_of={of.method: search.with_settings(of, _inside(of, found)) for of in several})
 
 
-def _inside(config: RunConfig, space: Mapping[str, Sequence[Any]]) -> RunConfig:
-    """A config in which settings outside the space are replaced: by its first value, and lr by the middle of it."""
+def _inside(config: RunConfig, space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What replaces a config's settings that are outside the space: its first value, and for lr the middle of it."""
     plain, read = config.as_dict(), grid.settings_of(config, space)
     changed = {key: space[key][0] for key in read if _text(plain[key]) not in map(_text, space[key])}
     low, high = space["lr"]
     changed["lr"] = config.lr if low <= config.lr <= high else _rounded(math.sqrt(low * high), low, high)
-    return config.replace(**changed)
+    return changed
 
 
 def _rounded(lr: float, low: float, high: float) -> float:
@@ -303,7 +317,7 @@ def checked(search: Search, *, resume: bool, overwrite: bool, inputs: Mapping[st
         check_kind(search.config.out, SEARCH)
     every = []
     for method, own in search.trials_of.items():
-        every += [own, *(own.replace(**{key: v}) for key, each in search.of(method).items() for v in each)]
+        every += [own, *(search.with_settings(own, {key: v}) for key, each in search.of(method).items() for v in each)]
     resolved = resolve_all(list({json.dumps(config.as_dict()): config for config in every}.values()))
     if any(loss.needs_alternates for of in resolved for loss in of.losses.values()) and (
         len({of.config.forget_loss for of in resolved}) > 1
@@ -375,7 +389,7 @@ class _Trials:
         config = self.search.trials_of[method]
         history = [(self.done[name].config.as_dict(), self.values[name]) for name in self.of(method)]
         if history:
-            config = config.replace(**proposed(self.search.of(method), history, config.seed))
+            config = self.search.with_settings(config, proposed(self.search.of(method), history, config.seed))
         return self.start.again(config), own
 
     def ended(self, method: str, number: int) -> None:
@@ -391,7 +405,7 @@ class _Trials:
                 f"{self.folder / name / ENTRY}: is damaged (it is of no trial of this search); remove the folder "
                 f"{self.folder / name} and go on with --resume"
             ) from None
-        self.done[name] = self.start.again(self.search.trials_of[method].replace(**settings))
+        self.done[name] = self.start.again(self.search.with_settings(self.search.trials_of[method], settings))
         self.seconds[name], self.values[name] = seconds, WORST if None in found else (found[0], found[1])
 
     def round_takes(self) -> float:
@@ -475,7 +489,7 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     }
     runs.write_json(folder / RESULTS, results)
     report.write(results, folder / PAGE)
-    written(folder / RECIPE, recipe(search.config, of.config, settings, sentences))
+    written(folder / RECIPE, recipe(search.with_settings(search.config, settings), of.config, settings, sentences))
     return runs.read_results(folder)
 
 
