@@ -346,6 +346,15 @@ def test_the_command_of_a_comparison_makes_the_same_settings(given: Any, methods
     assert [c.replace(out="").as_dict() for c in again] == [c.replace(out="").as_dict() for c in configs]
 
 
+def test_values_that_begin_with_a_dash_come_back_from_the_command() -> None:
+    given = {"forget": "-x.jsonl", "retain": "--lr=1.jsonl", "until": -1e-5, "model": "-m n", "steps": -1}
+    config = RunConfig(**given, out="elsewhere")
+    entry = {"method": config.method, "seed": 0, "config": config.as_dict()}
+    name, found = parsed(rerun.command({"runs": [entry]}))
+    assert name == "unlearn"
+    assert RunConfig(**arguments.given_of(found), out="elsewhere") == config
+
+
 def test_the_command_of_one_run_and_of_a_grid() -> None:
     config = RunConfig(task="facts", optimizer="AdamW", joint=True, seed=4, lr=1e-3, until=0.1, out="elsewhere")
     entry = {"method": config.method, "seed": 4, "config": config.as_dict()}

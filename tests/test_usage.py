@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,23 @@ def test_the_commands_that_a_recipe_names_run_also_where_its_name_has_a_blank(pl
     commands = [line for line in Path("my recipe.yaml").read_text().splitlines() if "--config" in line]
     assert all("my recipe.yaml" in shlex.split(line, comments=False) for line in commands)
     assert len(commands) == 3
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash, which reads the commands")
+@pytest.mark.parametrize("name", ["-r.yaml", "--lr=1.yaml", "re\nc.yaml", "it's\t\x1b\x85\u2028\\ \N{SNOWMAN}.yaml"])
+def test_the_commands_that_init_prints_run_with_any_name(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*INIT, "--out", f"./{name}"]) == 0
+    (told,) = capsys.readouterr().out.splitlines()
+    lines = Path(name).read_text(encoding="utf-8").splitlines()
+    commands = [line.removeprefix("#").partition("   # ")[0] for line in lines if "--config" in line]
+    assert len(commands) == 3
+    for command in (*commands, told.split("Check it by: ")[1]):
+        script = f"printf '%s\\0' {command}"
+        words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.decode().split("\0")
+        dry = [] if "--dry-run" in words else ["--dry-run"]
+        assert cli.main([*words[1:-1], *dry]) == 0
 
 
 @pytest.mark.parametrize("goal", goals.GOALS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from . import __version__, goals
+from . import __version__, goals, rerun
 from .config import GROUPS, RunConfig
 from .errors import UserError
 from .usage import FIELDS, values
@@ -40,12 +39,12 @@ def recipe(given: Mapping[str, Any], name: str) -> str:
 
     if given.get("model") == TINY:  # it knows only what it memorizes
         given = {**given, "memorise": True}
-    config, quoted = goals.chosen(given), shlex.quote(name)
+    config, (own,) = goals.chosen(given), rerun.options({"config": name})
     lines = [
         f"# A recipe for unlearning, begun by `dualoptim init` of dualoptim {__version__}. Next:",
-        f"#   dualoptim unlearn --config {quoted} --dry-run   # shows rows, batches, schedule and memory; runs nothing",
-        f"#   dualoptim unlearn --config {quoted}",
-        f"#   dualoptim compare --config {quoted} --seeds '[0, 1, 2]'   # several optimizers side by side",
+        f"#   dualoptim unlearn {own} --dry-run   # shows rows, batches, schedule and memory; runs nothing",
+        f"#   dualoptim unlearn {own}",
+        f"#   dualoptim compare {own} --seeds '[0, 1, 2]'   # several optimizers side by side",
         "# Settings behind '# ' have these values anyway: remove the '# ' to change one. With another forget_loss the",
         "# goal no longer chooses until, keep_at_least and pause, so give these, too. Paths start from the folder",
         "# where the command runs. `dualoptim unlearn --help` lists all settings.",
