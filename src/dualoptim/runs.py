@@ -19,9 +19,9 @@
 "plane" names the metrics of what is forgotten and of what is kept, and "points" has a point for each method and
 setting, as `dualoptim.points` makes them. Runs may have several starts (`dualoptim.starts`), each with numbers `before`
 of its own; "task" and "model" are then those of the first. The results of many runs (`dualoptim.grid`) also have
-"planned" (how many), "plan" (their "methods" and "seeds", and the settings that "varied", as a goal chose them for each
-run) and "grid" (setting → values); those of a search (`dualoptim.tune`) also have "chosen": the "method", "settings" and
-"score" of the trial in its recipe.
+"planned" (how many), "plan" (their "methods" and "seeds", and the settings that "varied", as a goal chose them for
+each run) and "grid" (setting → values); those of a search (`dualoptim.tune`) also have "chosen": the "method",
+"settings" and "score" of the trial in its recipe.
 
 A run of one of several parts has "part" as well. `before` and `after` hold the task's numbers under the names in
 `metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"
