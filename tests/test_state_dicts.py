@@ -398,6 +398,19 @@ def test_what_torch_does_to_see_a_state_is_nobodys_step(cls: type[DualOptimPlus]
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("objectives", [("forget", "retain"), ("all",)])
+def test_a_first_step_on_zeros_at_a_rate_of_0_is_a_step(objectives: tuple[str, ...]) -> None:
+    """As a warm-up begins, with a loss that is at its minimum."""
+    for step in (lambda opt: opt.step(), lambda opt: opt.step(None), lambda opt: opt.step(objective=objectives[0])):
+        param = Parameter(torch.ones(3))
+        opt = DualOptimPlus([param], lr=0.0, objectives=objectives)
+        param.grad = torch.zeros(3)
+        opt.objective = objectives[0]
+        step(opt)
+        assert opt.objective is None
+        assert [int(opt.state[param][key]) for key in ("step", f"delta_step/{objectives[0]}")] == [1, 1]
+
+
 def test_moments_that_32_bits_do_not_hold_are_refused() -> None:
     param = Parameter(torch.ones(3, dtype=torch.float64))
     opt = DualOptimPlus([param])

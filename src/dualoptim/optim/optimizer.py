@@ -346,8 +346,9 @@ class DualOptimPlus(Optimizer):
         @functools.wraps(hooked)
         def whole(self: DualOptimPlus, *args: Any, **kwargs: Any) -> Any:
             try:
-                nothing = all(each is None for each in (*args, *kwargs.values()))  # torch gives closure=None
-                if nothing and self._is_probed():  # nobody's step: no hook runs, as it may choose the objective
+                # So torch.distributed.checkpoint calls it, and a loop hardly. It is nobody's step: no hook runs, which
+                # may choose an objective, and one that was chosen is of the step to come.
+                if not args and kwargs == {"closure": None} and self._is_probed():
                     with torch.no_grad():
                         return self._make_states()
                 return hooked(self, *args, **kwargs)
