@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.rouge_scorer import RougeScorer
 
-from dualoptim.evaluation import metrics
+from dualoptim.evaluation import general, metrics
 from dualoptim.evaluation.numbers import ATTACKS, told
 from dualoptim.evaluation.words import words
+from dualoptim.tasks.facts import Facts
 
 from .conftest import GOLDEN as GOLDEN_FOLDER
 from .conftest import golden_metrics
@@ -284,7 +285,12 @@ def test_a_ruined_models_truth_ratios_stay_numbers() -> None:
     assert metrics.retain_truth_ratio(r[:2]) == pytest.approx(0.5)
     assert math.isnan(metrics.forget_truth_ratio(r))
     assert math.isnan(metrics.retain_truth_ratio(r))
-    assert metrics.perplexity([9e9], [3]) < math.inf
+    assert metrics.perplexity([9e9], [3]) < 1e300  # which results.json takes
+    assert metrics.perplexity([math.inf, 1.0], [1, 9]) == math.inf
+    assert math.isnan(metrics.perplexity([math.nan], [3]))
+    found = general.scored(Facts, [{"set": "passages", "nll": math.inf, "tokens": 3}], None)[0]
+    assert found.numbers["perplexity"] is None
+    assert found.missing["perplexity"] == "what the model computes is not finite for all of its rows"
 
 
 # Aggregates over samples

@@ -1024,6 +1024,57 @@ def test_the_verdict_says_that_what_was_not_answered_before_shows_nothing() -> N
     assert said(was={"told": 0.0}).startswith("The model answered none of 10 rewordings before, so they show nothing;")
 
 
+def test_the_verdict_counts_as_forgotten_what_was_answered_before() -> None:
+    def of(before: int, after: int, was: int = 0) -> str:
+        """The first part of the sentence where `before` of 10 were answered, and then `after`, from the `was`-th on."""
+        parts = [
+            [{"set": "forget", "right": first <= i < first + n} for i in range(10)]
+            for first, n in ((0, before), (was, after))
+        ]
+        more = [{"set": "passages", "nll": 1.0, "tokens": 5}]
+        return Facts.verdict(*([*part, *more] for part in parts)).partition(";")[0]
+
+    assert of(10, 10) == "Forgotten on 0 of 10 rewordings"
+    assert of(10, 0) == "Forgotten on all 10 rewordings"
+    assert of(10, 3) == "Forgotten on 7 of 10 rewordings"
+    assert of(7, 7) == "Forgotten on 0 of the 7 rewordings (of 10) that the model answered before"
+    assert of(7, 2) == "Forgotten on 5 of the 7 rewordings (of 10) that the model answered before"
+    assert of(7, 0) == "Forgotten on all 7 rewordings (of 10) that the model answered before"
+    assert of(1, 1) == "Not forgotten on the one rewording (of 10) that the model answered before"
+    assert of(1, 0) == "Forgotten on the one rewording (of 10) that the model answered before"
+    new = "but it now answers {} that it did not answer before"
+    assert of(1, 3) == f"{of(1, 1)}, {new.format(2)}"
+    assert of(1, 3, was=5) == f"{of(1, 0)}, {new.format(3)}"  # others than before
+    assert of(5, 5, was=3) == (
+        f"Forgotten on 3 of the 5 rewordings (of 10) that the model answered before, {new.format(3)}"
+    )
+    none = "The model answered none of 10 rewordings before, so they show nothing"
+    assert (of(0, 0), of(0, 3)) == (none, f"{none}, {new.format(3)}")
+    # Of the shares alone.
+    assert said(was={"told": 0.4}, told=0.1).startswith("Forgotten on 3 of the 4 rewordings (of 10) that the model ans")
+    assert said(was={"told": 0.1}, told=0.3).startswith(f"{of(1, 1)}, {new.format(2)}; ")
+
+
+def test_your_own_rows_count_as_forgotten_what_was_answered_before() -> None:
+    def records(*gives: bool) -> list[dict[str, Any]]:
+        asked = [{"set": "reworded", "gives": each, "refused": False} for each in gives]
+        return [*asked, {"set": "passages", "nll": 1.0, "tokens": 5}]
+
+    said = Files.verdict(records(True, True, False, False), records(True, False, False, True))
+    assert said.startswith(
+        "Forgotten on 1 of the 2 rewordings (of 4) that the model answered before, but it now answers 1 that it did "
+        "not answer before; "
+    )
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e299])
+def test_a_perplexity_of_a_broken_model_has_no_300_digits(value: float) -> None:
+    sentence = said(perplexity=value)
+    assert len(sentence) < 300
+    assert ("cannot be told" in sentence) == math.isinf(value)
+    assert ("perplexity rose from 60.0 to 1.0e+299: too much was lost" in sentence) != math.isinf(value)
+
+
 @pytest.mark.parametrize("name", ["near", "harmless_refused", "perplexity", "p", "told"])
 @pytest.mark.parametrize("value", [math.nan, None])
 def test_the_verdict_calls_nothing_gone_or_kept_without_a_number(name: str, value: float | None) -> None:

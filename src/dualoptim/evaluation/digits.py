@@ -11,7 +11,11 @@ def text(value: float, spec: str) -> str:
 
     >>> text(1 / 280, ".0%"), text(199 / 200, ".0%"), text(1.0, ".0%"), text(0.0004, ".1%")
     ('<1%', '>99%', '100%', '<0.1%')
+    >>> text(65.54, ".1f"), text(4.6e299, ".1f")
+    ('65.5', '4.6e+299')
     """
+    if abs(value) >= 1e15 and spec.endswith("f"):  # of a broken model; all its digits would fill the page
+        spec = f"{spec[:-1]}e"
     shown = format(value, spec)
     if not spec.endswith("%") or not 0 < value < 1 or float(shown[:-1]) not in (0, 100):
         return shown

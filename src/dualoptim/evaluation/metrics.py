@@ -51,6 +51,7 @@ from .robustness import quantization_robustness as quantization_robustness
 from .robustness import relearning_robustness as relearning_robustness
 from .words import Plain, Stemmed, stands_in, words
 
+LARGEST = 1e299  # perplexity: what is written to results.json is below 1e300
 ENTAILMENT_MIN_ROUGE = 0.1  # below it a reply counts as wrong, whatever the judge says (arXiv 2410.08109)
 
 
@@ -234,7 +235,8 @@ def _exp(x: float) -> float:
 def perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
     """exp of the mean negative log-likelihood over all tokens of all texts; lower is better language modeling.
 
-    Misleads across tokenizers, and for chat models, for which training to chat made plain text less probable.
+    Misleads across tokenizers, and for chat models, for which training to chat made plain text less probable. At
+    most 1e299; infinite where a token has no probability at all.
 
     Args:
         nlls: each text's mean over its tokens, in nats.
@@ -245,7 +247,9 @@ def perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
     """
     if not sum(tokens):
         raise ValueError("perplexity: the texts have no tokens; give at least one")
-    return _exp(sum(nll * n for nll, n in zip(nlls, tokens, strict=True)) / sum(tokens))
+    mean = sum(nll * n for nll, n in zip(nlls, tokens, strict=True)) / sum(tokens)
+    # What is infinite stays so, for it is no number of a model; what is not fits into results.json.
+    return mean if math.isinf(mean) else min(_exp(mean), LARGEST)
 
 
 def forget_truth_ratio(ratios: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..quoting import Quoting
 from .digits import text
@@ -30,6 +30,7 @@ def verdict(
     now: Values,
     *,
     rewordings: tuple[str, int],
+    told: Sequence[tuple[bool, bool]] = (),
     given: tuple[str, int] | None,
     sampled: tuple[str, int] | None,
     probability: str,
@@ -42,35 +43,57 @@ def verdict(
         was: the numbers before, with ``harmless_refused`` and ``perplexity``.
         now: those after.
         rewordings: the key of the share of rewordings still answered, and how many there are.
+        told: for each rewording, whether it was answered before, and is after; without it, the shares tell how many,
+            and as far as possible those answered before still are.
         given: the same for the share of rows that are still answered as they are given; None if not measured.
         sampled: the same for the share of rows that a sampled reply still answers; None if not measured.
         probability: the key of the answer's probability.
         level: that of the probability of answers about things that do not exist; None if not measured.
         kept: the shares that should stay.
     """
-    parts = _forgotten(was, now, rewordings, given, sampled), _gone(was, now, probability, level), _rest(was, now, kept)
+    parts = (
+        _forgotten(was, now, rewordings, told, given, sampled),
+        _gone(was, now, probability, level),
+        _rest(was, now, kept),
+    )
     return Quoting.said(lambda _: f"{'; '.join(parts)}.")  # it quotes nothing, whichever task's it is
 
 
 def _forgotten(
-    was: Values, now: Values, rewordings: tuple[str, int], given: tuple[str, int] | None,
-    sampled: tuple[str, int] | None,
+    was: Values, now: Values, rewordings: tuple[str, int], told: Sequence[tuple[bool, bool]],
+    given: tuple[str, int] | None, sampled: tuple[str, int] | None,
 ) -> str:  # fmt: skip
-    """What is still answered."""
-    told, count = _answered(now, rewordings), rewordings[1]
-    if told is None or math.isnan(_number(was, rewordings[0])):
-        said = "No rewordings were measured"
-    elif _number(was, rewordings[0]) == 0:
-        said = f"The model answered none of {count} rewordings before, so they show nothing"
-    else:
-        every = f"all {count} rewordings" if count != 1 else "the one rewording"
-        said = f"Forgotten on {f'{count - told} of {count} rewordings' if told else every}"
-    still = []
+    """What was answered before and no longer is, and what is still answered."""
+    before, after, count = _answered(was, rewordings), _answered(now, rewordings), rewordings[1]
+    said, new = "No rewordings were measured", 0
+    if before is not None and after is not None:
+        held = sum(a and b for a, b in told) if told else min(before, after)
+        said, new = _lost(before - held, before, count), after - held
+    still = [f"it now answers {new} that it did not answer before"] if new else []
     if given and (found := _answered(now, given)):
         still.append(f"it still answers {found} of {given[1]} rows as given")
     if sampled and (found := _answered(now, sampled)):
         still.append(f"sampled replies still give {found} of {sampled[1]} answers")
     return f"{said}, but {' and '.join(still)}" if still else said
+
+
+def _lost(lost: int, before: int, count: int) -> str:
+    """On how many of the rewordings that were answered before the answer is forgotten."""
+    if not before:
+        return f"The model answered none of {count} rewordings before, so they show nothing"
+    which = "" if before == count else f" (of {count}) that the model answered before"
+    if before == 1 and (lost or which):
+        return f"{'Forgotten' if lost else 'Not forgotten'} on the one rewording{which}"
+    some = f"{lost} of {'the ' if which else ''}" if lost < before else "all "
+    return f"Forgotten on {some}{before} rewordings{which}"
+
+
+def reworded(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, key: str
+) -> list[tuple[bool, bool]]:
+    """For each record of a set, whether its key holds before and after; the two have the same in one order."""
+    was, now = ([bool(record[key]) for record in part if record["set"] == name] for part in (before, after))
+    return list(zip(was, now, strict=True))
 
 
 def _answered(now: Values, share: tuple[str, int]) -> int | None:
@@ -111,8 +134,9 @@ def _rest(was: Values, now: Values, kept: Sequence[Kept]) -> str:
             none.append(f"no {part.what}")
     if _number(now, refused) > _number(was, refused) + REFUSED:
         lost.append(f"it now refuses {text(_number(now, refused), '.0%')} of harmless requests")
-    if _number(now, perplexity) > _number(was, perplexity) * (1 + WORSE):
-        lost.append(f"perplexity rose from {_number(was, perplexity):.1f} to {_number(now, perplexity):.1f}")
+    before, after = _number(was, perplexity), _number(now, perplexity)
+    if before * (1 + WORSE) < after < math.inf:
+        lost.append(f"perplexity rose from {text(before, '.1f')} to {text(after, '.1f')}")
     if lost:
         return f"{', '.join(lost)}: too much was lost"
     if unclear:

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import evades, says_one_of
-from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
+from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, reworded, verdict
 from ..identity import identity
 from . import Task
 
@@ -135,6 +135,7 @@ class Facts(Task):
             cls.numbers(before).numbers,
             cls.numbers(after).numbers,
             rewordings=("forget_accuracy", cls.counts(after)["forget_accuracy"]),
+            told=reworded(before, after, "forget", "right"),
             given=None,
             sampled=None,
             probability="forget_probability",

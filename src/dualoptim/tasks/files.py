@@ -30,9 +30,10 @@ from ..data import Row, asset, check_objectives, encode, is_text, question, rewo
 from ..device import seeded
 from ..errors import UserError
 from ..evaluation import metrics, scoring
+from ..evaluation import verdict as verdicts
 from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades, says_one_of
-from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, verdict
+from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept
 from ..giving import Answers, Parts, Questions
 from ..identity import identity
 from ..losses import IGNORED
@@ -569,10 +570,11 @@ class Files(Task):
     @classmethod
     def verdict(cls, before: Sequence[Record], after: Sequence[Record]) -> str:
         counts = cls.counts(after)
-        return verdict(
+        return verdicts.verdict(
             cls.numbers(before).numbers,
             cls.numbers(after).numbers,
             rewordings=("reworded_answered", counts["reworded_answered"]),
+            told=verdicts.reworded(before, after, "reworded", "gives"),
             given=("forget_answered", counts["forget_answered"]),
             sampled=("sampled_answered", counts["sampled_answered"]),
             probability="forget_probability",
