@@ -189,6 +189,46 @@ def test_a_record_holds_hashes_numbers_and_intervals_and_every_file_is_checked(r
     assert checks[0].detail.endswith("which this check does not tie to anybody")
 
 
+def cluster(run: Path, part: Callable[[str], str | None]) -> list[dict[str, Any]]:
+    """Put clusters into the run's records."""
+    path = run / "records.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [{**r, "cluster": name} if (name := part(r["question"])) is not None else r for r in records]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def test_shares_and_means_are_over_clusters_of_samples(run: Path, key: Path) -> None:
+    records = cluster(run, lambda asked: str(int(found[0]) // 2) if (found := re.findall(r"\d+", asked)) else None)
+    with pytest.raises(UserError, match=r"effective_counts, forget_accuracy before is None, and .*records.jsonl makes"):
+        certify(run, key)
+    told = {when: Facts.effective_counts([r for r in records if r["when"] == when]) for when in ("before", "after")}
+    assert told["before"]["forget_accuracy"] == 5
+    rewrite(run, lambda results: results["runs"][0].update(effective_counts=told))
+    said, path = certify(run, key)
+    made = said["measured"]["forget_accuracy"]
+    assert (made["n"], made["before"]["n_effective"]) == (10, 5)
+    assert made["before"]["interval"] == pytest.approx([5 / (5 + 3.8415), 1], abs=1e-4)
+    assert "`n_effective`" in DOCS.read_text(encoding="utf-8")
+    assert {check.state for check in verify(path)} == {OK}
+
+
+def test_a_mean_is_resampled_by_clusters() -> None:
+    made = [{"set": "passages", "question": "", "nll": float(i // 5), "tokens": 1} for i in range(10)]
+
+    def spread(size: int | None = None) -> list[float] | None:
+        clusters = [{"cluster": f"{i // size}"} if size else {} for i in range(10)]
+        drawn = [Drawn({**record, **cluster}) for record, cluster in zip(made, clusters, strict=True)]
+        return measured._bootstrapped(Facts, drawn, None, ["perplexity"], progress="").get("perplexity")
+
+    alone = spread()
+    assert alone
+    assert 1.0 < alone[0] < alone[1] < math.e
+    assert spread(1) == alone
+    assert spread(5) == pytest.approx([1.0, math.e])  # of two clusters, both may be the same
+    assert spread(10) is None
+
+
 def test_every_field_is_documented(run: Path, key: Path) -> None:
     said, path = certify(run, key)
     documented = set(re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8")))

@@ -57,6 +57,10 @@ def test_a_document_is_drawn_with_all_its_rows_and_each_is_plain_text_that_goes_
     task = Lume("lume", forget_documents=2, retain_documents=3, holdout_documents=1)
     for side, count in (("forget", 2), ("retain", 3)):
         rows = task.objectives[side]
+        clusters = [task.cluster(row) for row in rows]
+        assert len(set(clusters)) == count * 3
+        of = task.clusters()
+        assert [of[row.question, row.answer] for row in rows] == clusters
         assert len(rows) == count * (2 + 6 + 2)
         sets = [row.fields["set"] for row in rows]
         assert {name: sets.count(name) for name in sets} == dict.fromkeys(

@@ -506,6 +506,21 @@ def test_what_is_measured_was_never_trained_on(prepared: tuple[Files, list[dict[
     assert "What does Ada like?" in trained
 
 
+def test_the_wordings_of_a_row_are_one_cluster(prepared: tuple[Files, list[dict[str, Any]]]) -> None:
+    task, records = prepared
+    rows = {
+        name: [r["cluster"] for r in task.clustered(records) if r["set"] == name] for name in ("forget", "reworded")
+    }
+    assert sorted(rows["forget"]) == ["forget.jsonl:1", "forget.jsonl:2"]
+    assert len(rows["reworded"]) == 6
+    assert set(rows["reworded"]) == set(rows["forget"])
+    counted = Files.effective_counts(task.clustered(records))
+    assert counted["reworded_answered"] == pytest.approx(2, abs=0.2)  # none is answered: as many as rows
+    assert set(counted) == {"reworded_answered"}, "each of the others asks for something else"
+    own = [{"set": "x", "question": records[0]["question"], "answer": records[0]["answer"], "cluster": "mine"}]
+    assert task.clustered(own) == own, "a task of one's own may tell them by itself"
+
+
 @pytest.mark.parametrize("general", [True, False])
 def test_of_a_row_to_keep_the_whole_answer_and_its_end_are_learned(place: Path, general: bool) -> None:
     write(place / "keep.jsonl", rows("Cleo", "Dora", "Ed", "Flo", "Gus", "Hal", "Ida", note="kept"))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dualoptim import cli, report, resolve, runs, unlearn
+from dualoptim import cli, points, report, resolve, runs, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.config import RunConfig
 from dualoptim.data import question
@@ -236,6 +236,32 @@ def test_rows_are_of_an_author_in_any_format_of_file(where: str) -> None:
     task = Tofu.__new__(Tofu)
     place = where.removesuffix("41").removesuffix(":").removesuffix(", item ").removesuffix(", row ")
     assert task.cluster(question("Who?", "Ada.", where)) == f"{place}, author 2"
+
+
+def test_rows_of_other_people_are_each_their_own() -> None:
+    rows = [question("Who?", "Bo.", f"d/{name}_perturbed.json:{i}") for name in ("real_authors", "world_facts")
+            for i in (1, 2)]  # fmt: skip
+    assert [Tofu.__new__(Tofu).cluster(row) for row in rows] == [row.where for row in rows]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_records_of_a_run_have_authors_and_intervals_are_over_these(
+    place: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    monkeypatch.setattr("dualoptim.tasks.tofu.QUESTIONS", 2)  # of the four rows to forget, two about each author
+    options = [] if not private else ["--private", "true"]
+    assert run("unlearn", "--data-dir", "tofu", "--model", "model", "--save-model", "false", *options) == 0
+    _, records = runs.read_records(place / "out")
+    for part in (records["before"], records["after"]):
+        for name, authors in (("forget", [0, 0, 1, 1]), ("real_authors", [0, 0, 0])):
+            found = [record["cluster"] for record in part if record["set"] == name]
+            assert [found.index(each) // 2 for each in found] == authors, name
+    (entry,) = runs.read_results(place / "out")["runs"]
+    rouge = [record["probability"] for record in records["after"] if record["set"] == "forget"]
+    found = {"forget_probability": sum(rouge) / 4, "retain_probability": None}
+    ((point,),) = (points.points_of([({**entry, "after": found}, {}, place / "out")], tuple(found)),)
+    halves = sorted((sum(rouge[:2]) / 2, sum(rouge[2:]) / 2))
+    assert point["intervals"]["forget_probability"] == pytest.approx(halves)
 
 
 def test_a_judge_that_fails_once_is_asked_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

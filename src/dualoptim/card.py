@@ -128,15 +128,19 @@ def _table(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> s
     For an adapter, the numbers are of its base with it on, which differ from those of the merged model by rounding.
     """
     after = entry.get("merging", {}).get("unmerged", entry["after"]) if kind == ADAPTER else entry["after"]
-    counts, lines = results.get("counts", {}), []
+    lines = []
     for name, m in results["metrics"].items():
-        was, now, n = entry["before"].get(name), after.get(name), counts.get(name, 0)
+        was, now = entry["before"].get(name), after.get(name)
         if now is None:
             continue
         cells = [report.text(value, m["format"]) for value in (was, now)]
-        spreads = [f" ({spread})" if (spread := report.interval(value, n)) else "" for value in (was, now)]
+        asked = [report.asked(entry, results, name, when) for when in ("before", "after")]
+        intervals = (report.interval(value, *each) for value, each in zip((was, now), asked, strict=True))
+        spreads = [f" ({spread})" if spread else "" for spread in intervals]
         group = f", {m['group'].lower()}" if m.get("group") else ""
-        lines.append([_inline(report.head(m)) + group, *map("".join, zip(cells, spreads, strict=True)), str(n or "")])
+        lines.append(
+            [_inline(report.head(m)) + group, *map("".join, zip(cells, spreads, strict=True)), str(asked[0][0] or "")]
+        )
     head = ["", "before", "after", "questions"]
     if not lines:
         return ""

@@ -65,8 +65,8 @@ class ByProbability(Task):
     def contents(self) -> Mapping[str, Any]:
         return {**self.task.contents(), "scored": "by probability"}
 
-    def cluster(self, row: Row) -> str:
-        return self.task.cluster(row)
+    def clusters(self) -> dict[tuple[str, str], str]:
+        return self.task.clusters()
 
     def known(self) -> Sequence[Row]:
         return self.task.known()
@@ -90,7 +90,7 @@ class ByProbability(Task):
         flat = [(name, row) for name, rows in sets.items() for row in rows]
         nlls = scoring.negative_log_likelihoods(model, tokenizer, [row for _, row in flat])
         return [
-            {"set": name, "question": row.question, "answer": row.answer, "nll": nll, "cluster": self.cluster(row)}
+            {"set": name, "question": row.question, "answer": row.answer, "nll": nll}
             for (name, row), nll in zip(flat, nlls, strict=True)
         ]
 

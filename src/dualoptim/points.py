@@ -3,8 +3,9 @@
 The interval is a bootstrap over what varies: the seeds, and the clusters of rows (for TOFU the authors, else the rows
 themselves), both drawn with replacement as often as there are. Seeds with the same clusters get the same draw of them:
 more seeds on the same rows say no more about other rows. With one seed it is over rows only, and
-says nothing about seeds. For a share of questions it is at least as wide as Wilson's, since a bootstrap of a share of 0
-has no width.
+says nothing about seeds, and one cluster with one seed has none. For a share of questions it is at least as wide as
+Wilson's for as many independent questions as tell as much (`evaluation.shares`), since a bootstrap of a share of 0 has
+no width.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from . import starts
+from .evaluation.shares import LEVEL, wilson
 from .folder import RECORDS
 from .reading import json_lines
 
 RESAMPLES = 2000
-LEVEL = 0.95
 DRAWN_AT_ONCE = 2**20  # clusters, so that the memory does not grow with their number times that of resamples
 Run = tuple[Mapping[str, Any], Mapping[str, Any], Path]  # entry, the grid's settings, the run's own folder
 # The clusters of one seed: for each by its name, (sum of its rows' values, number of its rows).
@@ -93,10 +94,15 @@ def _point(group: Sequence[Run], plane: Sequence[str], counts: Mapping[str, int]
         _clusters(folder / RECORDS, {name: values[i] for name, values in whole.items()})
         for i, folder in enumerate(folders)
     ]
+
+    def asked(name: str) -> tuple[int, float] | None:
+        n = counts.get(name)
+        return (n, min(effective(entry, name, n) for entry in entries)) if n else None
+
     intervals = {
         name: found
         for name in plane
-        if (found := _spread(by_seed[name], counts.get(name), [clusters.get(name, {}) for clusters in seeds]))
+        if (found := _spread(by_seed[name], asked(name), [clusters.get(name, {}) for clusters in seeds]))
     }
     return {
         "method": entries[0]["method"],
@@ -116,38 +122,34 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-def _spread(values: Sequence[Any], count: int | None, seeds: Sequence[Clusters]) -> list[float] | None:
+def effective(entry: Mapping[str, Any], name: str, n: int, when: str = "after") -> float:
+    """How many independent questions tell as much as the n questions of a run's share; n where results do not say."""
+    return float(entry.get("effective_counts", {}).get(when, {}).get(name, n))
+
+
+def _spread(values: Sequence[Any], asked: tuple[int, float] | None, seeds: Sequence[Clusters]) -> list[float] | None:
     """A metric's interval over its rows and seeds; None where it has neither, or no number.
 
     Args:
         values: one for each seed.
-        count: the number of questions, for a share of them.
+        asked: for a share of questions, their number, and how many independent ones tell as much.
         seeds: each seed's clusters of rows; empty where it has none.
     """
     if any(value is None for value in values):
         return None
-    if count:
-        low, high = wilson(fmean(values), count)
+    if asked:
+        count, tells = asked
+        low, high = wilson(fmean(values), count, tells)
         if len(values) > 1:
-            right = [round(value * count) for value in values]
+            several = max(1, round(tells))
+            right = [round(value * count) * several / count for value in values]
             # Which questions are right is not known here: as far as possible, the same in all seeds, which is widest.
-            drawn = interval([{i: (float(i < n), 1) for i in range(count)} for n in right])
+            drawn = interval([{i: (min(max(n - i, 0.0), 1.0), 1) for i in range(several)} for n in right])
             low, high = min(low, drawn[0]), max(high, drawn[1])
         return [low, high]
-    if all(seeds):
+    if all(seeds) and (len(seeds) > 1 or len(seeds[0]) > 1):
         return list(interval(seeds))
     return list(interval([{0: (value, 1)} for value in values])) if len(values) > 1 else None
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share of n questions.
-
-    >>> [round(bound, 3) for bound in wilson(0.0, 40)]
-    [0.0, 0.088]
-    """
-    from scipy.stats import binomtest
-
-    return tuple(map(float, binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")))  # type: ignore[return-value]
 
 
 # For metrics that are means over a set of records, named by the set and an ending: ending → a record's own score.

@@ -15,8 +15,10 @@ from . import pictures, rerun, runs
 from . import starts as of_starts
 from .errors import UserError
 from .evaluation import digits
+from .evaluation.shares import wilson
 from .folder import written
 from .pictures import Look
+from .points import effective
 
 # One color for each method, distinguishable with red-green color blindness (after Okabe and Ito's palette), each with a
 # contrast of at least 3 to white paper and to dark.
@@ -84,20 +86,22 @@ class Column(NamedTuple):
 
     name: str
     numbers: Mapping[str, float | None]
-    counts: Mapping[str, int]
+    asked: Mapping[str, tuple[int, float]]  # as the function `asked` gives it for each metric
     entry: Mapping[str, Any] | None  # the run's
 
 
 def columns(results: Mapping[str, Any]) -> list[Column]:
     """Each start, and behind it its runs."""
 
-    def counts(entry: Mapping[str, Any]) -> dict[str, int]:
-        return {**results.get("counts", {}), **entry.get("counts", {})}
+    def questions(entry: Mapping[str, Any], when: str) -> dict[str, tuple[int, float]]:
+        return {name: asked(entry, results, name, when) for name in results["metrics"]}
 
     found = []
     for start in starts(results):
-        found.append(Column(start.title, start.before, counts(start.entries[0]), None))
-        found += [Column(label(entry, results), entry["after"], counts(entry), entry) for entry in start.entries]
+        found.append(Column(start.title, start.before, questions(start.entries[0], "before"), None))
+        found += [
+            Column(label(entry, results), entry["after"], questions(entry, "after"), entry) for entry in start.entries
+        ]
     return found
 
 
@@ -138,7 +142,7 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads = ["", *(head(m) for m in shown.values()), "training", "states"]
 
     def cell(of: Column, name: str) -> str:
-        spread = interval(of.numbers[name], of.counts.get(name, 0))
+        spread = interval(of.numbers[name], *of.asked[name])
         return text(of.numbers[name], shown[name]["format"]) + (f" ({spread})" if spread else "")
 
     def took(entry: Mapping[str, Any] | None) -> list[str]:
@@ -228,12 +232,12 @@ def brought_back(results: Mapping[str, Any]) -> list[str]:
         of = entry.get("merging", {})
         for name, m in results["metrics"].items():
             was = of.get("unmerged", {}).get(name)
-            n = {**results.get("counts", {}), **entry.get("counts", {})}.get(name, 0)
+            n, tells = asked(entry, results, name)
             if m.get("group") or was is None or not n:
                 continue
             for how in list(MERGING)[1:]:
                 now = of.get(how, {}).get(name)
-                if now is not None and abs(now - was) >= 2 * _spread(was, now, n):
+                if now is not None and abs(now - was) >= 2 * _spread(was, now, tells):
                     then, after = (text(value, m["format"]) for value in (was, now))
                     said.append(f"{label(entry, results)}: {MERGING[how]}, {m['label']} is {after}, not {then}.")
     return said
@@ -304,13 +308,21 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     return [*results.get("notes", ()), *stopped, *brought_back(results)]
 
 
-def interval(value: float | None, n: int) -> str:
-    """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty where there is no share."""
+def asked(entry: Mapping[str, Any], results: Mapping[str, Any], name: str, when: str = "after") -> tuple[int, float]:
+    """How many questions a run's share is of, and how many independent ones tell as much; 0 for what is no share."""
+    n = {**results.get("counts", {}), **entry.get("counts", {})}.get(name, 0)
+    return n, effective(entry, name, n, when)
+
+
+def interval(value: float | None, n: int, tells: float | None = None) -> str:
+    """The 95 % Wilson interval of a share of n questions, in percent: "3–21"; empty where there is no share.
+
+    Args:
+        tells: how many independent questions tell as much; None for n.
+    """
     if value is None or not 0 <= value <= 1 or not n:
         return ""
-    from .points import wilson
-
-    low, high = wilson(value, n)
+    low, high = wilson(value, n, tells)
     return f"{100 * low:.0f}–{100 * high:.0f}"
 
 
@@ -402,9 +414,9 @@ def not_computed(results: Mapping[str, Any]) -> list[str]:
 def seen(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences: the best of each metric, and which others cannot be told apart from it.
 
-    Shares of n questions are compared as two proportions: a difference below twice its standard error does not
-    count. Other metrics are ranked without a test. With several seeds, methods are compared by their means, and are
-    not told apart where the ranges of their seeds overlap.
+    Shares of n questions are compared as two proportions, of as many independent questions as tell as much: a
+    difference below twice its standard error does not count. Other metrics are ranked without a test. With several
+    seeds, methods are compared by their means, and are not told apart where the ranges of their seeds overlap.
     """
     entries = results["runs"]
     if len(entries) < 2 or len(starts(results)) > 1:
@@ -435,7 +447,13 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             close = [m for m in rest if any(min(of[m]) <= max(of[f]) and min(of[f]) <= max(of[m]) for f in first)]
             sentence += f"; not told apart over seeds: {', '.join(close)}" if close else ""
         elif n := results.get("counts", {}).get(name):
-            close = [method for method in rest if abs(values[method] - best) < 2 * _spread(values[method], best, n)]
+            tell = {entry["method"]: effective(entry, name, n) for entry in entries}
+            least = min(tell[method] for method in first)
+            close = [
+                method
+                for method in rest
+                if abs(values[method] - best) < 2 * _spread(values[method], best, min(tell[method], least))
+            ]
             sentence += f"; not told apart on {n} questions: {', '.join(close)}" if close else ", and alone there"
         said.append(f"{sentence} ({', '.join(f'{method} {value}' for method, value in shown.items())}).")
     if one_seed:
@@ -451,7 +469,7 @@ _BEST: dict[str, tuple[str, Callable[[float], float]]] = {
 }
 
 
-def _spread(a: float, b: float, n: int) -> float:
+def _spread(a: float, b: float, n: float) -> float:
     """Standard error of the difference of two shares of n questions, with one right and one wrong answer added."""
     p = ((a + b) * n + 1) / (2 * n + 2)
     return math.sqrt(max(0.0, 2 * p * (1 - p) / n))  # 0 for values that are no shares

@@ -8,6 +8,7 @@
      "plane": [name, name] or null, "points": [{…}],
      "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
                "before": {name: number or null}, "after": {name: number or null}, "not_computed": {name: why},
+               "effective_counts": {"before" or "after": {name: number}},
                "merging": {"unmerged" or "merged" or "merged_bf16" or "merged_nf4": {name: number or null}},
                "finite": bool, "skipped_steps": {objective: int}, "collapse": [str],
                "verdict": str, "stopped": str or null,
@@ -25,13 +26,16 @@ each run) and "grid" (setting → values); those of a search (`dualoptim.tune`) 
 
 A run of one of several parts has "part" as well. `before` and `after` hold the task's numbers under the names in
 `metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"
-they were taken: before, after, or from the "retrained" model. If the rows to train on are the model's own words,
-forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and alternates.jsonl the other answers that
-AltPO prefers. `counts` has the number of questions for metrics that are shares; a run of many has `counts` of its own
-where those of the runs differ. `verdict` is the result in a sentence, empty for tasks that have none; `stopped` says
-why a run with a goal or a floor ended and which point remains; `notes` what else a reader should know. `curve` has the
-values of what `followed` names, for each of `curves`. `scored_in` is the precision of all scores, "fp32" or "bf16"
-autocast.
+they were taken: before, after, or from the "retrained" model, and the "cluster" of their row where they have one, the
+same for rows whose scores are not independent, such as wordings of one row or TOFU's rows of one author. If the rows to
+train on are the model's own words, forget.jsonl and retain.jsonl hold them, for `--forget` and `--retain`, and
+alternates.jsonl the other answers that AltPO prefers. `counts` has the number of questions for metrics that are shares;
+a run of many has `counts` of its own where those of the runs differ. Where several of these questions are of one
+cluster, `effective_counts` has how many independent ones tell as much (`dualoptim.evaluation.shares`); intervals are
+made for these. It lacks a share whose questions are all independent. `verdict` is the result in a sentence, empty for
+tasks that have none; `stopped` says why a run with a goal or a floor ended and which point remains; `notes` what else a
+reader should know. `curve` has the values of what `followed` names, for each of `curves`. `scored_in` is the precision
+of all scores, "fp32" or "bf16" autocast.
 
 A run with `attacks` has their numbers beside the task's. Their samples are in sets that begin with "attack_", and the
 samples that they are compared with in "unattacked" and "unattacked_retain": `probability`, `rouge_l`, whether the

@@ -51,6 +51,10 @@ def _finite_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _positive_number(value: Any) -> bool:
+    return _finite_number(value) and value > 0
+
+
 def _finite_number_or_nothing(value: Any) -> bool:
     return value is None or _finite_number(value)
 
@@ -93,6 +97,7 @@ ENTRY: dict[str, Any] = {
     "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
     "merging?": {"*": NUMBERS}, "finite?": _flag, "step_seconds?": _finite_number_or_nothing,
     "watching_seconds?": _finite_number_or_nothing, "counts?": {"*": count}, "files?": {"*": text},
+    "effective_counts?": {"*": {"*": _positive_number}},
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
 POINT: dict[str, Any] = {

@@ -152,6 +152,8 @@ def with_more(
 ) -> Records:
     """A task's records of a model, and those of general ability, attacks and probes that a config asks for.
 
+    All of them have the clusters of their rows, which intervals are computed from.
+
     Args:
         attacked: the attacks to make.
         base: the records of the model before unlearning; None if `model` is that model.
@@ -159,7 +161,7 @@ def with_more(
     able = general.records(model, tokenizer, config.lm_eval, config.lm_eval_limit)
     attacked_records = attacks.records(task, model, tokenizer, attacked, config.relearn_lr)
     probed = probes.records(model, tokenizer, probes.read(config), base)
-    return [*records, *able, *attacked_records, *probed]
+    return task.clustered([*records, *able, *attacked_records, *probed])
 
 
 def _retrained(resolved: Resolved) -> Records | None:
@@ -330,6 +332,9 @@ def train(
     runs.write_records(
         folder / RECORDS, prepared.before.records, after.records, prepared.retrained, private=config.private
     )
+    effective = {
+        when: task.effective_counts(scores.records) for when, scores in (("before", prepared.before), ("after", after))
+    }
     cards = keep(
         {
             "method": config.method,
@@ -340,6 +345,7 @@ def train(
             "before": prepared.before.numbers,
             "after": after.numbers,
             "not_computed": after.missing,
+            **({"effective_counts": effective} if any(effective.values()) else {}),
             **({"merging": merging} if merging else {}),
             "finite": finite,
             "skipped_steps": skipped,

@@ -12,16 +12,20 @@ from tqdm.auto import tqdm
 
 from .. import __version__, runs
 from ..errors import UserError
+from ..evaluation.shares import LEVEL as LEVEL
+from ..evaluation.shares import wilson
+from ..points import effective
 from .evidence import Run
 
-RESAMPLES, LEVEL = 1000, 0.95
+RESAMPLES = 1000
 TESTS = "forget_quality"  # a p-value and its distance have no intervals: a resample's ties distort them
 WILSON, BOOTSTRAP = "wilson", "bootstrap"
 METHODS = {
-    WILSON: "Wilson score interval of a share of n samples (scipy.stats.binomtest)",
-    BOOTSTRAP: f"percentiles of {RESAMPLES} resamples, each set of samples drawn on its own, seed 0 "
-    "(scipy.stats.bootstrap)",
-    "none": "no interval: fewer than two samples, all of one value, a test, or samples that were not kept",
+    WILSON: "Wilson score interval of a share of n samples (scipy.stats.binomtest); of n_effective where several "
+    "samples are of one cluster, such as wordings of one row (dualoptim.evaluation.shares)",
+    BOOTSTRAP: f"percentiles of {RESAMPLES} resamples of the clusters of samples, such as rows or authors, each set "
+    "drawn on its own, seed 0 (scipy.stats.bootstrap)",
+    "none": "no interval: fewer than two clusters of samples, all of one value, a test, or samples that were not kept",
 }
 # Attack → what it does, and a pattern for the names of its numbers.
 ATTACKS = {
@@ -64,8 +68,13 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
             value = entry[when].get(name)
             if value is None:  # also for what is not finite
                 why = why or f"no finite number came out ({when})"
-            interval = None if value is None else _wilson(value, n) if n else spread.get(when, {}).get(name)
-            said[when] = {"value": value, "interval": interval}
+            interval = spread.get(when, {}).get(name)
+            tells = effective(entry, name, n, when) if n else None
+            if n:
+                interval = None if value is None else list(wilson(value, n, tells))
+            said[when] = {"value": value, "interval": None if value is None else interval}
+            if n and tells != n:
+                said[when]["n_effective"] = tells
         has_one = said["before"]["interval"] or said["after"]["interval"]
         measured[name] = {
             **said,
@@ -78,13 +87,6 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
 
 def _sizes(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {name: sum(r["set"] == name for r in records) for name in sorted({r["set"] for r in records})}
-
-
-def _wilson(share: float, n: int) -> list[float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(share * n), n).proportion_ci(confidence_level=LEVEL, method="wilson")
-    return [float(interval.low), float(interval.high)]
 
 
 def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
@@ -102,17 +104,22 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
         task = tasks.task_of(run.entry["config"], records["after"])
         gold = records.get("retrained")
         again = {when: general.scored(task, records[when], gold)[0].numbers for when in ("before", "after")}
+        counts = {when: task.effective_counts(records[when]) for when in again}
     except Exception as error:  # a user's own task, or samples without their text
         remarks.append(
             f"Numbers were not made again of {runs.RECORDS} ({type(error).__name__}), and means have no intervals."
         )
         return records, {}
     for when, made in again.items():
-        for name, was in run.entry[when].items():
-            if not _same(was, made.get(name)):
+        told, counted = run.entry.get("effective_counts", {}).get(when, {}), counts[when]
+        for what, said, found in (
+            *((f"{name} {when}", was, made.get(name)) for name, was in run.entry[when].items()),
+            *((f"effective_counts, {name} {when}", told.get(name), counted.get(name)) for name in {**told, **counted}),
+        ):
+            if not _same(said, found):
                 raise UserError(
-                    f"{run.folder / runs.RESULTS}: {name} {when} is {was}, and {path} makes it {made.get(name)}; one "
-                    f"was changed, or not made by version {__version__}: take the version of the run, or run again"
+                    f"{run.folder / runs.RESULTS}: {what} is {said}, and {path} makes it {found}; one was changed, or "
+                    f"not made by version {__version__}: take the version of the run, or run again"
                 )
     drawn_gold = gold and [Drawn(record) for record in gold]
     spread = {}
@@ -137,7 +144,7 @@ def _bootstrapped(
     *,
     progress: str,
 ) -> dict[str, list[float]]:
-    """Intervals of numbers by resampling the records of each set; none where nothing varies.
+    """Intervals of numbers by resampling the clusters of records of each set; none where nothing varies.
 
     The task computes all its numbers from every resample, so aggregates and areas have intervals as means have.
 
@@ -153,16 +160,20 @@ def _bootstrapped(
     from ..evaluation import general
     from ..evaluation.numbers import NOTES
 
-    sets: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        sets.setdefault(record["set"], []).append(record)
-    drawn = {name: part for name, part in sets.items() if len(part) > 1 and name not in (NOTES, general.SET)}
-    fixed = [record for name, part in sets.items() if name not in drawn for record in part]
+    sets: dict[str, dict[Any, list[Mapping[str, Any]]]] = {}
+    for i, record in enumerate(records):
+        sets.setdefault(record["set"], {}).setdefault(record.get("cluster", i), []).append(record)
+    drawn = {
+        name: list(part.values()) for name, part in sets.items() if len(part) > 1 and name not in (NOTES, general.SET)
+    }
+    fixed = [record for name, part in sets.items() if name not in drawn for each in part.values() for record in each]
     if not drawn:
         return {}
 
     def statistic(*chosen: Any) -> Any:
-        sample = [part[int(i)] for part, which in zip(drawn.values(), chosen, strict=True) for i in which]
+        sample = [
+            record for part, which in zip(drawn.values(), chosen, strict=True) for i in which for record in part[i]
+        ]
         made = general.scored(task, [*sample, *fixed], retrained)[0].numbers
         bar.update()
         return np.array([math.nan if made[name] is None else made[name] for name in names])

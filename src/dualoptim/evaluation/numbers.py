@@ -70,7 +70,8 @@ ATTACK_NAMES = {
 class Metric(NamedTuple):
     """How a number is shown: its name in words, which way is better, a format spec, and the table that it is in.
 
-    If a number is a share of a set's records, `share_of` has that set's name, so that differences can be tested.
+    If a number is a share of a set's records, `share_of` has that set's name, so that differences can be tested, and
+    `counted_by` the records' key that says which of them count.
     """
 
     label: str
@@ -78,6 +79,7 @@ class Metric(NamedTuple):
     format: str = ".0%"
     group: str = ""  # "" for the first table
     share_of: str = ""
+    counted_by: str = ""
 
 
 class Numbers(NamedTuple):

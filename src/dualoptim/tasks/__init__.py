@@ -11,8 +11,7 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,9 @@ from ..errors import UserError, unknown
 from ..evaluation.metrics import contains_answer, rouge_l_recall
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import REPLY_TOKENS
+from ..evaluation.shares import effective_number
 from ..losses import Loss
+from ..quoting import Quoting
 from ..reading import read_lines
 from ..tiny import TINY
 
@@ -78,10 +79,29 @@ class Task(ABC):
         return ""
 
     @classmethod
+    def shares(cls, records: Sequence[Record]) -> dict[str, list[Record]]:
+        """The records that each share among the numbers is of."""
+        sets: dict[str, list[Record]] = {}
+        for record in records:
+            sets.setdefault(record["set"], []).append(record)
+        return {name: sets.get(metric.share_of, []) for name, metric in cls.metrics.items() if metric.share_of}
+
+    @classmethod
     def counts(cls, records: Sequence[Record]) -> dict[str, int]:
         """How many questions each share among the numbers was measured on."""
-        sets = Counter(record["set"] for record in records)
-        return {name: sets[metric.share_of] for name, metric in cls.metrics.items() if metric.share_of}
+        return {name: len(part) for name, part in cls.shares(records).items()}
+
+    @classmethod
+    def effective_counts(cls, records: Sequence[Record]) -> dict[str, float]:
+        """How many independent questions tell as much, for shares where that is fewer: some of theirs are clusters."""
+        found = {}
+        for name, part in cls.shares(records).items():
+            if key := cls.metrics[name].counted_by:
+                clusters: dict[Any, list[float]] = {}
+                for i, record in enumerate(part):
+                    clusters.setdefault(record.get("cluster", i), []).append(float(record[key]))
+                found[name] = effective_number(list(clusters.values())), len(part)
+        return {name: number for name, (number, n) in found.items() if number < n}
 
     def attacked(self) -> Mapping[str, Sequence[Row]]:
         """The rows that attacks ask, under "forget", and under "retain" if there are some.
@@ -111,8 +131,26 @@ class Task(ABC):
         return {}
 
     def cluster(self, row: Row) -> str:
-        """The cluster of a row: rows of different clusters have independent scores. By default, each row is its own."""
-        return row.where
+        """The cluster of a row: rows of different clusters have independent scores.
+
+        By default each row of a file is its own, in whatever words it asks, and so is each included question.
+        """
+        # Rows that the package includes, and those that the model writes, have one place for all.
+        has_place = isinstance(row.where, Quoting) or row.where[-1:].isdigit()
+        return row.where if has_place else row.question or row.answer
+
+    def clusters(self) -> dict[tuple[str, str], str]:
+        """The cluster of each row of the task, by what its records have: question and answer."""
+        return {(row.question, row.answer): self.cluster(row) for row in reversed([*_rows_in(vars(self))])}
+
+    def clustered(self, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """Records with the clusters of their rows; as they are where no row of the task is theirs."""
+        of = self.clusters()
+        asked = [(record.get("question"), record.get("answer")) for record in records]
+        return [
+            {"cluster": of[each], **record} if each in of else dict(record)
+            for record, each in zip(records, asked, strict=True)
+        ]
 
     def contents(self) -> Mapping[str, Any]:
         """Everything that the task's fingerprint is computed from."""
@@ -125,6 +163,16 @@ class Task(ABC):
     def stages(self) -> list[dict[str, Any]]:
         """The task's arguments for each of its parts, where it has several to forget one after the other."""
         return []
+
+
+def _rows_in(value: Any) -> Iterator[Row]:
+    if isinstance(value, Row):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _rows_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _rows_in(each)
 
 
 def kinds() -> dict[str, type[Task]]:

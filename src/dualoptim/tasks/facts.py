@@ -45,12 +45,12 @@ class Facts(Task):
     reply_tokens = MAX_NEW_TOKENS
     plane = ("forget_accuracy", "unseen_accuracy")
     metrics: Mapping[str, Metric] = {
-        "forget_accuracy": Metric("to forget", "lower", share_of="forget"),
-        "retain_accuracy": Metric("to keep", "higher", share_of="retain"),
-        "unseen_accuracy": Metric("unseen", "higher", share_of="unseen"),
+        "forget_accuracy": Metric("to forget", "lower", share_of="forget", counted_by="right"),
+        "retain_accuracy": Metric("to keep", "higher", share_of="retain", counted_by="right"),
+        "unseen_accuracy": Metric("unseen", "higher", share_of="unseen", counted_by="right"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
         "forget_probability": Metric("p(answer)", "lower", ".2f"),
-        "harmless_refused": Metric("harmless refused", "lower", share_of="harmless"),
+        "harmless_refused": Metric("harmless refused", "lower", share_of="harmless", counted_by="refused"),
         "unknown_probability": Metric("p(answer) about things that do not exist", "neither", ".2f", "To forget"),
     }
     followed = "facts answered"
@@ -99,6 +99,15 @@ class Facts(Task):
             ]
             for name in ("forget", "retain")
         }  # fmt: skip
+
+    def clusters(self) -> dict[tuple[str, str], str]:
+        """Of each wording, its fact, by its statement; of other rows, as usual."""
+        tested = {(ask, answer): f["statement"]
+                  for f in self.facts for ask in f["test"] for answer in (f["answer"], f["statement"])}  # fmt: skip
+        return {**super().clusters(), **tested}
+
+    def cluster(self, row: Row) -> str:
+        return row.answer if row.where == "facts.jsonl" else super().cluster(row)
 
     def _of(self, name: str) -> list[Fact]:
         return [fact for fact in self.facts if fact["set"] == name]

@@ -154,6 +154,10 @@ class Lume(Task):
             self.non_members = [row for document in unseen for row in document.completions]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
+    def cluster(self, row: Row) -> str:
+        """The story or the person that the row is about."""
+        return str(row.fields.get("document") or super().cluster(row))
+
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         return self.score(model, tokenizer)
 
@@ -269,7 +273,12 @@ def _documents(records: Sequence[tuple[Mapping[str, Any], str]]) -> list[Documen
         completes = told["form"] == "sc"
         what = "completion" if completes else _field(asked, where) if kind == "pii" else "question"
         # The files' outputs lack the blank before the continuation.
-        row = Row(({"role": TEXT, "content": asked},), f" {answer}", where, {"set": f"{kind}_{what}"})
+        row = Row(
+            ({"role": TEXT, "content": asked},),
+            f" {answer}",
+            where,
+            {"set": f"{kind}_{what}", "document": told["document"]},
+        )
         (document.completions if completes else document.questions).append(row)
     return list(found.values())
 

@@ -24,12 +24,13 @@ from . import Task
 from .safety import HARMFUL, REPLY_TOKENS, general_rows, instructions, safety_rows
 
 SCORES = {
-    "arithmetic": Metric("arithmetic", "higher", share_of="arithmetic"),
+    "arithmetic": Metric("arithmetic", "higher", share_of="arithmetic", counted_by="score"),
     "instructions": Metric("instructions, ROUGE-L F1", "higher", ".3f"),
-    "safety": Metric("harmful, refused", "higher", share_of="safety"),
-    "facts": Metric("facts", "higher", share_of="facts"),
+    "safety": Metric("harmful, refused", "higher", share_of="safety", counted_by="score"),
+    "facts": Metric("facts", "higher", share_of="facts", counted_by="score"),
 }
 FACT_TOKENS = 20
+FACTS = "facts.jsonl"  # included, each in several wordings
 FOLLOWED = 6  # of each objective, asked at points during training
 
 
@@ -90,6 +91,10 @@ class Multitask(Task):
         self.losses = {name: self.losses[name] for name in of}
         self.scores = {name: f"{name}_score" for name in of}
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
+
+    def cluster(self, row: Row) -> str:
+        """Of a fact, the fact, in whatever wording."""
+        return row.answer if row.where == FACTS else super().cluster(row)
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         return self.score(model, tokenizer)
@@ -191,10 +196,10 @@ def _safety(data_dir: str) -> _Sets:
 def _facts(data_dir: str) -> _Sets:
     """The facts that come with the package; other wordings of them are held out."""
     trained, test = [], []
-    for fact in asset("facts.jsonl"):
+    for fact in asset(FACTS):
         accepted = [fact["answer"], *fact["aliases"]]
-        trained += [question(ask, fact["statement"], "facts.jsonl") for ask in fact["train"]]
-        test += [question(ask, fact["statement"], "facts.jsonl", accepted=accepted) for ask in fact["test"]]
+        trained += [question(ask, fact["statement"], FACTS) for ask in fact["train"]]
+        test += [question(ask, fact["statement"], FACTS, accepted=accepted) for ask in fact["test"]]
     return _Sets(trained, test, test)
 
 

@@ -53,7 +53,7 @@ def _metrics() -> dict[str, Metric]:
         "forget_rouge_l": Metric("ROUGE-L, all to forget", "lower", ".3f"),
         "held_out_rouge_l": Metric("ROUGE-L, neighbors held out", "higher", ".3f"),
         "held_out_probability": Metric("probability, neighbors held out", "higher", ".3f"),
-        "facts_accuracy": Metric("other facts", "higher", share_of="facts"),
+        "facts_accuracy": Metric("other facts", "higher", share_of="facts", counted_by="right"),
         "perplexity": Metric("perplexity", "lower", ".1f"),
     }
     for name, title in (("", "all"), ("known_", "known before")):
@@ -161,6 +161,10 @@ class RealWorld(Task):
         ]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
         self.known_questions: set[str] = set()
+
+    def cluster(self, row: Row) -> str:
+        """The person that the row is about."""
+        return str(row.fields.get("name") or super().cluster(row))
 
     def _drawn(self, rows: Sequence[Row]) -> list[Row]:
         return random.Random(f"{self.seed}").sample(rows, min(self.limit, len(rows)))

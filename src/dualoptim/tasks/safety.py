@@ -60,8 +60,8 @@ class Safety(Task):
     kept = ("helpful",)
     losses: Mapping[str, str] = {"safe": "GD", "helpful": "GD"}
     metrics: Mapping[str, Metric] = {
-        "refusal_rate": Metric("harmful, refused", "higher", share_of="harmful"),
-        "over_refusal": Metric("harmless, refused", "lower", share_of="harmless"),
+        "refusal_rate": Metric("harmful, refused", "higher", share_of="harmful", counted_by="refused"),
+        "over_refusal": Metric("harmless, refused", "lower", share_of="harmless", counted_by="refused"),
         "helpful_rouge_l": Metric("ROUGE-L F1, helpful", "higher", ".3f"),
         "balance": Metric("balance", "higher", ".3f"),
         "perplexity": Metric("perplexity", "lower", ".1f"),

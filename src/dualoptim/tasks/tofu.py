@@ -36,6 +36,7 @@ PARTS = {
     "forget10": [3600, 3200, 2800, 2000, 2400, 400, 800, 1200, 1600],
 }
 QUESTIONS = 20  # about each author
+OF_OTHERS = ("real_authors", "world_facts")  # sets with no author of TOFU
 PLACE = re.compile(r"(.*?)(?::|, item |, row )(\d+)", re.DOTALL)  # of a row: file and number, in any format of files
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}  # in a folder; the first rows of all
@@ -206,9 +207,10 @@ class Tofu(Task):
         return {"part": first % last + 1, "held_out_rows": len(self.held_out) or min(self._num_spare, TO_TUNE_ON)}
 
     def cluster(self, row: Row) -> str:
-        """The row's author; each has twenty questions, in the order of TOFU's files."""
+        """The row's author; each has twenty questions, in the order of TOFU's files. Other rows are each their own."""
         found = PLACE.fullmatch(row.where)
-        assert found is not None
+        if found is None or any(name in Path(found[1]).name for name in OF_OTHERS):
+            return super().cluster(row)
         return f"{found[1]}, author {(int(found[2]) - 1) // QUESTIONS}"
 
     def attacked(self) -> Mapping[str, Rows]:
