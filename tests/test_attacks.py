@@ -104,7 +104,7 @@ RETAIN = [question(f"What does {who} like?", f"{who} likes rye.") for who in NAM
 def stub(forget: list[Row] = FORGET, retain: list[Row] = RETAIN) -> Any:
     """A task as far as attacks look at it."""
     rows = {"forget": forget, "retain": retain} if retain else {"forget": forget}
-    return SimpleNamespace(attacked=lambda: rows, leaks=Task.leaks, reply_tokens=Task.reply_tokens)
+    return SimpleNamespace(attacked=lambda: rows, leaks=Task.leaks, reply_tokens=Task.reply_tokens, clustered=list)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
