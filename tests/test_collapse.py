@@ -31,6 +31,9 @@ def test_repetition_is_told_in_any_script() -> None:
     assert repeats("茶" * 20)
     assert repeats("ชาเขียว" * 20)
     assert repeats("茶很好。" * 12)
+    assert repeats("the" * 100 + "th"), "without blanks, and cut off"
+    assert repeats("a" * 500)
+    assert not repeats("1" * 30), "a number"
     assert not repeats(GOOD)
     assert not repeats(THAI)
     assert not repeats("No, no, no!")  # short

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import regex
+
 from .words import ALONE, words
 
 LONG = 12  # fewest words of a reply that can count as repeating itself
@@ -20,13 +22,21 @@ Record = Mapping[str, Any]
 def repeats(reply: str) -> bool:
     """Whether a reply says the same few words over and over.
 
-    >>> repeats("tea " * 20), repeats("The capital of Norway is Oslo.")
-    (True, False)
+    >>> repeats("tea " * 20), repeats("tea" * 20), repeats("The capital of Norway is Oslo.")
+    (True, True, False)
     """
-    found = words(reply)
+    found = [part for word in words(reply) for part in _glued(word)]
     # Where a character is a word, as in Thai, any text has few distinct ones: there, runs of three are counted.
     said = ["".join(found[i : i + 3]) if ALONE.match(word) else word for i, word in enumerate(found)]
     return len(said) >= LONG and len(set(said)) < DISTINCT * len(said)
+
+
+def _glued(word: str) -> list[str]:
+    """The same letters three times or more in one word, without blanks between them, are as many words."""
+    unit = regex.match(r"(\D+?)\1{2,}", word)
+    if unit is None or not unit[1].startswith(word[unit.end() :]):
+        return [word]
+    return [unit[1]] * (len(unit[0]) // len(unit[1]))
 
 
 def collapse(
