@@ -200,6 +200,7 @@ def test_multitasks_average_is_over_the_objectives_there_are() -> None:
     [
         ("2 + 2 = 4\n#### 4", 4.0),
         ("#### -1,250.5", -1250.5),
+        ("x = \u22127", -7.0),
         ("So $18 a day.", 18.0),
         ("9 + 9 is 18 #### 18 dollars in 3 days", 18.0),
         ("That is 16-3", 3.0),

@@ -157,7 +157,7 @@ def final_number(text: str) -> float | None:
     (1007.0, 12.5, None)
     """
     _, marked, rest = text.rpartition("####")
-    found = re.findall(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?", rest)  # the minus of 20-7 is no sign
+    found = re.findall(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?", rest.replace("\u2212", "-"))  # the minus of 20-7 is no sign
     return float(found[0 if marked else -1].replace(",", "")) if found else None
 
 
