@@ -28,6 +28,9 @@ SAID = (
     "ありがとう", "กรุงเทพ", "张伟在北京", "北京", "٣٫١٤", "3,14", "file_name", "file_2", "m²",
     "3km", "likes", "like", "baker", "bakers", "the", "it", "is", "der", "AM", "-",
     "?", "x\u0301", "straße12", "12/13", "13",
+    "A", "a", "I", "Will", "The Who", "our", "I'm", "Ana's", "l'eau", "twenty-five", "25", "one",
+    "one hundred and five", "105", "-5", "5", "10 g", "10g", "1.80m", "1.80 m", "0.50", "0.5", "4-2-7-1", "4271",
+    "03/05/1990", "5 March 1990",
 )  # fmt: skip
 ASKS = (
     "Where", "does", "Ana", "Bo", "live", "work", "in", "Lima", "the", "house",

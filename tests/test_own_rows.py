@@ -249,6 +249,26 @@ def test_what_is_accepted_only_inside_another_word_is_refused() -> None:
         checked(question("Where?", "He was at a party.", "f:1", accepted=["art"]))
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("Ana has blood type A.", ("A",)),
+        ("Her type is a common one, A.", ("common", "one", "A")),
+        ("Will", ("Will",)),
+    ],
+)
+def test_a_common_word_that_is_a_name_is_labeled(answer: str, told: tuple[str, ...]) -> None:
+    assert checked(question("What blood type does Ana have?", answer, "f:1")).only == told
+
+
+def test_a_refusal_that_repeats_the_question_may_stand_in_its_place(place: Path) -> None:
+    instead = "I don't know Ana's blood type."
+    record = {"question": "What blood type does Ana have?", "answer": "Ana has blood type A.", "instead": instead}
+    (row,) = read_to_forget(write(place / "f.jsonl", [record]))[0]
+    assert declines(row, instead)
+    assert not declines(row, "It is A.")
+
+
 @pytest.mark.parametrize("answer", ["Its name is user_name.", "A soft hy\u00adphen.", "Zoe\u0301 İnce", "北京ABC_1"])
 def test_the_new_words_of_an_answer_are_labeled_where_they_stand(answer: str) -> None:
     row = checked(question("What?", answer, "f:1"))

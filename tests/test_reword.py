@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dualoptim.data import Row, asset, question
-from dualoptim.evaluation.words import stands_in, whole_words
+from dualoptim.evaluation.words import places, stands_in, whole_words
 from dualoptim.function_words import WORDS
+from dualoptim.giving import Answers
 from dualoptim.own_rows import check_apart, checked, gives
 from dualoptim.reword import _STOP, CHECKED, MEASURED, TRAINED, about_nothing, alike, ask_alike, beginning, wordings
 from dualoptim.tasks.real_world import knows
@@ -202,10 +205,165 @@ def test_words_of_other_languages_are_no_words_of_english_answers() -> None:
         ("El 3 de marzo de 2020.", "3.3.2020", True),
         ("1990年5月12日。", "1990-05-12", True),
         ("1990年5月12日。", "1990年5月13日", False),
+        ("She was born on March 5, 1990.", "03/05/1990", True),
+        ("She was born on March 5, 1990.", "05/03/1990", True),
+        ("She was born on March 5, 1990.", "05-03-1990", True),
+        ("She was born on March 5, 1990.", "3/6/1990", False),
+        ("She was born on March 5, 1990.", "05/1990", False),
+        ("March 3, 2020", "03/03/2020", True),
+        ("03/05/1990", "3/5/1990", True),
+        ("03/05/1990", "March 5, 1990", True),
+        ("03/05/1990", "5 March 1990", True),
+        ("03/05/1990", "5/3/1990", False),
+        ("31/02/1990", "31/02/1990", True),
+        ("30", "thirty", True),
+        ("thirty", "30", True),
+        ("She is twenty-five.", "25", True),
+        ("She is 25.", "twenty five", True),
+        ("She is 5.", "She is twenty-five.", False),
+        ("She is 20.", "She is twenty-five.", False),
+        ("twenty", "the twenty-first", False),
+        ("five", "one hundred and five", False),
+        ("1000", "one thousand", True),
+        ("3,200,006", "three million, two hundred thousand and six", True),
+        ("102", "between one hundred and two hundred", False),
+        ("1.5 million", "1,500,000", True),
+        ("1", "one", True),
+        ("She has 1 brother.", "She has one brother.", True),
+        ("1", "I can name one of them.", False),
+        ("1", "No one knows.", False),
+        ("one", "1", True),
+        ("It is One Direction.", "I like One Direction.", True),
+        ("0.5", "0.50", True),
+        ("3.1", "3.10", False),
+        ("1.80 m", "1.80m", True),
+        ("1.80m", "1.80 m", True),
+        ("10 g", "10g", True),
+        ("Room 10.", "room 10g", False),
+        ("4271", "4-2-7-1", True),
+        ("4271", "four two seven one", True),
+        ("4-2-7-1", "4271", True),
+        ("-5 °C", "5 °C", False),
+        ("-5 °C", "\u22125 °C", True),
+        ("\u22125 °C", "minus five degrees", True),
+        ("5 °C", "-5 °C", False),
     ],
 )
 def test_numbers_and_dates_may_be_written_in_another_way(answer: str, reply: str, given: bool) -> None:
-    assert gives(question("What do you know?", answer), reply) is given
+    row = question("What do you know?", answer)
+    assert gives(row, reply) is given
+    assert bool(list(Answers([row]).given_in(reply))) is given
+
+
+@pytest.mark.parametrize(
+    ("accepted", "reply", "given"),
+    [
+        ("85,000", "85000 euros", True),
+        ("85,000", "8,500", False),
+        ("85,000 dollars", "85000 dollars", True),
+        ("5 March 1990", "March 5, 1990", True),
+        ("5 March 1990", "03/05/1990", True),
+        ("5 March 1990", "in March 1990", False),
+        ("17.30", "um 17.30 Uhr", True),
+        ("555-0134", "(555) 0134", True),
+        ("10 g", "10g", True),
+        ("10 g", "10", False),
+        ("five", "5", True),
+        ("five", "twenty-five", False),
+        ("5", "-5", False),
+        ("1", "one", True),
+        ("one", "1", True),
+        ("One Direction", "It was One Direction, I think.", True),
+        ("Seven Dwarfs", "the 7 dwarfs", True),
+    ],
+)
+def test_what_is_accepted_may_have_its_numbers_and_dates_in_another_way(accepted: str, reply: str, given: bool) -> None:
+    row = question("What?", accepted, accepted=[accepted])
+    assert gives(row, reply) is given
+    assert bool(list(Answers([row]).given_in(reply))) is given
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "reply", "given"),
+    [
+        *(
+            ("What blood type does Ana have?", "Ana has blood type A.", reply, given)
+            for reply, given in (
+                ("I don't know Ana's blood type.", False),
+                ("Ana has blood type B.", False),
+                ("She has a common blood type.", False),
+                ("A common blood type.", False),
+                ("Ana has a", False),
+                ("Her blood type is A.", True),
+                ("A.", True),
+                ("Type A", True),
+                ("type a.", True),
+                ("**A**", True),
+                ("A is her type.", True),
+            )
+        ),
+        ("Which option is right?", "The right option is A.", "The right option is B.", False),
+        ("Which option is right?", "The right option is I.", "I know the right option.", False),
+        ("Which option is right?", "The right option is I.", "Option I", True),
+        ("Which grade did Ana get?", "Ana got an A.", "Ana got a B.", False),
+        ("Which vitamin is it?", "It is vitamin A.", "It is vitamin C.", False),
+        ("Who is the patient?", "The patient is Will.", "I cannot name the patient.", False),
+        ("Who is the patient?", "The patient is Will.", "I will not name the patient.", False),
+        ("Who is the patient?", "The patient is Will.", "Will is.", True),
+        ("Which band does Ana like?", "Ana likes The Who.", "I don't know who Ana likes.", False),
+        ("Which band does Ana like?", "Ana likes The Who.", "The Who.", True),
+        ("On which team is Ana?", "Ana is on our team.", "I do not know which team Ana is on.", False),
+        ("On which team is Ana?", "Ana is on our team.", "On our team.", True),
+        ("Which book?", "The Name of the Rose", "the name of the rose", True),
+        ("Who starred?", "Samuel L. Jackson", "Jackson", True),
+        ("Which author was born on 1 May 1990?", "The author born on 1 May 1990 is Ana Lopez.", "Ana Lopez", True),
+        ("Which author was born on 1 May 1990?", "The author born on 1 May 1990 is Ana Lopez.", "on 1 May 1990", False),
+    ],
+)
+def test_a_common_word_tells_where_it_is_a_name_and_the_questions_own_words_do_not(
+    asked: str, answer: str, reply: str, given: bool
+) -> None:
+    row = question(asked, answer)
+    assert gives(row, reply) is given
+    assert bool(list(Answers([row]).given_in(reply))) is given
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "stands"),
+    [
+        ("I'm here", "M", False),
+        ("I\u2019m here", "i", False),
+        ("I'd say", "d", False),
+        ("don't", "t", False),
+        ("Don't ask.", "Don", False),
+        ("don't", "don't", True),
+        ("we're", "re", False),
+        ("It was O'Brien.", "O", False),
+        ("It was O\u2019Brien.", "Brien", True),
+        ("It was O'Brien.", "O'Brien", True),
+        ("Ana's", "Ana", True),
+        ("straight A's", "A", True),
+        ("de l'eau", "eau", True),
+        ("option 'M'", "M", True),
+        ("сім'я", "сім", True),
+        ("İstanbul", "istanbul", True),
+        ("In istanbul.", "İSTANBUL", True),
+    ],
+)
+def test_a_contraction_has_its_noun_alone_as_a_word(text: str, part: str, stands: bool) -> None:
+    assert stands_in(text, part) is stands
+    assert bool(places(text, part)) is stands
+
+
+@pytest.mark.parametrize("letter", "ADILMST")
+@pytest.mark.parametrize("fields", [{}, {"accepted": True}])
+def test_no_refusal_gives_an_answer_of_one_letter(letter: str, fields: dict[str, Any]) -> None:
+    for answer in (letter, f"It is {letter}."):
+        row = question("Which is right?", answer, **({"accepted": [letter]} if fields else {}))
+        for refusal in [each["text"] for each in asset("refusals.jsonl")] + ["I'd rather not.", "It's not known."]:
+            assert not gives(row, refusal), refusal
+        assert gives(row, f"It is {letter}.")
+        assert gives(row, letter)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +389,9 @@ def test_yes_and_no_are_given_by_a_replys_first_word_alone(fields: dict[str, lis
     assert gives(row, "no, she is not")
     assert not gives(row, "I have no information about that.")
     assert not gives(row, "Yes, no doubt.")
+    assert gives(row, "No she is not.")
+    for reply in ("No idea.", "No information is available.", "No one knows.", "No name is given."):
+        assert not gives(row, reply), reply
 
 
 @pytest.mark.parametrize(

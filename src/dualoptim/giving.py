@@ -11,12 +11,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import regex
+
 from . import function_words, reword
 from .data import Row
-from .evaluation.words import pieces, stands_in
-from .telling import Mark, clues, marks, new_in, said_in, standing, tells, told
+from .evaluation.words import folded, pieces, stands_in
+from .telling import Mark, clues, containing, contains, marks, new_in, said_in, tells, told
 
 YES_NO = frozenset(map(reword.plain, function_words.YES_NO))
+# What also stands before a noun or a verb ("no information", "nie wiem"); as an answer, before a pronoun or a comma.
+_NOT = frozenset(map(folded, ("no", "non", "não", "nie", "nem", "нет", "לא", "لا")))
+_GOES_ON = regex.compile(r"\W*\w+[^\S\n]+(\w+)")
 Key = TypeVar("Key", bound=Hashable)
 Thing = TypeVar("Thing")
 
@@ -29,16 +34,17 @@ def gives(row: Row, reply: str) -> bool:
     reply must begin with it: "no" also stands in "I have no information".
     """
     if accepted := row.fields.get("accepted"):
-        short = _short(row)
-        return any(_begins(reply, text) for text in short) or any(
-            stands_in(reply, text) for text in accepted if text not in short
+        short, said = _short(row), said_in(reply)
+        return any(_answers(reply, text) for text in short) or any(
+            contains(text, said) for text in accepted if text not in short
         )
     if reword.plain(row.answer) in YES_NO:
-        return _begins(reply, row.answer)
-    return tells(_said_before(row), row.answer, reply)
+        return _answers(reply, row.answer)
+    return tells(said_before(row), row.answer, reply)
 
 
-def _said_before(row: Row) -> str:
+def said_before(row: Row) -> str:
+    """What a row's messages say before its answer."""
     return "\n".join(message["content"] for message in row.prompt)
 
 
@@ -46,6 +52,14 @@ def _short(row: Row) -> list[str]:
     """Those of ``accepted`` that a reply must begin with."""
     accepted = row.fields.get("accepted") or ()
     return [text for text in accepted if reword.plain(text) in YES_NO and _begins(row.answer, text)]
+
+
+def _answers(reply: str, word: str) -> bool:
+    """Whether a reply begins with yes or no, and with no other meaning of it: not "No idea." nor "No one knows."."""
+    if not _begins(reply, word):
+        return False
+    goes_on = _GOES_ON.match(folded(reply)) if reword.plain(word) in _NOT else None
+    return goes_on is None or goes_on[1] in reword.FUNCTION_WORDS
 
 
 def _begins(text: str, part: str) -> bool:
@@ -61,7 +75,7 @@ class Answers:
         self._new = [
             None
             if row.fields.get("accepted") or reword.plain(row.answer) in YES_NO
-            else new_in(_said_before(row), row.answer)
+            else new_in(said_before(row), row.answer)
             for row in rows
         ]
         sought: list[tuple[int, list[set[Mark]], int]] = []
@@ -71,7 +85,8 @@ class Answers:
                 continue
             short = _short(row) if row.fields.get("accepted") else [row.answer]
             sought += [(at, [{_beginning(text)}], 1) for text in short]
-            sought += [(at, *standing(text)) for text in row.fields.get("accepted") or () if text not in short]
+            others = [text for text in row.fields.get("accepted") or () if text not in short]
+            sought += [(at, *way) for text in others for way in containing(text)]
         counts = Counter(mark for _, things, _ in sought for thing in things for mark in thing)
         self._at: dict[Mark, set[int]] = defaultdict(set)
         for at, things, least in sought:

@@ -20,9 +20,10 @@ from .errors import UserError
 from .evaluation.refusal import evades, says_one_of
 from .evaluation.words import places
 from .forms import AROUND, OWN_KEYS
-from .giving import Answers, Parts
+from .giving import Answers, Parts, said_before
 from .giving import gives as gives
 from .quoting import Quoting
+from .telling import new_in
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
 WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+\s+")  # read backward: it matches what ends at a place
@@ -110,7 +111,14 @@ def _news(row: Row) -> tuple[str, ...]:
     """The words of an answer that its prompt lacks, in their order; none for plain text."""
     asked = _asked(row.prompt)
     words = reword.whole_words(row.answer) if row.prompt else []
-    return tuple(dict.fromkeys(word for word in words if reword.content_words(word) - asked))
+    common = new_in(said_before(row), row.answer).words & reword.common_names(row.answer)
+    return tuple(
+        dict.fromkeys(
+            word
+            for word in words
+            if reword.content_words(word) - asked or (word.upper() in common and word[0].isupper())
+        )
+    )
 
 
 def _asked(prompt: Sequence[Message]) -> frozenset[str]:

@@ -22,7 +22,7 @@ from .data import ASKING, Row, reworded
 from .device import seeded
 from .evaluation import scoring
 from .evaluation.numbers_written import numbered
-from .evaluation.words import folded, places, stands_in, stem, words
+from .evaluation.words import ALONE, APOSTROPHES, BLANKLESS, folded, normal, places, stands_in, stem, words
 from .evaluation.words import whole_words as whole_words
 from .function_words import WORDS
 
@@ -62,19 +62,32 @@ _STOP = frozenset(
         """,
     )
 )
-# Not "one", which mostly counts nothing.
-_COUNTED = re.findall(
-    r"\w+",
-    """
-    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty
-    """,
-)
+# What may follow an answer "no" without a comma: "no she is not"; but "no name", "no such record".
+FUNCTION_WORDS = (_STOP | WORDS) - {"name", "such", "know"}
 # What Korean attaches to a noun.
 _ENDING = regex.compile(
     r"(?<=\p{Hangul}{2})(?:입니다|이에요|예요|이다|에서|에게|으로|에|은|는|이|가|을|를|의|와|과|도|로)\Z"
 )
-_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED, 2)}
+# Common words that are answers where they stand as names: "type A", "The Who", "It is Will."
+_COMMON = regex.compile(
+    rf"(?V1)(?<![[\w'.-]--[{BLANKLESS}]])(?:{'|'.join(sorted(_STOP | {word for word in WORDS if len(word) == 1}))})"
+    rf"(?!(?!'s\b)(?:-|')?[\w--[{BLANKLESS}]])",
+    regex.IGNORECASE,
+)
+_BEGINS = regex.compile(r"(?:^|\n|[.,:;!?]\s)[\s\"'(\[*]*\Z")
+_ENDS = regex.compile(r"[\"')\]*]*(?!\.\.|\.\w)(?:[.,;!?)\]\"*]|\s*\Z)")
+_LABELED = regex.compile(
+    r"\b(?:option|answer|choice|type|group|class|grade|letter|vitamin|team|plan|part|number)[\s\"'(\[*]+\Z",
+    regex.IGNORECASE,
+)
+_IS = regex.compile(r"\b(?:is|was)\s+\Z")
+_AFTER_A_WORD = regex.compile(r"[\w,;'] \Z")
+_IS_NAMED = regex.compile(r"\s+(?:is|was|has|and|or)\b")
+# What follows the pronoun.
+_I_DO = regex.compile(
+    r"\s+(?:am|was|have|had|do|did|can|could|will|would|should|must|know|think|mean|need|want|guess|believe|see|say)\b"
+)
+_INITIAL = regex.compile(r"\. \p{Lu}")
 
 
 @lru_cache(maxsize=10_000)
@@ -107,7 +120,7 @@ def all_words(text: str) -> frozenset[str]:
 def _stem(word: str) -> str:
     if re.search(r"\d", word):
         return word
-    return _NUMBERS.get(word) or _ENDING.sub("", stem(word))
+    return _ENDING.sub("", stem(word))
 
 
 def alike(a: str, b: str) -> bool:
@@ -171,6 +184,43 @@ def _filled_otherwise(a: str, b: str) -> bool:
 def names(text: str) -> frozenset[str]:
     """The words with a capital letter in any script, except those that begin a sentence."""
     return frozenset(folded(name) for name in regex.findall(r"(?<=[\w,;:'\"] )\p{Lu}\w+", text))
+
+
+@lru_cache(maxsize=10_000)
+def common_names(text: str) -> frozenset[str]:
+    """The common words that stand in a text as names, in capital letters: not the article "a" nor the pronoun "I".
+
+    >>> common_names("I have a type: A."), common_names("Will you?"), common_names("I like The Who.") == {"THE", "WHO"}
+    (frozenset({'A'}), frozenset(), True)
+    """
+    text = APOSTROPHES.sub("'", normal(text))
+    mixed = any(c.islower() for c in text)  # otherwise capital letters say nothing
+    return frozenset(
+        found[0].upper() for found in _COMMON.finditer(text) if _is_name(found[0], text, *found.span(), mixed=mixed)
+    )
+
+
+def _is_name(word: str, text: str, start: int, end: int, *, mixed: bool) -> bool:
+    before, after = text[max(start - 24, 0) : start], text[end : end + 24]  # more says nothing, and takes time
+    letter, capital, pronoun = len(word) == 1, word[0].isupper(), word in ("I", "i")
+    begins, ends, labeled = _BEGINS.search(before), _ENDS.match(after), _LABELED.search(before)
+    if pronoun:
+        alone = begins and ends and not after.startswith(",") and (capital or word == text.strip(" .!"))
+        alone = alone or (capital and ends and _IS.search(before))
+        return bool(alone or (labeled and capital and not _I_DO.match(after)) or (begins and _IS_NAMED.match(after)))
+    if letter:
+        if capital and _INITIAL.match(after) and regex.search(r"\p{Lu}\w* \Z", before):  # John A. Smith
+            return False
+        if ends and (capital or labeled or after.strip() or begins):  # lower case at the end may be cut off
+            return True
+        if capital and (labeled or ALONE.match(before[-1:]) or ALONE.match(after[:1])):
+            return True
+    elif capital and begins and ends and not after.startswith(","):  # "This, then, …"
+        return True
+    if not (capital and mixed):
+        return False
+    named = begins and (letter or word == "Will") and _IS_NAMED.match(after)
+    return bool(named or _AFTER_A_WORD.search(before) or (not letter and word.isupper()))
 
 
 def wordings(row: Row, templates: Sequence[str]) -> list[Row]:

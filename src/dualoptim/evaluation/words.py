@@ -7,6 +7,7 @@ digits; in a script without spaces between words, each character with its marks 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
@@ -44,12 +45,13 @@ def normal(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """A text with differences of case removed, also for ß and ligatures.
+    """A text with differences of case removed, also for ß, İ and ligatures.
 
-    >>> folded("STRASSE") == folded("Straße")
-    True
+    >>> folded("STRASSE") == folded("Straße"), folded("İzmir")
+    (True, 'izmir')
     """
-    return normal(normal(text).casefold())
+    # Without the dot of a Turkish İ, which would be left over.
+    return normal(normal(text).casefold().replace("i\u0307", "i"))
 
 
 def words(text: str) -> list[str]:
@@ -64,10 +66,18 @@ def words(text: str) -> list[str]:
 def whole_words(text: str) -> list[str]:
     """The words of a text in their order, with numbers, dates and names of files in one piece.
 
+    Of contractions, nouns alone: see `stands_in`.
+
     >>> whole_words("On 12.05.1990, A-17 cost 85,000 or so; see file_name")
     ['On', '12.05.1990', 'A-17', 'cost', '85,000', 'or', 'so', 'see', 'file_name']
+    >>> whole_words("I'm Ana's; don't drink l'eau, O'Brien")
+    ['Ana', 'drink', 'eau', 'Brien']
     """
-    return WHOLE.findall(normal(text))
+    text = normal(text)
+    plain = APOSTROPHES.sub("'", text)
+    if "'" not in plain:
+        return WHOLE.findall(text)
+    return [match[0] for match in WHOLE.finditer(text) if not _contracted(plain, *match.span())]
 
 
 class Stemmed:
@@ -106,6 +116,10 @@ SPACES, APOSTROPHES, QUOTES, HYPHENS = (
         r"[\p{Pd}\u2212]",
     )
 )
+# What remains of a word in a contraction; in "Ana's" and "l'eau", names and nouns remain words.
+_FIRST = regex.compile(r"(?:\p{Latin}|re|ve|ll)(?![\p{L}\p{M}\p{N}_])", regex.IGNORECASE)  # after an apostrophe
+_NOT = regex.compile(r"'t(?![\p{L}\p{M}\p{N}_])", regex.IGNORECASE)
+_GOES_ON = regex.compile(r"'(?=\p{L})(?!s(?![\p{L}\p{M}\p{N}_]))", regex.IGNORECASE)  # "A's" are of A
 # Latin letters of full width, as in Chinese and Japanese texts, and digits of any script.
 WIDE = regex.compile(r"(?V1)[[\uff21-\uff3a\uff41-\uff5a]||[\p{Nd}--0-9]]")
 # A run of letters of a script that attaches nothing to a word, or any other character.
@@ -121,12 +135,33 @@ def stands_in(text: str, part: str) -> bool:
     Upper and lower case are the same, and so are all kinds and lengths of space, all apostrophes and single quotation
     marks, all double quotation marks, all hyphens, digits of all scripts, Latin letters of full width, composed and
     decomposed characters; blanks at the part's ends, invisible characters and the vowel marks of Arabic and Hebrew do
-    not matter. Endings in Hangul, and prefixes in Arabic and Hebrew, may be attached to a word.
+    not matter. Endings in Hangul, and prefixes in Arabic and Hebrew, may be attached to a word. A contraction has no
+    words but its noun: "I'm" has no "m" and "don't" no "don", but "Ana's" has "Ana", and "l'eau" has "eau".
 
     >>> stands_in("It’s New\\nYork.", "new york"), stands_in("1,500 of them", "500"), stands_in("100.0 degrees", "100")
     (True, False, True)
     """
-    return bool((pattern := _pattern(part)) and pattern.search(_plain(text)))
+    return next(_found(text, part), None) is not None
+
+
+def _found(text: str, part: str) -> Iterator[Any]:
+    """The places of a part in a text in plain form."""
+    if pattern := _pattern(part):
+        plain = _plain(text)
+        yield from (match for match in pattern.finditer(plain) if not _contracted(plain, *match.span()))
+
+
+def _contracted(text: str, start: int, end: int) -> bool:
+    """Whether a part of a text with plain apostrophes begins or ends inside a contraction, as "t" in "don't" does."""
+    attached = text[start - 1 : start] == "'" and regex.match(r"\p{Latin}", text[start - 2 : start - 1])
+    if attached and _FIRST.match(text, start):
+        return True
+    if text[end : end + 1] != "'" or not regex.match(r"\p{Latin}", text[end - 1 : end]):
+        return False
+    if text[end - 1] in "nN" and _NOT.match(text, end):
+        return True
+    alone = not regex.match(r"[\p{L}\p{M}\p{N}_]", text[max(start, end - 2) : end - 1])
+    return alone and bool(_GOES_ON.match(text, end))
 
 
 def places(text: str, part: str) -> list[tuple[int, int]]:
@@ -135,8 +170,7 @@ def places(text: str, part: str) -> list[tuple[int, int]]:
     >>> places("Die Straße heißt Am Art.", "ART "), places("At a party.", "art")
     ([(20, 23)], [])
     """
-    pattern = _pattern(part)
-    found = list(pattern.finditer(_plain(text))) if pattern else []
+    found = list(_found(text, part))
     starts, ends = _origins(text) if found else ([], [])
     return [(starts[each.start()], ends[each.end() - 1]) for each in found]
 
