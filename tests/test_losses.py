@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
+from dualoptim.errors import UserError
 from dualoptim.losses import IGNORED, LOSSES, sequence_log_probs
+from dualoptim.losses.base import hidden_states
 
 from .conftest import GOLDEN
 from .reference import naive_losses
@@ -120,6 +122,17 @@ def test_every_loss_has_golden_numbers_or_a_naive_twin() -> None:
 
 
 # What changes nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16], ids=str)
+@EACH
+def test_whole_numbers_of_any_width_are_labels(
+    loss: Any, dtype: torch.dtype, model: Any, reference: Any, batches: Any
+) -> None:
+    batch = {**batches[loss.role], "groups": torch.arange(len(batches[loss.role]["labels"])) % 2}
+    narrow = changed(batch, lambda key, tensor: tensor if key == "input_ids" else tensor.to(dtype))
+    assert torch.equal(loss(model, narrow, reference), loss(model, batch, reference))
+    assert loss.size(narrow) == loss.size(batch)
 
 
 @EACH
@@ -459,3 +472,9 @@ def test_a_batch_without_labels_is_refused(loss: Any, model: Any, reference: Any
     )
     with pytest.raises(ValueError, match="label"):
         loss(model, unlabelled, reference)
+
+
+@pytest.mark.parametrize("run", [sequence_log_probs, lambda model, batch: hidden_states(model, batch, 0)])
+def test_a_reference_that_a_loss_does_not_declare_is_told(run: Any, batches: Any) -> None:
+    with pytest.raises(UserError, match="declares so in its class, by reference = 'model'"):
+        run(None, batches["retain"])

@@ -49,7 +49,7 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
-    head = _head(model)
+    head = _head(_given(model))
     kept = {}
     if head is None and _keeps_logits(model):
         kept = {"logits_to_keep": labels.shape[1] - int(at.min())}
@@ -57,7 +57,7 @@ def labelled(model: nn.Module, batch: Batch) -> Labelled:
         logits = model(**model_inputs(model, batch), **kept).logits
     # Counted from the end, as logits may lack the first positions, or begin with those of an adapter's own prompt.
     logits = logits[0] if chosen else logits[rows, at - labels.shape[1]]
-    return Labelled(logits.float(), labels[rows, at + 1], rows)
+    return Labelled(logits.float(), labels[rows, at + 1].long(), rows)
 
 
 def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def hidden_states(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, T
     """
     labels = batch["labels"]
     rows, at = _predicting(labels)
-    with _head_at(_head(model), labels.shape, rows[:1]):  # logits are not needed; one position is the fewest
+    with _head_at(_head(_given(model)), labels.shape, rows[:1]):  # logits are not needed; one position is the fewest
         states = model(**model_inputs(model, batch), output_hidden_states=True).hidden_states
     check_layer(layer, len(states) - 1)  # the first are the embeddings
     return token_states(states[layer + 1], labels.shape)[rows, at].float(), rows
@@ -134,6 +134,16 @@ def sequence_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 def learnt(labels: Tensor) -> Tensor:
     """Which positions of (B, T − 1) predict a labeled token: position t predicts token t + 1."""
     return labels[:, 1:] != IGNORED
+
+
+def _given(model: nn.Module | None) -> nn.Module:
+    """The model; a loss of a user's own that does not declare its reference gets None for it."""
+    if model is None:
+        raise UserError(
+            "there is no model to run: a loss that compares with the reference declares so in its class, by "
+            "reference = 'model' (or 'sequences'), and the reference is given"
+        )
+    return model
 
 
 def _predicting(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -390,7 +390,8 @@ class RMU(Loss):
 
     def _directions(self, batch: Batch, width: int) -> Tensor:
         """u of each sequence, (B, d); on the CPU, where a seed gives the same numbers whatever the model's device."""
-        groups = batch.get("groups", torch.zeros(len(batch["labels"]), dtype=torch.long)).cpu()
+        groups = batch.get("groups", torch.zeros(len(batch["labels"]))).long().cpu()
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.stack([torch.rand(width, generator=generator) for _ in range(int(groups.max()) + 1)])
-        return F.normalize(drawn, dim=1)[groups]
+        # With its dtype, since another, as torch's default may be, draws other numbers.
+        drawn = [torch.rand(width, generator=generator, dtype=torch.float32) for _ in range(int(groups.max()) + 1)]
+        return F.normalize(torch.stack(drawn), dim=1)[groups]
