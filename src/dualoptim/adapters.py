@@ -161,7 +161,7 @@ def check_4bit(what: str) -> None:
         )
     device, _ = device_and_precision()
     try:
-        _through_4bit(torch.ones(64, 64, device=device))
+        _through_4bit(torch.ones(64, 64, dtype=torch.float32, device=device))
     except Exception as error:  # its libraries may raise anything on a device that they do not know
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: bitsandbytes cannot work on {device} ({reason}); leave it out") from None

@@ -411,7 +411,9 @@ class ObjectiveRows(Dataset):
     def _batch(self, tokens: Sequence[Tokens], log_probs: Sequence[float | None]) -> dict[str, Tensor]:
         batch = collate(tokens, pad_id(self.tokenizer))
         known = [value for value in log_probs if value is not None]
-        return {**batch, "reference_log_probs": torch.tensor(known)} if len(known) == len(tokens) else batch
+        if len(known) < len(tokens):
+            return batch
+        return {**batch, "reference_log_probs": torch.tensor(known, dtype=torch.float32)}
 
 
 class Plan:

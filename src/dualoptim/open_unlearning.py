@@ -179,7 +179,7 @@ class ByObjective(Base):
                 if error.args != (RETAIN,):
                     raise
                 raise UserError(f"{name} reads what is to be kept without compute_retain_loss, {CANNOT}") from None
-        off = torch.zeros((), device=self.args.device, requires_grad=True)
+        off = torch.zeros((), dtype=torch.float32, device=self.args.device, requires_grad=True)
         with self._replaced(compute_retain_loss=lambda *_, **__: off, can_update=False):
             made = super().compute_loss(model, inputs, return_outputs, **kwargs)
         loss = made[0] if return_outputs else made

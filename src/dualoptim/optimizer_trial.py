@@ -37,6 +37,6 @@ def tried(cls: type[Tried], arguments: Mapping[str, Any], where: str) -> Tried:
     """
     check_known(cls, arguments, where)
     try:
-        return cls([nn.Parameter(torch.zeros(1))], **arguments)
+        return cls([nn.Parameter(torch.zeros(1, dtype=torch.float32))], **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None

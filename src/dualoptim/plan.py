@@ -184,7 +184,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
         trained = _adapter_size(model, setting.lora_rank)
         weights += 4 * trained
         gradients, largest = 4 * trained, 0
-        states = _moments(step, setting, [torch.empty(trained, device="meta")], trained)
+        states = _moments(step, setting, [torch.empty(trained, dtype=torch.float32, device="meta")], trained)
     else:
         gradients, largest = parameters * width, width * max(p.numel() for p in model.parameters())
         states = _moments(step, setting, model, parameters)
