@@ -11,7 +11,8 @@ from transformers import TrainerCallback, TrainingArguments
 from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer
 from dualoptim.combine import gramian, gru, pcgrad
 from dualoptim.data import collate, question
-from dualoptim.losses import LOSSES, sequence_log_probs
+from dualoptim.errors import UserError
+from dualoptim.losses import LOSSES, RMU, sequence_log_probs
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
 
@@ -543,6 +544,7 @@ def test_rows_of_every_form_train_alike(tmp_path: Path) -> None:
         (lambda: {"forget": Objective([1], LOSSES["GA"]())}, "objective 'forget', row 1: .* this is int"),
         (lambda: {"forget": Objective(FORGET, LOSSES["GA"])}, "loss: give an instance"),
         (lambda: [Objective(FORGET, LOSSES["GA"]())], "objectives: give them by name"),
+        (lambda: {"forget": (FORGET, LOSSES["GA"]())}, "objectives: 'forget' is a tuple; give Objective"),
     ],
 )
 def test_objectives_that_cannot_be_trained_on_are_refused(tmp_path: Path, objectives: Any, said: str) -> None:
@@ -579,3 +581,145 @@ def test_under_longrope_the_reference_gives_short_rows_their_own_scores_and_trai
         for i, tokens in enumerate(made.rows.tokens["forget"]):
             alone, _ = sequence_log_probs(model, collate([tokens], 0))
             assert found[i] == pytest.approx(alone.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("forget", "retain"), [("DPO", "AP"), ("RMU", "GD")])
+def test_training_is_the_same_whatever_torchs_default_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: torch.dtype, forget: str, retain: str
+) -> None:
+    monkeypatch.setitem(LOSSES, "RMU", lambda: RMU(layer=0))
+    turns, found = by_turns(RATIO, 4, 6), []
+    settings = {"forget": forget, "retain": retain, "save_strategy": "steps", "save_steps": 3, "logging_steps": 4}
+    for dtype in (torch.float32, other):
+        models = iter([tiny.model(), tiny.model()])
+        with monkeypatch.context() as patched:
+            patched.setattr(tiny, "model", lambda models=models: next(models))
+            torch.set_default_dtype(dtype)
+            try:
+                trainer(tmp_path / str(dtype), turns, callbacks=[Stop(3)], **settings).train()
+                run = trainer(tmp_path / str(dtype), turns, **settings)
+                run.train(resume_from_checkpoint=True)
+            finally:
+                torch.set_default_dtype(torch.float32)
+        found.append((weights(run), [entry["loss"] for entry in run.state.log_history if "loss" in entry]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("rule", [pcgrad, gru])
+def test_a_step_that_was_abandoned_leaves_no_gradients_to_be_combined(tmp_path: Path, rule: Any) -> None:
+    class Interrupt(TrainerCallback):
+        times = 0
+
+        def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+            self.times += 1
+            if self.times == 1:
+                raise KeyboardInterrupt
+
+    turns, found = jointly({"forget": 1, "retain": 1}, 6, 3), []
+    for callbacks in ([], [Interrupt()]):
+        run = trainer(tmp_path, turns, optimizer=ADAMW, accumulation=3, combine=rule, callbacks=callbacks)
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt):
+                run.train()
+        run.train()
+        found.append(weights(run))
+    assert torch.equal(*found)
+
+
+def test_a_scaler_that_an_abandoned_step_put_aside_is_back_in_the_next_training(tmp_path: Path) -> None:
+    class Interrupt(TrainerCallback):
+        times = 0
+
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            self.times += 1
+            if self.times == 1:
+                raise KeyboardInterrupt
+
+    run = trainer(tmp_path, by_turns({"forget": 1, "retain": 1}, 4, 2), callbacks=[Interrupt()])
+    run.accelerator.scaler, run.paused = (scaler := torch.amp.GradScaler("cpu")), {"forget"}
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.accelerator.scaler is not scaler
+    run.train()
+    assert run.accelerator.scaler is run.optimizer.scaler is scaler
+    assert scaler.state_dict()["_growth_tracker"] == 1
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_leaves_the_multiplier_as_it_is(tmp_path: Path, wrong: float) -> None:
+    run = trainer(tmp_path, by_turns({"forget": 1, "retain": 1}, 4, 6), bound=2.0)
+    loss, calls = run.objectives["retain"].loss, []
+
+    class Odd(type(loss)):  # type: ignore[misc]
+        def __call__(self, *args: Any) -> torch.Tensor:
+            calls.append(1)
+            return super().__call__(*args) * (wrong if len(calls) == 2 else 1.0)
+
+    run.objectives["retain"].loss = Odd()
+    run.train()
+    logged = [entry for entry in run.state.log_history if "loss/retain" in entry]
+    expected = 2.0
+    for step, entry in enumerate(logged):
+        if step != 1:
+            expected = max(0.0, expected + 0.5 * (entry["loss/retain"] - 2.0))
+        assert entry["multiplier/retain"] == pytest.approx(expected, abs=1e-3)
+    assert len(logged) == 3
+    assert expected > 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"weight": "1"}, "weight must be a finite number, but is '1'"),
+        ({"weight": None}, "weight must be a finite number, but is None"),
+        ({"weight": torch.ones(2)}, "weight must be a finite number"),
+        ({"bound": float("nan")}, "bound must be a finite number, but is nan"),
+        ({"bound": "3"}, "bound must be a finite number, but is '3'"),
+        ({"bound": 1.0, "multiplier_lr": -1.0}, "multiplier_lr must be > 0, but is -1.0"),
+        ({"bound": 1.0, "multiplier_lr": "1"}, "multiplier_lr must be a finite number"),
+        ({"bound": 1.0, "multiplier_warmup": -4}, "multiplier_warmup must be a whole number of steps >= 0, but is -4"),
+        ({"bound": 1.0, "multiplier_warmup": 0.5}, "multiplier_warmup must be a whole number of steps"),
+        ({"bound": 1.0, "weight": -1.0}, "weight: with bound=… the multiplier begins there"),
+    ],
+)
+def test_numbers_of_an_objective_that_mean_nothing_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Objective(RETAIN, LOSSES["GD"](), **wrong)
+
+
+def test_objectives_are_copied_and_the_trainers_own_may_be_changed_as_it_runs(tmp_path: Path) -> None:
+    class Change(TrainerCallback):
+        objective: Any = None
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            if self.objective is not None:
+                self.objective.weight = 9.0
+
+    found = {}
+    for whose in ("nobody's", "own", "trainer's"):
+        own = {"forget": Objective(FORGET, LOSSES["GA"]()), "retain": Objective(RETAIN, LOSSES["GD"]())}
+        made = UnlearnTrainer(
+            tiny.model(),
+            TrainingArguments(str(tmp_path), save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True),
+            objectives=own,
+            turns=jointly({"forget": 1, "retain": 1}, 4, 2),
+            processing_class=tiny.tokenizer(),
+            callbacks=[change := Change()],
+        )
+        change.objective = {"own": own, "trainer's": made.objectives}.get(whose, {}).get("retain")
+        made.train()
+        found[whose] = weights(made)
+    assert torch.equal(found["nobody's"], found["own"])
+    assert not torch.equal(found["nobody's"], found["trainer's"])
+
+
+def test_a_callback_of_the_users_may_have_any_attribute(tmp_path: Path) -> None:
+    class Uploads(TrainerCallback):
+        save_to = load_from = "somewhere"
+
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, by_turns(RATIO, 4, 2), callbacks=[Uploads()], **settings).train()
+    again = trainer(tmp_path, by_turns(RATIO, 4, 2), callbacks=[Uploads()], **settings)
+    assert again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1")).global_step == 2

@@ -404,3 +404,26 @@ def test_tensorboard_itself(tmp_path: Path) -> None:
     run(tmp_path / "out", report_to="tensorboard", named={"log_dir": tmp_path / "logs"}).train()
     assert len(list((tmp_path / "logs").rglob("events.out.tfevents.*"))) == 1
     assert not list((tmp_path / "out").rglob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"turns": ["forget", "retain"]}, "turns: step 0 is 'forget'; give objective → sequences"),
+        ({"turns": [{"forget": 2}, {}]}, "turns: step 1 serves no objective"),
+        ({"turns": {"forget": 2}}, "turns: give a list with an entry for each step"),
+        ({"turns": 8}, "turns: give a list with an entry for each step, .* and not 8"),
+        ({"turns": [{"forget": 0}]}, "turns: step 0 has 0 sequences of 'forget'"),
+        ({"named": {"reference": True}}, "reference: give a model, or its name or folder as a text, and not True"),
+        ({"named": {"max_length": None}}, "max_length must be a whole number of tokens > 0, but is None"),
+        ({"named": {"max_length": 0}}, "max_length must be a whole number of tokens > 0, but is 0"),
+        ({"model": Path("model")}, "model: give a model, or its name or folder as a text"),
+        ({"args": "out"}, "args: give TrainingArguments, and not 'out'"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("dualoptim.trainer.as_rows", lambda *_: pytest.fail("rows were read"))
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, **given)

@@ -495,3 +495,63 @@ def test_a_best_model_that_is_gone_is_told_before_the_run_goes_on(tmp_path: Path
     with pytest.raises(UserError, match="the run's best, checkpoint-4, is not beside it"):
         again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 8
+
+
+class Evaluate(TrainerCallback):
+    """Evaluates at an event of the first step."""
+
+    trainer: UnlearnTrainer
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.evaluate)
+
+    def evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.evaluate()
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step"])
+def test_the_start_is_never_a_model_that_has_begun_to_train(tmp_path: Path, event: str) -> None:
+    plain = run(tmp_path, eval_strategy="steps", eval_steps=4)
+    plain.train()
+    more = run(tmp_path, eval_strategy="steps", eval_steps=4, named={"callbacks": [asks := Evaluate(event)]})
+    asks.trainer = more
+    more.train()
+    assert evaluations(more)[12] == evaluations(plain)[12]
+    none = run(tmp_path, named={"callbacks": [asks := Evaluate("on_optimizer_step")]})
+    asks.trainer = none
+    none.train()
+    assert not any("score" in key for key in none.evaluate()), "nothing was evaluated before the first step"
+
+
+def test_each_training_has_a_start_of_its_own(tmp_path: Path) -> None:
+    trainer = run(tmp_path, turns=by_turns({"forget": 1}, 4, 3))
+    assert trainer.evaluate()["eval_score"] == 0
+    trainer.train()
+    between = trainer.evaluate()
+    assert between["eval_score"] > 0
+    trainer.train()
+    after = trainer.evaluate()
+    left = after["eval_forget_probability"] / between["eval_forget_probability"]
+    assert after["eval_forgotten"] == pytest.approx(1 - left), "relative to the model between them"
+    assert left < 1
+    trainer.train()
+    trainer.train()
+    assert not any("score" in key for key in trainer.evaluate()), "it was not evaluated between the last two"
+
+
+def test_a_start_that_was_evaluated_before_training_is_in_checkpoints(tmp_path: Path) -> None:
+    saves = {"save_strategy": "steps", "save_steps": 2, "turns": by_turns({"forget": 1}, 4, 4)}
+    straight = run(tmp_path, **saves)
+    straight.evaluate()
+    straight.train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = run(tmp_path, model=tiny.model(seed=1), **saves)
+    resumed.evaluate()  # of what will be replaced
+    resumed.train(resume_from_checkpoint=True)
+    assert straight.evaluate()["eval_score"] > 0
+    for key in ("eval_forgotten", "eval_kept", "eval_score"):
+        assert resumed.evaluate()[key] == straight.evaluate()[key]
+    other = run(tmp_path, named={"eval_dataset": {"forget": FORGET[:2], "retain": RETAIN[:2]}}, **saves)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not any("score" in key for key in other.evaluate()), "the start was of other rows"

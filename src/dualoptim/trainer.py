@@ -47,7 +47,16 @@ from .optim import DualOptimPlus, parameter_groups, releasing
 from .optim.optimizer import multi_objective
 from .reference import AtStart, at_start, evaluating, partly_trained
 from .schedule import Turn
-from .trainer_callbacks import Diagnose, Multipliers, Remembered, Resume, ScalerAside, StartKept, Unlogged
+from .trainer_callbacks import (
+    Diagnose,
+    Multipliers,
+    Remembered,
+    Resume,
+    ScalerAside,
+    ScoredAtStart,
+    StartKept,
+    Unlogged,
+)
 from .wrappers import bare, check_saved, compiled_in_place, unprepare
 
 logger = logging.getLogger(__name__)
@@ -57,6 +66,8 @@ logger = logging.getLogger(__name__)
 class Objective:
     """One training objective: its rows, its loss and the loss's weight.
 
+    A trainer copies it, so that one may serve several: what is changed later is changed in `trainer.objectives`.
+
     Args:
         rows: the training rows: `Row`s, or mappings in any form that a file of rows may have.
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of your own.
@@ -64,8 +75,9 @@ class Objective:
         refusals: replies that may replace a row's answer; required by losses that need them. For AltPO, each row has
             its own under ``alternates`` instead (`dualoptim.alternates` generates them with a model).
         bound: keep the loss below this value by a multiplier λ in place of a fixed weight (PDU, arXiv 2506.05314).
-            λ starts at `weight`; after every step that serves the objective it becomes max(0, λ + η (loss − bound)).
-        multiplier_lr: η.
+            λ starts at `weight`; after every step that serves the objective it becomes max(0, λ + η (loss − bound)),
+            unless the loss is not finite.
+        multiplier_lr: η > 0.
         multiplier_warmup: optimizer steps at the start of the run, of all objectives, in which λ is not updated.
     """
 
@@ -84,13 +96,30 @@ class Objective:
         given = self.refusals
         if isinstance(given, str) or not all(isinstance(text, str) and text.strip() for text in given):
             raise UserError(f"refusals: give a list of texts, none of them empty, and not {given!r}")
-        for name in ("weight", "multiplier_lr"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name} must be a finite number, but is {getattr(self, name)}")
+        for name in ("weight", "multiplier_lr", *(("bound",) if self.bound is not None else ())):
+            if not _is_finite(value := getattr(self, name)):
+                raise UserError(f"{name} must be a finite number, but is {value!r}")
+        if self.multiplier_lr <= 0:
+            raise UserError(f"multiplier_lr must be > 0, but is {self.multiplier_lr}")
+        if not isinstance(self.multiplier_warmup, int) or self.multiplier_warmup < 0:
+            raise UserError(
+                f"multiplier_warmup must be a whole number of steps >= 0, but is {self.multiplier_warmup!r}"
+            )
+        if self.bound is not None and self.weight < 0:
+            raise UserError(
+                f"weight: with bound=… the multiplier begins there, so it must be >= 0, but is {self.weight}"
+            )
         if self.bound is None and (self.multiplier_lr != 1.0 or self.multiplier_warmup):
             raise UserError(
                 "multiplier_lr and multiplier_warmup: there is no multiplier without bound=…; leave them out"
             )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor
+        return False
 
 
 class UnlearnTrainer(Trainer):
@@ -106,7 +135,8 @@ class UnlearnTrainer(Trainer):
         args: `TrainingArguments`; it is copied. Arguments that this trainer does not read are refused: `turns` sets
             the number of steps and the sequences of each, and `gradient_accumulation_steps` splits a step into
             micro-batches. A loss that is not finite is logged as it is, whatever `logging_nan_inf_filter` says.
-        objectives: name → `Objective`.
+        objectives: name → `Objective`; they are copied. Of those in `self.objectives`, a weight may be changed while
+            the run goes on, as by a callback; the rows and refusals are read once.
         turns: the objectives that each optimizer step serves, from `dualoptim.schedule`.
         processing_class: the model's tokenizer, or its processor, of which the tokenizer is used and all is saved; by
             default loaded with a model that is given by its name.
@@ -170,19 +200,23 @@ class UnlearnTrainer(Trainer):
         fingerprints: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
+        trainer_arguments.check_kinds(model, args, reference, max_length)
         args = copy.copy(args)  # what is changed below holds for this run only
         if isinstance(model, nn.Module):
             model = bare(model)
             unprepare(model)
         reference = compiled_in_place(reference) if isinstance(reference, nn.Module) else reference
-        turns = list(turns)
+        turns = trainer_arguments.check_turns(turns)
         micro_batches = args.gradient_accumulation_steps * args.world_size
-        micro_batch = max((-(-sum(turn.values()) // micro_batches) for turn in turns), default=1)
+        micro_batch = max(-(-sum(turn.values()) // micro_batches) for turn in turns)
         trainer_arguments.check(args, kwargs, turns, micro_batch)
         reporting.check(args.report_to)
         if release_gradients:
             trainer_arguments.check_release(args, combine, sam_rho)
         trainer_arguments.check_names(objectives, turns, kwargs, args)
+        for name, objective in objectives.items():
+            if not isinstance(objective, Objective):
+                raise UserError(f"objectives: {name!r} is a {type(objective).__name__}; give Objective(rows, loss)")
         trainer_arguments.check_combine(combine, turns, objectives)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
@@ -290,7 +324,9 @@ class UnlearnTrainer(Trainer):
                 fitting.check_ids(row.where, tokens, self._fits["vocabulary"], processing_class)
             fitting.check_sides(name, tokenized, rope_switch(model))
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
-        self._start: tuple[Any, dict[str, float]] | None = None  # evaluation sets, and their probabilities at step 0
+        self.add_callback(ScoredAtStart())
+        self._next_start: dict[str, Any] = {}  # the values that it will have if training begins now
+        self._stepped = False  # whether the run has begun a step, or had before it was resumed
         self._cast = False  # whether an evaluation outside of training has cast the weights (*_full_eval)
         self._eval_on_start = args.eval_on_start
         self._resumed_from: Path | None = None  # the checkpoint that training went on from
@@ -379,9 +415,13 @@ class UnlearnTrainer(Trainer):
             "schedule": digest([self.turns, seed]),
         }
         if self.args.eval_strategy != "no":  # they decide on the best checkpoint and when to stop
-            sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
-            found["set of evaluation rows"] = digest({str(name): rows.tokens for name, rows in sets.items()})
+            found["set of evaluation rows"] = self._evaluated()
         return found
+
+    def _evaluated(self) -> str:
+        """A hash of the evaluation rows."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
+        return digest({str(name): rows.tokens for name, rows in sets.items()})
 
     def _settings(self) -> dict[str, str]:
         """Hashes of settings that a resume takes from the checkpoint, or that would make it another run; precisions."""
@@ -443,13 +483,15 @@ class UnlearnTrainer(Trainer):
             unprepare(self.model)
             self.model._is_accelerate_prepared = False
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._stepped = self._resumed_from is not None
+        self._start.values, self._next_start = {} if self._stepped else self._next_start, {}
         scores = self.args.eval_strategy != "no" and evaluation.have_score(self.roles)  # these need the start
         self.args.eval_on_start = self._resumed_from is None and (self._eval_on_start or scores)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _beside_states(self) -> list[Any]:
-        """Callbacks that write files of their own into a checkpoint."""
-        return [each for each in self.callback_handler.callbacks if hasattr(each, "save_to")]
+        """The trainer's callbacks that write files of their own into a checkpoint."""
+        return [each for each in self.callback_handler.callbacks if isinstance(each, (Remembered, StartKept))]
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._beside or str(super()._get_output_dir(trial))
@@ -559,6 +601,10 @@ class UnlearnTrainer(Trainer):
     def multipliers(self) -> dict[str, float]:
         """The current weight of every objective that is held below a bound."""
         return next(held.values for held in self.callback_handler.callbacks if isinstance(held, Multipliers))
+
+    @property
+    def _start(self) -> ScoredAtStart:
+        return next(held for held in self.callback_handler.callbacks if isinstance(held, ScoredAtStart))
 
     @property
     def _unlogged(self) -> Unlogged:
@@ -671,7 +717,8 @@ class UnlearnTrainer(Trainer):
         own = 0 if failure is not None else engines.mark(serving, step)
         table = self.accelerator.gather(engines.on_device([*sizes, own], device))
         engines.agree_on_step(table[:, -1], engines.description(serving), failure, step)
-        self._samples, self._worst = samples, None
+        # Also gradients that an abandoned step left behind.
+        self._samples, self._worst, self._gradients = samples, None, {}
         return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
 
     def _size(self, name: str, batch: Mapping[str, Any]) -> int:
@@ -692,7 +739,7 @@ class UnlearnTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = {name: self._size(name, batch) for name, batch in inputs.items()}
         self._hand_over(inputs)
-        total = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.args.device)
         for name, batch in inputs.items():
             objective = self.objectives[name]
             if not num_items_in_batch[name]:
@@ -712,11 +759,12 @@ class UnlearnTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; the last micro-batch also does what is due once per optimizer step."""
+        self._stepped = True
         if self.paused:
             self._hand_over(inputs)
             inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
         if not inputs:  # without gradients, the optimizer's step changes nothing
-            loss = torch.zeros((), device=self.args.device)
+            loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         elif self.release_gradients:
             loss = self._released(model, inputs, num_items_in_batch)
         elif self.combine is None and self.sam_rho is None:
@@ -731,7 +779,7 @@ class UnlearnTrainer(Trainer):
             self._raise_multipliers()
             self._samples, self._worst = [], None  # frees memory that the optimizer may need
         self._stepping = None
-        self._unlogged.total = self._unlogged.total + loss
+        self._unlogged.total = self._unlogged.total + loss.float()
         return loss
 
     def _released(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
@@ -746,7 +794,7 @@ class UnlearnTrainer(Trainer):
 
     def _one_by_one(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
         """A backward pass for each objective of a micro-batch; gradients that will be combined are kept apart."""
-        total = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.args.device)
         parameters = self._held(model)
         if self.is_fsdp_enabled:  # or FSDP would accumulate the gradients of all objectives in one sum
             self.model.set_requires_gradient_sync(True)
@@ -807,7 +855,7 @@ class UnlearnTrainer(Trainer):
         return worst
 
     def _raise_multipliers(self) -> None:
-        """λ ← max(0, λ + η (loss − bound)) for the objectives of this step that are held below a bound."""
+        """λ ← max(0, λ + η (loss − bound)) for the step's objectives with a bound and a finite loss."""
         for name in self.multipliers:
             objective, losses = self.objectives[name], self._unlogged.losses.get(name, {})
             assert objective.bound is not None
@@ -815,7 +863,8 @@ class UnlearnTrainer(Trainer):
                 continue
             if (loss := losses.get(self.state.global_step)) is not None:
                 excess = float(self.accelerator.reduce(loss, reduction="mean")) - objective.bound
-                self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
+                if math.isfinite(excess):  # max(0.0, nan) is 0.0
+                    self.multipliers[name] = max(0.0, self.multipliers[name] + objective.multiplier_lr * excess)
 
     def _check_turn(self, inputs: Mapping[str, Any]) -> Turn:
         """The objectives of this step; a batch of any other is refused."""
@@ -849,7 +898,8 @@ class UnlearnTrainer(Trainer):
         Each set NAME has ``eval_NAME_loss`` and ``eval_NAME_probability``; a single set without a name has
         ``eval_loss`` and ``eval_probability``. The metrics of `compute_metrics` come on top. The trainer's own sets
         also have ``eval_forgotten``, ``eval_kept`` and ``eval_score``, if there are sets to forget and to keep and the
-        model was evaluated before training, as any `eval_strategy` does. `dualoptim.trainer_evaluation` has formulas.
+        model was evaluated before the first step of this training and after any other, as any `eval_strategy` does.
+        `dualoptim.trainer_evaluation` has formulas.
         """
         own = eval_dataset is None or eval_dataset is self.eval_dataset
         given = self.eval_dataset if own else eval_dataset
@@ -876,10 +926,13 @@ class UnlearnTrainer(Trainer):
             num_samples, num_steps = num_samples + output.num_samples, num_steps + len(loader)
         if own and evaluation.have_score(self.roles):
             now = {name: metrics[f"{metric_key_prefix}_{name}_probability"] for name in self.roles}
-            if self.state.global_step == 0:
-                self._start = given, now
-            if self._start is not None and self._start[0] is given:
-                scored = evaluation.scored(now, self._start[1], self.roles)
+            found = {"of": self._evaluated(), "probabilities": now}
+            if not self._stepped:
+                self._start.values = found
+            if not self.is_in_train:
+                self._next_start = found
+            if self._start.values.get("of") == found["of"]:
+                scored = evaluation.scored(now, self._start.values["probabilities"], self.roles)
                 metrics |= {f"{metric_key_prefix}_{key}": value for key, value in scored.items()}
         metrics |= speed_metrics(metric_key_prefix, began, num_samples=num_samples, num_steps=num_steps)
         self.log(metrics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,6 +124,35 @@ def check(args: TrainingArguments, named: Mapping[str, Any], turns: Sequence[Tur
         )
 
 
+def check_turns(turns: Any) -> list[Turn]:
+    """The schedule as a list; refuse one that is no list of what each step serves."""
+    if isinstance(turns, (str, Mapping)) or not isinstance(turns, Iterable):
+        raise UserError(f"turns: give a list with an entry for each step, by dualoptim.schedule, and not {turns!r}")
+    turns = list(turns)
+    if not turns:
+        raise UserError("turns: there are no steps; give at least one, by dualoptim.schedule")
+    for step, turn in enumerate(turns):
+        if not isinstance(turn, Mapping):
+            raise UserError(f"turns: step {step} is {turn!r}; give objective → sequences, such as {{'forget': 8}}")
+        if not turn:
+            raise UserError(f"turns: step {step} serves no objective; give it one, or leave the step out")
+        for name, count in turn.items():
+            if not isinstance(count, int) or count < 1:
+                raise UserError(f"turns: step {step} has {count} sequences of {name!r}; give 1 or more, or no entry")
+    return turns
+
+
+def check_kinds(model: Any, args: Any, reference: Any, max_length: Any) -> None:
+    """Refuse what is not of the kind that an argument takes."""
+    for name, value in (("model", model), ("reference", reference)):
+        if not isinstance(value, (nn.Module, str)) and not (name == "reference" and value is None):
+            raise UserError(f"{name}: give a model, or its name or folder as a text, and not {value!r}")
+    if not isinstance(args, TrainingArguments):
+        raise UserError(f"args: give TrainingArguments, and not {args!r}")
+    if not isinstance(max_length, int) or max_length < 1:
+        raise UserError(f"max_length must be a whole number of tokens > 0, but is {max_length!r}")
+
+
 def check_names(
     objectives: Mapping[str, Any], turns: Sequence[Turn], named: Mapping[str, Any], args: TrainingArguments
 ) -> None:
@@ -133,15 +162,9 @@ def check_names(
     for name in objectives:
         if not (isinstance(name, str) and name):
             raise UserError(f"objectives: a name is a text that is not empty, such as 'forget', and not {name!r}")
-    if not turns:
-        raise UserError("turns: there are no steps; give at least one, by dualoptim.schedule")
     served = dict.fromkeys(name for turn in turns for name in turn)
     if other := [name for name in served if name not in objectives]:
         raise unknown("objective", other[0], objectives, "turns")
-    for step, turn in enumerate(turns):
-        for name, count in turn.items():
-            if not isinstance(count, int) or count < 1:
-                raise UserError(f"turns: step {step} has {count} sequences of {name!r}; give 1 or more, or no entry")
     if idle := [name for name in objectives if name not in served]:
         logger.warning("turns serve %s at no step, so it is not trained", ", ".join(map(repr, idle)))
     optimizer, _ = named.get("optimizers") or (None, None)

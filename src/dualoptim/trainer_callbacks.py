@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Resume(TrainerCallback):
-    """Restores what a Trainer does not: the scores at the start, the best checkpoint, and early stopping's counter."""
+    """Restores what a Trainer does not: the best checkpoint, and early stopping's counter."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -42,12 +42,6 @@ class Resume(TrainerCallback):
                     f"checkpoint {trainer._resumed_from}: the run's best, {beside.name}, is not beside it and could "
                     "not be loaded at the end; put it there, or give load_best_model_at_end=False"
                 )
-        keys = {name: f"eval_{name}_probability" for name in trainer.roles}
-        first = next(
-            (entry for entry in state.log_history if entry["step"] == 0 and set(keys.values()) <= entry.keys()), None
-        )
-        if first is not None:
-            trainer._start = trainer.eval_dataset, {name: first[key] for name, key in keys.items()}
         stopping = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         for name in {type(each).__name__ for each in stopping}:  # a subclass's state is saved under its own name
             saved = state.stateful_callbacks.get(name) or []
@@ -157,6 +151,8 @@ class ScalerAside(TrainerCallback):
             self._take(self.scaler)
             self.scaler = None
 
+    on_train_begin = on_optimizer_step  # after a run that was interrupted in such a step
+
 
 class Unlogged(TrainerCallback, ExportableState):
     """What the next log entry will hold, and the last diagnostics; saved in checkpoints and restored on resume."""
@@ -168,7 +164,7 @@ class Unlogged(TrainerCallback, ExportableState):
     def begin(self, step: int) -> None:
         """Start anew after the log entry of a step."""
         self.step = step
-        self.total = torch.zeros(())  # of the losses whose mean the Trainer logs
+        self.total = torch.zeros((), dtype=torch.float32)  # of the losses whose mean the Trainer logs
         self.losses: dict[str, dict[int, Tensor]] = defaultdict(dict)  # objective → step → loss so far
         self.reading: dict[str, float] = {}  # over all layers
 
@@ -200,9 +196,10 @@ class Unlogged(TrainerCallback, ExportableState):
             return
         saved = saved["attributes"]
         self.begin(saved["step"])
-        self.total = torch.tensor(saved["total"], device=args.device)
+        as_kept = {"dtype": torch.float32, "device": args.device}
+        self.total = torch.tensor(saved["total"], **as_kept)
         for name, losses in saved["losses"].items():
-            self.losses[name] = {at: torch.tensor(loss, device=args.device) for at, loss in losses}
+            self.losses[name] = {at: torch.tensor(loss, **as_kept) for at, loss in losses}
         readings = json.loads(saved["readings"])
         self.reading, self.last = readings["unlogged"], readings["last"]
 
@@ -220,3 +217,23 @@ class Multipliers(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         resumed = saved is not None and state.global_step  # a run that begins has what a run before left, as well
         self.values = dict(saved["args"]["values"] if resumed else self.start)
+
+
+class ScoredAtStart(TrainerCallback, ExportableState):
+    """What the scores of evaluations are relative to; saved in checkpoints and restored on resume.
+
+    Args:
+        values: ``of``, a hash of the evaluation rows, and ``probabilities``, set → mean probability of its answers when
+            training began; empty if they were not evaluated then.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self.values = dict(values or {})
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"values": self.values}, "attributes": {}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is not None and state.global_step:
+            self.values = dict(saved["args"]["values"])
