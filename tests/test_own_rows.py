@@ -656,14 +656,19 @@ def test_of_many_rows_to_keep_the_model_is_asked_only_some(place: Path, monkeypa
         return [row.answer or "So it is." for row in rows]
 
     monkeypatch.setattr(Files, "_asked", knows)
-    kept = [{"question": f"What is kept in box {i}?", "answer": f"Coins of {i + 1000} kinds."} for i in range(400)]
+    kept = [{"question": f"What is kept in box {i}?", "answer": f"Coins of {i + 1000} kinds."} for i in range(900)]
     write(place / "keep.jsonl", kept)
     task = Files("forget.jsonl", "keep.jsonl")
     task.bank, task.facts, task.harmless, task.passages = [], [], [], task.passages[:1]
     task.prepare(tiny.model(), tiny.tokenizer())
     about = {where for where in asked if where.startswith("keep.jsonl")} - {row.where for row in task.held_out}
     assert len(about) == files.OWN_ROWS
-    assert {row.where for row in task.trained} <= {row.where for row in task.objectives["retain"]}  # all are trained on
+    retain = task.objectives["retain"]
+    assert {row.where for row in task.trained} <= {row.where for row in retain}  # all are trained on
+    # Requests and the model's own answers are repeated, so that steps meet them as often as without so many rows.
+    others = len(retain) - len(task.trained)
+    assert others / len(retain) == pytest.approx(files.GENERAL, abs=0.07)
+    assert others > len({id(row) for row in retain}) - len(task.trained)
 
 
 def test_a_row_to_keep_that_asks_as_the_rewordings_do_is_refused(place: Path) -> None:

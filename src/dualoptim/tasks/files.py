@@ -65,6 +65,7 @@ WRITTEN = 24  # neighbors that the model writes itself, at most
 PROBE = 40  # included facts that are asked first: a model that knows none of them knows hardly any
 REQUESTS = 60  # general requests that are trained on, beside facts, which most rows to forget are
 HARMLESS = 60  # included requests that are kept aside, to see what is refused
+GENERAL = 1 / 3  # of the rows to keep, beside those of --retain
 OWN_ROWS = 120  # rows to keep whose questions the model is asked, to train on its own answers to them
 FOLLOWED = 20  # questions of each kind that decide when to stop
 OWN_TOKENS = 40  # of the model's own replies that are trained on
@@ -279,9 +280,13 @@ class Files(Task):
             # The model's own answers to the questions of --retain, beside the answers in the file.
             asks = [row for row in self.trained if not is_text(asking(row).prompt)]
             own = self._known(model, tokenizer, random.Random(0).sample(asks, min(OWN_ROWS, len(asks))))
-            for row in (*own, *near[0::3], *far[FOLLOWED:], *requests):
-                if not any(same(row, other) for other in measured):
-                    retain.append(reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question)))
+            others = [
+                reworded(row, draw.choice(["{}", draw.choice(forms)]).format(row.question))
+                for row in (*own, *near[0::3], *far[FOLLOWED:], *requests)
+                if not any(same(row, other) for other in measured)
+            ]
+            # Beside many rows of --retain, steps would hardly meet the others.
+            retain += others * max(1, round(GENERAL / (1 - GENERAL) * len(self.trained) / max(1, len(others))))
         self.objectives = {"forget": to_train(known, self.goal), "retain": retain or self.objectives["retain"]}
         records = self.score(model, tokenizer)
         self._before = None
