@@ -25,7 +25,6 @@ from dualoptim import (
     grid,
     points,
     report,
-    report_points,
     rerun,
     runs,
     starts,
@@ -41,6 +40,7 @@ from dualoptim.errors import UserError
 from dualoptim.folder import ENTRY, LOCK, RECORDS, RESULTS
 from dualoptim.grid import NOT_CROSSED, READ_BY, Shard, crossed, folder_of, settings_of
 from dualoptim.models import load_model, load_tokenizer
+from dualoptim.report import points as report_points
 from dualoptim.resolved import resolve
 
 from . import tiny, tofu

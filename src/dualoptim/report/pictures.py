@@ -19,6 +19,17 @@ STYLE = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "grid.color": LINE, "grid.linewidth": 0.8,
 }  # fmt: skip
+# One color for each method, distinguishable with red-green color blindness (after Okabe and Ito's palette), each with a
+# contrast of at least 3 to white paper and to dark.
+COLORS = {"Joint AdamW": "#C18600", "Alternating AdamW": "#1D9AE0", "DualOptim": "#009E73", "DualOptim+": "#CC3377",
+           "DualOptim 8-bit": "#41A283", "DualOptim+ 8-bit": "#A22AD6", "Joint AdamW 8-bit": "#A5780A",
+           "Alternating AdamW 8-bit": "#1F78B4", "PCGrad": "#935A4F", "GRU": "#696969", "PDU": "#D55E00"}  # fmt: skip
+SPARE = "#0072B2", "#8C6BB1", "#A6761D", "#1B9E77", "#D95F02", "#7570B3", "#929292"  # for methods of other names
+# A shape for each method, in their order: matplotlib's name → an SVG path in a square of 12.
+SHAPES = {"o": "M6 1a5 5 0 1 0 .01 0z", "s": "M1.7 1.7h8.6v8.6h-8.6z", "^": "M6 .8l5.4 10h-10.8z",
+          "D": "M6 .4l5.6 5.6l-5.6 5.6l-5.6-5.6z", "v": "M6 11.2l5.4-10h-10.8z",
+          "P": "M4.2 .8h3.6v3.4h3.4v3.6h-3.4v3.4h-3.6v-3.4h-3.4v-3.6h3.4z", "p": "M6 .7l5.3 3.9l-2 6.3h-6.6l-2-6.3z",
+          "d": "M6 .4l3.6 5.6l-3.6 5.6l-3.6-5.6z"}  # fmt: skip
 ANY = "picture-"  # prefix of the ids in every picture, until a page numbers them
 SMALL, WIDE = (4.4, 3.0), (8.6, 3.0)  # inches
 
@@ -28,6 +39,16 @@ class Look(NamedTuple):
 
     color: str
     marker: str
+
+
+def looks(results: Mapping[str, Any]) -> dict[str, Look]:
+    """The color and the shape of each method."""
+    methods = list(dict.fromkeys(entry["method"] for entry in results["runs"]))
+    spare = itertools.cycle(SPARE)
+    return {
+        method: Look(COLORS.get(method) or next(spare), shape)
+        for method, shape in zip(methods, itertools.cycle(SHAPES), strict=False)
+    }
 
 
 def drawn(draw: Callable[[Any, Any], None], size: tuple[float, float], said: str, **grid: Any) -> str:

@@ -7,21 +7,26 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import pictures, report, runs
-from . import starts as of_starts
+from .. import runs
+from .. import starts as of_starts
+from . import entries, pictures
 
 MOST_SHOWN = 60  # rows of the terminal's table; the page and results.json have all
 
 
-def name(point: Mapping[str, Any]) -> str:
-    """A point's method and what tells it from others: "DualOptim+, lr 0.0004"."""
-    told = (f"{key} {report.setting_text(value)}" for key, value in point["settings"].items())
+def named(point: Mapping[str, Any], common: Sequence[str] = ()) -> str:
+    """A point's method and what tells it from others: "DualOptim+, lr 0.0004".
+
+    Args:
+        common: settings that need no saying.
+    """
+    told = (f"{key} {entries.setting_text(value)}" for key, value in point["settings"].items() if key not in common)
     return ", ".join([point["method"], *told])
 
 
-def by_start(results: Mapping[str, Any]) -> list[tuple[report.Start, list[Mapping[str, Any]]]]:
+def by_start(results: Mapping[str, Any]) -> list[tuple[entries.Start, list[Mapping[str, Any]]]]:
     """Each start with the points of its runs."""
-    starts, points = report.starts(results), list(results.get("points", ()))
+    starts, points = entries.starts(results), list(results.get("points", ()))
     if len(starts) == 1:
         return [(starts[0], points)]
 
@@ -40,10 +45,10 @@ def by_start(results: Mapping[str, Any]) -> list[tuple[report.Start, list[Mappin
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads, and for each start a row for the model as it was and for each point; the front has dots."""
     metrics = _metrics(results)
-    heads = ["", *(report.head(m) for m in metrics.values()), "front", "seeds", "training", "states"]
+    heads = ["", *(entries.head(m) for m in metrics.values()), "front", "seeds", "training", "states"]
     body = []
     for start, points in by_start(results):
-        before = (report.text(start.before.get(key), m["format"]) for key, m in metrics.items())
+        before = (entries.text(start.before.get(key), m["format"]) for key, m in metrics.items())
         body += [[start.title, *before, *[""] * 4], *(_row(point, results) for point in points)]
     return heads, body
 
@@ -59,11 +64,11 @@ def _row(point: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     cells = []
     for key, m in _metrics(results).items():
         spread = point["intervals"].get(key)
-        inside = " ({}–{})".format(*(report.text(value, m["format"]) for value in spread)) if spread else ""
-        cells.append(report.text(point["values"].get(key), m["format"]) + inside)
+        inside = " ({}–{})".format(*(entries.text(value, m["format"]) for value in spread)) if spread else ""
+        cells.append(entries.text(point["values"].get(key), m["format"]) + inside)
     on = "●" if point["front"] else ""
     seeds = ", ".join(map(str, point["seeds"]))
-    return [name(point), *cells, on, seeds, f"{point['seconds']:.0f} s", runs.bytes_text(point["bytes"])]
+    return [named(point), *cells, on, seeds, f"{point['seconds']:.0f} s", runs.bytes_text(point["bytes"])]
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
@@ -72,7 +77,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     said = [f"{done} of {planned} runs are finished."] if done < planned else [f"All {planned} runs are finished."]
     if spread := _of_intervals(results):
         said.append(f"In brackets are 95 % intervals, {spread}.")
-    if len(starts := report.starts(results)) > 1:
+    if len(starts := entries.starts(results)) > 1:
         said.append(
             f"There are {len(starts)} starts ({'; '.join(start.name for start in starts)}), each with its own numbers "
             "before; runs of different starts are not compared."
@@ -118,8 +123,8 @@ def planes(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     chosen = results.get("chosen")  # of a search
     at = next((p["values"] for p in results["points"] if chosen and all(p[k] == chosen[k] for k in _TOLD_BY)), None)
     metrics = results["metrics"]
-    axes_of = (x, report.head(metrics[x])), (y, report.head(metrics[y]))
-    look = report.looks(results)
+    axes_of = (x, entries.head(metrics[x])), (y, entries.head(metrics[y]))
+    look = pictures.looks(results)
     return [
         (start.name, pictures.plane(points, look, axes_of, start.before, at))
         for start, points in by_start(results)
