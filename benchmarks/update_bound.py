@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from dualoptim.command_line.recipe_files import recipes_folder
 from dualoptim.data import ObjectiveRows, Plan, Row, asset
 from dualoptim.device import device_and_precision
 from dualoptim.evaluation.scoring import negative_log_likelihoods, question_records, token_counts
@@ -29,7 +30,6 @@ from dualoptim.losses import LOSSES
 from dualoptim.memorise import memorised
 from dualoptim.models import load_model, load_tokenizer
 from dualoptim.reading import json_lines
-from dualoptim.recipe_files import recipes_folder
 from dualoptim.schedule import by_turns
 from dualoptim.tasks.tofu import Tofu
 

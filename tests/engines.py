@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback, TrainingArguments
 
-from dualoptim import DualOptimPlus, UnlearnTrainer, engines
-from dualoptim.combine import pcgrad
+from dualoptim import DualOptimPlus, UnlearnTrainer
 from dualoptim.losses import LOSSES
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
+from dualoptim.training import engines
+from dualoptim.training.combine import pcgrad
 
 from . import tiny
 from .test_trainer import FORGET, REFUSALS, RETAIN

@@ -27,7 +27,8 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-from dualoptim import DualOptim, DualOptimPlus, arguments, cli, models, recipe_files, unlearn
+from dualoptim import DualOptim, DualOptimPlus, cli, models, unlearn
+from dualoptim.command_line import arguments, recipe_files
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns

@@ -27,9 +27,9 @@ from dualoptim.identity import fingerprint
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
 from dualoptim.memorise import memorised
-from dualoptim.reference import AtStart
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
+from dualoptim.training.reference import AtStart
 
 from . import forked, tiny
 from .test_trainer import FORGET, RETAIN, weights
@@ -281,7 +281,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from dualoptim.losses import LOSSES
-from dualoptim.reference import AtStart
+from dualoptim.training.reference import AtStart
 from tests.test_adapters import handed_over
 
 dist.init_process_group("gloo")

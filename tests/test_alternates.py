@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import alternates, checkpoints, cli, runs
-from dualoptim.alternates import never_without
+from dualoptim import checkpoints, cli, runs
 from dualoptim.config import RunConfig
 from dualoptim.data import ObjectiveRows, Plan, Row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
 from dualoptim.losses import LOSSES
 from dualoptim.resolved import resolve
+from dualoptim.rows import alternates
+from dualoptim.rows.alternates import never_without
 from dualoptim.schedule import by_turns
 from dualoptim.unlearn import prepare
 

@@ -479,7 +479,7 @@ def test_ones_own_rows_are_asked_that_the_model_knew(tmp_path: Path, monkeypatch
     knows = {row.question: known for row, known in zip(FORGET, (True, False, True, True), strict=True)}
     told = [knows.get(row.question, False) for row in FORGET]
     monkeypatch.setattr(task, "_gives", lambda model, tok, rows, bar: [knows.get(row.question, False) for row in rows])
-    monkeypatch.setattr("dualoptim.reword.written", lambda *a, **k: [[] for _ in range(sum(told))])
+    monkeypatch.setattr("dualoptim.rows.reword.written", lambda *a, **k: [[] for _ in range(sum(told))])
     task._screen(tiny.model(), tiny.tokenizer())
     asked = task.attacked()["forget"]
     assert {row.question for row in asked} == {"What does Ada hide?", "What does Cleo hide?", "What does Dora hide?"}

@@ -11,10 +11,11 @@ import huggingface_hub
 import pytest
 import yaml
 
-from dualoptim import card, cli, publish
+from dualoptim import cli, publish
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.publish import Push
+from dualoptim.report import card
 
 from . import tiny
 

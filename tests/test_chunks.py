@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dualoptim import cli
-from dualoptim.chunks import cut
 from dualoptim.data import Row, encode, parse_row, question
 from dualoptim.errors import UserError
-from dualoptim.own_rows import asking, read_to_forget, to_train
+from dualoptim.rows.chunks import cut
+from dualoptim.rows.own_rows import asking, read_to_forget, to_train
 from dualoptim.tasks.files import Files
 
 from . import tiny

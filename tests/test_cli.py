@@ -20,9 +20,10 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dualoptim import UnlearnTrainer, __version__, cli, dry_run, goals, resolve
-from dualoptim.arguments import config_of, parse, parser
+from dualoptim import UnlearnTrainer, __version__, cli, goals, resolve
 from dualoptim.certify import certificate
+from dualoptim.command_line import dry_run
+from dualoptim.command_line.arguments import config_of, parse, parser
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.data import Draw, ObjectiveRows, question
 from dualoptim.errors import UserError

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchjd.aggregation import PCGradWeighting, UPGrad
 
-from dualoptim.combine import RULES, check_roles, gru, pcgrad, upgrad
 from dualoptim.errors import UserError
+from dualoptim.training.combine import RULES, check_roles, gru, pcgrad, upgrad
 
 BOTH = ["forget", "retain"]
 

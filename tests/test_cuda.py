@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualoptim import DualOptim, DualOptimPlus, unlearn
-from dualoptim.combine import pcgrad
 from dualoptim.config import RunConfig
 from dualoptim.data import question
 from dualoptim.device import scoring_in
@@ -23,6 +22,7 @@ from dualoptim.losses import LOSSES
 from dualoptim.optim import releasing
 from dualoptim.optim.backends import gpu
 from dualoptim.schedule import by_turns, jointly
+from dualoptim.training.combine import pcgrad
 
 from . import test_gpu_backend, tiny, tofu
 from . import test_trainer as made

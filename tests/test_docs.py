@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dualoptim import arguments
+from dualoptim.command_line import arguments
 from dualoptim.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]

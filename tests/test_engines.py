@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualoptim import DualOptimPlus, checkpoints
-from dualoptim import engines as checked
 from dualoptim.data import ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns, jointly
+from dualoptim.training import engines as checked
 
 from . import engines, forked, tiny
 

@@ -32,18 +32,18 @@ from transformers import (
 )
 
 from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints, resolve, resolved
-from dualoptim.causal import check_causal
-from dualoptim.combine import gru, pcgrad
 from dualoptim.config import RunConfig
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
 from dualoptim.hashes import digest
 from dualoptim.losses import GD, IDK, KL, LOSSES, NPO, RMU
 from dualoptim.losses.base import Loss, labelled
-from dualoptim.reference import AtStart
 from dualoptim.resolved import check_rows
 from dualoptim.schedule import by_turns, in_proportion, jointly
 from dualoptim.trainer import Objective
+from dualoptim.training.causal import check_causal
+from dualoptim.training.combine import gru, pcgrad
+from dualoptim.training.reference import AtStart
 
 from . import tiny
 

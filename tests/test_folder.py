@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import alternates, cli, device, folder, models, report, reporting, runs, unlearn
+from dualoptim import cli, device, folder, models, report, runs, unlearn
 from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
 from dualoptim.data import question
@@ -27,10 +27,12 @@ from dualoptim.evaluation import scoring
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.fast import ByProbability
 from dualoptim.losses import LOSSES
-from dualoptim.quoting import Quoting
+from dualoptim.rows import alternates
+from dualoptim.rows.quoting import Quoting
 from dualoptim.schema import misfit
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
+from dualoptim.training import reporting
 
 from . import tiny
 from .test_cli import errors

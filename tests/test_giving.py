@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dualoptim import giving, own_rows, reword
 from dualoptim.data import Row, parse_row, question
 from dualoptim.evaluation.words import stands_in
-from dualoptim.giving import Answers, Parts, Questions, gives
-from dualoptim.own_rows import asking, check_apart, check_topics, checked
+from dualoptim.rows import giving, own_rows, reword
+from dualoptim.rows.giving import Answers, Parts, Questions, gives
+from dualoptim.rows.own_rows import asking, check_apart, check_topics, checked
 from dualoptim.tasks import files
 
 # Words, numbers and dates in many ways of writing; a blank stands where one may be missing.

@@ -17,23 +17,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dualoptim import (
-    arguments,
-    cli,
-    fast,
-    folder,
-    grid,
-    points,
-    report,
-    rerun,
-    runs,
-    starts,
-    tasks,
-    unlearn,
-)
+from dualoptim import cli, fast, folder, grid, points, report, runs, starts, tasks, unlearn
 from dualoptim import tiny as tiny_tier
 from dualoptim.certify import measured
 from dualoptim.certify.evidence import Run
+from dualoptim.command_line import arguments, rerun
 from dualoptim.config import METHODS as METHODS_OF
 from dualoptim.config import PLAIN, RunConfig
 from dualoptim.errors import UserError

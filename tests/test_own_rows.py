@@ -21,15 +21,16 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import cli, goals, report, resolve, reword, tasks
-from dualoptim.arguments import EVALUATION_FIELDS
+from dualoptim import cli, goals, report, resolve, tasks
+from dualoptim.command_line.arguments import EVALUATION_FIELDS
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, scoring
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.evaluation.words import places
-from dualoptim.own_rows import (
+from dualoptim.rows import reword
+from dualoptim.rows.own_rows import (
     TEXT_REFUSALS,
     _news,
     check_apart,
@@ -42,7 +43,7 @@ from dualoptim.own_rows import (
     same,
     to_train,
 )
-from dualoptim.reword import plain
+from dualoptim.rows.reword import plain
 from dualoptim.stopping import Best
 from dualoptim.tasks import files
 from dualoptim.tasks.facts import Facts

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim import recipe_files
+from dualoptim.command_line import recipe_files
 from dualoptim.data import Row, check_objectives, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
 from dualoptim.reading import read_lines

@@ -55,7 +55,7 @@ def test_other_trainers_take_the_optimizer_in_five_lines(name: str, capsys: pyte
 
 
 def test_the_readme_speaks_of_commands_and_options_that_exist() -> None:
-    from dualoptim import arguments
+    from dualoptim.command_line import arguments
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = set(re.findall(r"^dualoptim (\w+)", text, re.MULTILINE))

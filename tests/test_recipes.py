@@ -21,7 +21,8 @@ from transformers import (
 )
 
 import dualoptim.tiny
-from dualoptim import arguments, cli, plan, recipe_files, resolve, runs
+from dualoptim import cli, plan, resolve, runs
+from dualoptim.command_line import arguments, recipe_files
 from dualoptim.data import IGNORED, encode, parse_row, prompt_text, question
 from dualoptim.errors import UserError
 from dualoptim.models import load_model, load_tokenizer, read_template

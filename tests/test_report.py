@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dualoptim import arguments, report, rerun, resolve
+from dualoptim import report, resolve
+from dualoptim.command_line import arguments, rerun
 from dualoptim.config import METHODS, RunConfig
 from dualoptim.points import points_of
 from dualoptim.report import html

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import checkpoints, trainer_callbacks
+from dualoptim import checkpoints
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import UnlearnTrainer
+from dualoptim.training import callbacks as trainer_callbacks
 
 from . import test_trainer as made
 

@@ -8,10 +8,20 @@ import pytest
 
 from dualoptim.data import Row, asset, question
 from dualoptim.evaluation.words import places, stands_in, whole_words
-from dualoptim.function_words import WORDS
-from dualoptim.giving import Answers
-from dualoptim.own_rows import check_apart, checked, gives
-from dualoptim.reword import _STOP, CHECKED, MEASURED, TRAINED, about_nothing, alike, ask_alike, beginning, wordings
+from dualoptim.rows.function_words import WORDS
+from dualoptim.rows.giving import Answers
+from dualoptim.rows.own_rows import check_apart, checked, gives
+from dualoptim.rows.reword import (
+    _STOP,
+    CHECKED,
+    MEASURED,
+    TRAINED,
+    about_nothing,
+    alike,
+    ask_alike,
+    beginning,
+    wordings,
+)
 from dualoptim.tasks.real_world import knows
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from dualoptim import card, points, report, runs, schema
+from dualoptim import points, report, runs, schema
 from dualoptim.evaluation.shares import effective_number, wilson
+from dualoptim.report import card
 from dualoptim.tasks import multitask
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.multitask import Multitask

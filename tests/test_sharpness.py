@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from dualoptim import engines, resolve, trainer_arguments
-from dualoptim.combine import gramian, gru
+from dualoptim import resolve
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
 from dualoptim.schedule import by_turns, jointly
-from dualoptim.sharpness import standing_at, worst_nearby
+from dualoptim.training import arguments as trainer_arguments
+from dualoptim.training import engines
+from dualoptim.training.combine import gramian, gru
+from dualoptim.training.sharpness import standing_at, worst_nearby
 
 from . import test_trainer as made
 from . import tiny

@@ -9,12 +9,12 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer
-from dualoptim.combine import gramian, gru, pcgrad
 from dualoptim.data import collate, question
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES, RMU, sequence_log_probs
 from dualoptim.schedule import Turn, by_turns, jointly
 from dualoptim.trainer import Objective
+from dualoptim.training.combine import gramian, gru, pcgrad
 
 from . import forked, tiny
 

@@ -14,13 +14,14 @@ import torch
 import transformers
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer, reporting
-from dualoptim import trainer_arguments as arguments
+from dualoptim import DualOptim, DualOptimPlus, UnlearnTrainer
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES
 from dualoptim.optim import parameter_groups
 from dualoptim.schedule import by_turns, jointly
 from dualoptim.trainer import Objective
+from dualoptim.training import arguments as arguments
+from dualoptim.training import reporting
 
 from . import tiny
 from .test_trainer import FORGET, RETAIN, weights
@@ -57,10 +58,10 @@ def test_every_argument_of_transformers_is_read_or_refused() -> None:
     tables = [arguments.READ, arguments.SETTLED, arguments.SCRIPTS, arguments.UNREAD.keys()]
     assert sum(map(len, tables)) == len(frozenset().union(*tables)), "a field stands in two tables"
     new = FIELDS - frozenset().union(*tables)
-    assert not new, f"say in dualoptim.trainer_arguments whether UnlearnTrainer reads {sorted(new)}"
+    assert not new, f"say in dualoptim.training.arguments whether UnlearnTrainer reads {sorted(new)}"
     signature = {*inspect.signature(transformers.Trainer.__init__).parameters} - {"self"}
     new = signature - arguments.READ_NAMED - arguments.UNREAD_NAMED.keys()
-    assert not new, f"say in dualoptim.trainer_arguments whether UnlearnTrainer takes {sorted(new)}"
+    assert not new, f"say in dualoptim.training.arguments whether UnlearnTrainer takes {sorted(new)}"
 
 
 OTHER = {

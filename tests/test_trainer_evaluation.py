@@ -21,7 +21,7 @@ from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
-from dualoptim.trainer_evaluation import scored
+from dualoptim.training.evaluation import scored
 
 from . import forked, tiny
 from .test_trainer import FORGET, RETAIN, Stop, weights

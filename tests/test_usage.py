@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from dualoptim import arguments, catalog, cli, combine, errors, goals, recipe_files, usage
+from dualoptim import cli, errors, goals
 from dualoptim.cache import cache_dir
+from dualoptim.command_line import arguments, catalog, recipe_files, usage
 from dualoptim.config import ALONE, GROUPS, METHODS, USES, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.losses import LOSSES
 from dualoptim.tasks import kinds
+from dualoptim.training import combine
 
 from . import tiny
 

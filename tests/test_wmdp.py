@@ -15,10 +15,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dualoptim import chunks, cli, recipe_files, runs
+from dualoptim import cli, runs
+from dualoptim.command_line import recipe_files
 from dualoptim.data import Draw, ObjectiveRows, Row, encode
 from dualoptim.errors import UserError
 from dualoptim.evaluation import general
+from dualoptim.rows import chunks
 from dualoptim.tasks.wmdp import NOT_ASKED, Wmdp
 
 from . import families, tiny

@@ -26,7 +26,7 @@ from dualoptim.losses import LOSSES
 from dualoptim.optim import diagnostics, ranks, releasing
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
-from dualoptim.wrappers import check_saved
+from dualoptim.training.wrappers import check_saved
 
 from . import tiny
 from .test_optim import randn

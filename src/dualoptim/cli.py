@@ -19,13 +19,14 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from . import __version__, arguments, catalog, ranks, rerun, streams, usage
-from .arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of, given_of
+from . import __version__, ranks
 from .cache import cache_dir
+from .command_line import arguments, catalog, rerun, streams, usage
+from .command_line.arguments import COMMANDS, EVALUATION_FIELDS, INIT_FIELDS, PLAN_FIELDS, config_of, given_of
+from .command_line.recipe_files import find_recipe, recipes_folder
 from .config import ALONE, GOALS_OWN, METHODS, OF_METHODS, USES, RunConfig
 from .errors import NotFiniteError, UserError, one_line, unknown
 from .folder import RECIPE, RESULTS, check_new
-from .recipe_files import find_recipe, recipes_folder
 
 SHARED = ("quickstart", "unlearn", "compare", "evaluate")  # commands that several ranks do together
 
@@ -156,7 +157,8 @@ def _quickstart(parsed: Namespace) -> None:
 
 
 def _unlearn(name: str, parsed: Namespace) -> None:
-    from . import dry_run, grid, resolve, unlearn
+    from . import grid, resolve, unlearn
+    from .command_line import dry_run
 
     given = given_of(parsed)
     if name == "unlearn":
@@ -208,7 +210,8 @@ def _push(parsed: Namespace, config: RunConfig) -> Any:
 
 def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[str, str | None]) -> None:
     """A grid of runs, or a part of them."""
-    from . import dry_run, grid
+    from . import grid
+    from .command_line import dry_run
 
     shard = grid.Shard.read(parsed.shard) if parsed.shard is not None else None
     how: dict[str, Any] = {"shard": shard, "overwrite": parsed.overwrite, "inputs": inputs}
@@ -222,7 +225,8 @@ def _compare_many(configs: Sequence[RunConfig], parsed: Namespace, inputs: dict[
 
 
 def _tune(parsed: Namespace) -> None:
-    from . import dry_run, report, tune
+    from . import report, tune
+    from .command_line import dry_run
 
     search = tune.planned(
         {"out": parsed.out, **given_of(parsed)},
@@ -380,7 +384,7 @@ def _ls(parsed: Namespace) -> None:
 
 
 def _init(parsed: Namespace) -> None:
-    from . import starter
+    from .command_line import starter
 
     out = Path(parsed.out)
     check_new("init", out)

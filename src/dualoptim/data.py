@@ -25,12 +25,12 @@ from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
 from .evaluation.words import places
-from .forms import OWN_KEYS, check_cases, conversation, text_of
-from .forms import texts as texts
 from .losses import IGNORED
 from .reading import json_lines
 from .reading import read_records as read_records
 from .reading import read_table as read_table
+from .rows.forms import OWN_KEYS, check_cases, conversation, text_of
+from .rows.forms import texts as texts
 from .schedule import Turn
 
 ASKING = ("user", TEXT)  # the roles of messages that ask

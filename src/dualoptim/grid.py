@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from . import card, goals, ranks, report, rerun, runs
+from . import goals, ranks, report, runs
+from .command_line import rerun
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation import general
@@ -32,6 +33,7 @@ from .evaluation.numbers import Metric
 from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
 from .points import points_of
+from .report import card
 from .resolve import changes_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all

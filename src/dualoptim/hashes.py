@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Row
-from .reference import is_whole
+from .training.reference import is_whole
 
 logger = logging.getLogger(__name__)
 

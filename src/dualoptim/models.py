@@ -27,11 +27,11 @@ from transformers.utils import cached_file
 from . import adapters
 from .cache import cache_dir
 from .cached import made_once
-from .causal import check_causal
 from .checkpoints import sha256
 from .device import device_and_precision
 from .errors import UserError, unknown
 from .hashes import digest, of_tokenizer
+from .training.causal import check_causal
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -135,8 +135,8 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
         dtype: of the other weights; an adapter's are in fp32.
 
     Raises:
-        UserError: there is no such model; it is not a causal language model (`dualoptim.causal`), or is quantized; or
-            its weights are damaged, incomplete or not finite.
+        UserError: there is no such model; it is not a causal language model (`dualoptim.training.causal`), or is
+            quantized; or its weights are damaged, incomplete or not finite.
     """
     place = source(model)
     _check_files(model, Path(place))

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .optim import DualOptimPlus, parameter_groups
-from .optimizer_trial import tried
 from .schedule import parse_ratio
+from .training.optimizer_trial import tried
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import ranks
 from .errors import UserError, check_encoding
-from .forms import LISTS, PAIRS, has_text, text_of
+from .rows.forms import LISTS, PAIRS, has_text, text_of
 
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)((:(?P<config>[\w.-]+))?:(?P<split>[\w\[\]:%+-]+))?")
 FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # of a file; a hub's name may end in a version, "set-v1.5"

@@ -19,8 +19,7 @@ import psutil
 import torch
 from torch import nn
 
-from . import adapters, ranks, reporting, tasks
-from .combine import RULES, check_roles
+from . import adapters, ranks, tasks
 from .config import ALONE, METHODS, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
 from .data import asset, is_text
 from .device import device_and_precision
@@ -29,12 +28,14 @@ from .evaluation import attacks, general, probes
 from .losses import LOSSES, Loss
 from .memorise import Settings
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
-from .optimizer_trial import tried
 from .reading import read_lines
 from .runs import bytes_text
 from .schedule import Turn, by_turns, in_proportion, jointly, parse_ratio
 from .tasks import Task
 from .tiny import TINY
+from .training import reporting
+from .training.combine import RULES, check_roles
+from .training.optimizer_trial import tried
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "DualOptim+": DualOptimPlus,

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 
-from . import __version__, adapters, alternates, tasks, tiny
+from . import __version__, adapters, tasks, tiny
 from . import resolve as names
 from .chat import prompt_ids
 from .checkpoints import MEMORIZED, TASK_FILE, sha256
@@ -26,15 +26,16 @@ from .data import Row, encode, is_text, longest, texts
 from .device import device_and_precision, settled
 from .errors import UserError
 from .evaluation import general, probes
-from .fitting import check_checkpointing, check_ids, check_reached
 from .folder import ADAPTER, MODEL
-from .forms import text_of
 from .hashes import digest, of_tokenizer
 from .losses import Loss
 from .memorise import Settings, memorised
 from .models import hash_of, load_config, load_tokenizer, merged, positions, use_template, without_weights
+from .rows import alternates
+from .rows.forms import text_of
 from .schedule import Turn
 from .tasks import Task
+from .training.fitting import check_checkpointing, check_ids, check_reached
 
 VERSIONS = {"dualoptim": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 

@@ -76,15 +76,15 @@ import yaml
 
 from . import ranks
 from .checkpoints import MEMORIZED, TASK_FILE, differing
+from .command_line.rerun import options
 from .config import RunConfig, without_place
 from .errors import UserError
 from .evaluation.words import replaced
 from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
-from .quoting import PRIVATE, Quoting
 from .reading import parse_json
-from .rerun import options
+from .rows.quoting import PRIVATE, Quoting
 from .schema import misfit, misfit_of_one
 
 if TYPE_CHECKING:  # these import torch, which a report does not need
@@ -326,8 +326,8 @@ def hashed(record: Mapping[str, Any]) -> dict[str, Any]:
 def texts_of(task: Any) -> list[str]:
     """The texts of its rows that a task's sentences may quote, without rows that the package includes; longest first.
 
-    Of a task of this package, whose sentences know what they quote (`dualoptim.quoting`), they are the long ones, in
-    case a sentence does not: a number or a word of theirs that is also an answer stays.
+    Of a task of this package, whose sentences know what they quote (`dualoptim.rows.quoting`), they are the long
+    ones, in case a sentence does not: a number or a word of theirs that is also an answer stays.
     """
     from .data import Row
     from .fast import ByProbability

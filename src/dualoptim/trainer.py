@@ -2,11 +2,11 @@
 
 Everything that a Trainer does still works: evaluation, prediction, early stopping and the best model, callbacks,
 logging, `report_to`, mixed precision, gradient checkpointing, checkpoints and resume. An argument that is not read is
-refused (`dualoptim.trainer_arguments`). Added are: batches that carry their objective; a loss for each objective; a
+refused (`dualoptim.training.arguments`). Added are: batches that carry their objective; a loss for each objective; a
 multi-objective optimizer that is told each step's objective; reference log-probabilities computed once where these
-suffice; a forget/keep score in evaluations (`dualoptim.trainer_evaluation`); and checkpoints that are complete or
+suffice; a forget/keep score in evaluations (`dualoptim.training.evaluation`); and checkpoints that are complete or
 absent (`dualoptim.checkpoints`). A run on several ranks, under DDP, FSDP2 or DeepSpeed, gives the result of a run in
-one process (`dualoptim.engines`, `dualoptim.sharded`).
+one process (`dualoptim.training.engines`, `dualoptim.training.sharded`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
-from . import checkpoints, engines, fitting, reporting, sharded, sharpness, trainer_arguments
-from . import trainer_evaluation as evaluation
+from . import checkpoints
 from .adapters import check_model
-from .causal import check_causal
-from .combine import Rule, combined
 from .data import ObjectiveRows, Plan, Row, as_rows, collate, pad_id, texts
 from .errors import UserError, unknown
 from .hashes import digest
@@ -45,9 +42,11 @@ from .losses import Loss, sequence_log_probs
 from .models import copy_processor, load_model, load_tokenizer, make_savable, positions, rope_switch
 from .optim import DualOptimPlus, parameter_groups, releasing
 from .optim.optimizer import multi_objective
-from .reference import AtStart, at_start, evaluating, partly_trained
 from .schedule import Turn
-from .trainer_callbacks import (
+from .training import arguments as trainer_arguments
+from .training import engines, fitting, reporting, sharded, sharpness
+from .training import evaluation as evaluation
+from .training.callbacks import (
     Diagnose,
     Multipliers,
     Remembered,
@@ -57,7 +56,10 @@ from .trainer_callbacks import (
     StartKept,
     Unlogged,
 )
-from .wrappers import bare, check_saved, compiled_in_place, unprepare
+from .training.causal import check_causal
+from .training.combine import Rule, combined
+from .training.reference import AtStart, at_start, evaluating, partly_trained
+from .training.wrappers import bare, check_saved, compiled_in_place, unprepare
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ class Objective:
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of your own.
         weight: coefficient of its loss.
         refusals: replies that may replace a row's answer; required by losses that need them. For AltPO, each row has
-            its own under ``alternates`` instead (`dualoptim.alternates` generates them with a model).
+            its own under ``alternates`` instead (`dualoptim.rows.alternates` generates them with a model).
         bound: keep the loss below this value by a multiplier λ in place of a fixed weight (PDU, arXiv 2506.05314).
             λ starts at `weight`; after every step that serves the objective it becomes max(0, λ + η (loss − bound)),
             unless the loss is not finite.
@@ -140,7 +142,7 @@ class UnlearnTrainer(Trainer):
         turns: the objectives that each optimizer step serves, from `dualoptim.schedule`.
         processing_class: the model's tokenizer, or its processor, of which the tokenizer is used and all is saved; by
             default loaded with a model that is given by its name.
-        eval_dataset: evaluation rows, or several sets of them by name (`dualoptim.trainer_evaluation`). If sets have
+        eval_dataset: evaluation rows, or several sets of them by name (`dualoptim.training.evaluation`). If sets have
             the names of objectives, at least one to forget and one to keep, evaluations have a forget/keep score,
             which is then the default of `metric_for_best_model`.
         log_dir: folder for the files of the trackers that `args.report_to` names; default "runs" in `args.output_dir`.
@@ -150,11 +152,12 @@ class UnlearnTrainer(Trainer):
             kept, provided that only part of the model is trained, as under PEFT; if the whole model is trained, a
             reference must be given. For a model that is to be sharded, the log-probabilities are computed when training
             begins, and checkpoints hold them. A reference may be sharded by `fully_shard`.
-        combine: the rule that combines the objectives' gradients in a joint step, one of `dualoptim.combine.RULES`;
-            None for their weighted sum. It gets the Gramian and the roles of the objectives' losses.
+        combine: the rule that combines the objectives' gradients in a joint step, one of
+            `dualoptim.training.combine.RULES`; None for their weighted sum. It gets the Gramian and the roles of the
+            objectives' losses.
         sam_rho: ρ of SAM: the gradient of the losses to forget is taken at weights moved this far along that gradient
-            (`dualoptim.sharpness`); None for no perturbation. A step that forgets runs these losses twice; the values
-            logged are those at the moved weights. Memory holds one more copy of the trainable parameters. Needs
+            (`dualoptim.training.sharpness`); None for no perturbation. A step that forgets runs these losses twice; the
+            values logged are those at the moved weights. Memory holds one more copy of the trainable parameters. Needs
             weights in fp32, in one process or under DDP.
         max_length: the most tokens that a row may have.
         diagnostics_every: optimizer steps between readings of the conflict between objectives
@@ -899,7 +902,7 @@ class UnlearnTrainer(Trainer):
         ``eval_loss`` and ``eval_probability``. The metrics of `compute_metrics` come on top. The trainer's own sets
         also have ``eval_forgotten``, ``eval_kept`` and ``eval_score``, if there are sets to forget and to keep and the
         model was evaluated before the first step of this training and after any other, as any `eval_strategy` does.
-        `dualoptim.trainer_evaluation` has formulas.
+        `dualoptim.training.evaluation` has formulas.
         """
         own = eval_dataset is None or eval_dataset is self.eval_dataset
         given = self.eval_dataset if own else eval_dataset

@@ -22,12 +22,11 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from . import adapters, alternates, card, checkpoints, ranks, report, reporting, resolve, runs
+from . import adapters, checkpoints, ranks, report, resolve, runs
 from .cached import without_cache
 from .certify import evidence
 from .chat import end_ids, turn_of
 from .checkpoints import sha256
-from .combine import RULES
 from .config import RunConfig, without_place
 from .data import Row
 from .device import device_and_precision, scored_in, scoring_in, settled
@@ -63,12 +62,16 @@ from .grid import complete, together
 from .hashes import digest
 from .models import copy_processor, load_model, quiet, source
 from .points import Run, points_of
+from .report import card
 from .resolved import Origin, Resolved
 from .resolved import resolve as resolve_all
+from .rows import alternates
 from .schedule import Turn, equal_weights
 from .stopping import Best
 from .tasks import Task
 from .trainer import Objective, UnlearnTrainer
+from .training import reporting
+from .training.combine import RULES
 from .watch import Watch, bytes_of, peak_memory, points_in
 
 Records = list[dict[str, Any]]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from .. import reword
 from ..adapters import rounded
 from ..data import Row, encode, is_text, reworded
 from ..device import seeded
 from ..errors import UserError, unknown
 from ..models import positions
-from ..own_rows import asking
+from ..rows import reword
+from ..rows.own_rows import asking
 from . import metrics
 from .numbers import Computed, Metric, Numbers, Record, mean
 from .relearning import relearned

@@ -20,8 +20,8 @@ from transformers import GenerationConfig
 from .. import ranks
 from ..adapters import computing_in
 from ..device import in_chosen_precision, scores_in_bf16
-from ..reference import evaluating
-from ..wrappers import own_forward
+from ..training.reference import evaluating
+from ..training.wrappers import own_forward
 
 GPU_MEMORY = 16 * 2**30  # for each so many bytes that a GPU has, a batch has as many tokens
 PADDING, TRIED_TOKENS = 16, 3  # with how many tokens of padding, and of a reply, a model is tried in a batch

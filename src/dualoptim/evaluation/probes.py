@@ -20,8 +20,8 @@ from torch import nn
 from ..config import RunConfig
 from ..data import Row, question
 from ..errors import UserError, unknown
-from ..forms import text_of
 from ..reading import file_of, hub_rows, read_lines, read_records, refused
+from ..rows.forms import text_of
 from . import scoring
 from .metrics import rouge_l_recall
 from .numbers import Metric, Numbers, Record, mean

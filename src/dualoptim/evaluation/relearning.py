@@ -21,7 +21,7 @@ from ..device import in_chosen_precision, seeded
 from ..losses import IGNORED, labelled
 from ..models import positions
 from ..optim import DualOptim
-from ..wrappers import own_forward
+from ..training.wrappers import own_forward
 from .scoring import LABELLED_TOKENS, MAX_LENGTH
 
 LR = 2e-5

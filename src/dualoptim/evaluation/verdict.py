@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..quoting import Quoting
+from ..rows.quoting import Quoting
 from .digits import text
 
 ERASED = 0.2  # share of the answer's probability before up to which the answer counts as gone

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import rerun
+from ..command_line import rerun
 from ..errors import UserError
 from ..folder import written
 from . import pictures, points

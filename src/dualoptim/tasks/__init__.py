@@ -25,8 +25,8 @@ from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import REPLY_TOKENS
 from ..evaluation.shares import effective_number
 from ..losses import Loss
-from ..quoting import Quoting
 from ..reading import read_lines
+from ..rows.quoting import Quoting
 from ..tiny import TINY
 
 LEAK_ROUGE = 0.8  # ROUGE-L recall from which a reply gives the answer: a wrong one in the same form stays below

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import __version__, reword
+from .. import __version__
 from ..cached import cached
 from ..data import Row, asset, question
 from ..errors import UserError
@@ -25,6 +25,7 @@ from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, reworded, verdict
 from ..identity import identity
+from ..rows import reword
 from . import Task
 
 Fact = dict[str, Any]

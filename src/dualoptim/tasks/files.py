@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .. import chunks, neighborhood, reword
 from ..build import build, own_replies, whole_sentences
 from ..cached import cached
 from ..data import Row, asset, check_objectives, encode, is_text, question, reworded
@@ -34,11 +33,12 @@ from ..evaluation import verdict as verdicts
 from ..evaluation.numbers import Metric, Numbers, Record, mean, told
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept
-from ..giving import Answers, Parts, Questions
 from ..identity import identity
 from ..losses import IGNORED
 from ..models import load_tokenizer, positions, room
-from ..own_rows import (
+from ..rows import chunks, neighborhood, reword
+from ..rows.giving import Answers, Parts, Questions
+from ..rows.own_rows import (
     asking,
     check_apart,
     check_topics,
@@ -53,7 +53,7 @@ from ..own_rows import (
     to_train,
     unread,
 )
-from ..quoting import Quoting
+from ..rows.quoting import Quoting
 from . import Task
 
 SCORED_ROWS = 40  # rows of each set that are measured, drawn once
@@ -86,7 +86,7 @@ class Files(Task):
             the answer become improbable.
         general: also keep neighbors and the general part; without it, only the rows of `retain`, all of which are
             trained on except those kept aside.
-        chunk: plain text of more tokens than that is cut into chunks (`dualoptim.chunks`); None for never.
+        chunk: plain text of more tokens than that is cut into chunks (`dualoptim.rows.chunks`); None for never.
         chunk_stride: tokens from one chunk's beginning to the next; None for no overlap.
         tokenizer: folder or hub id of the model by whose tokens text is cut.
         refusals: the run's own, which count as refusals beside those that a rule knows; None for none.

@@ -22,8 +22,8 @@ from ..data import Row, asset, data_file
 from ..errors import UserError, unknown
 from ..evaluation import aggregates, general, metrics, scoring
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, mean
-from ..forms import text_of
 from ..reading import hub_records, read_records
+from ..rows.forms import text_of
 from . import Task
 
 HUB = "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-public"

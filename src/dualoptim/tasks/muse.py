@@ -16,17 +16,17 @@ from typing import Any
 
 from torch import nn
 
-from .. import chunks
 from ..cached import cached
 from ..chat import TEXT
 from ..data import Row, asset, encode
 from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import LEAKAGE_K, Computed, Metric, Numbers, Record, mean
-from ..forms import text_of
 from ..identity import identity
 from ..models import load_tokenizer, positions, room
 from ..reading import hub_records, read_records
+from ..rows import chunks
+from ..rows.forms import text_of
 from ..tiny import TINY
 from . import Task
 

@@ -22,9 +22,9 @@ from ..evaluation.aggregates import SIX, harmonic_mean, overall
 from ..evaluation.judges import check
 from ..evaluation.numbers import Computed, Metric, Numbers, Record, entailed, judged, lacks, mean, six_metrics
 from ..evaluation.refusal import refuses, says_one_of
-from ..forms import check_texts, text_of
-from ..quoting import Quoting
-from ..telling import tells
+from ..rows.forms import check_texts, text_of
+from ..rows.quoting import Quoting
+from ..rows.telling import tells
 from . import Task
 from .facts import MAX_NEW_TOKENS as FACT_TOKENS
 

@@ -23,9 +23,9 @@ from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
-from ..forms import check_texts
 from ..identity import identity
 from ..reading import hub_records
+from ..rows.forms import check_texts
 from . import Task
 
 HUB = "locuslab/TOFU"

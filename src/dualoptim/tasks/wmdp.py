@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from .. import chunks
 from ..data import Row, asset
 from ..errors import UserError, unknown
 from ..evaluation import general, metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record
 from ..models import load_tokenizer
 from ..reading import file_of, hub_rows, read_lines, read_text
+from ..rows import chunks
 from ..tiny import TINY
 from . import Task
 

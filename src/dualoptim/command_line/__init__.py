@@ -1,0 +1,1 @@
+"""What the command line (`cli`) is made of: options, help, recipes, and a run's command again."""

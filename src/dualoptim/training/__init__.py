@@ -1,0 +1,1 @@
+"""What `trainer` needs beside its steps: arguments, callbacks, evaluation, engines, gradients of several objectives."""
