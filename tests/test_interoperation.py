@@ -313,7 +313,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard
-from dualoptim import DualOptimPlus, sharded
+from dualoptim import DualOptimPlus
+from dualoptim.training import sharded
 
 dist.init_process_group("gloo")
 rank, folder = dist.get_rank(), Path(sys.argv[1])
