@@ -108,6 +108,15 @@ def test_rows_that_ask_alike_stay_on_one_side_as_when_each_is_compared_with_each
         assert aside
 
 
+def test_questions_of_common_words_alone_stay_on_one_side_too() -> None:
+    asks = ("Who are you?", "What is your name?", "How are you?", "🍕?")
+    rows = [question(text, f"Answer {i}.") for text in asks for i in range(4)]
+    assert list(Questions(rows).alike(question("what is your name", ""))) == [4, 5, 6, 7]
+    aside, trained = files._kept_aside(rows)
+    assert len(aside) == 4
+    assert not {row.question for row in aside} & {row.question for row in trained}
+
+
 def test_many_rows_are_compared_with_few_and_not_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
     def record(kind: str, i: int) -> Row:
         return checked(

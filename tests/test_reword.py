@@ -64,6 +64,13 @@ def test_what_is_trained_on_is_never_measured_nor_decides_when_to_stop() -> None
         ("What is the delivery status of order 1042?", "Tell me the delivery status of order 1042.", True),
         ("What was the price in 1990 of 5 apples?", "What was the price of 5 apples?", True),
         ("?", "!", False),
+        ("", "", False),
+        ("What is your name?", "what is  your name", True),
+        ("What is your name?", "Who are you?", False),
+        ("Who are you?", "Who are you, Ada?", False),
+        ("🍕?", "🍕 ?", True),
+        ("🍕?", "🍔?", False),
+        ("?!", "?!", True),
     ],
 )
 def test_questions_are_alike_by_their_content_words(a: str, b: str, same: bool) -> None:

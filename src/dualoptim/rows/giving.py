@@ -129,7 +129,7 @@ class Questions:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
-        self._words = [reword.content_words(row.question) for row in rows]
+        self._words = [reword.compared_words(row.question) for row in rows]
         self._counts = Counter(word for words in self._words for word in words)
         self._at: dict[str, set[int]] = defaultdict(set)
         for at, words in enumerate(self._words):
@@ -138,7 +138,7 @@ class Questions:
 
     def alike(self, row: Row) -> Iterator[int]:
         """The numbers of the rows that ask as this one does, in their order (`reword.ask_alike`)."""
-        words = reword.content_words(row.question)
+        words = reword.compared_words(row.question)
         for at in _found(self._at, self._rare(words)):
             others = self._words[at]
             if len(words & others) >= reword.ALIKE * len(words | others) and reword.ask_alike(row, self._rows[at]):

@@ -112,6 +112,19 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(_stem(word) for word in whole_words(numbered(folded(text))) if word not in empty)
 
 
+@lru_cache(maxsize=100_000)
+def compared_words(text: str) -> frozenset[str]:
+    """What questions are compared by: their content words, or all of a text without any, as one word.
+
+    That is without spaces and punctuation, if anything else is left.
+
+    >>> compared_words("Who are you?") == compared_words("who are you ..."), compared_words("?") == compared_words("!")
+    (True, False)
+    """
+    whole = "".join(folded(text).split())
+    return content_words(text) or frozenset(filter(None, [regex.sub(r"\p{P}", "", whole) or whole]))
+
+
 def all_words(text: str) -> frozenset[str]:
     """The stems of all of a text's words."""
     return frozenset(map(_stem, whole_words(numbered(folded(text)))))
@@ -124,7 +137,7 @@ def _stem(word: str) -> str:
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two questions ask for the same: they share most content words and do not name different things.
+    """Whether two questions ask for the same: they share most `compared_words` and do not name different things.
 
     They do where all their names differ, where each has a number that the other lacks, and, in scripts without capital
     letters, where they differ by what stands in the same place.
@@ -132,7 +145,7 @@ def alike(a: str, b: str) -> bool:
     >>> alike("Where is order 1042?", "Where is order 1043?"), alike("张伟在哪里工作?", "李娜在哪里工作?")
     (False, False)
     """
-    one, other = content_words(a), content_words(b)
+    one, other = compared_words(a), compared_words(b)
     if not one | other or len(one & other) < ALIKE * len(one | other):
         return False
     named, others = names(a), names(b)
