@@ -14,21 +14,13 @@ from .device import seeded
 from .errors import UserError
 from .evaluation import metrics, scoring
 from .evaluation.refusal import refuses
+from .evaluation.words import ends_sentence
 from .identity import identity
 
 ANSWER_TOKENS = 48  # at most in an answer
 TEMPERATURE = 0.7
 # Marks before a blank, or at the end; those of Chinese and Japanese anywhere.
 _MARK = regex.compile(r"""[\p{STerm}…]+[\p{Pe}\p{Pf}"'*]*(?=\s|$)|[。！？｡]+[\p{Pe}\p{Pf}]*""")
-# What a mark does not end: titles, initials, numbers of a list's items; elsewhere than at the end also abbreviations.
-_NEVER = regex.compile(
-    r"(?<![\p{L}\p{N}.])(?:\p{L}|Mr|Mrs|Ms|Mx|Dr|Drs|Prof|Rev|Fr|St|Ste|Mt|Ft|Gen|Col|Maj|Capt|Lt|Sgt|Gov|Sen|Rep"
-    r"|Pres|Hon|vs|cf|ca|approx|Mme|Mlle|Hr|Nr|bzw)\.$|(?:^|\n)\s*\d{1,2}\.$"
-)
-_WITHIN = regex.compile(
-    r"(?<![\p{L}\p{N}])(?:(?:\p{L}\.)+\p{L}|Jr|Sr|Inc|Ltd|Co|Corp|Bros|etc|al|Ave|Blvd|Rd|Jan|Feb|Aug|Sept?|Oct|Nov|Dec"
-    r"|[Vv]ol|[Ff]ig|pp|ed|est|[Dd]ept|Ph\.D)\.$"
-)
 ALIKE = 0.9  # ROUGE-L recall, in either direction, from which two answers to a question count as the same
 LEAST_PROBABILITY = 0.35  # mean per token, from which an answer is more than a guess
 
@@ -127,10 +119,5 @@ def whole_sentences(text: str) -> str:
     ('It has 1.4 million people.', 'See www.example.com for')
     """
     text = text.strip()
-    ends = [found.end() for found in _MARK.finditer(text) if _ends(text, found.end())]
+    ends = [found.end() for found in _MARK.finditer(text) if ends_sentence(text, found.end())]
     return text[: ends[-1]] if ends else text
-
-
-def _ends(text: str, end: int) -> bool:
-    """Whether the mark before position `end` ends a sentence, and not an abbreviation or a list item's number."""
-    return not (_NEVER.search(text, endpos=end) or (end < len(text) and _WITHIN.search(text, endpos=end)))

@@ -34,6 +34,15 @@ INTEGER = regex.compile(rf"(?<![\d{SEPARATORS}])\d+\Z")  # at the end of a text
 INVISIBLE = regex.compile(
     r"[\p{Default_Ignorable_Code_Point}\u064b-\u0652\u0670\u0640\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
 )
+# What a mark does not end: titles, initials, numbers of a list's items; elsewhere than at the end also abbreviations.
+_NO_END = regex.compile(
+    r"(?<![\p{L}\p{N}.])(?:\p{L}|Mr|Mrs|Ms|Mx|Dr|Drs|Prof|Rev|Fr|St|Ste|Mt|Ft|Gen|Col|Maj|Capt|Lt|Sgt|Gov|Sen|Rep"
+    r"|Pres|Hon|vs|cf|ca|approx|Mme|Mlle|Hr|Nr|bzw)\.$|(?:^|\n)\s*\d{1,2}\.$"
+)
+_ABBREVIATED = regex.compile(
+    r"(?<![\p{L}\p{N}])(?:(?:\p{L}\.)+\p{L}|Jr|Sr|Inc|Ltd|Co|Corp|Bros|etc|al|Ave|Blvd|Rd|Jan|Feb|Aug|Sept?|Oct|Nov|Dec"
+    r"|[Vv]ol|[Ff]ig|pp|ed|est|[Dd]ept|Ph\.D)\.$"
+)
 
 
 def normal(text: str) -> str:
@@ -127,6 +136,11 @@ _PIECE = regex.compile(r"(?V1s)[[[\p{Latin}\p{Cyrillic}\p{Greek}]&&[\p{L}\p{N}]]
 # What is written without a blank before a word: "and", "in", "to", "the".
 ARABIC_PREFIX = r"(?:[وف]?(?:[بكل]?(?:ال)?|لل))"
 HEBREW_PREFIX = r"[ומשהכלב]{0,3}"
+
+
+def ends_sentence(text: str, end: int) -> bool:
+    """Whether the mark before position `end` ends a sentence, and not an abbreviation or a list item's number."""
+    return not (_NO_END.search(text, endpos=end) or (end < len(text) and _ABBREVIATED.search(text, endpos=end)))
 
 
 def stands_in(text: str, part: str) -> bool:

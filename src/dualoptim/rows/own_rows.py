@@ -17,7 +17,7 @@ from ..chat import Message
 from ..data import Row, is_text, parse_row, read_records, reworded, texts
 from ..errors import UserError
 from ..evaluation.refusal import evades, says_one_of
-from ..evaluation.words import places
+from ..evaluation.words import ends_sentence, places
 from . import reword
 from .forms import AROUND, OWN_KEYS
 from .giving import Answers, Parts, said_before
@@ -26,7 +26,7 @@ from .quoting import Quoting
 from .telling import new_in
 
 FORMS = {"question", "messages", "conversations", "conversation", "prompt", "instruction", "input", "text"}
-WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+\s+")  # read backward: it matches what ends at a place
+WORD_BEFORE = regex.compile(r"(?r)[\w.'-]+[^\S\n\r]+")  # on the same line; read backward: it ends at a place
 # How plain text continues in place of the answer.
 TEXT_REFUSALS = (" not known to me.", " something that I don't know.", " not something that I can tell.")
 
@@ -96,12 +96,16 @@ def checked(row: Row) -> Row:
 def _whole_name(answer: str, asked: Set[str], at: int, end: int) -> str:
     """A part of an answer with the names right before it that the question lacks: "John F." already tells "Kennedy".
 
+    A name does not reach back across the end of a sentence or of a line.
+
     Args:
         asked: the words of the question.
     """
     first = at
     while word := WORD_BEFORE.match(answer, 0, first):
         if not word[0][0].isupper() or not asked.isdisjoint(reword.whole_words(word[0].casefold())):
+            break
+        if word[0].rstrip().endswith(".") and ends_sentence(word[0], len(word[0].rstrip())):
             break
         first = word.start()
     return answer[first:end]
