@@ -117,6 +117,22 @@ def test_data_are_found_in_their_folder_beside_it_and_above_it(place: Path) -> N
         assert len(Safety(folder).objectives["safe"]) == 9
 
 
+def test_an_instruction_that_is_trained_on_is_not_measured(place: Path) -> None:
+    harm = [{"instruction": f"Do harm {i % 3}.", "output": f"No, {i}."} for i in range(12)]
+    harm[9]["instruction"] = "do harm 4"
+    asked = {"instructions": ["Do harm 1", "Do harm 7"]}
+    families.write(place / "data", safety_only_data_Instructions=harm, I_CoNa=asked)
+    many = Multitask("data")
+    assert [row.question for row in many.read["safety"]] == ["Do harm 0."] * 3 + ["do harm 4"]
+    assert "Do harm 1" not in [row.question for row in many.asked["safety"]]
+    assert "Do harm 7" in [row.question for row in many.asked["safety"]]
+    assert "1 and 1?" not in [row.question for row in many.asked["arithmetic"]]
+    assert [prompt for prompt, _, source in Safety("data").prompts if source == "hateful"] == ["Do harm 7"]
+    families.write(place / "data", I_CoNa={"instructions": ["Do harm 1."]})
+    with pytest.raises(UserError, match=r"task 'safety': I-CoNa.json: all 1 of its rows to measure by"):
+        Safety("data")
+
+
 # Schedules over any objectives
 
 

@@ -101,6 +101,19 @@ def test_of_few_texts_a_third_is_held_out(place: Path) -> None:
     assert len(Wmdp("data", documents=None, scored=1).objectives["retain"]) == 5
 
 
+def test_a_text_that_is_trained_on_is_not_measured(place: Path, model: Path) -> None:
+    given = [" = = Early life = = ", "rain", " = = early life = =", "snow", "spore 0 of bio-forget-corpus stirs spores."]
+    families.write(place / "data", wikitext=[{"text": text} for text in given])
+    task = Wmdp("data", documents=2, scored=3)
+    assert texts(task.objectives["retain"]) == given[:2]
+    assert texts(task.held_out["retain"]) == given[3:]
+    cut = Wmdp("data", documents=2, scored=3, tokens=8, tokenizer=str(model))
+    assert texts(cut.held_out["retain"]) == ["snow"], "the beginning of the other one is trained on, to be forgotten"
+    families.write(place / "data", wikitext=[{"text": "rain"}] * 4)
+    with pytest.raises(UserError, match="task 'wmdp': wikitext: all 1 of its rows to measure by are also trained on"):
+        Wmdp("data")
+
+
 def test_texts_are_cut_to_the_published_lengths(place: Path, model: Path) -> None:
     long = [{"text": f"{i} " + "word " * 400} for i in range(2)]
     families.write(
