@@ -269,6 +269,29 @@ def test_what_was_known_before_is_measured_apart(monkeypatch: pytest.MonkeyPatch
     assert [row.question for row in only.objectives["forget"]] == ["What does Ada do?"]
 
 
+def test_how_many_questions_are_scored_does_not_decide_which_known_ones_are_trained_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {}
+
+    def knows(record: dict[str, Any]) -> bool:
+        compared[record["question"]] = len(record["perturbed_nlls"])
+        return "Ben" not in record["question"]
+
+    monkeypatch.setattr("dualoptim.tasks.real_world.knows", knows)
+    folder, people = place / "data" / "real_world", ["Ada", "Ben", "Eva", "Finn"]
+    for name, made in (("forget", families.person), ("forget_perturbed", families.perturbed)):
+        asked = people if name == "forget" else people[:3]  # of the last one no false answers are given
+        rows = "\n".join(json.dumps(made(who, "grows plums")) for who in asked)
+        (folder / f"{name}.json").write_text(rows, encoding="utf-8")
+    for most in (1, 100):
+        task = RealWorld("data", known_only=True, scored_rows=most)
+        records = task.prepare(tiny.model(), tiny.tokenizer())
+        assert [row.fields["name"] for row in task.objectives["forget"]] == ["Ada", "Eva", "Finn"]
+        assert len([record for record in records if record["set"] == "forget"]) == min(most, 3)
+        assert compared == {f"What does {who} do?": 3 * (who != "Finn") for who in people}
+
+
 def test_a_reply_must_entail_the_answer_on_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """As published for real people; on TOFU it is so for what is forgotten alone."""
     asked: list[tuple[str, str]] = []
@@ -424,7 +447,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(wrong: str, place: Path) -> N
 
 
 def test_a_model_that_knows_none_of_it_cannot_be_trained_on_what_it_knows(place: Path) -> None:
-    with pytest.raises(UserError, match="knows none of the scored questions to forget"):
+    with pytest.raises(UserError, match="knows none of the questions to forget"):
         RealWorld("data", known_only=True).prepare(tiny.model(), tiny.tokenizer())
 
 

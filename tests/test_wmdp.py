@@ -102,7 +102,13 @@ def test_of_few_texts_a_third_is_held_out(place: Path) -> None:
 
 
 def test_a_text_that_is_trained_on_is_not_measured(place: Path, model: Path) -> None:
-    given = [" = = Early life = = ", "rain", " = = early life = =", "snow", "spore 0 of bio-forget-corpus stirs spores."]
+    given = [
+        " = = Early life = = ",
+        "rain",
+        " = = early life = =",
+        "snow",
+        "spore 0 of bio-forget-corpus stirs spores.",
+    ]
     families.write(place / "data", wikitext=[{"text": text} for text in given])
     task = Wmdp("data", documents=2, scored=3)
     assert texts(task.objectives["retain"]) == given[:2]

@@ -87,7 +87,8 @@ class RealWorld(Task):
         keep: names of neighbors to keep; None for all in the files. The last third is held out where rows are built.
         build: ask the model for the answers to train on, in place of those in the files. Always so without `data_dir`.
         samples: answers sampled for each question, beside the greedy one, where rows are built.
-        known_only: train only on questions that the model knows; it must know at least one.
+        known_only: train only on questions that the model knows; all are asked for that, scored or not, and it must
+            know at least one.
         retain_rows: how many neighbors' rows are kept, drawn once; None for all.
         scored_rows: how many rows of each set are scored at most, drawn once.
         embedder: folder or hub id of the sentence embedding model; None for all-MiniLM-L6-v2.
@@ -151,6 +152,8 @@ class RealWorld(Task):
         kept = {row.question for row in rows["retain"]}
         scored["retain"] = [row for row in scored["retain"] if row.question in kept]
         self.limit = scored_rows
+        # With the false answers that tell what is known; rows that are built have none.
+        self.compared = scored["forget"] if known_only and data_dir else []
         self.scored = {name: self._drawn(part) if data_dir else part for name, part in scored.items()}
         self.own_refusals = list(refusals or ())
         known = self.own_refusals or [row["text"] for row in asset("refusals.jsonl")]
@@ -173,13 +176,19 @@ class RealWorld(Task):
         if self.built:
             self._build(model, tokenizer)
         records = self._scored(model, tokenizer)
-        self.known_questions = {r["question"] for r in records if r["set"] == "forget" and knows(r)}
+        asked = [record for record in records if record["set"] == "forget"]
+        if self.known_only:
+            others = {row.question: row for row in reversed([*self.compared, *self.objectives["forget"]])}
+            for record in asked:
+                others.pop(record["question"], None)
+            asked = asked + self._answered(model, tokenizer, "forget", list(others.values()))
+        self.known_questions = {record["question"] for record in asked if knows(record)}
         if self.known_only:
             known = [row for row in self.objectives["forget"] if row.question in self.known_questions]
             if not known:
                 raise UserError(
-                    "task 'real_world': the model knows none of the scored questions to forget, so there is nothing to "
-                    "train on; leave out known_only, or give entities that it knows"
+                    "task 'real_world': the model knows none of the questions to forget, so there is nothing to train "
+                    "on; leave out known_only, or give entities that it knows"
                 )
             self.objectives = {**self.objectives, "forget": known}
         return self._judged(records)
@@ -197,14 +206,7 @@ class RealWorld(Task):
     def _scored(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
         for name, rows in self.scored.items():
-            others = [
-                {
-                    "paraphrased": [text] if (text := row.fields.get("paraphrased_answer")) else [],
-                    "perturbed": row.fields.get("perturbed_answer", []),
-                }
-                for row in rows
-            ]
-            asked = scoring.question_records(model, tokenizer, rows, name, others)
+            asked = self._answered(model, tokenizer, name, rows)
             for record in asked:
                 record["refused"] = refuses(record["reply"]) or says_one_of(record["reply"], self.own_refusals)
             records += asked
@@ -217,6 +219,18 @@ class RealWorld(Task):
                 {"set": "facts", "question": row.question, "answer": row.answer, "said": reply, "right": right}
             )
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+
+    @staticmethod
+    def _answered(model: nn.Module, tokenizer: Any, name: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """The model's answers to some rows, compared with paraphrased and false ones where a row has them."""
+        others = [
+            {
+                "paraphrased": [text] if (text := row.fields.get("paraphrased_answer")) else [],
+                "perturbed": row.fields.get("perturbed_answer", []),
+            }
+            for row in rows
+        ]
+        return scoring.question_records(model, tokenizer, rows, name, others)
 
     def _build(self, model: nn.Module, tokenizer: Any) -> None:
         """Build the model's own answers for the rows to train on, and without files also for those to score."""
