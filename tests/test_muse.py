@@ -139,6 +139,18 @@ def test_privacy_leaks_as_published_against_a_retrained_model() -> None:
     assert "no model retrained without the texts to forget" in alone.missing["privacy_leakage"]
 
 
+def test_a_text_that_is_a_little_too_long_is_read_as_far_as_the_model_goes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = (79, 80, 81, 92, 103, 200)
+    rows = [{"text": ("tea " * 50)[:count]} for count in lengths]
+    muse.write(place / "muse", privleak_forget=rows)
+    monkeypatch.setattr("dualoptim.tasks.muse.positions", lambda model: 80)
+    records = task().score_retrained(tiny.model(), tiny.tokenizer())
+    read = [len(record["answer"]) for record in records if record["set"] == "forget_texts"]
+    assert read == [79, 79, 79, 79, 79, 79]  # the last word ends there, before a blank
+
+
 def test_privacy_leakage_of_given_records() -> None:
     def records(forget: list[float], holdout: list[float]) -> list[dict[str, Any]]:
         return [

@@ -290,7 +290,7 @@ def _as_far_as(most: int, row: Row, tokenizer: Any) -> Row:
     """A text, or its beginning where it has more tokens than a model has positions."""
     if len(encode(row, tokenizer, scoring.MAX_LENGTH).input_ids) <= most:
         return row
-    return chunks.cut([row], tokenizer, most)[0]
+    return chunks.beginning(row, tokenizer, most)
 
 
 def _compared(name: str, asked: str, answer: str, reply: str) -> dict[str, Any]:
