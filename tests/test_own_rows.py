@@ -42,6 +42,7 @@ from dualoptim.rows.own_rows import (
     read_to_forget,
     same,
     to_train,
+    unread,
 )
 from dualoptim.rows.reword import plain
 from dualoptim.stopping import Best
@@ -185,6 +186,23 @@ def test_a_column_that_belongs_to_the_prompt_and_is_not_read_is_named(place: Pat
         "Rows have 'passage', which this form of row does not read: if it belongs to the prompt, put it into the "
         "question."
     ]
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"prompt": "Answer as a pirate.", "input": "Where does Ada live?", "output": "Arr, Bergen."}, "prompt"),
+        ({"question": "Where?", "choices": ["Oslo", "Bergen"], "answer": "Bergen"}, "choices"),
+        ({"question": "Where?", "Options": {"text": ["Oslo"], "label": ["A"]}, "answer": "Bergen"}, "Options"),
+        ({"question": "Where: Oslo or Bergen?", "choices": ["Oslo", "Bergen"], "answer": "Bergen"}, None),
+        ({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}],
+          "prompt": "Who?"}, None),
+        ({"instruction": "Where?", "input": "Of Ada.", "output": "Bergen.", "id": "1"}, None),
+    ],
+)  # fmt: skip
+def test_what_a_form_leaves_out_of_the_prompt_is_named(record: dict[str, Any], key: str | None) -> None:
+    said = unread([checked(parse_row(record, "f:1"))])
+    assert said.startswith(f"Rows have {key!r}, which this form of row does not read") if key else said == ""
 
 
 def test_what_tells_an_answer_are_its_words_that_the_question_has_not(place: Path) -> None:

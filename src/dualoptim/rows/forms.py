@@ -18,7 +18,8 @@ PAIRS = (
     ("instruction", "response"), ("input", "output"),
 )  # fmt: skip
 # Keys of what may belong before an answer, some of which a form reads.
-AROUND = ("system", "history", "context", "instruction", "input", "passage", "document", "background")
+AROUND = {*(asked for asked, _ in PAIRS), "system", "history", "context", "passage", "document", "background",
+          "choices", "options"}  # fmt: skip
 # Keys of one's own rows that are read beside those of the form.
 OWN_KEYS = ("accepted", "questions", "instead", "topic", "alternates")
 # Keys of lists, which a table has as JSON in a cell.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
 import regex
 
@@ -201,8 +202,19 @@ def declines(row: Row, reply: str, refusals: Sequence[str] = ()) -> bool:
 
 
 def unread(rows: Sequence[Row]) -> str:
-    """A sentence on columns that look like a part of the prompt and are not read; empty if there are none."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key.lower() in AROUND and value)
+    """A sentence on columns that look like a part of the prompt and are not in it; empty if there are none."""
+
+    def said(row: Row, value: Any) -> bool:
+        """Whether a prompt has a text, or each of a list: some sets give a chat and its first message once more."""
+        parts = value if isinstance(value, list) else [value]
+        return all(isinstance(part, str) and part.strip() in said_before(row) for part in parts)
+
+    keys = dict.fromkeys(
+        key
+        for row in rows
+        for key, value in row.fields.items()
+        if key.lower() in AROUND and value and not said(row, value)
+    )
     if not keys:
         return ""
     return (
