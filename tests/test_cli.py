@@ -527,6 +527,14 @@ def test_a_model_without_chat_template_is_told_how_to_get_one(
     capsys.readouterr()
     assert run("unlearn", "--model", str(bare)) == 2
     assert "--chat-template FILE" in errors(capsys)
+    (place / "text.jsonl").write_text('{"text": "Ada has liked plums for years."}\n')
+    alone = ["unlearn", "--model", str(bare), "--forget", "text.jsonl", "--out", "out", "--dry-run"]
+    with pytest.warns(UserWarning, match="no --retain FILE"):
+        assert cli.main(alone) == 2
+    assert "give one with --chat-template FILE" in (said := errors(capsys))
+    assert "rows of plain 'text' alone, to forget and to keep (without --retain FILE, included questions" in said
+    (place / "keep.jsonl").write_text('{"text": "Bo has liked rye for years."}\n')
+    assert cli.main([*alone, "--retain", "keep.jsonl"]) == 0
     (place / "chat.jinja").write_text(tiny.CHAT_TEMPLATE)
     assert run("unlearn", "--model", str(bare), "--chat-template", "chat.jinja", "--dry-run") == 0
 

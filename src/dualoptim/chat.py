@@ -74,16 +74,20 @@ def turn_of(tokenizer: Any, prompt: Sequence[Message], where: str = "") -> Turn:
         text = (tokenizer.bos_token or tokenizer.eos_token) + said
         eos = tokenizer.eos_token
         return Turn(text.replace(BREAK, ""), "", eos, eos, False, special, tuple(_cuts(text)))
-    template = _template(tokenizer)
+    said = f"{where}: " if where else ""
+    template = _template(tokenizer, said)
     try:
         return _turn(tokenizer, template, special, tuple(tuple(message.items()) for message in prompt))
     except _RefusedError as refused:
-        said = f"{where}: " if where else ""
         raise UserError(f"{said}the chat template of {name} {refused}") from None
 
 
-def _template(tokenizer: Any) -> str:
-    """A tokenizer's chat template; of several, the default."""
+def _template(tokenizer: Any, said: str) -> str:
+    """A tokenizer's chat template; of several, the default.
+
+    Args:
+        said: what a message begins with.
+    """
     given, name = getattr(tokenizer, "chat_template", None), tokenizer.name_or_path
     if isinstance(given, list):
         given = {named["name"]: named["template"] for named in given}
@@ -96,8 +100,9 @@ def _template(tokenizer: Any) -> str:
         given = given.get("default") or next(iter(given.values()))
     if not given:
         raise UserError(
-            f"the model {name} has no chat template; give one with --chat-template FILE "
-            "(a Jinja file such as other models' chat_template.jinja), or rows of plain 'text'"
+            f"{said}the model {name} has no chat template; give one with --chat-template FILE "
+            "(a Jinja file such as other models' chat_template.jinja), or rows of plain 'text' alone, to forget and to "
+            "keep (without --retain FILE, included questions are kept)"
         )
     return str(given)
 
