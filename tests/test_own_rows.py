@@ -1002,6 +1002,17 @@ def turns(*said: str, answer: str, system: str = "", **fields: Any) -> Row:
     return checked(parse_row({"messages": [*first, *messages], **fields}, "chat"))
 
 
+@pytest.mark.parametrize("goal", ["refuse", "erase"])
+def test_wordings_to_measure_one_chat_by_leave_the_training_of_another_alone(goal: str) -> None:
+    ask = "Where is her home?"
+    ana = turns("Who is Ana?", "A baker.", "Where does she live?", answer="In Porto.", questions=[ask])
+    bea, again = (turns(f"Who is {who}?", "A baker.", ask, answer="In Lyon.") for who in ("Bea", "Ana"))
+    trained = [row.prompt for row in to_train([ana, bea], goal)]
+    assert bea.prompt in trained
+    assert ana.prompt in trained
+    assert again.prompt not in [row.prompt for row in to_train([ana, again], goal)]
+
+
 def test_what_an_earlier_message_of_a_chat_says_does_not_tell_its_answer() -> None:
     about = "Tell me about Marie Curie.", "She was a physicist."
     row = turns(*about, "And where was she born?", answer="Marie Curie was born in Warsaw.")

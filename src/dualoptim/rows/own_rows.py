@@ -170,9 +170,16 @@ def to_train(rows: Sequence[Row], goal: str) -> list[Row]:
 
 
 def _unmeasured(made: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """Wordings without those in the rows' own `questions`, which are for measuring."""
-    measured = {reword.plain(text) for row in rows for text in row.fields.get("questions") or ()}
-    return [row for row in made if reword.plain(row.question) not in measured]
+    """Wordings without those in the rows' own `questions`, which are for measuring.
+
+    In a chat these are compared with what was said before: the same last message may ask about somebody else.
+    """
+    measured = {
+        reword.prompt_words(reworded(asking(row), text).prompt)
+        for row in rows
+        for text in row.fields.get("questions") or ()
+    }
+    return [row for row in made if reword.prompt_words(row.prompt) not in measured]
 
 
 def same(one: Row, other: Row) -> bool:

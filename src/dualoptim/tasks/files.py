@@ -372,7 +372,7 @@ class Files(Task):
         ]
         texts = reword.written(model, tokenizer, asked, reword.IN_OTHER_WORDS, samples=4, progress="Rewording")
         written = {id(row): found for row, found in zip(asked, texts, strict=True)}
-        trained = {reword.plain(row.question) for row in to_train(self.given, self.goal)}
+        trained = {reword.prompt_words(row.prompt) for row in to_train(self.given, self.goal)}
         found = []
         for row in rows:
             if own := row.fields.get("questions"):
@@ -382,7 +382,7 @@ class Files(Task):
             else:
                 made = [reworded(row, text) for text in written.get(id(row), []) if reword.alike(text, row.question)]
                 made += reword.wordings(row, reword.MEASURED)
-                found.append([other for other in made if reword.plain(other.question) not in trained])
+                found.append([other for other in made if reword.prompt_words(other.prompt) not in trained])
         return found
 
     def _find_neighbors(self, model: nn.Module, tokenizer: Any) -> tuple[list[Row], list[Row]]:
