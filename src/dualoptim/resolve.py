@@ -94,7 +94,8 @@ def turns_of(config: RunConfig, task: Task, left: Mapping[str, float] | None = N
     if config.alone is not None and config.joint:
         raise UserError("alone: one objective alone is not joint; leave out --joint")
     turns = _mix(config, task, left)
-    if not config.joint:  # no row comes twice in a step
+    if not config.joint:
+        # A step has no more sequences than there are rows; one that begins another pass may have a row twice.
         parts = -(-config.batch_size // (config.micro_batch_size or config.batch_size))
         turns = [
             {name: max(min(count, len(task.objectives[name])), parts) for name, count in turn.items()} for turn in turns
