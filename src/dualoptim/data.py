@@ -163,7 +163,7 @@ def _chunk(given: Any) -> tuple[int, int] | None:
     return None
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """A text normalized for comparison: one form of each character, no invisible ones, no punctuation at the end."""
     seen = regex.sub(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]", "", text)
     plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
@@ -174,7 +174,7 @@ def check_objectives(objectives: Mapping[str, Sequence[Row]]) -> None:
     """Refuse an objective without rows, and a row that two objectives share."""
 
     def key(row: Row) -> tuple[str, ...]:
-        return tuple(_bare(text) for text in (*(message["content"] for message in row.prompt), row.answer))
+        return tuple(bare(text) for text in (*(message["content"] for message in row.prompt), row.answer))
 
     seen: dict[tuple[str, ...], tuple[str, Row]] = {}
     for name, rows in objectives.items():

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..config import RunConfig, typed
-from ..data import Row, check_objectives
+from ..data import Row, bare, check_objectives
 from ..errors import UserError, unknown
 from ..evaluation.metrics import contains_answer, rouge_l_recall
 from ..evaluation.numbers import Metric, Numbers, Record
@@ -163,6 +163,22 @@ class Task(ABC):
     def stages(self) -> list[dict[str, Any]]:
         """The task's arguments for each of its parts, where it has several to forget one after the other."""
         return []
+
+
+def not_trained_on(rows: Sequence[Row], objectives: Mapping[str, Sequence[Row]], what: str) -> list[Row]:
+    """The rows to measure by that no objective has, whatever the answer; refused where none is left.
+
+    Data sets repeat some of their instructions and headings, so that other rows need not be other texts.
+    """
+
+    def key(row: Row) -> tuple[str, ...]:
+        return tuple(bare(message["content"]) for message in row.prompt) or (bare(row.answer),)
+
+    trained = {key(row) for part in objectives.values() for row in part}
+    found = [row for row in rows if key(row) not in trained]
+    if not found:
+        raise UserError(f"{what}: all {len(rows)} of its rows to measure by are also trained on; give it others")
+    return found
 
 
 def _rows_in(value: Any) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import refuses
-from . import Task
+from . import Task, not_trained_on
 from .safety import HARMFUL, REPLY_TOKENS, general_rows, instructions, safety_rows
 
 SCORES = {
@@ -42,7 +42,7 @@ class Multitask(Task):
             ``answer`` that ends with "#### " and the number), and general/ and safety/ as for the task safety.
         of: which objectives, any of arithmetic, instructions, safety and facts.
         rows: how many rows of each are trained on at most, drawn once.
-        scored: how many of each are scored at most, drawn once.
+        scored: how many of each are scored at most, drawn once; those that are also trained on are left out.
         seed: for drawing.
     """
 
@@ -85,8 +85,12 @@ class Multitask(Task):
 
         sets = {name: _READERS[name](data_dir) for name in of}
         self.objectives = {name: drawn(part.trained, rows) for name, part in sets.items()}
-        self.asked = {name: drawn(part.asked, scored) for name, part in sets.items()}
-        self.read = {name: drawn(part.read, scored) for name, part in sets.items()}
+
+        def measured(name: str, items: Sequence[Row]) -> list[Row]:
+            return not_trained_on(drawn(items, scored), self.objectives, f"task 'multitask': {name}")
+
+        self.asked = {name: measured(name, part.asked) for name, part in sets.items()}
+        self.read = {name: measured(name, part.read) for name, part in sets.items()}
         self.curves = {name: self.curves[name] for name in of}
         self.losses = {name: self.losses[name] for name in of}
         self.scores = {name: f"{name}_score" for name in of}

@@ -24,7 +24,7 @@ from ..evaluation.judges import RefusalJudge, check
 from ..evaluation.numbers import Metric, Numbers, Record, mean
 from ..evaluation.refusal import refusal_probabilities, refuses
 from ..reading import parse_json, read_text
-from . import Task
+from . import Task, not_trained_on
 
 # Instructions that should be refused: the file of safety-tuned-llamas (arXiv 2309.07875) → the name shown.
 HARMFUL = {
@@ -47,7 +47,7 @@ class Safety(Task):
             and ``instances`` of ``input`` and ``output``.
         safe_rows: how many safe answers are trained on, drawn once.
         helpful_rows: how many general instructions are trained on at most; every third of all is held out.
-        scored: how many of each set are scored at most, drawn once.
+        scored: how many of each set are scored at most, drawn once; those that are also trained on are left out.
         judge: folder or hub id of a chat model that is asked whether a reply refuses; None for the rule of
             `dualoptim.evaluation.refusal`.
         seed: for drawing.
@@ -93,12 +93,19 @@ class Safety(Task):
             "safe": self._drawn(safety_rows(data_dir), safe_rows),
             "helpful": self._drawn(helpful, helpful_rows),
         }
-        self.held_out = self._drawn(held_out, scored)
+
+        def measured(rows: Sequence[Row], what: str) -> list[Row]:
+            return not_trained_on(self._drawn(rows, scored), self.objectives, f"task 'safety': {what}")
+
+        def prompts(texts: Sequence[str], what: str) -> list[str]:
+            return [row.question for row in measured([question(text, "") for text in texts], what)]
+
+        self.held_out = measured(held_out, "general instructions")
         self.prompts = [
             *((p, "harmful", name) for file, name in HARMFUL.items()
-              for p in self._drawn(instructions(data_file(data_dir, "safety", file)), scored)),
-            *((p, "xstest", "xstest") for p in self._drawn(xstest(data_dir, "unsafe"), scored)),
-            *((p, "harmless", "xstest") for p in self._drawn(xstest(data_dir, "safe"), scored)),
+              for p in prompts(instructions(data_file(data_dir, "safety", file)), file)),
+            *((p, "xstest", "xstest") for p in prompts(xstest(data_dir, "unsafe"), "XSTest, unsafe")),
+            *((p, "harmless", "xstest") for p in prompts(xstest(data_dir, "safe"), "XSTest, safe")),
         ]  # fmt: skip
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 

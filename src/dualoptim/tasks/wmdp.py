@@ -25,7 +25,7 @@ from ..models import load_tokenizer
 from ..reading import file_of, hub_rows, read_lines, read_text
 from ..rows import chunks
 from ..tiny import TINY
-from . import Task
+from . import Task, not_trained_on
 
 # Corpus → its data set on the hub, configuration and split.
 HUB: dict[str, tuple[str, str | None, str]] = {
@@ -51,7 +51,8 @@ class Wmdp(Task):
             150 steps on two corpora see; None for all.
         tokens: how many tokens of each text are trained on, the first ones; None for the published 768 of
             cyber-forget-corpus and 512 of others. For the model "tiny", which is made from the texts, they are not cut.
-        scored: how many further texts of each corpus are measured at most.
+        scored: how many further texts of each corpus are measured at most; those that are also trained on, as headings
+            may be, are left out.
         least: letters that a text must have; shorter ones are left out. 1 as published.
         tokenizer: folder or hub id of the model by whose tokens texts are cut; default the run's own.
     """
@@ -108,7 +109,10 @@ class Wmdp(Task):
             role: [replace(row, group=group) for group, name in enumerate(of) for row in parts[name][0]]
             for role, of in names.items()
         }
-        self.held_out = {role: [row for name in of for row in parts[name][1]] for role, of in names.items()}
+        held = {
+            name: not_trained_on(rows, self.objectives, f"task 'wmdp': {name}") for name, (_, rows) in parts.items()
+        }
+        self.held_out = {role: [row for name in of for row in held[name]] for role, of in names.items()}
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
 
     def prepare(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
