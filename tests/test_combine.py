@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 from torchjd.aggregation import PCGradWeighting, UPGrad
+from torchjd.linalg import QuadprogProjector
 
 from dualoptim.errors import UserError
-from dualoptim.training.combine import RULES, check_roles, gru, pcgrad, upgrad
+from dualoptim.training.combine import RULES, check_roles, gramian, gru, pcgrad, upgrad
 
 BOTH = ["forget", "retain"]
 
@@ -46,14 +49,54 @@ def test_pcgrad_of_many_is_one_of_its_orders_the_same_on_every_rank() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
-def test_upgrad_is_torchjds_mean_times_the_number_and_harms_no_objective(seed: int, count: int) -> None:
+def test_upgrad_is_torchjds_mean_times_the_number(seed: int, count: int) -> None:
     jacobian = gradients(seed, count)
-    gram = jacobian @ jacobian.T
+    exact = UPGrad(projector=QuadprogProjector(norm_eps=0, reg_eps=1e-10))
+    step = upgrad(jacobian @ jacobian.T, BOTH) @ jacobian
+    torch.testing.assert_close(step, count * exact(jacobian), rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(0, 10**6), st.lists(st.floats(-9, 3), min_size=2, max_size=5))
+def test_upgrad_projects_each_gradient_and_harms_no_objective_however_unequal_the_lengths(
+    seed: int, powers: list[float]
+) -> None:
+    unit = torch.nn.functional.normalize(gradients(seed, len(powers)))
+    lengths = 10 ** torch.tensor(powers, dtype=torch.float64)
+    jacobian = lengths[:, None] * unit
+    # P(x) = x + Jᵀλ with the λ ≥ 0 that makes it shortest.
+    projected = [g + unit.T @ torch.from_numpy(nnls(unit.T.numpy(), -g.numpy())[0]) for g in unit]
+    step = upgrad(jacobian @ jacobian.T, BOTH) @ jacobian
+    torch.testing.assert_close(
+        step / lengths.max(), lengths @ torch.stack(projected) / lengths.max(), rtol=0, atol=1e-5
+    )
+    assert (unit @ step >= -1e-5 * lengths.max()).all()
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 0.1), (1, 0.01), (0.003, 1), (0.007, 0.007), (1e-7, 1e-9), (1e-3, 10)])
+def test_upgrad_of_two_is_pcgrad_however_long_they_are(lengths: tuple[float, float]) -> None:
+    length = torch.tensor(lengths, dtype=torch.float64)
+    gram = torch.tensor([[1, -0.5], [-0.5, 1]], dtype=torch.float64) * length.outer(length)
     weights = upgrad(gram, BOTH)
-    step = weights @ jacobian
-    torch.testing.assert_close(step, count * UPGrad()(jacobian), rtol=1e-4, atol=1e-4)
-    # TorchJD adds 1e-4 to the diagonal of the normed Gramian, and by so much an objective may lose.
-    assert (jacobian @ step >= -1e-4 * gram.trace() * (weights + 0.01)).all()
+    torch.testing.assert_close(weights, pcgrad(gram, BOTH), rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights, 1 + length.flip(0) / length / 2, rtol=1e-6, atol=0)
+    assert (gram @ weights > 0).all(), "both get better"
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_upgrad_of_parallel_gradients_in_single_precision_is_found_in_spite_of_rounding(count: int) -> None:
+    direction = gradients(5, 1).float().repeat(1, 5000)[0]
+    with_signs = [[direction * scale] for scale in (1.0, -1e-3, 1e-6, -0.1, 7.0, 3e-5, -2.0, 0.3)[:count]]
+    gram = gramian(with_signs)
+    step = upgrad(gram, BOTH) @ torch.stack([g.double() for (g,) in with_signs])
+    assert step.norm() < 0.01 * gram.diagonal().max().sqrt(), "what helps one harms another"
+
+
+def test_upgrad_of_a_gradient_of_zeros_or_one_that_is_not_finite() -> None:
+    gram = torch.tensor([[4.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(upgrad(gram, BOTH), torch.tensor([1.25, 1, 2], dtype=torch.float64))
+    assert upgrad(torch.zeros(2, 2), BOTH).tolist() == [1, 1]
+    for value in (math.nan, math.inf, -math.inf):
+        assert upgrad(torch.tensor([[1, value], [value, 1]]), BOTH).isnan().all()
 
 
 @given(st.integers(0, 10**6))

@@ -7,7 +7,9 @@ weight whole gradients, so nothing else is stored or computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,7 +35,9 @@ def pcgrad(gram: Tensor, roles: Sequence[str]) -> Tensor:
 
     Reference: arXiv 2001.06782.
     """
-    weighting = _torchjd("PCGradWeighting")
+    with _torchjd("PCGrad"):
+        from torchjd import aggregation
+    weighting = aggregation.PCGradWeighting()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(gram.double().sum().view(torch.int64)))
         return weighting(gram)
@@ -65,23 +69,40 @@ def gru(gram: Tensor, roles: Sequence[str]) -> Tensor:
 def upgrad(gram: Tensor, roles: Sequence[str]) -> Tensor:
     """UPGrad, by TorchJD: each gradient is projected so that no objective gets worse to first order; then the sum.
 
-    TorchJD takes the mean. The sum is what the other rules give where nothing conflicts.
+    TorchJD takes the mean. The sum is what the other rules give where nothing conflicts; with two objectives it is
+    PCGrad's.
+
+    The projection P is onto the cone {d: ⟨d, g_j⟩ ≥ 0 for all j}, which depends on the gradients' directions alone, and
+    P(‖g_k‖ u) = ‖g_k‖ P(u) for ‖g_k‖ > 0. So the unit vectors u_k = g_k / ‖g_k‖ are projected, P(u_k) = Σ_j W_kj u_j,
+    and w_j = Σ_k ‖g_k‖ W_kj / ‖g_j‖: what the solver adds to the diagonal then never outweighs a short gradient.
+
+    >>> upgrad(torch.tensor([[1.0, -0.005], [-0.005, 0.0001]]), ["forget", "retain"])
+    tensor([ 1.0050, 51.0000])
 
     Raises:
         UserError: TorchJD is not installed.
 
     Reference: arXiv 2406.16232.
     """
-    return len(gram) * _torchjd("UPGradWeighting")(gram)
+    with _torchjd("UPGrad"):
+        from torchjd import linalg
+    lengths = gram.diagonal().sqrt()
+    lengths = lengths.where(lengths != 0, 1)  # a gradient of zeros has no direction, and conflicts with none
+    cosines = gram / lengths.outer(lengths)
+    if not cosines.isfinite().all():
+        return torch.full_like(lengths, math.nan)  # as the step has to be
+    # The solver needs a positive definite matrix, and parallel gradients give one that rounding may make indefinite.
+    least = float(torch.linalg.eigvalsh(cosines)[0])
+    project = linalg.QuadprogProjector(reg_eps=1e-8 + max(0.0, -least))
+    weights: Tensor = lengths @ project(torch.eye(len(gram)).to(gram), cosines) / lengths
+    return weights
 
 
-def _torchjd(name: str) -> Callable[[Tensor], Tensor]:
+@contextmanager
+def _torchjd(method: str) -> Iterator[None]:
     try:
-        from torchjd import aggregation
-
-        return getattr(aggregation, name)()
+        yield
     except ImportError:
-        method = name.removesuffix("Weighting")
         raise UserError(f"combine: {method} needs the package torchjd; install dualoptim[torchjd]") from None
 
 
