@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections import Counter
 from contextlib import nullcontext
@@ -300,6 +301,30 @@ def test_what_replaces_an_answer_and_is_too_long_is_told_before_the_weights_are_
     with pytest.raises(UserError, match=r"f:1: the row has .* max_length 200 would cut its answer off"):
         check_rows(given, 2048, 260, 200)
     check_rows(given, 2048, 260, 500)
+
+
+@pytest.mark.parametrize("skip_first", [0, 1])
+def test_a_row_of_which_a_loss_counts_nothing_is_told_before_the_weights_are_read(
+    skip_first: int, tmp_path: Path
+) -> None:
+    loss = LOSSES["CEU"](skip_first=skip_first)
+    first, later = question("Which letter?", "B, it is.", "f:1"), question("Which letter?", "It is B.", "f:2")
+    rows = [dataclasses.replace(row, only=("B",)) for row in (later, first)]
+    task = SimpleNamespace(objectives={"forget": rows})
+    given: Any = SimpleNamespace(tokenizer=tiny.tokenizer(), refusals=["No."], task=task, losses={"forget": loss})
+    other: Any = SimpleNamespace(losses={"forget": LOSSES["NPO"]()})
+    check_rows(given, 2048, 260, 200, [other])
+    objectives = {"forget": Objective(rows, loss), "retain": Objective(RETAIN, GD())}
+    if not skip_first:
+        check_rows(given, 2048, 260, 200, [other, given])
+        trainer(tmp_path, objectives=objectives).train()
+        return
+    with pytest.raises(
+        UserError, match=r"f:1: the loss CEU\(skip_first=1\) counts none of this answer's labeled tokens"
+    ):
+        check_rows(given, 2048, 260, 200, [other, given])
+    with pytest.raises(UserError, match=r"f:1: the loss CEU\(skip_first=1\) counts none"):
+        trainer(tmp_path, objectives=objectives)
 
 
 def test_the_refusal_of_most_tokens_is_tried_first_whatever_its_letters() -> None:

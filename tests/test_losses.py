@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
+from dualoptim.data import collate, encode, question
 from dualoptim.errors import UserError
 from dualoptim.losses import IGNORED, LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
 
+from . import tiny
 from .conftest import GOLDEN
 from .reference import naive_losses
 
@@ -411,6 +414,23 @@ def test_sizes_count_what_the_mean_is_over(batches: Any) -> None:
         expected["CEU"] = labelled(batch) - len(batch["labels"])  # all but the first of each
         assert loss.size(batch) == expected.get(name, len(batch["labels"])), name
         assert loss.mean_over == ("tokens" if name in expected else "sequences")
+
+
+@pytest.mark.parametrize("skip_first", [0, 1, 3])
+def test_ceu_leaves_out_tokens_from_the_start_of_the_answer_wherever_its_labels_are(skip_first: int) -> None:
+    tokenizer, loss = tiny.tokenizer(), LOSSES["CEU"](skip_first=skip_first)
+    secret, more = question("What is 3+4?", "It is 7."), question("What is 9+4?", "13 it is.")
+    rows = [replace(secret, only=("7",)), replace(more, only=("13",)), secret]
+    tokens = [encode(row, tokenizer, 512) for row in rows]
+    # The tiny tokenizer's are single characters, and one that ends the turn.
+    counted = [1, max(0, 2 - skip_first), 9 - skip_first]
+    assert [loss.size(collate([each], 0)) for each in tokens] == counted
+    assert loss.size(collate(tokens, 0)) == sum(counted)
+    secret_alone, model = collate(tokens[:1], 0), tiny.model()
+    value = loss(model, secret_alone)
+    assert_close(value, LOSSES["CEU"](skip_first=0)(model, secret_alone))
+    assert value > 0
+    assert "answer_starts" not in collate(tokens[2:], 0)
 
 
 # Mistakes

@@ -196,6 +196,7 @@ class Tokens(NamedTuple):
     labels: list[int]
     ended: int = 0  # how many of the last labeled tokens end the answer and are not part of its text
     group: int = 0  # the row's
+    begins: int = 0  # index of the answer's first token that another predicts, labeled or not; 0 where it is not known
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
@@ -254,7 +255,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
         ]
     labels = [token if here else IGNORED for token, here in zip(ids, learned, strict=True)]
     ended = 0 if row.only else _ended(tokenizer, spans, text, len(begun + answer))
-    return Tokens(ids, labels, ended, row.group)
+    return Tokens(ids, labels, ended, row.group, max(1, len(asked)))
 
 
 def longest(texts: Sequence[str], tokenizer: Any) -> int:
@@ -273,7 +274,8 @@ def _ended(tokenizer: Any, spans: Sequence[tuple[int, int]] | None, text: str, e
 def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
     """Pad to the longest row, on the right: ``input_ids``, ``labels`` and ``attention_mask``, each (B, T).
 
-    Also ``groups``, (B,), if any row's group is not 0.
+    Also ``groups``, (B,), if any row's group is not 0, and ``answer_starts``, (B,), the index of each answer's first
+    token, if one has no label there.
     """
     width = max(len(row.input_ids) for row in rows)
 
@@ -285,7 +287,11 @@ def collate(rows: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
         "labels": torch.tensor([padded(row.labels, IGNORED) for row in rows]),
         "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
     }
-    return {**batch, "groups": torch.tensor([row.group for row in rows])} if any(row.group for row in rows) else batch
+    if any(row.group for row in rows):
+        batch["groups"] = torch.tensor([row.group for row in rows])
+    if any(row.begins and row.labels[row.begins : row.begins + 1] == [IGNORED] for row in rows):
+        batch["answer_starts"] = torch.tensor([row.begins for row in rows])
+    return batch
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -35,7 +35,7 @@ from .rows import alternates
 from .rows.forms import text_of
 from .schedule import Turn
 from .tasks import Task
-from .training.fitting import check_checkpointing, check_ids, check_reached
+from .training.fitting import check_checkpointing, check_counted, check_ids, check_reached
 
 VERSIONS = {"dualoptim": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
@@ -185,29 +185,36 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         found.append(Resolved(*made, adapted, merge, needed, relearning, files, fingerprints))
     trained = [loss for of in found for loss in of.losses.values()] if training else []
     names.check_refusals(first, task, trained)
-    check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH)
+    check_rows(found[0], positions(model), vocabulary, first.max_length if training else ANY_LENGTH, found * training)
     return found
 
 
 ANY_LENGTH = 2**31
 
 
-def check_rows(resolved: Resolved, room: int, vocabulary: int, max_length: int) -> None:
+def check_rows(
+    resolved: Resolved, room: int, vocabulary: int, max_length: int, trained: Sequence[Resolved] = ()
+) -> None:
     """Refuse rows that the model cannot process, also with what may replace their answers.
 
     Args:
         room: the model's number of positions.
         vocabulary: the size of the model's vocabulary.
         max_length: the most tokens that a row may have.
+        trained: the runs of these rows that train, each of whose losses has to count something of every row.
     """
     tokenizer = resolved.tokenizer
     refusal = resolved.refusals[longest(resolved.refusals, tokenizer)]
     for name, rows in resolved.task.objectives.items():
         refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
+        losses = {repr(loss): loss for of in trained for loss in [of.losses[name]]}.values()
         for row in rows:
             if others:
                 _check_alternates(row, tokenizer, room)
-            check_ids(row.where, encode(row, tokenizer, max_length, room), vocabulary, tokenizer)
+            tokens = encode(row, tokenizer, max_length, room)
+            check_ids(row.where, tokens, vocabulary, tokenizer)
+            for loss in losses:
+                check_counted(row.where, tokens, loss)
             if not (refused or others):
                 continue
             replacing = row.fields.get("alternates") if others else None

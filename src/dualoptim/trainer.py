@@ -325,6 +325,7 @@ class UnlearnTrainer(Trainer):
         for name, tokenized in self.rows.tokens.items():
             for row, tokens in zip(rows[name], tokenized, strict=True):
                 fitting.check_ids(row.where, tokens, self._fits["vocabulary"], processing_class)
+                fitting.check_counted(row.where, tokens, objectives[name].loss)
             fitting.check_sides(name, tokenized, rope_switch(model))
         self._answers: list[tuple[Tensor, Tensor]] = []  # of the current evaluation: log π(y|x) and |y|
         self.add_callback(ScoredAtStart())

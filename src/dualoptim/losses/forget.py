@@ -217,8 +217,8 @@ class JensUn(Loss):
 
     Use it when IDK goes too far: no token's loss grows without bound. Its partner is JSD.
 
-    The targets are the refusal's tokens with its end token, repeated to the length of the true answer; the context of
-    each is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
+    The targets are the refusal's tokens with its end token, repeated over all labeled tokens of the true answer; the
+    context of each is the true answer. With p = π(r | x, y_<t) and m = (π + δ_r) / 2,
 
     JSD(π ‖ δ_r) = KL(π ‖ m) / 2 + KL(δ_r ‖ m) / 2 = log 2 − ((1 + p) log(1 + p) − p log p) / 2
 
@@ -297,7 +297,9 @@ class CEU(Loss):
 
     Args:
         skip_first: how many tokens at the start of each answer are left out; 1 as in open-unlearning's trainer,
-            after a footnote of the paper. An answer that has no more tokens than these does not count.
+            after a footnote of the paper. An answer with labels on no other tokens does not count, and training
+            refuses its row. Where ``batch["answer_starts"]`` (B,) has no index of an answer's first token, this is
+            the first with a label.
 
     Reference: arXiv 2503.01224.
     """
@@ -320,7 +322,9 @@ class CEU(Loss):
     def _counted(self, batch: Batch) -> Tensor:
         """Which of the N labeled tokens come after the skipped ones."""
         labels = learnt(batch["labels"])
-        return labels.cumsum(1)[labels] > self.skip_first
+        starts = batch.get("answer_starts", labels.int().argmax(1) + 1)
+        at = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+        return (at >= starts[:, None] + self.skip_first)[labels]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..data import Tokens
+from ..data import Tokens, collate
 from ..errors import UserError
 from ..losses import Loss
 from ..losses.base import model_inputs
@@ -165,6 +165,15 @@ def check_ids(where: str, tokens: Tokens, vocabulary: int | None, tokenizer: Any
         raise UserError(
             f"{where}: holds the token {tokenizer.convert_ids_to_tokens(most)!r}, number {most}, and the model has "
             f"{vocabulary}; resize its embedding, or take its own tokenizer"
+        )
+
+
+def check_counted(where: str, tokens: Tokens, loss: Loss) -> None:
+    """Refuse a row of which a loss counts nothing: it would not be learned, and a step of such rows has no mean."""
+    if not loss.needs_idk and not loss.size(collate([tokens], 0)):
+        raise UserError(
+            f"{where}: the loss {loss} counts none of this answer's labeled tokens, so the row would not be trained "
+            "on; change the loss's arguments, take another loss, or leave the row out"
         )
 
 
