@@ -32,7 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints, resolve, resolved
+from dualoptim import DualOptimPlus, UnlearnTrainer, checkpoints, resolve, resolved, tasks
 from dualoptim.config import RunConfig
 from dualoptim.data import Draw, ObjectiveRows, Plan, question
 from dualoptim.errors import UserError
@@ -626,6 +626,21 @@ def test_a_loss_that_nothing_trained_changes_is_told_before_weights_are_read(
         MixtralForCausalLM(MixtralConfig(**SIZES, **sizes)).save_pretrained(folder)
     with pytest.raises(UserError, match="the loss of 'forget', RMU, is computed from layer 0, which none of the"):
         resolved.resolve([of_rows(folder, forget_loss="RMU", forget_loss_args={"layer": 0}, **part)])
+
+
+def test_a_weight_of_0_is_refused_where_steps_serve_nothing_else(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+
+    def check(**given: Any) -> None:
+        config = of_rows(folder, optimizer="AdamW", **given)
+        resolve.check_with(config, tasks.load(config))
+
+    with pytest.raises(UserError, match=r"weights: that of 'retain' is 0, and steps serve nothing else.*--alone"):
+        check(weights={"retain": 0.0})
+    with pytest.raises(UserError, match="weights: that of 'forget' is 0"):
+        check(weights={"forget": 0.0}, alone="forget")
+    for given in ({"joint": True}, {"alone": "forget"}, {"retain_bound": 1.0}):
+        check(weights={"retain": 0.0}, **given)
 
 
 def of_rows(folder: Path, **given: Any) -> RunConfig:

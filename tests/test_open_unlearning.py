@@ -252,6 +252,34 @@ def test_what_cannot_be_told_apart_is_refused_before_a_step(cls, settings, sente
 
 
 @pytest.mark.parametrize(
+    ("cls", "method", "sentence"),
+    [
+        (
+            stub.GradDiff,
+            {"alpha": 0.0},
+            "GradDiff has nothing to retain, so that there is one objective alone: its alpha",
+        ),
+        (
+            stub.GradDiff,
+            {"gamma": 0.0},
+            "GradDiff has nothing to forget, so that there is one objective alone: its gamma",
+        ),
+        (stub.PDU, {"alpha": 0.0}, "PDU has nothing to retain"),
+    ],
+)
+def test_an_objective_with_the_weight_0_is_refused_before_a_step(cls, method, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(DualOptimPlus, "step", lambda *_, **__: pytest.fail("a step was taken"))
+    with pytest.raises(UserError, match=sentence):
+        made(by_objective(cls), tmp_path, {"ratio": "1:1"}, **method).train()
+
+
+def test_pdus_multiplier_may_begin_at_0(tmp_path):
+    trainer = made(by_objective(stub.PDU), tmp_path, {"ratio": "1:1"}, {"max_steps": 4}, alpha=0.0, primal_dual=True)
+    trainer.train()
+    assert trainer.preferences[1] > 0
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"ratoi": "1:1"}, "unknown setting 'ratoi'; did you mean 'ratio'"),

@@ -100,6 +100,50 @@ def test_a_paused_objective_steps_for_nothing_and_the_others_go_on(tmp_path: Pat
     assert any("loss/retain" in entry for entry in joint.state.log_history)
 
 
+class Weighs(TrainerCallback):
+    """Keeps the weight of what is kept at 0 up to a step."""
+
+    def __init__(self, until: int) -> None:
+        self.until, self.of, self.seen = until, None, []  # type: ignore[var-annotated]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(weights(self.of).clone())
+        self.of.objectives["retain"].weight = 2.0 * (state.global_step >= self.until)
+
+
+@pytest.mark.parametrize(("until", "steps"), [(6, 0), (5, 1)])
+def test_steps_of_the_weight_0_alone_are_skipped_until_it_is_changed(until: int, steps: int, tmp_path: Path) -> None:
+    told = Weighs(until)
+    told.of = run = trainer(tmp_path / "a", by_turns({"forget": 1, "retain": 1}, 4, 6), callbacks=[told])
+    run.train()
+    assert torch.equal(told.seen[1], told.seen[2]), "no step along the momentum of what forgets"
+    assert not torch.equal(told.seen[2], told.seen[3])
+    states = run.multi_objective.state.values()  # type: ignore[union-attr]
+    assert all((own["delta_step/forget"], own["delta_step/retain"]) == (3, steps) for own in states)
+    paused = trainer(tmp_path / "b", by_turns({"forget": 1, "retain": 1}, 4, 6))
+    paused.paused = {"retain"}
+    paused.train()
+    assert torch.equal(weights(paused), weights(run)) == (not steps)
+
+
+@pytest.mark.parametrize(
+    "turns", [by_turns({"forget": 1, "retain": 1}, 4, 2), jointly({"forget": 1, "retain": 1}, 4, 2)]
+)
+def test_skipped_steps_of_the_weight_0_are_logged(
+    turns: list[Turn], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    UnlearnTrainer(
+        tiny.model(),
+        TrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+        objectives={"forget": Objective(FORGET, LOSSES["GA"]()), "retain": Objective(RETAIN, LOSSES["GD"](), 0.0)},
+        turns=turns,
+        processing_class=tiny.tokenizer(),
+        optimizer_cls_and_kwargs=ADAMW,
+    )
+    said = "the weight of 'retain' is 0, so steps that serve nothing else are skipped until it is changed"
+    assert (said in caplog.text) == (len(turns[0]) == 1)
+
+
 def test_a_step_whose_objectives_are_all_paused_leaves_a_gradient_scaler_as_it_is(tmp_path: Path) -> None:
     found = []
     for place, scaler in (("with", torch.amp.GradScaler("cpu")), ("without", None)):

@@ -126,6 +126,12 @@ class ByObjective(Base):
                     f"{name} has a loss to retain of its own; leave trainer.method_args.dualoptim.retain_loss at null, "
                     "and choose by trainer.method_args.retain_loss_type"
                 )
+            raises = hasattr(self, "final_loss_value") and getattr(self, "primal_dual", True)  # PDU: 0 for a while only
+            if not self._weight and not raises:
+                raise UserError(
+                    f"{name} has nothing to retain, so that there is one objective alone: its alpha is 0; set "
+                    "trainer.method_args.alpha above 0, or train without +dualoptim=plus"
+                )
         elif self.settings.retain_loss is None:
             raise UserError(
                 f"{name} has nothing to retain, so that there is one objective alone; "
@@ -183,6 +189,11 @@ class ByObjective(Base):
         with self._replaced(compute_retain_loss=lambda *_, **__: off, can_update=False):
             made = super().compute_loss(model, inputs, return_outputs, **kwargs)
         loss = made[0] if return_outputs else made
+        if not self._checked and getattr(self, "gamma", None) == 0 and not loss.any():
+            raise UserError(
+                f"{name} has nothing to forget, so that there is one objective alone: its gamma is 0; set "
+                "trainer.method_args.gamma above 0, or train without +dualoptim=plus"
+            )
         if not self._checked and loss.requires_grad:
             # The class's weight on its retain part is the derivative of its loss with respect to that part.
             (weight,) = torch.autograd.grad(loss.mean(), off, retain_graph=True, allow_unused=True)

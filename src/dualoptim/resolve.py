@@ -354,11 +354,20 @@ def check_with(config: RunConfig, task: Task) -> None:
     losses, turns = losses_of(config, task), turns_of(config, task)
     if config.combine is not None:
         check_roles(RULES[config.combine], [[losses[name].role for name in turn] for turn in turns])
-    for name in {**task.weights, **config.weights}:
+    weights = {**dict.fromkeys(task.objectives, 1.0), **task.weights, **config.weights}
+    for name in weights:
         if name not in task.objectives:
             raise unknown("objective of weights", name, task.objectives)
-    if not any({**task.weights, **config.weights}.get(name, 1.0) for name in task.objectives):
+    if not any(weights.values()):
         raise UserError("weights: those of all objectives are 0, so nothing would be trained on; leave one out")
+    idle = [
+        name for name, weight in weights.items() if not weight and (name != "retain" or config.retain_bound is None)
+    ]
+    if alone := next((turn for turn in turns if set(turn) <= set(idle)), None):
+        raise UserError(
+            f"weights: that of {', '.join(map(repr, alone))} is 0, and steps serve nothing else, so nothing would be "
+            "trained on in them; give it a weight, or --alone with the name of another objective"
+        )
     _check_stop(config, task, losses)
     _check_multiplier(config, task)
     _check_sam(config, task)

@@ -73,7 +73,7 @@ class Objective:
     Args:
         rows: the training rows: `Row`s, or mappings in any form that a file of rows may have.
         loss: an instance of one of `dualoptim.losses.LOSSES`, or of a `Loss` of your own.
-        weight: coefficient of its loss.
+        weight: coefficient of its loss. Where those of all of a step's objectives are 0, the step is skipped.
         refusals: replies that may replace a row's answer; required by losses that need them. For AltPO, each row has
             its own under ``alternates`` instead (`dualoptim.rows.alternates` generates them with a model).
         bound: keep the loss below this value by a multiplier λ in place of a fixed weight (PDU, arXiv 2506.05314).
@@ -221,6 +221,7 @@ class UnlearnTrainer(Trainer):
             if not isinstance(objective, Objective):
                 raise UserError(f"objectives: {name!r} is a {type(objective).__name__}; give Objective(rows, loss)")
         trainer_arguments.check_combine(combine, turns, objectives)
+        trainer_arguments.check_weights(turns, objectives)
         rows = {name: as_rows(objective.rows, f"objective {name!r}") for name, objective in objectives.items()}
         objectives = {name: replace(objective, rows=rows[name]) for name, objective in objectives.items()}
         for name, objective in objectives.items():
@@ -707,7 +708,7 @@ class UnlearnTrainer(Trainer):
             samples = list(itertools.islice(epoch_iterator, num_batches))
             for sample in samples:
                 self._check_turn(sample)
-            serving = engines.served(samples, self.paused)
+            serving = engines.served(samples, self._skipped)
         except Exception as error:
             if self.args.world_size == 1:
                 raise
@@ -724,6 +725,17 @@ class UnlearnTrainer(Trainer):
         # Also gradients that an abandoned step left behind.
         self._samples, self._worst, self._gradients = samples, None, {}
         return samples, dict(zip(names, table[:, :-1].sum(0).tolist(), strict=True))
+
+    @property
+    def _skipped(self) -> set[str]:
+        """The objectives that are paused, or all where the step's others have the weight 0.
+
+        By a gradient of zeros the optimizer would go on along the momentum that other steps left; without one it stays.
+        """
+        turn = set().union(*self.turns[self.state.global_step :][:1])
+        left = turn - self.paused
+        weighs = any(name in self.multipliers or self.objectives[name].weight for name in left)
+        return self.paused if weighs else self.paused | turn
 
     def _size(self, name: str, batch: Mapping[str, Any]) -> int:
         """The number of items that a batch adds to an objective's loss."""
@@ -764,9 +776,9 @@ class UnlearnTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As the Trainer's; the last micro-batch also does what is due once per optimizer step."""
         self._stepped = True
-        if self.paused:
+        if skipped := self._skipped:
             self._hand_over(inputs)
-            inputs = {name: batch for name, batch in inputs.items() if name not in self.paused}
+            inputs = {name: batch for name, batch in inputs.items() if name not in skipped}
         if not inputs:  # without gradients, the optimizer's step changes nothing
             loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         elif self.release_gradients:
@@ -778,7 +790,7 @@ class UnlearnTrainer(Trainer):
         if self.accelerator.sync_gradients:
             if self.combine is not None and self._gradients:
                 self._combine(self.combine, model)
-            if not any(engines.served(self._samples, self.paused)):
+            if not any(engines.served(self._samples, skipped)):
                 self._scaler_aside.begin()
             self._raise_multipliers()
             self._samples, self._worst = [], None  # frees memory that the optimizer may need
@@ -844,7 +856,7 @@ class UnlearnTrainer(Trainer):
         """The nearby weights with the highest losses to forget, by these losses' gradient over all micro-batches."""
         assert self.sam_rho is not None
         assert all(p.grad is None for p in parameters)
-        names, step = self._perturbed - self.paused, self.state.global_step
+        names, step = self._perturbed - self._skipped, self.state.global_step
         for sample in self._samples:
             if part := {name: batch for name, batch in sample.items() if name in names}:
                 super().training_step(model, part, num_items_in_batch)

@@ -293,6 +293,16 @@ def check_combine(combine: Rule | None, turns: Sequence[Turn], objectives: Mappi
     check_roles(combine, [[objectives[name].loss.role for name in turn] for turn in turns])
 
 
+def check_weights(turns: Sequence[Turn], objectives: Mapping[str, Any]) -> None:
+    """Log which objectives have steps that are skipped as long as nobody changes their weights, which are 0."""
+    idle = {name for name, objective in objectives.items() if objective.weight == 0 and objective.bound is None}
+    if skipped := dict.fromkeys(name for turn in turns if idle.issuperset(turn) for name in turn):
+        logger.warning(
+            "the weight of %s is 0, so steps that serve nothing else are skipped until it is changed",
+            ", ".join(map(repr, skipped)),
+        )
+
+
 def check_release(args: TrainingArguments, combine: Rule | None, sam_rho: float | None = None) -> None:
     """Refuse what needs all gradients in memory at the same time."""
     if args.max_grad_norm:
