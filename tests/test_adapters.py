@@ -704,6 +704,81 @@ def test_adapters_that_do_not_fit_are_told(place: Path, capsys: pytest.CaptureFi
     assert run("evaluate", model="prompt") == 0, "but it is scored"
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:.*LoRA tensor.*have invalid shape")
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [
+        ({"lora_bias": True}, "the base layer has no bias"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layers.1.self_attn.q_proj are another layer's, too"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_told_before_it_is_trained(
+    of: dict[str, Any], why: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = peft.get_peft_model(models.load_model("base"), peft.LoraConfig(r=2, target_modules=QV, **of, **CAUSAL))
+    moved(made).save_pretrained("start")
+    for arguments, how in (([], "give --merge false"), (["--lora-rank", "2"], "leave out --lora-rank")):
+        assert run("unlearn", *arguments, "--dry-run", "--out", "out", model="start") == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert how in said
+    assert run("unlearn", "--merge", "false", "--out", "out", model="start") == 0
+    ids = torch.arange(40, 60)[None]
+    assert (models.load_model("out/adapter")(ids).logits - models.load_model("start")(ids).logits).abs().max() > 1e-3
+
+
+def test_an_adapter_that_makes_a_model_look_ahead_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = peft.LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[2], **CAUSAL)
+    made = peft.get_peft_model(models.load_model("base"), lora)
+    made.save_pretrained("start")
+    assert run("unlearn", "--dry-run", model="start") == 2
+    assert "take a LoRA without alora_invocation_tokens" in capsys.readouterr().err
+    with pytest.raises(UserError, match="take a LoRA without alora_invocation_tokens"):
+        adapters.check_model(made)
+
+
+def test_a_start_that_is_computed_from_the_bases_weights_is_an_adapter_as_others(place: Path) -> None:
+    pissa = peft.LoraConfig(r=2, target_modules=QV, init_lora_weights="pissa", **CAUSAL)
+    made = moved(peft.get_peft_model(models.load_model("base"), pissa))
+    made.save_pretrained("start")
+    ids = torch.arange(40, 60)[None]
+    torch.testing.assert_close(models.load_model("start").eval()(ids).logits, made(ids).logits, rtol=1e-5, atol=1e-5)
+    for arguments in ([], ["--lora-rank", "2"]):
+        assert run("unlearn", *arguments, "--dry-run", model="start") == 0
+
+
+@pytest.mark.parametrize("fails", ["merging", "scoring", "the adapter's file"])
+def test_what_fails_after_training_leaves_the_numbers(
+    fails: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--lora-rank", "2", "--attacks", "bits8", "--out", "out"]
+    merge = adapters.merged
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    def failing(model: Any) -> Any:
+        whole = merge(model)
+        if not next(whole.parameters()).is_meta:
+            if fails == "merging":
+                fail()
+            monkeypatch.setattr(whole, "forward", fail)
+        return whole
+
+    monkeypatch.setattr(adapters, *(("save", fail) if fails == "the adapter's file" else ("merged", failing)))
+    assert run("unlearn", *settings) == 2
+    said = capsys.readouterr().err
+    assert "(out of memory); the numbers" in said
+    (entry,) = entries("out")
+    assert entry["after"]["forget"] > 0
+    assert "merging" not in entry
+    assert entry["after"]["bits8_probability"] is None
+    assert entry["not_computed"]["bits8_probability"] == "the adapter could not be merged, or not written"
+    assert (place / "out/report.html").exists()
+    assert (place / "out/records.jsonl").exists()
+    assert not list((place / "out").glob("*.partial"))
+
+
 def test_packages_that_are_missing_are_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     missing: set[str] = {"peft"}

@@ -490,16 +490,19 @@ def test_killed_and_resumed_is_never_stopped(
     assert not list((place / "out").rglob("*.partial/*"))
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("contained shared tensors")])
 def test_numbers_are_there_before_the_model(
-    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
+        Path(arguments[1]).mkdir()
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
         assert run() == 2
     assert "the model could not be written" in errors(capsys)
+    assert not list((place / "out").glob("*.partial"))
     (entry,) = results(place)["runs"]
     assert (place / "out" / "report.html").exists()
     assert (place / "out" / "records.jsonl").exists()

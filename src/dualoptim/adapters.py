@@ -12,7 +12,8 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def described(model: str) -> dict[str, Any] | None:
         )
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"model {model!r}: is an adapter for {task}, and not for a causal language model; give another")
-    check_kind(kind, f"model {model!r}")
+    check_kind(said, f"model {model!r}")
     return dict(said)
 
 
@@ -86,10 +87,20 @@ def folder_of(model: str) -> Path:
     return Path(model) if Path(model).is_dir() else _on_hub(model).parent  # type: ignore[union-attr]
 
 
-def check_kind(kind: str, what: str) -> None:
-    """Refuse a kind of adapter for which the losses are not tested against the model's own."""
+def check_kind(said: Mapping[str, Any], what: str) -> None:
+    """Refuse a kind of adapter for which the losses are not tested against the model's own.
+
+    Args:
+        said: the adapter's configuration.
+    """
+    kind = getattr(said["peft_type"], "value", said["peft_type"])
     if kind not in KINDS:
         raise UserError(f"{what}: adapters of kind {kind} are not supported; take one of {', '.join(KINDS)}")
+    if said.get("alora_invocation_tokens") is not None:
+        raise UserError(
+            f"{what}: its adapter (aLoRA) begins at the last of its invocation tokens, so that a position's output "
+            "depends on later tokens; take a LoRA without alora_invocation_tokens"
+        )
 
 
 def num_virtual_tokens(model: Any) -> int:
@@ -104,7 +115,7 @@ def check_model(model: nn.Module) -> None:
     if configs and not hasattr(model, "get_base_model"):  # transformers' add_adapter; a Trainer cannot resume it
         raise UserError("model: its adapter was added by add_adapter; use peft.get_peft_model(model, config) instead")
     for config in configs.values():
-        check_kind(getattr(config.peft_type, "value", config.peft_type), "model")
+        check_kind(config.to_dict(), "model")
 
 
 # Settings
@@ -258,6 +269,8 @@ def put_on(model: Any, adapter: str, *, weights: bool = True) -> Any:
     config = PeftConfig.from_pretrained(adapter)
     base, kind = config.base_model_name_or_path, config.peft_type.value
     config.task_type, config.inference_mode = "CAUSAL_LM", kind in PROMPTS
+    if not weights and hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # PiSSA's and others' are computed from the base's weights
     wrapped = _wrapped(model, config, base)
     if not weights:
         return wrapped
@@ -304,7 +317,7 @@ def _wrapped(model: Any, config: Any, base: str, seed: int = 0) -> Any:
 _SET_RIGHT = (  # PEFT's warnings about what is not wrong, or what it corrects itself
     "fan_in_fan_out", "The PEFT config's", "tie_word_embeddings", "Input and output embeddings are no longer tied",
     "find a config file", "Unable to fetch remote file", "save_embedding_layers", "is_gradient_checkpointing",
-    "_pattern keys did not match",
+    "_pattern keys did not match", "`lora_bias=True` was passed",
 )  # fmt: skip
 
 
@@ -454,18 +467,39 @@ def merged(model: Any) -> Any:
     """The base model with its adapter merged into its weights; the adapter is gone, and all weights are frozen.
 
     An output head that shares its weights with the embedding gets its own, if the adapter changes one of the two.
+
+    Raises:
+        UserError: the adapter changes weights that another layer has, too, as with LoRA's `layer_replication`.
     """
     inner = model.get_base_model()
     head, embedding = (_plain(layer) for layer in (inner.get_output_embeddings(), inner.get_input_embeddings()))
     shared = head is not None and embedding is not None and head.weight is embedding.weight
     if shared and (head is not inner.get_output_embeddings() or embedding is not inner.get_input_embeddings()):
         head.weight = nn.Parameter(head.weight.detach().clone())
+    owners = Counter(p for module in inner.modules() for p in module.parameters(recurse=False))
+    for name, module in inner.named_modules():
+        if hasattr(module, "base_layer") and any(owners[p] > 1 for p in _plain(module).parameters(recurse=False)):
+            raise UserError(f"the weights of {name} are another layer's, too, which would be changed with it")
     with _as_ours():
         whole = model.merge_and_unload()
     head, embedding = whole.get_output_embeddings(), whole.get_input_embeddings()
     if shared and head.weight is not embedding.weight:
         whole.config.tie_word_embeddings = whole.config.get_text_config().tie_word_embeddings = False
     return whole.requires_grad_(False)
+
+
+def check_merge(model: Any, what: str, instead: str) -> Any:
+    """Refuse an adapter that cannot be merged, before it is trained for hours: a copy is merged, and returned.
+
+    Args:
+        model: with the adapter on it, on torch's meta device, so that merging costs nothing.
+        instead: what to do otherwise.
+    """
+    try:
+        return merged(copy.deepcopy(model))
+    except Exception as error:  # PEFT has no class of its own for them
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{what}: the adapter cannot be merged into its base ({reason}); {instead}") from None
 
 
 def _plain(layer: Any) -> Any:

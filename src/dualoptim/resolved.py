@@ -164,17 +164,19 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         losses = names.losses_of(config, task)
         names.check_losses(losses, model)
         as_trained = names.as_trained(config, model)
+        merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:
             if config.gradient_checkpointing:
                 check_checkpointing(model)
             served = losses if config.alone is None else {config.alone: losses[config.alone]}
             reads = {name: [type(loss).__name__, getattr(loss, "layer", None)] for name, loss in served.items()}
-            trains = digest([config.train, bool(config.lora_rank), config.lora_targets, reads])
+            trains = digest([config.train, bool(config.lora_rank), config.lora_targets, config.dora, merge, reads])
             if trains not in reached:  # it takes a second, and a grid may have many runs
                 check_reached(as_trained, served)
+                if merge:
+                    adapters.check_merge(as_trained, "merge", "give --merge false")
                 reached.add(trains)
         needed = names.memory_needed(config, task, losses, as_trained)
-        merge = adapted and (not config.load_in_4bit if config.merge is None else config.merge)
         if training:
             width = 2 if config.bf16_weights and not config.load_in_4bit else 4  # 4 bits come back in fp32
             names.check_room(config, needed, width * sum(p.numel() for p in model.parameters()) * merge)
@@ -243,9 +245,11 @@ def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:
 def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
     """The tokenizer, and the model's modules without weights; "tiny", which is built from the rows, has its weights."""
     if config.model != tiny.TINY:
-        # A new adapter is added to the given one's base, after merging, which leaves the base's shapes as they are.
-        shapes = (adapters.base_of(config.model) if config.lora_rank else None) or config.model
-        return load_tokenizer(config.model, config.chat_template), without_weights(shapes)
+        model, tokenizer = without_weights(config.model), load_tokenizer(config.model, config.chat_template)
+        if config.lora_rank and hasattr(model, "peft_config"):  # it is merged, and a new adapter added
+            instead = "leave out --lora-rank to train the adapter further, or give its base"
+            model = adapters.check_merge(model, f"model {config.model!r}", instead)
+        return tokenizer, model
     model, tokenizer = tiny.build(task.known())
     if config.chat_template is not None:
         use_template(tokenizer, config.chat_template)

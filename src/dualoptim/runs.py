@@ -273,11 +273,15 @@ SAMPLES = 4  # answers of each set shown before and after
 
 
 def samples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few replies of each set before and after, evenly spaced, so that none is hand-picked."""
+    """A few replies of each set before and after, evenly spaced, so that none is hand-picked.
+
+    An attack that failed has no set after.
+    """
     shown = []
     after = after or [{**record, "reply": ""} for record in before]  # the model could not be asked
-    for name in dict.fromkeys(record["set"] for record in before if "reply" in record):
-        pairs = [(b, a) for b, a in zip(before, after, strict=True) if b["set"] == name]
+    for name in dict.fromkeys(record["set"] for record in after if "reply" in record):
+        of_set = ([record for record in records if record["set"] == name] for records in (before, after))
+        pairs = list(zip(*of_set, strict=True))
         for b, a in pairs[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]:
             kept = {key: b[key] for key in ("set", "question", "answer")}
             shown.append({**kept, "before": b["reply"], "after": a["reply"]})

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
@@ -316,19 +315,35 @@ def train(
         return Scores(*general.scored(task, records, prepared.retrained)[0], records)
 
     merging: dict[str, Any] = {}
+    failed: UserError | None = None  # raised once the numbers are kept: training is not lost to it
     if finite:
         model.requires_grad_(False)
         after = scored(attacked=not resolved.merge)
-        if ADAPTER in resolved.saved:
-            _write(folder / ADAPTER, adapters.save, model, tokenizer, prepared.model)
-        if resolved.merge:
-            merging["unmerged"] = after.numbers
-            model = _merged(model, resolved, prepared)
-            after = scored()
-            merging["merged"] = after.numbers
-            for how in ("bf16", *(["nf4"] if config.load_in_4bit else [])):
-                with adapters.rounded(model, how):
-                    merging[f"merged_{how}"] = scored(attacked=False).numbers
+        try:
+            if ADAPTER in resolved.saved:
+                _write(folder / ADAPTER, adapters.save, model, tokenizer, prepared.model)
+            if resolved.merge:
+                model = _merged(model, resolved, prepared)
+                both = {"unmerged": after.numbers}
+                after = scored()
+                both["merged"] = after.numbers
+                for how in ("bf16", *(["nf4"] if config.load_in_4bit else [])):
+                    with adapters.rounded(model, how):
+                        both[f"merged_{how}"] = scored(attacked=False).numbers
+                merging = both
+        except UserError as error:
+            failed = error
+        except Exception as error:  # such as for want of memory
+            if ranks.several():  # the others may wait in scoring
+                raise
+            failed = UserError(
+                f"{folder}: the adapter could not be merged, or the merged model not scored ({_told(error)}); the "
+                "numbers of the adapter on its base are kept; mend that, or give --merge false and another --out"
+            )
+        if failed is not None:  # what is attacked was to be the merged model
+            lacking = [name for name in prepared.before.numbers if name not in after.numbers]
+            reasons = dict.fromkeys(lacking, "the adapter could not be merged, or not written")
+            after = Scores({**after.numbers, **dict.fromkeys(lacking)}, {**after.missing, **reasons}, after.records)
     else:
         why = "the model's numbers are not finite after training"
         after = Scores(dict.fromkeys(prepared.before.numbers), dict.fromkeys(prepared.before.numbers, why), [])
@@ -375,6 +390,8 @@ def train(
     )
     if cards and (folder / ADAPTER).is_dir():
         written(folder / ADAPTER / CARD, cards[ADAPTER])
+    if failed is not None:
+        raise failed
     if finite and MODEL in resolved.saved:
         # The generation config may lack the tokens that the model learned to end an answer with.
         around = {turn_of(tokenizer, row.prompt, row.where) for rows in task.objectives.values() for row in rows}
@@ -432,12 +449,16 @@ def _write(
         hashes = {name: sha256(path) for name, path in evidence.of_model(beside).items()}
         runs.write_json(folder.parent / SAVED, {**saved(folder.parent), folder.name: hashes})
         into_place(beside, folder)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # of the disk, of safetensors, or of a class of models
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
-            f"{folder}: the model could not be written ({' '.join(str(error).split())}); the numbers are in "
-            f"{folder.parent}; make room and go on with --resume"
+            f"{folder}: the model could not be written ({_told(error)}); the numbers are in {folder.parent}; mend "
+            "that, such as by making room, and go on with --resume"
         ) from None
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def run(
