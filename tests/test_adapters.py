@@ -704,6 +704,27 @@ def test_adapters_that_do_not_fit_are_told(place: Path, capsys: pytest.CaptureFi
     assert run("evaluate", model="prompt") == 0, "but it is scored"
 
 
+def test_an_adapter_of_a_bases_revision_is_refused_until_that_is_in_a_folder(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny.model(seed=7)
+    base.save_pretrained(place / "at_v1")
+    tiny.tokenizer().save_pretrained(place / "at_v1")
+    made = moved(peft.get_peft_model(base, KINDS["LORA"](), revision="v1"))
+    ids = torch.arange(40, 60)[None]
+    for name in ("org/base", "at_v1"):
+        made.peft_config["default"].base_model_name_or_path = name
+        adapters.save(made, place / "start")
+        assert json.loads((place / "start/adapter_config.json").read_text())["revision"] == "v1"
+        if name == "org/base":
+            with pytest.raises(UserError, match=r"of org/base at revision 'v1', .* put FOLDER into its"):
+                models.load_model("start")
+            for command in ("unlearn", "evaluate"):
+                assert run(command, model="start") == 2
+                assert "hf download org/base --revision v1 --local-dir FOLDER" in capsys.readouterr().err
+    torch.testing.assert_close(models.load_model("start").eval()(ids).logits, made(ids).logits)
+
+
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:.*LoRA tensor.*have invalid shape")
 @pytest.mark.parametrize(
     ("of", "why"),

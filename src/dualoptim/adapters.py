@@ -58,6 +58,12 @@ def described(model: str) -> dict[str, Any] | None:
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"model {model!r}: is an adapter for {task}, and not for a causal language model; give another")
     check_kind(said, f"model {model!r}")
+    if (revision := said.get("revision")) not in (None, "main") and not Path(base).is_dir():
+        raise UserError(
+            f"model {model!r}: is an adapter of {base} at revision {revision!r}, and a hub id stands for main; "
+            f"download that, as by hf download {base} --revision {revision} --local-dir FOLDER, and put FOLDER into "
+            f"its {CONFIG}, as base_model_name_or_path"
+        )
     return dict(said)
 
 
