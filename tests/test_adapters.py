@@ -329,6 +329,17 @@ def test_an_adapters_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
 # Merging
 
 
+OF_HEAD: dict[str, dict[str, Any]] = {
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "embedding alone": {"target_modules": ["embed_tokens"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [49, 54]},
+    "neither": {"target_modules": ["q_proj"]},
+}
+
+
 def tied() -> Any:
     config = tiny.model().config
     config.tie_word_embeddings = True
@@ -336,12 +347,7 @@ def tied() -> Any:
     return type(tiny.model())(config)
 
 
-@pytest.mark.parametrize("of", [{"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["embed_tokens"]},
-                                {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-                                {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-                                {"target_modules": ["q_proj"], "trainable_token_indices": [49, 54]},
-                                {"target_modules": ["q_proj"]}],
-                         ids=["head", "embedding", "saved head", "saved embedding", "tokens", "neither"])  # fmt: skip
+@pytest.mark.parametrize("of", OF_HEAD.values(), ids=OF_HEAD)
 @pytest.mark.parametrize("shared", [True, False])
 def test_merged_weights_are_right_where_head_and_embedding_are_one(
     tmp_path: Path, of: dict[str, Any], shared: bool, batch: dict[str, Tensor]
@@ -353,6 +359,20 @@ def test_merged_weights_are_right_where_head_and_embedding_are_one(
     whole.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(again, batch), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", OF_HEAD.values(), ids=OF_HEAD)
+@pytest.mark.parametrize("shared", [True, False])
+def test_under_an_adapter_neither_head_nor_embedding_is_rounded(of: dict[str, Any], shared: bool) -> None:
+    bare = tied() if shared else tiny.model()
+    plain = adapters.bytes_in_4bit(bare)
+    model = moved(peft.get_peft_model(bare, peft.LoraConfig(r=2, **of, **CAUSAL)))
+    adapters.check_rounding(model)
+    was = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with adapters.rounded(model, "bits8"):
+        changed = {name for name, p in model.named_parameters() if not torch.equal(p, was[name])}
+    assert changed == {name for name in was if "_proj" in name}
+    assert adapters.bytes_in_4bit(model) == plain, "bitsandbytes leaves both as they are, too"
 
 
 def test_rounding_changes_a_model_only_meanwhile(batch: dict[str, Tensor]) -> None:

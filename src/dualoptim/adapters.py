@@ -416,9 +416,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def linear_layers(model: Any) -> list[Any]:
-    """The layers that adapters are put on and that 4 bits are used for: all linear ones except the output layer."""
+    """The layers that adapters are put on and that 4 bits are used for: all linear ones except the output layer.
+
+    With an adapter on it, the output layer is several modules: its own and the adapter's.
+    """
     head = model.get_output_embeddings()
-    return [m for m in model.modules() if _is_linear(m) and m is not head]
+    of_head = set(head.modules()) if head is not None else set()
+    return [m for m in model.modules() if _is_linear(m) and m not in of_head]
 
 
 def matrices(model: Any) -> list[tuple[nn.Parameter, bool]]:
@@ -448,8 +452,8 @@ def check_rounding(model: Any) -> None:
     """
     rounds = {id(p) for p, _ in matrices(model)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = model.get_output_embeddings()
-    tables |= {id(head.weight)} if head is not None else set()
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        tables |= {id(p) for p in layer.parameters()} if layer is not None else set()
     others = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
     share = sum(p.numel() for p in others if id(p) in rounds) / max(1, sum(p.numel() for p in others))
     if share < 0.9:
