@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -818,6 +819,19 @@ def test_what_fails_after_training_leaves_the_numbers(
     assert (place / "out/report.html").exists()
     assert (place / "out/records.jsonl").exists()
     assert not list((place / "out").glob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["LORA", "LORA, a head", "LN_TUNING", "TRAINABLE_TOKENS"])
+def test_where_an_adapter_trains_weights_in_bf16_what_rounds_to_the_nearest_is_refused(kind: str, place: Path) -> None:
+    adapters.save(peft.get_peft_model(models.load_model("base"), KINDS[kind]()), place / "start")
+    loaded = models.load_model("start", dtype=torch.bfloat16)
+    in_bf16 = any(p.dtype == torch.bfloat16 for p in loaded.parameters() if p.requires_grad)
+    assert in_bf16 == (kind in ("LORA, a head", "LN_TUNING"))
+    config = RunConfig(model="start", bf16_weights=True)
+    for optimizer, settings in (("AdamW", {}), ("DualOptim+", {"sam_rho": 0.1}), ("DualOptim+", {})):
+        refused = in_bf16 and (optimizer == "AdamW" or settings)
+        with pytest.raises(UserError, match="lost") if refused else nullcontext():
+            resolve.check_alone(config.replace(optimizer=optimizer, **settings))
 
 
 def test_packages_that_are_missing_are_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

