@@ -626,6 +626,32 @@ def test_a_file_that_is_changed_or_comes_to_a_model_is_found(
     assert bad(verify(path)) == [item]
 
 
+def test_the_files_of_linked_folders_are_signed_and_found_as_others_are(run: Path, key: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    for name in ("default.jinja", "more/x.jinja"):
+        (elsewhere / name).write_text("other words")
+    for place in (run / "model", tmp_path / "start"):
+        (place / "known").symlink_to(elsewhere)
+    said, path = certify(run, key)
+    of_link = {"known/default.jinja", "known/more/x.jinja"}
+    for model in ("model_after", "model_before"):
+        assert set(said[model]["files"]) == {"config.json", "model.safetensors", *of_link}
+    assert {check.state for check in verify(path)} == {OK}
+    for place, what in ((run / "model", "model after"), (tmp_path / "start", "model before")):
+        added = place / "additional_chat_templates"
+        added.symlink_to(elsewhere)
+        assert bad(verify(path)) == [f"{what}: {added.name}/{name}" for name in ("default.jinja", "more/x.jinja")]
+        added.unlink()
+        for around in (place, place.parent):
+            added.symlink_to(around)
+            with pytest.raises(UserError, match=f"{added}: links to a folder that it lies in; remove the link"):
+                verify(path)
+            added.unlink()
+    (elsewhere / "default.jinja").write_text("evil words")
+    assert bad(verify(path)) == ["model after: known/default.jinja", "model before: known/default.jinja"]
+
+
 def test_results_that_say_something_else_are_found_and_a_model_must_be_whole(run: Path, key: Path) -> None:
     _, path = certify(run, key)
     rewrite(run, lambda results: results["runs"][0]["after"].update(forget_accuracy=0.0))

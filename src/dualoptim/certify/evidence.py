@@ -142,9 +142,26 @@ def about_hashes(run: Run) -> dict[str, str]:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files of a folder and its subfolders, except hidden ones: name → path."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    """The files of a folder and its subfolders, except hidden ones: name → path. Links are followed, as in loading.
+
+    Raises:
+        UserError: a link leads to a folder that it lies in, so that there is no end of files.
+    """
+    found = _inside(folder, frozenset(folder.resolve().parents)) if folder.is_dir() else ()
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+
+
+def _inside(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
+    place = folder.resolve()
+    if place in outer:
+        raise UserError(f"{folder}: links to a folder that it lies in; remove the link")
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _inside(path, outer | {place})
+        elif path.is_file():
+            yield path
 
 
 def of_model(folder: Path) -> dict[str, Path]:
