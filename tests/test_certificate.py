@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
-from dualoptim import cli, schema
+from dualoptim import cli, runs, schema
 from dualoptim.certify import certificate, evidence, measured, shown, signing
 from dualoptim.certify.certificate import DIFFERS, NOT_THERE, OK, Check, certify, verify
 from dualoptim.config import SHOWN, RunConfig
@@ -41,6 +41,7 @@ from . import tiny
 
 DOCS = Path(__file__).parents[1] / "docs" / "certificate.md"
 NOBODY = serialization.NoEncryption()
+FROM_HUB = "The task's rows come with the package or from the hub, and have no hashes here."
 SECRET = "Zorbulax"  # in every text of rows and replies, and in names of files
 
 
@@ -529,6 +530,43 @@ def test_a_record_outlives_runs_that_come_beside_and_finds_its_run_elsewhere(
     assert bad(verify(path, run=several)) == ["run: results.json"]
     with pytest.raises(UserError, match=r"gone: holds no results\.json; give the folder of a finished run"):
         verify(path, run=tmp_path / "gone")
+
+
+def test_the_remarks_of_a_record_are_on_its_run_and_on_no_other(several: Path, key: Path) -> None:
+    def change(results: dict[str, Any]) -> None:
+        results["runs"][0].update(collapse=["it says nothing"], scored_in="fp32")
+        results["runs"][1].update(skipped_steps={"forget": 2}, scored_in="bf16")
+        results["notes"] = ["One row was left out.", *runs.troubles(results["runs"])]
+
+    rewrite(several, change)
+    own = "DualOptim, seed 0: the model fell apart: it says nothing."
+    other = "DualOptim, seed 1: 2 steps to forget were skipped, as their gradients were not finite."
+    for number, troubles in ((1, [own]), (2, [other]), (3, [])):
+        said, path = certify(several, key, number=number)
+        assert said["remarks"] == [FROM_HUB, "One row was left out.", *troubles]
+        assert {check.state for check in verify(path)} == {OK}
+
+
+def test_a_run_of_a_grid_has_the_notes_of_its_own_task_and_a_change_of_names_changes_no_record(
+    several: Path, key: Path
+) -> None:
+    results = json.loads((several / "results.json").read_text())
+    results["runs"][0]["collapse"] = ["it says nothing"]
+    about = {"counts": {}, "plane": None, **{name: results[name] for name in ("task", "model", "followed", "metrics")}}
+    for i, entry in enumerate(results["runs"]):
+        own = Path(entry["config"]["out"]) / "run.json"
+        own.write_text(json.dumps({**about, "notes": [f"Row {i} was left out."], "run": entry}))
+    results.update(grid={"lr": [1e-5]}, planned=4, points=[], plane=None)
+    noted = [f"Row {i} was left out." for i in range(4)]
+    seen = []
+    for grid in (["lr"], []):  # those of an earlier version named no settings
+        results["notes"] = [*noted, *runs.troubles(results["runs"], grid)]
+        (several / "results.json").write_text(json.dumps(results))
+        said, path = certify(several, key, number=2)
+        assert said["remarks"] == [FROM_HUB, "Row 1 was left out."]
+        seen.append(said["run"]["about_sha256"])
+        path.unlink()
+    assert seen[0] == seen[1]
 
 
 def test_parts_that_come_after_each_other_are_told_apart(tmp_path: Path, key: Path) -> None:

@@ -453,6 +453,30 @@ def test_runs_that_measure_different_things_are_on_one_page(capsys: pytest.Captu
     assert cli.main(["report", "out"]) == 0
 
 
+def test_what_went_wrong_names_the_settings_of_its_run_and_its_record_has_no_other_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from dualoptim.certify.certificate import DIFFERS, certify, verify
+
+    fell = iter([[], ["it says nothing"]])
+    monkeypatch.setattr(unlearn, "collapse", lambda *_: next(fell))
+    assert compare(grid={"lr": [1e-6, 1e-2]}, methods=["Alternating AdamW"]) == 0
+    (said,) = (note for note in runs.read_results("out")["notes"] if "fell apart" in note)
+    assert said == "Alternating AdamW, seed 0, lr 0.01: the model fell apart: it says nothing."
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    Path("key.pem").write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
+    Path("key.pem").chmod(0o600)
+    own = "Alternating AdamW, seed 0: the model fell apart: it says nothing."
+    for number, expected in ((1, []), (2, [own])):
+        record, path = certify("out", "key.pem", number=number)
+        assert [remark for remark in record["remarks"] if "fell apart" in remark] == expected
+        assert DIFFERS not in {check.state for check in verify(path)}
+
+
 def test_counts_that_differ_stand_with_their_runs() -> None:
     about = {"private": False, "metrics": {"share": {}}, "curves": {}, "scores": {}, "notes": ["a"], "plane": None}
     other = {**about, "notes": ["b"], "metrics": {"share": {}, "more": {}}}

@@ -298,7 +298,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
     return {
         "schema": runs.SCHEMA,
         **{key: value for key, value in about.items() if key not in ("run", "plane", "wall_seconds")},
-        "notes": [*about["notes"], *runs.troubles(entries)],
+        "notes": [*about["notes"], *runs.troubles(entries, grid)],
         "planned": len(resolved),
         "plan": rerun.plan_of([of.config for of in resolved.values()], grid),
         "grid": {key: list(values) for key, values in grid.items()},

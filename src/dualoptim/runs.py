@@ -77,7 +77,7 @@ import yaml
 from . import ranks
 from .checkpoints import MEMORIZED, TASK_FILE, differing
 from .command_line.rerun import options
-from .config import RunConfig, without_place
+from .config import READ_BY, RunConfig, without_place
 from .errors import UserError
 from .evaluation.words import replaced
 from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
@@ -190,11 +190,20 @@ def has_models(entry: Mapping[str, Any], of: Resolved, *places: Path) -> bool:
     return not entry.get("finite", True) or all(any((place / name).is_dir() for place in places) for name in of.saved)
 
 
-def troubles(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What went wrong with runs, in sentences."""
+def troubles(entries: Sequence[Mapping[str, Any]], grid: Iterable[str] = ()) -> list[str]:
+    """What went wrong with runs, in sentences.
+
+    Args:
+        entries: the runs.
+        grid: the settings that tell runs of one method and seed apart, which the sentences name.
+    """
     found = []
     for entry in entries:
-        name = f"{entry['method']}, seed {entry['seed']}"
+        own = entry.get("config", {})
+        read = [key for key in grid if key in own and own["optimizer"] in READ_BY.get(key, {own["optimizer"]})]
+        settings = [f"{key} {own[key]}" for key in read]
+        part = [f"part {entry['part']}"] if "part" in entry else []
+        name = ", ".join([entry["method"], f"seed {entry['seed']}", *part, *settings])
         if entry.get("collapse"):
             found.append(f"{name}: the model fell apart: {'; '.join(entry['collapse'])}.")
         if not entry.get("finite", True):

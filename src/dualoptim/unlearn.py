@@ -675,10 +675,13 @@ def _one_after_the_other(
             done = _side_by_side(resolve_all([stage.replace(out=str(folder))]), folder, resume=resume, begin=begin)
             model = str(folder / (MODEL if (folder / MODEL).is_dir() else ADAPTER))
             # Parts forget different rows, so they cannot be compared in one plot.
-            finished.append({**done, "run": {**done["runs"][0], "part": arguments[begins.task.stage]}, "plane": None})
+            noted = [note for note in done["notes"] if note not in runs.troubles(done["runs"])]  # which name no part
+            entry = {**done["runs"][0], "part": arguments[begins.task.stage]}
+            finished.append({**done, "run": entry, "notes": noted, "plane": None})
             about = together(finished)
             results = {key: value for key, value in about.items() if key != "run"}
             results |= {"model": config.model, "points": [], "runs": [complete(each, about) for each in finished]}
+            results["notes"] = [*about["notes"], *runs.troubles(results["runs"])]
             runs.write_json(out / RESULTS, results)
             report.write(results, out / PAGE)
             if not done["runs"][0]["finite"]:

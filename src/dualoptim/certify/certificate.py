@@ -127,7 +127,7 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     attacks, not_run = measured.attacks(numbers)
     if entry.get("stopped"):
         remarks.append(shown.sentence(entry["stopped"], config, private))
-    remarks += shown.notes(results.get("notes", []), config, private)
+    remarks += shown.notes(evidence.notes(run), config, private)
     fingerprints = {key: value for key, value in entry.get("fingerprints", {}).items() if re.fullmatch(r"\w+", key)}
     return {
         "run": {

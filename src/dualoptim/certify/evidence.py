@@ -129,16 +129,35 @@ def about_hashes(run: Run) -> dict[str, str]:
     A part's results are those in its own folder. Notes on what went wrong follow from the entries, and are left out.
     """
     results, is_alone = run.results, run.is_alone
-    if run.folder != run.own and (run.own / runs.RESULTS).is_file():
-        results, is_alone = runs.read_results(run.own), True
+    if of_part := _of_part(run):
+        results, is_alone = of_part, True
     elif "part" in run.entry:
         return {}
-    troubles = runs.troubles(results["runs"])
     # Also what is not there, so that nothing can be added.
     said = {name: results.get(name) for name in sorted({*NAMES, *results} - {"runs"})}
-    said["notes"] = [note for note in results.get("notes", []) if note not in troubles]
+    said["notes"] = _without_troubles(results)
     changes = () if is_alone else (*OF_SEVERAL, *(["notes"] if "chosen" in results else []))
     return {name: entry_hash({name: value}) for name, value in said.items() if name not in changes}
+
+
+def notes(run: Run) -> list[str]:
+    """What the results note on a run, or on all runs of its folder, and none of what they note on another run."""
+    if (run.own / ENTRY).is_file() and "chosen" not in run.results:  # other runs of a grid may have other tasks
+        noted = runs.read_entry(run.own / ENTRY, {})["notes"]
+    else:
+        noted = _without_troubles(_of_part(run) or run.results)
+    return [*noted, *runs.troubles([run.entry])]
+
+
+def _of_part(run: Run) -> dict[str, Any] | None:
+    """The results in a part's own folder; None for other runs."""
+    return runs.read_results(run.own) if run.folder != run.own and (run.own / runs.RESULTS).is_file() else None
+
+
+def _without_troubles(results: Mapping[str, Any]) -> list[str]:
+    """The notes, without those that follow from the entries; results made before name no settings in these."""
+    troubles = {*runs.troubles(results["runs"]), *runs.troubles(results["runs"], results.get("grid", ()))}
+    return [note for note in results.get("notes", []) if note not in troubles]
 
 
 def files(folder: Path) -> dict[str, Path]:
