@@ -532,6 +532,34 @@ def test_a_record_outlives_runs_that_come_beside_and_finds_its_run_elsewhere(
         verify(path, run=tmp_path / "gone")
 
 
+def test_a_record_signs_the_environment_of_its_run_and_outlives_runs_that_come_into_its_folder(
+    run: Path, key: Path
+) -> None:
+    said, path = certify(run, key)
+    assert said["environment"] == {"versions": {"torch": "2"}}, "as results of an earlier version have it"
+    path.unlink()
+    own = {"versions": {"torch": "2"}, "threads": 1}
+    rewrite(run, lambda results: results["runs"][0].update(environment=own))
+    said, path = certify(run, key)
+    assert said["environment"] == own
+    assert "env.json" in said["files"]
+    other = write_run(run / "x-seed0", "X")
+    rewrite(run, lambda results: results["runs"].append(other))
+    (run / "env.json").write_text(json.dumps({"threads": 2}))
+    checks = verify(path)
+    assert bad(checks) == []
+    assert "run: env.json" in {check.item for check in checks if check.state == NOT_THERE}
+    said, _ = certify(run, key, number=1, out=run / "again.json")
+    assert said["environment"] == own
+    assert "env.json" not in said["files"]
+    said, _ = certify(run, key, number=2)
+    assert said["environment"] is None
+    assert (
+        "The environment is not known: the run's entry has none, and its env.json is of several runs."
+        in (said["remarks"])
+    )
+
+
 def test_the_remarks_of_a_record_are_on_its_run_and_on_no_other(several: Path, key: Path) -> None:
     def change(results: dict[str, Any]) -> None:
         results["runs"][0].update(collapse=["it says nothing"], scored_in="fp32")
@@ -581,6 +609,7 @@ def test_parts_that_come_after_each_other_are_told_apart(tmp_path: Path, key: Pa
         certify(folder, key, method="DualOptim+")
     said, path = certify(folder, key, number=2)
     assert path.parent.name == "part2"
+    assert said["environment"] == {"versions": {"torch": "2"}}, "that of its own folder"
     assert said["run"]["part"] == 2
     for place in (path.parent, folder):
         assert {check.state for check in verify(path, run=place)} == {OK}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from dualoptim import cli, fast, folder, grid, points, report, runs, starts, tasks, unlearn
@@ -326,6 +327,9 @@ def test_a_folder_is_begun_or_emptied_once_the_model_is_loaded(
     said.write_text(said.read_text(encoding="utf-8").replace('"threads"', '"threads of then"'), encoding="utf-8")
     assert compare("--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
     assert "threads of then" in said.read_text(encoding="utf-8")  # it tells of the processes that ran something
+    (entry,) = ends().values()
+    assert entry["run"]["environment"]["threads"] == torch.get_num_threads()  # the run keeps its own
+    assert "command" not in entry["run"]["environment"]
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(unlearn, "prepare", broken)

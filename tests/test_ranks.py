@@ -130,10 +130,10 @@ def on_two_forked(place: Path, *arguments: str) -> None:
 
 
 def results(place: Path) -> dict[str, Any]:
-    """What a run left, without what it took and what it was called with."""
+    """What a run left, without what it took, where it ran and what it was called with."""
     read: dict[str, Any] = json.loads((place / "out" / "results.json").read_text())
     for run in read["runs"]:
-        for key in ("seconds", "watching_seconds", "step_seconds", "peak_memory_bytes", "config"):
+        for key in ("seconds", "watching_seconds", "step_seconds", "peak_memory_bytes", "environment", "config"):
             del run[key]
     for point in read["points"]:
         del point["seconds"]

@@ -14,8 +14,9 @@
                "verdict": str, "stopped": str or null,
                "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
-               "scored_in": str, "seconds": number, "watching_seconds": number, "step_seconds": number,
-               "optimizer_state_bytes": int, "peak_memory_bytes": int}]}
+               "environment": {"python", "platform", "versions", …}, "scored_in": str, "seconds": number,
+               "watching_seconds": number, "step_seconds": number, "optimizer_state_bytes": int,
+               "peak_memory_bytes": int}]}
 
 "plane" names the metrics of what is forgotten and of what is kept, and "points" has a point for each method and
 setting, as `dualoptim.points` makes them. Runs may have several starts (`dualoptim.starts`), each with numbers `before`
@@ -54,8 +55,9 @@ of allocated memory).
 `files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures, the
 file of a task of your own, refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and
 the packages' versions. If `finite` is false, the model's numbers were not after training, and nothing was measured.
-`collapse` says how a model fell apart. The files of a `private` run hold no text of rows or replies: hashes in
-records.jsonl, no samples.
+`collapse` says how a model fell apart. `environment` is that of the process that ended the run; env.json is of the
+latest process that ran something in the folder, whichever run it was. The files of a `private` run hold no text of rows
+or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations
@@ -495,7 +497,9 @@ def write_settings(
     resolved = [config.as_dict() for config in configs]
     if made := {*folders_of(folder), *folders}:
         write_json(folder / FOLDERS, sorted(made))
-    write_json(folder / ENVIRONMENT, {**environment(), "rows": [f"{name}.jsonl" for name in rows]})
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    own_rows = [f"{name}.jsonl" for name in rows]
+    write_json(folder / ENVIRONMENT, {"command": command, **environment(), "rows": own_rows})
     write_yaml(folder / SETTINGS, resolved[0] if len(resolved) == 1 else {"runs": resolved})
 
 
@@ -565,7 +569,7 @@ def read_json(path: Path) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on: versions, processor, memory, devices, the command."""
+    """What a result may depend on beside its settings: versions, processor, memory, devices."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -575,7 +579,6 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,

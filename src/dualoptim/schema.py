@@ -97,7 +97,7 @@ ENTRY: dict[str, Any] = {
     "skipped_steps?": {"*": count}, "fingerprints?": {"*": text}, "diagnostics?": _diagnostics_by_layer,
     "merging?": {"*": NUMBERS}, "finite?": _flag, "step_seconds?": _finite_number_or_nothing,
     "watching_seconds?": _finite_number_or_nothing, "counts?": {"*": count}, "files?": {"*": text},
-    "effective_counts?": {"*": {"*": _positive_number}},
+    "effective_counts?": {"*": {"*": _positive_number}}, "environment?": {"*": _anything},
 }  # fmt: skip
 METRIC = {"label": _name, "better": _direction, "format": _format_such_as_3f, "group?": _text_or_nothing}
 POINT: dict[str, Any] = {

@@ -380,6 +380,7 @@ def train(
             "losses": [entry for entry in logged if "loss" in entry],
             "diagnostics": read[-1] if read else None,
             "samples": runs.samples(prepared.before.records, after.records),
+            "environment": runs.environment(),
             "scored_in": scored_in(),
             "seconds": round(watch.seconds, 1),
             "watching_seconds": round(watch.watching, 1),

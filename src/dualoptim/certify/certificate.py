@@ -110,15 +110,10 @@ def _described(run: Run, before: str | None) -> dict[str, Any]:
     private = any(part.get("private") for part in (results, entry, config))
     remarks: list[str] = []
     recipe = _finite(shown.recipe(config, private))
-    wrote = (*evidence.LEFT, *(evidence.ALONE if run.is_alone else ()))
+    wrote = (*evidence.LEFT, *filter(run.is_its_own, evidence.ALONE))
     files = {name: evidence.hashed(run.file(name)) for name in wrote if run.file(name).is_file()}
     files |= {f"{ADAPTER}/{name}": evidence.hashed(path) for name, path in evidence.adapter_beside(run).items()}
-    environment = None
-    if "env.json" in files:
-        environment = signing.parsed(run.file("env.json").read_bytes(), str(run.file("env.json")))
-        environment.pop("command", None)  # it may name what is to be forgotten, and the recipe says the rest
-    else:
-        remarks.append("The environment is not known: the run's env.json is not there.")
+    environment = evidence.environment(run, remarks)
     data = evidence.data(run, private, remarks)
     model_before, model_after = evidence.model_before(run, before, remarks), evidence.model_after(run, remarks)
     numbers, samples = measured.numbers(run, remarks)
@@ -302,7 +297,7 @@ def _check_run(said: Mapping[str, Any], folder: Path, was_given: bool) -> tuple[
     for file, was in said["files"].items():
         if file.startswith(f"{ADAPTER}/"):
             beside[file.removeprefix(f"{ADAPTER}/")] = was
-        elif file in evidence.ALONE and run is not None and not run.is_alone:
+        elif file in evidence.ALONE and run is not None and not run.is_its_own(file):
             checks.append(Check(f"run: {file}", NOT_THERE, shared))
         else:
             checks.append(_compared(f"run: {file}", was, place.file(file)))

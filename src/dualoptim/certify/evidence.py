@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from .. import report, runs
 from ..errors import UserError, unknown
-from ..folder import ADAPTER, CARD, ENTRY, MODEL, PAGE, SETTINGS, saved
+from ..folder import ADAPTER, CARD, ENTRY, ENVIRONMENT, MODEL, PAGE, SETTINGS, saved
 from ..reading import HUB, read_records
 from ..schema import NAMES
 from .shown import WITHHELD, setting
 
 # A run's files beside its results and its model.
-LEFT = (runs.RECORDS, ENTRY, "env.json", "forget.jsonl", "retain.jsonl", "alternates.jsonl")
-ALONE = (PAGE, SETTINGS)  # those that change when other runs come into the folder
+LEFT = (runs.RECORDS, ENTRY, "forget.jsonl", "retain.jsonl", "alternates.jsonl")
+ALONE = (PAGE, SETTINGS, ENVIRONMENT)  # those that change when other runs come into the folder
 # What results.json says of several runs together, which changes when others come; after a search, its notes do, too.
 OF_SEVERAL = ("points", "planned", "plan", "grid", "chosen")
 INPUTS = ("forget", "retain", "refusals", "chat_template", "task")  # settings that name files to read
@@ -45,6 +45,10 @@ class Run(NamedTuple):
     def is_alone(self) -> bool:
         """Whether its folder is of no other run."""
         return len(self.results["runs"]) == 1 and self.results.get("planned", 1) == 1
+
+    def is_its_own(self, name: str) -> bool:
+        """Whether a file of ALONE is of this run alone, or would be if it were there."""
+        return self.is_alone or (self.own != self.folder and (self.own / name).is_file())
 
     def is_older_than(self, paths: Sequence[Path]) -> bool:
         """Whether one of some files was modified after the run's results were written."""
@@ -158,6 +162,22 @@ def _without_troubles(results: Mapping[str, Any]) -> list[str]:
     """The notes, without those that follow from the entries; results made before name no settings in these."""
     troubles = {*runs.troubles(results["runs"]), *runs.troubles(results["runs"], results.get("grid", ()))}
     return [note for note in results.get("notes", []) if note not in troubles]
+
+
+def environment(run: Run, remarks: list[str]) -> dict[str, Any] | None:
+    """What the run ran in, without the command, which may name what is to be forgotten; None where it is not known.
+
+    The env.json of several runs is of the latest process, which need not have run this one.
+    """
+    if isinstance(said := run.entry.get("environment"), dict):
+        return said
+    path = run.file(ENVIRONMENT)
+    if not run.is_its_own(ENVIRONMENT) or not path.is_file():
+        why = "is not there" if run.is_its_own(ENVIRONMENT) else "is of several runs"
+        remarks.append(f"The environment is not known: the run's entry has none, and its {ENVIRONMENT} {why}.")
+        return None
+    said = runs.read_json(path)
+    return {key: value for key, value in said.items() if key != "command"} if isinstance(said, dict) else None
 
 
 def files(folder: Path) -> dict[str, Path]:
