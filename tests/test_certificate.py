@@ -301,6 +301,20 @@ def test_numbers_that_do_not_follow_from_the_samples_are_not_signed(run: Path, k
     assert not (run / "record.json").exists()
 
 
+@pytest.mark.parametrize("of", ["results", "entry"])
+def test_a_number_of_samples_that_is_not_that_of_the_records_is_not_signed(run: Path, key: Path, of: str) -> None:
+    def change(results: dict[str, Any]) -> None:
+        (results if of == "results" else results["runs"][0])["counts"] = {**results["counts"], "forget_accuracy": 10000}
+
+    rewrite(run, change)
+    with pytest.raises(UserError, match="counts, forget_accuracy is 10000, and .* makes it 10; one was changed"):
+        certify(run, key)
+    rewrite(run, lambda results: results["counts"].pop("forget_accuracy"))
+    rewrite(run, lambda results: results["runs"][0].pop("counts", None))
+    with pytest.raises(UserError, match="counts, forget_accuracy is None, and .* makes it 10; one was changed"):
+        certify(run, key)
+
+
 def test_samples_of_which_no_numbers_can_be_made_are_remarked_on(run: Path, key: Path) -> None:
     rewrite(run, lambda results: results["runs"][0]["config"].update(task="gone.py"))
     said, _ = certify(run, key)

@@ -60,8 +60,9 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
     results, entry = run.results, run.entry
     records, spread = _samples(run, remarks)
     measured: dict[str, Any] = {}
+    counts = _asked(run)
     for name, metric in results["metrics"].items():
-        n = {**results.get("counts", {}), **entry.get("counts", {})}.get(name)
+        n = counts.get(name)
         said: dict[str, Any] = {"label": metric["label"], "group": metric.get("group", ""), "better": metric["better"]}
         why = entry.get("not_computed", {}).get(name)
         for when in ("before", "after"):
@@ -85,6 +86,11 @@ def numbers(run: Run, remarks: list[str]) -> tuple[dict[str, Any], dict[str, dic
     return measured, {when: _sizes(part) for when, part in records.items()}
 
 
+def _asked(run: Run) -> dict[str, int]:
+    """How many samples each of a run's shares is of, as its results have it."""
+    return {**run.results.get("counts", {}), **run.entry.get("counts", {})}
+
+
 def _sizes(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {name: sum(r["set"] == name for r in records) for name in sorted({r["set"] for r in records})}
 
@@ -103,17 +109,21 @@ def _samples(run: Run, remarks: list[str]) -> tuple[Records, Intervals]:
     try:
         task = tasks.task_of(run.entry["config"], records["after"])
         gold = records.get("retrained")
-        again = {when: general.scored(task, records[when], gold)[0].numbers for when in ("before", "after")}
+        scored = {when: general.scored(task, records[when], gold) for when in ("before", "after")}
+        again = {when: found.numbers for when, (found, _) in scored.items()}
+        asked = general.counts(task, scored["before"][1], records["before"])
         counts = {when: task.effective_counts(records[when]) for when in again}
     except Exception as error:  # a user's own task, or samples without their text
         remarks.append(
             f"Numbers were not made again of {runs.RECORDS} ({type(error).__name__}), and means have no intervals."
         )
         return records, {}
+    n = _asked(run)
     for when, made in again.items():
         told, counted = run.entry.get("effective_counts", {}).get(when, {}), counts[when]
         for what, said, found in (
             *((f"{name} {when}", was, made.get(name)) for name, was in run.entry[when].items()),
+            *((f"counts, {name}", n.get(name), asked.get(name)) for name in {**n, **asked}),
             *((f"effective_counts, {name} {when}", told.get(name), counted.get(name)) for name in {**told, **counted}),
         ):
             if not _same(said, found):
