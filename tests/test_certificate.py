@@ -307,11 +307,11 @@ def test_a_number_of_samples_that_is_not_that_of_the_records_is_not_signed(run: 
         (results if of == "results" else results["runs"][0])["counts"] = {**results["counts"], "forget_accuracy": 10000}
 
     rewrite(run, change)
-    with pytest.raises(UserError, match="counts, forget_accuracy is 10000, and .* makes it 10; one was changed"):
+    with pytest.raises(UserError, match=r"counts, forget_accuracy is 10000, and .* makes it 10; one was changed"):
         certify(run, key)
     rewrite(run, lambda results: results["counts"].pop("forget_accuracy"))
     rewrite(run, lambda results: results["runs"][0].pop("counts", None))
-    with pytest.raises(UserError, match="counts, forget_accuracy is None, and .* makes it 10; one was changed"):
+    with pytest.raises(UserError, match=r"counts, forget_accuracy is None, and .* makes it 10; one was changed"):
         certify(run, key)
 
 
@@ -705,6 +705,33 @@ def test_a_file_that_is_changed_or_comes_to_a_model_is_found(
     with (tmp_path / place).open("a") as file:
         file.write(" x")
     assert bad(verify(path)) == [item]
+
+
+def test_a_card_may_be_edited_or_removed_in_the_folder_of_each_model(run: Path, key: Path, tmp_path: Path) -> None:
+    (run / "adapter").mkdir()
+    (run / "adapter/adapter_model.safetensors").write_text("as it was")
+    cards = [folder / "README.md" for folder in (run / "model", run / "adapter", tmp_path / "start")]
+    for card in cards:
+        card.write_text("# As it was")
+    said, path = certify(run, key)
+    assert "README.md" not in said["model_before"]["files"]
+    for card in cards:
+        card.write_text("# With a license")
+        assert {check.state for check in verify(path)} == {OK}
+        card.unlink()
+        assert {check.state for check in verify(path)} == {OK}
+
+
+def test_a_record_that_has_the_hash_of_a_card_lets_it_be_edited_too(
+    run: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "start/README.md").write_text("# As it was")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(evidence, "CARD", "")
+        said, path = certify(run, key)
+    assert "README.md" in said["model_before"]["files"]
+    (tmp_path / "start/README.md").write_text("# With a license")
+    assert {check.state for check in verify(path)} == {OK}
 
 
 def test_the_files_of_linked_folders_are_signed_and_found_as_others_are(run: Path, key: Path, tmp_path: Path) -> None:

@@ -353,8 +353,8 @@ def _check_before(
         raise UserError(f"before {given}: no such folder, nor is it in the hub's cache; give the model's folder")
     if place is None:
         return [Check(what, NOT_THERE, "was not given, and is not where the run's settings say")]
-    found = {name: path for name, path in evidence.of_start(place, ours).items() if name != CARD}
-    return _exactly(f"{what}: ", was["files"], place, found)
+    files = {name: file for name, file in was["files"].items() if name != CARD}  # which earlier records have
+    return _exactly(f"{what}: ", files, place, evidence.of_start(place, ours))
 
 
 def _check_data(

@@ -209,7 +209,7 @@ def of_model(folder: Path) -> dict[str, Path]:
 
 
 def of_start(folder: Path, ours: Sequence[Path]) -> dict[str, Path]:
-    """The files of a model that a run started from, without what the run wrote below it: name → path.
+    """The files of a model that a run started from, as `of_model`, without what the run wrote below it: name → path.
 
     Args:
         ours: the run's folder, and other files that are not the model's.
@@ -218,7 +218,7 @@ def of_start(folder: Path, ours: Sequence[Path]) -> dict[str, Path]:
     below = [path.resolve() for path in ours if place in path.resolve().parents]
     return {
         name: path
-        for name, path in files(folder).items()
+        for name, path in of_model(folder).items()
         if not any(other in (place / name, *(place / name).parents) for other in below)
     }
 
