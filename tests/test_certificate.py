@@ -696,12 +696,14 @@ def test_a_payload_signed_again_by_somebody_else_is_not_that_of_the_key_given(
         ("forget.jsonl", "forget: forget.jsonl"),
         ("run/model/pytorch_model.bin", "model after: pytorch_model.bin"),
         ("start/pytorch_model.bin", "model before: pytorch_model.bin"),
+        ("run/adapter/adapter_model.safetensors", "run: adapter/adapter_model.safetensors"),
     ],
 )
 def test_a_file_that_is_changed_or_comes_to_a_model_is_found(
     run: Path, key: Path, tmp_path: Path, place: str, item: str
 ) -> None:
     _, path = certify(run, key)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
     with (tmp_path / place).open("a") as file:
         file.write(" x")
     assert bad(verify(path)) == [item]
