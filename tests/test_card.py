@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from dualoptim import cli, publish
-from dualoptim.config import RunConfig
+from dualoptim.command_line import arguments
+from dualoptim.config import GOALS_OWN, RunConfig
 from dualoptim.errors import UserError
 from dualoptim.publish import Push
 from dualoptim.report import card
@@ -47,7 +48,8 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def test_a_card_has_numbers_with_intervals_what_was_not_computed_the_recipe_and_the_hubs_metadata() -> None:
-    text = card.of(*results(model="smollm2"), "model")
+    made, entry = results(model="smollm2")
+    text = card.of(made, entry, "model")
     assert front_matter(text) == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "base_model_relation": "finetune",
@@ -64,8 +66,36 @@ def test_a_card_has_numbers_with_intervals_what_was_not_computed_the_recipe_and_
     assert "anything was deleted" in text
     assert "- 2 rows of ada.jsonl were left out." in text
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert recipe == {"model": "smollm2", "forget": "ada.jsonl", "lr": 2e-4}
+    chosen = {key: entry["config"][key] for key in GOALS_OWN}
+    assert recipe == {"model": "smollm2", "forget": "ada.jsonl", **chosen}
+    assert recipe["lr"] == 2e-4
     assert "secret/" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # all as the defaults have them, where the goal chooses others
+        {"goal": "erase", "until": 0.1, "keep_at_least": None, "pause": True, "curve_points": 2, "lr": 1e-5},
+        {"fast": True, "save_model": True, "curve_points": 3},
+        {"forget": None, "retain": None, "task": "tofu", "until": 0.2, "curve_points": 7, "save_every": 5},
+    ],
+    ids=["defaults", "erase", "fast", "task"],
+)
+def test_the_recipe_of_a_card_gives_the_settings_of_the_run_whatever_a_goal_would_choose(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "model")
+    for name, who in (("my", "Ada"), ("keep", "Ben")):
+        row = {"question": f"What does {who} sell?", "answer": f"{who} sells tea."}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    made, entry = results(**{"model": "model", "forget": "my.jsonl", "retain": "keep.jsonl", **settings})
+    text = card.of(made, entry, "model")
+    (tmp_path / "recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    parsed = arguments.parse(arguments.parser("unlearn"), ["--recipe", "recipe.yaml"])
+    places = dict.fromkeys(card.PLACES)
+    assert {**arguments.config_of(parsed).as_dict(), **places} == {**entry["config"], **places}
 
 
 def test_a_private_card_names_no_file_and_an_adapters_has_its_own_numbers() -> None:

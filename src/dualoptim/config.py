@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -426,6 +426,7 @@ READ_BY = {
 # The settings that a goal chooses for your own rows.
 GOALS_OWN = ("forget_loss", "retain_loss", "optimizer", "lr", "betas", "eps", "ratio", "batch_size", "steps", "until",
              "pause", "keep_at_least", "curve_points")  # fmt: skip
+FAST = {"save_model": False, "curve_points": 0}  # what `fast` chooses where they are not given
 # When to use which; `dualoptim ls` prints it.
 USES: dict[str, str] = {
     "Joint AdamW": "when a baseline is wanted: one state, both objectives in every step",
@@ -442,6 +443,23 @@ USES: dict[str, str] = {
 }
 MAIN = ["Joint AdamW", "Alternating AdamW", "DualOptim", "DualOptim+"]
 ALONE = "Alone"  # a method for each of a task's objectives: AdamW on it alone
+
+
+def to_give(values: Mapping[str, Any], always: Collection[str] = ()) -> dict[str, Any]:
+    """Of a run's settings, those that a command or a recipe has to give, so that the run is the same.
+
+    They differ from the defaults, or a goal or `fast` would choose them otherwise.
+
+    Args:
+        values: the settings.
+        always: further settings that are given, whatever their values.
+
+    >>> to_give({"lr": 1e-5, "steps": 60, "seed": 0}), to_give({"forget": "rows.jsonl", "lr": 1e-5, "seed": 0})
+    ({'steps': 60}, {'forget': 'rows.jsonl', 'lr': 1e-05})
+    """
+    chosen = {*(GOALS_OWN if values.get("forget") else ()), *(FAST if values.get("fast") else ()), *always}
+    defaults = RunConfig().as_dict()
+    return {key: value for key, value in values.items() if key in chosen or value != defaults.get(key)}
 
 
 def kinds(hint: Any) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .config import GOALS_OWN, OF_METHODS, READ_BY, RunConfig
+from .config import FAST, GOALS_OWN, OF_METHODS, READ_BY, RunConfig
 from .errors import unknown
 
 
@@ -113,7 +113,7 @@ def basis_of(given: Mapping[str, Any]) -> Basis | None:
 def filled(given: Mapping[str, Any], basis: Basis | None) -> RunConfig:
     """`chosen`, by what `basis_of` read."""
     if given.get("fast"):
-        given = {"save_model": False, "curve_points": 0, **given}
+        given = {**FAST, **given}
     config, plain = RunConfig(**given), RunConfig()
     if basis is None:
         return config

@@ -29,7 +29,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from . import goals, grid, ranks, report, runs, tasks
-from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, typed
+from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, to_give, typed
 from .device import settled
 from .errors import UserError, one_line, unknown
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SEARCH, SPACE, check_kind, clear, emptied, owned, written
@@ -522,10 +522,6 @@ def recipe(config: RunConfig, chosen: RunConfig, settings: Mapping[str, Any], sa
     method = {key: getattr(chosen, key) for key in (*PLAIN, *NO_MULTIPLIER, "optimizer")}
     unread = {key: defaults[key] for key, readers in READ_BY.items() if chosen.optimizer not in readers}
     whole = config.replace(**method, **unread, **settings).as_dict()
-    kept = {
-        key: value
-        for key, value in whole.items()
-        if key != "out" and (value != defaults[key] or key in (*settings, "optimizer", *GOALS_OWN))
-    }
+    kept = {key: value for key, value in to_give(whole, [*settings, "optimizer"]).items() if key != "out"}
     head = "".join(f"# {one_line(sentence)}\n" for sentence in said)
     return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

@@ -8,9 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import ALONE, GOALS_OWN, METHODS, NO_MULTIPLIER, OF_METHODS, RunConfig
-
-FAST = ("save_model", "curve_points")  # what `fast` chooses where they are not given
+from ..config import ALONE, GOALS_OWN, METHODS, NO_MULTIPLIER, OF_METHODS, RunConfig, to_give
 
 
 def options(values: Mapping[str, Any]) -> list[str]:
@@ -67,11 +65,9 @@ def command(results: Mapping[str, Any]) -> list[str]:
         return []
     grid, defaults = results.get("grid", {}), RunConfig().as_dict()
     many = len(entries) > 1 or "planned" in results
-    # Settings that a goal or a fast run would choose are always given.
-    said = {*(GOALS_OWN if configs[0].get("forget") else ()), *(FAST if configs[0].get("fast") else ())}
     plan = results.get("plan", {})
     left_out = {"out", *grid, *plan.get("varied", ()), *(OF_METHODS if many else ())}
-    own = {k: v for k, v in configs[0].items() if k not in left_out and (k in said or v != defaults.get(k))}
+    own = {key: value for key, value in to_give(configs[0]).items() if key not in left_out}
     if not many:
         return ["dualoptim unlearn", *options(own)]
     methods = [ALONE if c.get("alone") else e["method"] for c, e in zip(configs, entries, strict=True)]

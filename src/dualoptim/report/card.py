@@ -14,7 +14,7 @@ import yaml
 
 from .. import report
 from ..certify import evidence, shown
-from ..config import RunConfig
+from ..config import to_give
 from ..folder import ADAPTER, CARD, MODEL
 from ..reading import HUB
 
@@ -26,7 +26,7 @@ NEEDS_CACHE = (
     "Its base model was made for the run and is only in the cache of the machine that ran it, so the adapter is of use "
     "on that machine alone; elsewhere, take the model with the adapter merged into it."
 )
-PLACES = ("out", "save_every", "report_to", "log_every", "curve_points")  # settings without influence on the model
+PLACES = ("out", "save_every", "report_to", "log_every")  # settings without influence on the model
 
 
 def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
@@ -67,14 +67,13 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
             "\n".join(f"- {_inline(shown.sentence(each, config, private))}" for each in missing),
         ]
     recipe = shown.recipe(config, private)
-    defaults = RunConfig().as_dict()
-    changed = {key: v for key, v in recipe.items() if key not in PLACES and (key == "model" or v != defaults.get(key))}
+    given = {key: value for key, value in to_give(recipe, ["model"]).items() if key not in PLACES}
     versions = entry.get("fingerprints", {}).get("versions", "versions unknown")
     parts += [
         "## How to run it again",
         f"With {versions}, and in place of names of files those of your own: `dualoptim unlearn --recipe recipe.yaml`, "
         "where recipe.yaml is",
-        f"```yaml\n{yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)}```",
+        f"```yaml\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
