@@ -21,8 +21,12 @@ from transformers import (
 )
 
 from dualoptim import adapters, cli, plan
+from dualoptim.command_line import arguments
 from dualoptim.config import RunConfig
+from dualoptim.data import ObjectiveRows
 from dualoptim.errors import UserError
+from dualoptim.losses import IGNORED, LOSSES, Loss
+from dualoptim.resolved import resolve
 
 from . import tiny
 from .test_cli import errors
@@ -89,6 +93,92 @@ def held(config: Any, setting: plan.Setting) -> int:
 def test_a_few_layers_without_memory_tell_what_all_take(name: str, setting: plan.Setting) -> None:
     need = plan.needed(MODELS[name], setting, STEP)
     assert need.passing == pytest.approx(held(MODELS[name], setting), rel=0.1 if name in OF_OTHER_KINDS else 0.05)
+
+
+def held_with(losses: list[Loss], config: Any, rows: list[tuple[int, tuple[int, int], tuple[int, int]]]) -> int:
+    """Bytes that losses, added up, and their backward pass hold at most, counted while they run in fp32.
+
+    Args:
+        rows: for each loss, its rows, tokens and learned tokens of each, and the same of what stands in for answers.
+    """
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    before: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+
+    def batch(loss: Loss, count: int, tokens: int, learned: int) -> dict[str, Any]:
+        labels = torch.zeros(count, tokens, dtype=torch.long)
+        labels[:, :-learned] = IGNORED
+        mask = torch.ones_like(labels)
+        mask[0, :3] = 0
+        made = {"input_ids": torch.zeros_like(labels), "labels": labels, "attention_mask": mask}
+        return {**made, **({"reference_log_probs": torch.zeros(count)} if loss.reference == "sequences" else {})}
+
+    batches = [
+        {**batch(loss, n, *size), "idk": batch(loss, n, *replaced)}
+        for loss, (n, size, replaced) in zip(losses, rows, strict=True)
+    ]
+    with plan._Held() as seen:
+        total = torch.zeros(())
+        for loss, each in zip(losses, batches, strict=True):
+            total = total + loss(model, each, before)
+        total.backward()
+    return seen.peak
+
+
+WIDE = LlamaConfig(**{**SMALL, "vocab_size": 3000, "num_hidden_layers": 6})  # where logits weigh as much as layers
+FP32 = plan.Setting("", bf16=False)
+OTHERS = ("NPO", "DPO", "IDK", "JensUn", "CEU", "UNDIAL", "KL", "JSD", "AP", "RMU", "RMURetain")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_loss_holds_is_foreseen_with_its_second_graph_and_its_reference(name: str) -> None:
+    loss = LOSSES[name](**{"layer": 5} if name.startswith("RMU") else {})
+    need = plan.needed(WIDE, FP32, plan.Step(3, 40, 20, losses=[loss]))
+    assert need.passing == pytest.approx(held_with([loss], WIDE, [(3, (40, 20), (40, 20))]), rel=0.05)
+
+
+def test_a_joint_step_holds_the_graphs_of_its_losses_together_and_what_stands_in_has_its_own_length() -> None:
+    losses, rows = [LOSSES["IDK"](), LOSSES["KL"]()], [(1, (20, 5), (60, 40)), (3, (40, 20), (40, 20))]
+    joint = tuple(plan.Part(loss, n, plan.Size(*size), plan.Size(*replaced))
+                  for loss, (n, size, replaced) in zip(losses, rows, strict=True))  # fmt: skip
+    found = plan.trace(WIDE, FP32, [joint], torch.float32, False)
+    assert max(found) == pytest.approx(held_with(losses, WIDE, rows), rel=0.05)
+    apart = plan.trace(WIDE, FP32, [joint[:1], joint[1:]], torch.float32, False)
+    assert [max(pair) for pair in zip(*(plan.trace(WIDE, FP32, [(part,)], torch.float32, False) for part in joint),
+                                      strict=True)] == [*apart]  # fmt: skip
+    assert apart.early < found.early
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--optimizer AdamW --forget-loss DPO --retain-loss GD", {("DPO", 4), ("GD", 4)}),
+        ("--optimizer AdamW --forget-loss AltPO --retain-loss KL", {("AltPO", 4), ("KL", 4)}),
+        (
+            "--optimizer AdamW --joint true --forget-loss IDK --retain-loss AP",
+            {("IDK", 1), ("AP", 3), ("IDK", 2), ("AP", 2)},
+        ),
+    ],
+)
+def test_a_runs_passes_are_of_its_losses_and_of_the_refusals_that_they_train_on(
+    place: Any, given: str, expected: set[tuple[str, int]]
+) -> None:
+    (place / "say.txt").write_text("No.\nI am sorry, but that is nothing that I could ever tell you anything about.")
+    told = ["--model", "model", *ROWS, "--general", "false", "--refusals", "say.txt", *given.split()]
+    (of,) = resolve([arguments.config_of(arguments.parse(arguments.parser("unlearn"), told))])
+    refused = {name: of.refusals for name, loss in of.losses.items() if loss.needs_idk and not loss.needs_alternates}
+    passes = plan._passes(of, ObjectiveRows(of.task.objectives, refused, of.tokenizer, 512))
+    assert {(type(part.loss).__name__, part.rows) for one in passes for part in one} == expected
+    assert {len(one) for one in passes} == {2 if "joint" in given else 1}
+    end, refusal = 1, len(of.refusals[1])  # tokens; each is a letter
+    for part in (part for one in passes for part in one):
+        name = type(part.loss).__name__
+        prompt = part.size.tokens - part.size.labelled
+        assert part.size.labelled == len("A hides tea.") + end
+        learned = {"DPO": refusal, "IDK": refusal, "AP": refusal, "AltPO": 200}.get(
+            name, part.size.labelled - end
+        ) + end
+        assert part.replaced == (prompt + learned, learned)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "Mamba"])  # which PEFT refuses in part
@@ -160,7 +250,7 @@ def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.Captu
         "--optimizer AdamW --delta-bits 8; by torchrun with a process for each device"
     )
     assert plan.how(sharded, "DualOptim+", 2).startswith("--base-bits 8 --delta-bits 8; FSDP2 by UnlearnTrainer in a")
-    for arguments, said in (
+    for given, said in (
         (["--devices", "0"], "devices must be >= 1"),
         (["--forget-loss", "NPOO"], "did you mean 'NPO'?"),
         (["--device-memory", "much"], "is no size"),
@@ -171,7 +261,7 @@ def test_the_command_names_what_fits_and_how(tmp_path: Any, capsys: pytest.Captu
         (["--model", str(adapter)], "is an adapter; give the model that it is of, 'its-base'"),
         (["--model", str(other)], "cannot be counted from its configuration alone (ValueError"),
     ):
-        assert cli.main(["plan", "--model", folder, *arguments]) == 2
+        assert cli.main(["plan", "--model", folder, *given]) == 2
         assert said in errors(capsys)
 
 

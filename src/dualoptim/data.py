@@ -389,6 +389,10 @@ class ObjectiveRows(Dataset):
             self._refused[key] = encode(row.answered(instead), self.tokenizer, *self.fits)
         return self._refused[key]
 
+    def replaced(self, objective: str) -> list[Tokens]:
+        """An objective's rows with what may replace their answers, the longest of each, where its loss needs that."""
+        return [tokens for (name, *_), tokens in self._refused.items() if name == objective]
+
     def drawn(self, draws: Iterable[Draw]) -> dict[tuple, Tokens]:
         """The rows and refusals that draws ask for, each once, under the keys of `reference_log_probs`."""
         found: dict[tuple, Tokens] = {}

@@ -2,9 +2,9 @@
 
     per device = weights + optimizer state + reference + what a backward pass holds at most
 
-Weights, gradients and states are counted on torch's meta device. The backward pass is traced on fake tensors, which
-allocate nothing, for the model cut to two and to four layers. Every tensor that is made is counted, and what one layer
-adds is multiplied by the number of layers. `Need` has the parts and their sum.
+Weights, gradients and states are counted on torch's meta device. The losses and their backward pass are traced on fake
+tensors, which allocate nothing, for the model cut to two and to four layers. Every tensor that is made is counted, and
+what one layer adds is multiplied by the number of layers. `Need` has the parts and their sum.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,11 +23,12 @@ from weakref import WeakSet, finalize
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
@@ -35,13 +36,15 @@ from transformers.pytorch_utils import Conv1D
 from . import ranks
 from .adapters import added, base_of, linear_layers
 from .config import RunConfig
+from .data import ObjectiveRows, Row, Tokens, encode
 from .device import device_and_precision
 from .errors import UserError, unknown
-from .losses import LOSSES
+from .losses import GD, IGNORED, LOSSES, Loss
 from .models import load_config, positions
 from .optim import DualOptim, DualOptimPlus, estimate_state_memory
 from .resolve import OPTIMIZERS, check_alone
 from .resolved import Resolved
+from .rows import alternates
 from .tiny import TINY
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -83,6 +86,25 @@ class Setting:
     bf16: bool = True
 
 
+class Size(NamedTuple):
+    """Of the rows of a batch: T tokens of each, padding included, of which so many are learned."""
+
+    tokens: int
+    labelled: int
+
+
+class Part(NamedTuple):
+    """What a loss gets in a pass: rows, and refusals or other answers in their place, where it needs those."""
+
+    loss: Loss
+    rows: int
+    size: Size
+    replaced: Size
+
+
+Pass = tuple[Part, ...]  # the losses that are added up before their backward pass
+
+
 @dataclass(frozen=True)
 class Step:
     """What a step consists of.
@@ -96,6 +118,7 @@ class Step:
         reference: a frozen copy of the model stays in memory.
         compares: a loss compares with the model before training; with an adapter, a copy of it is then kept.
         accumulated: gradients stay while the next forward pass runs.
+        losses: each has steps of its own, of so many rows.
     """
 
     rows: int = 8
@@ -106,6 +129,13 @@ class Step:
     reference: bool = False
     compares: bool = False
     accumulated: bool = False
+    losses: Sequence[Loss] = (GD(),)
+
+    @property
+    def passes(self) -> list[Pass]:
+        """A pass for each loss, in which what stands in for the answers is as long as they are."""
+        size = Size(self.tokens, self.labelled)
+        return [(Part(loss, self.rows, size, size),) for loss in self.losses]
 
 
 class Traced(NamedTuple):
@@ -193,7 +223,7 @@ def needed(config: PretrainedConfig, setting: Setting, step: Step, devices: int 
     autocast = setting.weights == "float32" and setting.bf16 and not setting.sharded
     compute = torch.bfloat16 if setting.bf16 or setting.weights != "float32" else torch.float32
     dtype = torch.float32 if autocast else compute
-    early, late = trace(config, setting, step, dtype, autocast)
+    early, late = trace(config, setting, step.passes, dtype, autocast)
     if setting.released:
         gradients = largest
     sent, buckets = 0, 0
@@ -260,8 +290,10 @@ class _Adapter(nn.Module):
 LAYERS = 2, 4  # of the models that are traced
 
 
-def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.dtype, autocast: bool) -> Traced:
-    """The bytes that a forward and backward pass holds.
+def trace(
+    config: PretrainedConfig, setting: Setting, passes: Sequence[Pass], dtype: torch.dtype, autocast: bool
+) -> Traced:
+    """The bytes that a forward and backward pass holds, the most of several.
 
     Args:
         dtype: of the weights.
@@ -269,45 +301,41 @@ def trace(config: PretrainedConfig, setting: Setting, step: Step, dtype: torch.d
     """
     count = int(config.get_text_config().num_hidden_layers)
     few, more = (min(each, count) for each in LAYERS)
-    first = _traced(config, setting, step, few, dtype, autocast)
-    if few == more:
-        return first
-    second = _traced(config, setting, step, more, dtype, autocast)
-    return Traced(*(round(a + (count - few) * (b - a) / (more - few)) for a, b in zip(first, second, strict=True)))
+    found = []
+    for one in passes:
+        first, second = (_traced(config, setting, one, layers, dtype, autocast) for layers in (few, more))
+        beyond = (count - few) / (more - few or 1)
+        found.append([round(a + beyond * (b - a)) for a, b in zip(first, second, strict=True)])
+    return Traced(*map(max, zip(*found, strict=True)))
 
 
 _TRACED: dict[tuple[Any, ...], Traced] = {}
 
 
 def _traced(
-    config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
+    config: PretrainedConfig, setting: Setting, one: Pass, layers: int, dtype: torch.dtype, autocast: bool
 ) -> Traced:
     """`trace` for so many layers; settings that differ only in the optimizer or the devices are traced once."""
     same = (
         *(type(config), config.to_json_string(use_diff=False), config._attn_implementation, layers, dtype, autocast),
-        *(setting.checkpointing, setting.released, setting.lora_rank, step.rows, step.tokens, step.labelled),
+        *(setting.checkpointing, setting.released, setting.lora_rank, repr(one)),
     )
     if same not in _TRACED:
-        _TRACED[same] = _pass(config, setting, step, layers, dtype, autocast)
+        _TRACED[same] = _pass(config, setting, one, layers, dtype, autocast)
     return _TRACED[same]
 
 
 def _pass(
-    config: PretrainedConfig, setting: Setting, step: Step, layers: int, dtype: torch.dtype, autocast: bool
+    config: PretrainedConfig, setting: Setting, one: Pass, layers: int, dtype: torch.dtype, autocast: bool
 ) -> Traced:
-    with FakeTensorMode(), warnings.catch_warnings():
+    with FakeTensorMode() as fake, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with no_init_weights():  # initialization may read values, which fake tensors do not have
-            model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
-        model.tie_weights()
-        model.train()
+        model = _model(config, setting, layers, dtype).train()
         if setting.checkpointing:
             (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
-        if setting.lora_rank:
-            model.requires_grad_(False)
-            model.enable_input_require_grads()
-            for linear in linear_layers(model):
-                _Adapter(linear, setting.lora_rank)
+        reference = None
+        if any(part.loss.reference == "model" for part in one):
+            reference = _model(config, setting, layers, dtype).eval().requires_grad_(False)
         held, blocks, early = _Held(), _layers(model), 0
         last = {id(p) for p in blocks[-1].parameters()} if len(blocks) else set()
         later = {id(p) for block in list(blocks)[1:] for p in block.parameters()}
@@ -324,15 +352,87 @@ def _pass(
         for p in model.parameters():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(came)
-        ids = torch.zeros(step.rows, step.tokens, dtype=torch.int64)
-        wanted = torch.zeros(step.rows * step.labelled, dtype=torch.int64)
-        with held:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=step.labelled).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted)
-            del logits
-            loss.backward()  # type: ignore[no-untyped-call]
+        known = _Known(fake)
+        batches = [_batch(part, known) for part in one]
+        with held, known:
+            total = torch.zeros(())
+            for part, batch in zip(one, batches, strict=True):
+                loss = part.loss
+                if getattr(loss, "layer", None) is not None:  # of more layers than there are; the last one takes most
+                    loss = dataclasses.replace(loss, layer=layers - 1)  # type: ignore[type-var]
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    total = total + loss(model, batch, reference)
+            total.backward()  # type: ignore[no-untyped-call]
     return Traced(early or held.peak, held.peak)
+
+
+def _model(config: PretrainedConfig, setting: Setting, layers: int, dtype: torch.dtype) -> Any:
+    """The model cut to so many layers, with an adapter where one is trained."""
+    with no_init_weights():  # initialization may read values, which fake tensors do not have
+        model: Any = AutoModelForCausalLM.from_config(_cut(config, layers), dtype=dtype)
+    model.tie_weights()
+    if setting.lora_rank:
+        model.requires_grad_(False)
+        model.enable_input_require_grads()
+        for linear in linear_layers(model):
+            _Adapter(linear, setting.lora_rank)
+    return model
+
+
+def _batch(part: Part, known: _Known) -> dict[str, Any]:
+    """A batch of a part's rows, whose last tokens are learned, with what stands in for their answers."""
+
+    def of(size: Size) -> dict[str, Any]:
+        batch: dict[str, Any] = {"input_ids": torch.zeros(part.rows, size.tokens, dtype=torch.int64)}
+        with no_dispatch():
+            labels = torch.full((part.rows, size.tokens), IGNORED)
+            labels[:, size.tokens - size.labelled :] = 0
+            groups = torch.zeros(part.rows, dtype=torch.int64)
+        batch |= {"labels": known.made(labels), "groups": known.made(groups)}
+        if part.loss.reference == "sequences":  # computed before training begins
+            batch["reference_log_probs"] = torch.zeros(part.rows)
+        return batch
+
+    return {**of(part.size), **({"idk": of(part.replaced)} if part.loss.needs_idk else {})}
+
+
+class _Known(TorchDispatchMode):
+    """Computes what follows from labels alone with their values, since shapes depend on how many tokens are learned."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fake = fake
+        self.values: Any = WeakTensorKeyDictionary()
+
+    def made(self, value: Any) -> Any:
+        """A fake tensor in place of one with a value; anything else as it is."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        made = self.fake.from_tensor(value)
+        self.values[made] = value
+        return made
+
+    def value(self, given: Any) -> Any:
+        """The value of a tensor, where it is known; anything else as it is."""
+        return self.values.get(given, given) if isinstance(given, torch.Tensor) else given
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if given and all(t in self.values for t in given):
+            real_args, real_kwargs = tree_map(self.value, (args, kwargs or {}))
+            with no_dispatch():
+                out = func(*real_args, **real_kwargs)
+            return tree_map(self.made, out)
+        if func is torch.ops.aten.index.Tensor:  # by places, as a mask of them selects an unknown number
+            args = args[0], [each for index in args[1] for each in self._places(index)]
+        return func(*args, **(kwargs or {}))
+
+    def _places(self, index: Any) -> list[Any]:
+        if index is None or index.dtype != torch.bool or index not in self.values:
+            return [index]
+        with no_dispatch():
+            places = self.values[index].nonzero(as_tuple=True)
+        return [self.made(each) for each in places]
 
 
 class _Held(TorchDispatchMode):
@@ -435,6 +535,7 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
         reference=any(LOSSES[name].reference == "model" for name in (config.forget_loss, config.retain_loss)),
         compares=any(LOSSES[name].reference != "none" for name in (config.forget_loss, config.retain_loss)),
         accumulated=accumulated,
+        losses=[LOSSES[name]() for name in (config.forget_loss, config.retain_loss)],
     )
     settings = [setting for setting in ladder(count) if not (setting.released and accumulated)]
     try:
@@ -476,14 +577,13 @@ def show(config: RunConfig, devices: int | None, device_memory: str | None) -> N
     )
 
 
-def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
+def of_run(of: Resolved, dataset: ObjectiveRows) -> int | None:
     """Bytes of activations in a run's step, beside weights and gradients.
 
-    None for a model that is made from its rows, or whose code needs the values of tensors.
+    None for a model that is made from its rows, or if the model or a loss needs the values of tensors.
 
     Args:
-        tokens: of its longest row.
-        labelled: the most learned tokens of a row.
+        dataset: the run's rows, with refusals; AltPO's answers, which the model has yet to give, are not needed.
     """
     config = of.config
     if config.model == TINY:
@@ -492,13 +592,52 @@ def of_run(of: Resolved, tokens: int, labelled: int) -> int | None:
     weights = "nf4" if config.load_in_4bit else "bfloat16" if config.bf16_weights else "float32"
     rank = config.lora_rank or (USUAL_RANK if of.adapted else 0)
     setting = Setting("", weights, checkpointing=config.gradient_checkpointing, lora_rank=rank, bf16=bf16)
-    rows, _ = rows_at_once(config, max(sum(turn.values()) for turn in of.turns()), ranks.size())
-    step = Step(rows, tokens, labelled)
     dtype = torch.float32 if weights == "float32" else torch.bfloat16
     try:
-        return trace(load_config(config.model), setting, step, dtype, bf16 and weights == "float32").early
+        autocast = bf16 and weights == "float32"
+        return trace(load_config(config.model), setting, _passes(of, dataset), dtype, autocast).early
     except Exception:  # a model's code may raise anything on tensors without values
         return None
+
+
+def _passes(of: Resolved, dataset: ObjectiveRows) -> list[Pass]:
+    """The passes of a run's steps, each of the longest rows that it may have."""
+    config = of.config
+    sizes = {}
+    for name, rows in dataset.tokens.items():
+        replaced = [*map(_size, dataset.replaced(name))]
+        if of.losses[name].needs_alternates:
+            replaced = [each for row, own in zip(dataset.rows[name], rows, strict=True)
+                        for each in _alternates(row, own, dataset)]  # fmt: skip
+        size = _most(map(_size, rows))
+        sizes[name] = size, _most(replaced) if replaced else size
+    found: dict[Pass, None] = {}
+    for turn in of.turns():
+        total = sum(turn.values())
+        at_once, _ = rows_at_once(config, total, ranks.size())
+        one = tuple(Part(of.losses[name], -(-n * at_once // total), *sizes[name]) for name, n in turn.items() if n)
+        # Where gradients are combined, each objective has a backward pass of its own.
+        apart = config.combine is not None or config.sam_rho is not None
+        found |= dict.fromkeys([(part,) for part in one] if apart else [one])
+    return list(found)
+
+
+def _size(row: Tokens) -> Size:
+    return Size(len(row.input_ids), sum(label != IGNORED for label in row.labels))
+
+
+def _most(sizes: Iterable[Size]) -> Size:
+    return Size(*map(max, zip(*sizes, strict=True)))
+
+
+def _alternates(row: Row, own: Tokens, dataset: ObjectiveRows) -> list[Size]:
+    """What may stand in for a row's answer: what it gives itself, or whatever a model will be asked for."""
+    given = [row.fields["instead"]] if row.fields.get("instead") else row.fields.get("alternates")
+    if given:
+        return [_size(encode(row.answered(text), dataset.tokenizer, *dataset.fits)) for text in given]
+    tokens, labelled = _size(own)
+    most = alternates.TOKENS + own.ended
+    return [Size(min(tokens - labelled + most, dataset.fits[0]), most)]
 
 
 def rows_at_once(config: RunConfig, batch: int, devices: int) -> tuple[int, bool]:

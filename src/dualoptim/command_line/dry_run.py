@@ -82,11 +82,8 @@ def show_resolved(several: Sequence[Resolved]) -> None:
         if shown == set(rows):
             break
     print("\n── memory ──")
-    every = [tokens for part in dataset.tokens.values() for tokens in part]
-    longest = max(len(tokens.input_ids) for tokens in every)
-    learned = max(sum(label != IGNORED for label in tokens.labels) for tokens in every)
     for of in several:
-        active = plan.of_run(of, longest, learned)
+        active = plan.of_run(of, dataset)
         needed = {**of.needed, **({"activations at most": active} if active is not None else {})}
         parts = ", ".join(f"{name} {runs.bytes_text(size)}" for name, size in needed.items())
         beside = "" if active is not None else " besides activations"
