@@ -349,6 +349,12 @@ def test_the_command_of_a_comparison_makes_the_same_settings(given: Any, methods
     assert [c.replace(out="").as_dict() for c in again] == [c.replace(out="").as_dict() for c in configs]
 
 
+def test_texts_that_look_like_numbers_come_back_from_the_command() -> None:
+    config = RunConfig(task="x.py", task_args={"s": "007", "b": "null", "n": 7, "l": ["1", None]}, out="elsewhere")
+    _, found = parsed(rerun.command({"runs": [{"method": config.method, "seed": 0, "config": config.as_dict()}]}))
+    assert arguments.given_of(found)["task_args"] == config.task_args
+
+
 def test_values_that_begin_with_a_dash_come_back_from_the_command() -> None:
     given = {"forget": "-x.jsonl", "retain": "--lr=1.jsonl", "until": -1e-5, "model": "-m n", "steps": -1}
     config = RunConfig(**given, out="elsewhere")

@@ -140,6 +140,9 @@ def test_a_list_is_words_with_commas_or_in_brackets(tmp_path: Path, given: str, 
     [("seed", "010", 10), ("seeds", "[008, 009, 010]", [8, 9, 10]), ("weights", "{forget: 010}", {"forget": 10.0}),
      ("grid", "{steps: [010], ratio: [1:1, 1:30]}", {"steps": [10], "ratio": ["1:1", "1:30"]}),
      ("task_args", "{split: 010, ratio: 1:30, day: 2024-01-01}", {"split": 10, "ratio": "1:30", "day": "2024-01-01"}),
+     ("task_args", "{s: '007', d: \"2024\", b: 'null', l: ['1', 1], m: {q: 'true'}, n: 7, x: null}",
+      {"s": "007", "d": "2024", "b": "null", "l": ["1", 1], "m": {"q": "true"}, "n": 7, "x": None}),
+     ("forget_loss_args", "{name: '1', beta: 1}", {"name": "1", "beta": 1}), ("tune_on", "{part: '6'}", {"part": "6"}),
      ("task_args", "{names: [𠮷田, 😀]}", {"names": ["𠮷田", "😀"]}), ("probe_subjects", "[𠮷田]", ["𠮷田"]),
      ("lr_scales", "equal", "equal"), ("max_update", "null", None), ("bf16", "no", False), ("lr", "1e-3", 1e-3)],
 )  # fmt: skip
@@ -147,13 +150,20 @@ def test_the_command_line_and_recipes_are_read_alike(tmp_path: Path, key: str, v
     (tmp_path / "r.yaml").write_text(f"{key}: {value}\n", encoding="utf-8")
     option = f"--{key.replace('_', '-')}"
     for told in ([option, value], [f"{option}={value}"], ["--config", str(tmp_path / "r.yaml")]):
-        assert getattr(arguments.parse(arguments.parser("compare"), told), key) == read
+        if key == "tune_on" and told[0] == "--config":
+            continue  # it is no setting of a recipe
+        command = "tune" if key == "tune_on" else "compare"
+        assert repr(getattr(arguments.parse(arguments.parser(command), told), key)) == repr(read)
 
 
 def test_an_entry_of_a_dictionary_is_read_like_the_whole() -> None:
     parser = arguments.parser("unlearn")
     parsed = arguments.parse(parser, ["--task-args.split=010", "--task-args.names", "[a, 010]", "--weights.forget=010"])
     assert (parsed.task_args, parsed.weights) == ({"split": 10, "names": ["a", 10]}, {"forget": 10.0})
+    told = ["--task-args", "{s: '1', t: a}", "--task-args.s='007'", "--task-args.m.q", '"null"', "--task-args.n=7"]
+    assert arguments.parse(parser, told).task_args == {"s": "007", "t": "a", "m": {"q": "null"}, "n": 7}
+    with pytest.raises(UserError, match="argument --task-args: expected one argument"):
+        arguments.parse(parser, ["--task-args.s", "--lr", "1e-3"])
 
 
 @pytest.mark.parametrize(

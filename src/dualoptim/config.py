@@ -43,6 +43,10 @@ def option(default: Any, help: str, group: str = ADVANCED, choices: Sequence[Any
     return field(default=default, metadata=metadata)
 
 
+# Arguments by name, of any type; with str first, jsonargparse takes a text as it stands and makes no number of "007".
+Arguments = dict[str, str | int | float | bool | dict | list | None]
+
+
 @dataclass
 class RunConfig:
     """One unlearning run: a model, what to forget and keep, the losses, the optimizer, the schedule, the output.
@@ -97,7 +101,7 @@ class RunConfig:
         FORGET_AND_KEEP,
         shown=NAMED,
     )
-    task_args: dict[str, Any] = option(
+    task_args: Arguments = option(
         {}, "arguments of the task, such as '{split: forget01}'", FORGET_AND_KEEP, shown=NESTED
     )
     data_dir: str | None = option(
@@ -147,12 +151,12 @@ class RunConfig:
     memorise: bool = option(
         False, "first train the model until it has memorized the task's rows; cached (--memorize, too)", MODEL
     )
-    memorise_args: dict[str, Any] = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL, shown=AS_IS)
+    memorise_args: Arguments = option({}, "how it is trained to: epochs, lr, batch_size, seed", MODEL, shown=AS_IS)
 
     forget_loss: str = option("IDK", "loss on the rows to forget", LOSSES, shown=AS_IS)
-    forget_loss_args: dict[str, Any] = option({}, "its arguments, such as '{beta: 0.1}'", LOSSES, shown=AS_IS)
+    forget_loss_args: Arguments = option({}, "its arguments, such as '{beta: 0.1}'", LOSSES, shown=AS_IS)
     retain_loss: str = option("GD", "loss on the rows to keep", LOSSES, shown=AS_IS)
-    retain_loss_args: dict[str, Any] = option({}, "its arguments", LOSSES, shown=AS_IS)
+    retain_loss_args: Arguments = option({}, "its arguments", LOSSES, shown=AS_IS)
     weights: dict[str, float] = option(
         {}, "coefficients of the objectives' losses, 1 where left out: '{retain: 2}'", LOSSES, shown=AS_IS
     )

@@ -17,7 +17,18 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from ..config import EVALUATION, FORGET_AND_KEEP, MAIN, MODEL, SAVING, SCHEDULE, RunConfig, kinds, text_for_number
+from ..config import (
+    EVALUATION,
+    FORGET_AND_KEEP,
+    MAIN,
+    MODEL,
+    SAVING,
+    SCHEDULE,
+    Arguments,
+    RunConfig,
+    kinds,
+    text_for_number,
+)
 from ..errors import UserError, check_encoding, unknown
 from . import usage
 from .recipe_files import Loader, find_recipe, recipe_arguments
@@ -151,7 +162,7 @@ def parser(command: str) -> ArgumentParser:
         },
         "--minutes": {"type": float, "default": None, "group": SCHEDULE, "help": "minutes of all trials together"},
         "--tune-on": {
-            "type": dict[str, Any],
+            "type": Arguments,
             "default": None,
             "group": SCHEDULE,
             "help": "arguments of the task that give it other rows to choose on: '{part: 6}' [the task's own choice]",
@@ -285,15 +296,26 @@ def _written(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """The arguments as `jsonargparse` reads them, with values as JSON, or as the texts that they are.
 
     A boolean setting that is given without a value has "true", a list of words may have no brackets, and a path may
-    begin with "~".
+    begin with "~". An entry, --task-args.split, is written as the mapping with it, since the parser would not tell its
+    text "007" from a number.
     """
     hints = {
         option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
     }
-    made = []
+    made: list[str] = []
+    mappings: dict[str, dict[str, Any]] = {}  # as far as they are given
     for before, given, after in zip(["", *arguments], arguments, [*arguments[1:], "--"], strict=False):
-        name, sign, value = given.partition("=")
-        if given.startswith("--") and sign:
+        name, sign, value = given.partition("=") if given.startswith("--") else (before, "", given)
+        option, _, entry = name.partition(".")
+        if hints.get(option) == Arguments and (sign or not given.startswith("--")):
+            read = _read(value, option)
+            for key in reversed(entry.split(".") if entry else []):
+                read = {key: read}
+            mappings[option] = {**mappings.get(option, {}), **read} if entry else read if isinstance(read, dict) else {}
+            made.append(f"{option}={_json(mappings[option], value, option) if entry else _value(value, option, hints)}")
+        elif hints.get(option) == Arguments and not after.startswith("--"):
+            pass  # its value comes next
+        elif given.startswith("--") and sign:
             made.append(f"{name}={_value(value, name, hints)}")
         elif bool in kinds(hints.get(given)) and after.startswith("--"):
             made.append(f"{given}=true")
@@ -324,6 +346,11 @@ def _value(text: str, name: str, hints: Mapping[str, Any]) -> str:
         raise UserError(f'setting "{_key(option)}": {said}')
     if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
         return text
+    return _json(value, text, option)
+
+
+def _json(value: Any, text: str, option: str) -> str:
+    """A value as JSON; `text` is what was given."""
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):  # a Python object, or a list that contains itself

@@ -281,7 +281,7 @@ def _load(config: RunConfig) -> Task:
     if inspect.isabstract(cls):
         raise UserError(f"task {name!r}: lacks {', '.join(sorted(cls.__abstractmethods__))}; define what it lacks")
     own = read_lines(config.refusals, "text") if config.refusals is not None else None
-    of_run = {"tokenizer": config.model, "max_length": config.max_length, "refusals": own}
+    of_run: dict[str, Any] = {"tokenizer": config.model, "max_length": config.max_length, "refusals": own}
     arguments = {**{key: of_run[key] for key in cls.of_run}, **arguments}
     arguments = typed(f"task {name!r}", cls, arguments)
     try:
