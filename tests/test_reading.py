@@ -135,24 +135,6 @@ def test_cells_may_be_in_quotes_after_a_blank(tmp_path: Path) -> None:
     assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b"]
 
 
-@pytest.mark.parametrize(
-    ("table", "texts"),
-    [
-        ("text\n    return x\n\"  in quotes\"\n  \"the same\"\n", ["    return x", "  in quotes", "the same"]),
-        ("id,text\n1,  two blanks\n2, \"a, b\"\n3,  \"say \"\"no\"\", he, \"\"x\"\"\"\n",
-         ["  two blanks", "a, b", 'say "no", he, "x"']),
-        ("id, text\n1,   layout\n2, \"  none\"\n", ["layout", "  none"]),
-        ("id,text\n1,a 5\" pipe\n2, \"b\n, \"\"c\"\"\"\n", ['a 5" pipe', 'b\n, "c"']),
-        ("id\ttext\n1\t  a\n2\t \"b\"\n", ["  a", "b"]),
-    ],
-)  # fmt: skip
-def test_blanks_that_begin_a_cell_are_kept_where_the_head_has_none(
-    tmp_path: Path, table: str, texts: list[str]
-) -> None:
-    (tmp_path / "f.csv").write_text(table)
-    assert [row.answer for row in read_rows(tmp_path / "f.csv")] == texts
-
-
 def test_a_cell_may_hold_a_list_under_a_key_of_lists_alone(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text(
         'question,answer,Accepted,history,note\nWho?,[1],"[""Al"", ""Bo""]","[[""Hi"", ""Yes""]]","[2]"\n'

@@ -204,10 +204,8 @@ def _table(text: str, path: str, delimiters: str) -> list[tuple[Any, str]]:
     first = text[told.end() if told else 0 :].lstrip().partition("\n")[0]
     delimiter = told[1] if told else max(delimiters, key=first.count)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    # Blanks before quotes are layout; before other cells they are so where the head has them after its delimiters, too.
-    text = re.sub(rf'(^|[{re.escape(delimiter)}\r\n]) *("[^"]*(?:""[^"]*)*")', r"\1\2", text)
-    source, laid_out = io.StringIO(text, newline=""), f"{delimiter} " in first
-    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=laid_out)
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=True)  # quotes after ", "
     if told:
         next(reader)
     head: list[str] = []
