@@ -131,8 +131,10 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPat
 
 
 def test_cells_may_be_in_quotes_after_a_blank(tmp_path: Path) -> None:
-    (tmp_path / "f.csv").write_text('question, answer\nWho?, "Paris, of course"\nWhat?, "a b"\n')
-    assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b"]
+    (tmp_path / "f.csv").write_text(
+        'question, answer\nWho?, "Paris, of course"\nWhat?, "a b"\nHow?,  "  so"\nWhy?,  it is\n'
+    )
+    assert [row.answer for row in read_rows(tmp_path / "f.csv")] == ["Paris, of course", "a b", "  so", "it is"]
 
 
 def test_a_cell_may_hold_a_list_under_a_key_of_lists_alone(tmp_path: Path) -> None:
