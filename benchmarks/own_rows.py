@@ -173,6 +173,8 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             *([f"Minutes of a whole command, loading and measuring included: {walls}.", ""] if walls else []),
             "## Verdicts, as the report gives them",
             "",
+            "With the goal refuse, what is left of what is to be forgotten is the share of replies that do not refuse.",
+            "",
             *verdicts,
             "",
         ]

@@ -21,7 +21,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import cli, goals, report, resolve, tasks
+from dualoptim import cli, goals, report, resolve, tasks, unlearn
 from dualoptim.command_line.arguments import EVALUATION_FIELDS
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question, read_rows
@@ -413,7 +413,7 @@ def test_of_a_chat_that_goes_on_with_a_tool_the_users_message_is_reworded() -> N
 def test_a_chat_without_a_user_message_is_trained_on_as_it_is() -> None:
     row = checked(chat(("system", "You are Bob."), ("assistant", "3 degrees.")))
     assert [each.prompt for each in to_train([row], "refuse")] == [row.prompt]
-    assert checking(row) == []
+    assert checking(row) == [row]  # or nobody would be asked, and nothing would count as left
     assert row.question == ""
     with pytest.raises(UserError, match="f:1: 'questions' are other wordings of a user's message"):
         checked(dataclasses.replace(row, fields={"questions": ["How warm is it?"]}))
@@ -868,12 +868,12 @@ def test_parts_of_a_model_are_trained_alone(place: Path) -> None:
 
 
 def looked(
-    until: float | None, floor: float | None, *points: tuple[float, float]
+    until: float | None, floor: float | None, *points: tuple[float, float | None], start: float | None = 1.0
 ) -> tuple[Best, nn.Linear, list[bool]]:
     """A model whose weight counts the points that were looked at, and whether each asked to stop."""
     model, stops = nn.Linear(1, 1, bias=False), []
     nn.init.zeros_(model.weight)
-    best = Best(model, {"forget": 1.0, "retain": 1.0}, until, floor, checks=4)
+    best = Best(model, {"forget": 1.0, "retain": start}, until, floor, checks=4)
     for step, (forget, retain) in enumerate(points, 1):
         nn.init.constant_(model.weight, step)
         control = SimpleNamespace(should_training_stop=False)
@@ -979,6 +979,90 @@ def test_refusals_are_not_waited_for_where_the_loss_teaches_none(place: Path, ke
         resolve.check(given.replace(forget_loss=loss))
     write(place / "forget.jsonl", rows("Ada", instead="Ada likes nothing."))
     resolve.check(given.replace(forget_loss="AltPO"))
+
+
+def test_where_nothing_to_keep_is_asked_forgetting_alone_decides() -> None:
+    points = [(0.5, None), (0.1, None), (0.3, None), (0.2, None)]
+    best, model, stops = looked(0.05, 0.8, *points, start=None)
+    assert not any(stops)
+    assert best.restore() == (
+        "All steps were taken; what remains is step 2 (10% left of what is to be forgotten on the checking questions; "
+        "nothing to keep was asked). The goal of at most 5% left was not reached."
+    )
+    assert model.weight.item() == 2
+    best, _, stops = looked(0.05, 0.8, (0.05, None), (0.0, None), start=None)
+    assert stops == [False, True]
+    assert "reached at step 2" in best.restore()
+    best, _, stops = looked(0.05, 0.8, (0.5, 0.0), (0.2, 0.0), start=0.0)  # it knew nothing that could be lost
+    assert not any(stops)
+    assert "what remains is step 2 (20% left of what is to be forgotten on the checking questions; nothing to keep" in (
+        best.restore()
+    )
+
+
+def test_where_nothing_to_forget_is_asked_no_goal_is_reached() -> None:
+    best = Best(nn.Linear(1, 1), {"forget": None, "retain": 0.5}, 0.05, 0.8, checks=4)
+    control = SimpleNamespace(should_training_stop=False)
+    for step in (1, 2, 3):
+        best.look(step, {"forget": None, "retain": 0.5}, control)
+    assert not best.reached(best.point)
+    assert not control.should_training_stop
+    assert best.restore() == (
+        "All steps were taken; what remains is step 3 (100% kept on the checking questions; nothing to forget was "
+        "asked)."
+    )
+
+
+def test_what_a_goal_to_refuse_leaves_is_called_what_it_is(place: Path) -> None:
+    refuse, erase = Files("forget.jsonl", "keep.jsonl"), Files("forget.jsonl", "keep.jsonl", goal="erase")
+    assert (refuse.curves["forget"], erase.curves["forget"]) == ("Not refused ↓", "To forget ↓")
+    assert refuse.followed == "not refused, or kept, of the checking questions"
+    assert erase.followed == "left, or kept, of the checking questions"
+    best = Best(nn.Linear(1, 1), {"forget": 1.0, "retain": 1.0}, 0.05, 0.8, checks=4, left=refuse.left)
+    assert best.restore() == (
+        "All steps were taken; what remains is the model as it was (100% not refused, 100% kept on the checking "
+        "questions). The goal of at most 5% not refused was not reached while keeping 80%."
+    )
+
+
+def test_where_nothing_of_what_is_followed_was_asked_its_number_is_absent(
+    prepared: tuple[Files, list[dict[str, Any]]],
+) -> None:
+    task, _ = prepared
+    followed = task.follow(tiny.model(), tiny.tokenizer())
+    assert followed["forget"] is not None
+    assert followed["retain"] is None
+    (said,) = unlearn._nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, followed)
+    assert said.startswith("The floor of 80% kept (--keep-at-least) has no effect: the model answered no included fact")
+    assert unlearn._nothing_asked(RunConfig(until=0.05), task, followed) == []
+    assert unlearn._nothing_asked(RunConfig(keep_at_least=0.8), task, {"forget": 1.0, "retain": 0.5}) == []
+    with pytest.raises(UserError, match=r"^until: nothing that is to be forgotten can be asked"):
+        unlearn._nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, {"forget": None, "retain": 0.5})
+    other = tasks.load(RunConfig(task="facts"))
+    with pytest.raises(UserError, match=r"^keep_at_least: the model can do nothing yet that could be lost"):
+        unlearn._nothing_asked(RunConfig(keep_at_least=0.8), other, {"forget": 1.0, "retain": 0.0})
+
+
+@pytest.mark.parametrize(("knows", "said"), [("held", "held-out rows"), ("trained", "rows of --retain, which are tr")])
+def test_where_no_included_fact_is_known_rows_to_keep_are_asked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, knows: str, said: str
+) -> None:
+    task = Files("forget.jsonl", "keep.jsonl")
+    ours = {row.question for row in (task.held_out if knows == "held" else task.trained)} | {"What does Ada like?"}
+
+    def gives(self: Files, model: nn.Module, tokenizer: Any, asked: Sequence[Row], progress: str | None) -> list[bool]:
+        return [row.question in ours for row in asked]
+
+    monkeypatch.setattr(Files, "_gives", gives)
+    touched = next(iter(sorted(ours - {"What does Ada like?"})))
+    monkeypatch.setattr(Files, "_touches", lambda self, row: row.question == touched)
+    task.prepare(tiny.model(), tiny.tokenizer())
+    assert {row.question for row in task.checked["retain"]} == ours - {"What does Ada like?", touched}
+    assert task.follow(tiny.model(), tiny.tokenizer())["retain"] == 1.0
+    assert any(f"is checked during training on {len(ours) - 2} {said}" in note for note in task.notes)
+    assert task.tuned_on == ""
+    trained = {row.question for row in task.objectives["retain"]}
+    assert not trained & {row.question for row in task.quick()["held_out"]}
 
 
 def test_where_nothing_is_forgotten_the_latest_point_above_the_floor_remains() -> None:

@@ -13,6 +13,7 @@ from dualoptim.config import METHODS, RunConfig
 from dualoptim.points import points_of
 from dualoptim.report import html
 from dualoptim.report import points as report_points
+from dualoptim.schema import misfit
 
 
 def results(**after: list[float]) -> dict[str, Any]:
@@ -165,6 +166,16 @@ def test_a_terminal_shows_many_methods_in_parts(
     assert max(map(len, out.splitlines())) <= 80
     assert out.count("perplexity") == 2, "each part has the names"
     assert all(f"{letter}-with-a-long-name ┃" in out for letter in "ABC")
+
+
+def test_a_curve_of_which_nothing_was_asked_is_not_drawn() -> None:
+    made = results(forget_accuracy=[0.5], perplexity=[9.0])
+    assert len(report.curves(made)) == 2
+    for point in made["runs"][0]["curve"]:
+        point["retain"] = None
+    assert misfit(made) is None
+    assert [title for title, _ in report.curves(made)] == ["To forget ↓"]
+    assert "During training: To keep ↑, of which nothing could be asked." in report.page(made)
 
 
 def test_a_curve_of_one_point_is_not_drawn() -> None:

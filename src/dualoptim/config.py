@@ -209,8 +209,8 @@ class RunConfig:
     lr_decay: bool = option(True, "let the learning rate fall after that; false: it stays", SCHEDULE)
     until: float | None = option(
         None,
-        "stop once two checks in a row find no more than this left of what is to be forgotten, 0 to 1; without it, by "
-        "the goal",
+        "stop once two checks in a row find no more than this left of what is to be forgotten, or with --goal refuse "
+        "not refused, 0 to 1; without it, by the goal",
         SCHEDULE,
     )
     keep_at_least: float | None = option(

@@ -104,10 +104,10 @@ class ByProbability(Task):
             sets.setdefault(record["set"], []).append(metrics.probability(record["nll"]))
         return Numbers({f"{name}_probability": mean(values) for name, values in sets.items()}, {})
 
-    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+    def follow(self, model: nn.Module, tokenizer: Any) -> Mapping[str, float | None]:
         few = {name: _drawn(rows, LOOKED_AT) for name, rows in self.task.quick().items()}
         nlls = iter(scoring.negative_log_likelihoods(model, tokenizer, [row for rows in few.values() for row in rows]))
-        return {name: mean([metrics.probability(next(nlls)) for _ in rows]) or 0.0 for name, rows in few.items()}
+        return {name: mean([metrics.probability(next(nlls)) for _ in rows]) for name, rows in few.items()}
 
 
 def metrics_of(sets: Iterable[str]) -> dict[str, Metric]:

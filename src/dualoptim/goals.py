@@ -24,8 +24,8 @@ class Goal:
     Args:
         forget_loss: on the rows to forget.
         corrected_loss: used in its place if rows say what to answer `instead`.
-        until: where to stop: for "refuse", the share of checking questions still answered; for "erase", the answer's
-            probability relative to that before.
+        until: where to stop: for "refuse", the share of checking questions not refused (a reply that neither answers
+            nor refuses is not what that goal wants); for "erase", the answer's probability relative to that before.
         optimizer: unless a setting is given that AdamW does not have.
         lr: learning rate at a hidden size of 576, SmolLM2-135M's.
         ratio: forget steps to retain steps.

@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -29,7 +29,6 @@ from .command_line import rerun
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation import general
-from .evaluation.numbers import Metric
 from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
 from .points import points_of
@@ -38,6 +37,9 @@ from .resolve import changes_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
 from .starts import OF_TRAINING
+
+if TYPE_CHECKING:  # which imports what is here
+    from .unlearn import Prepared
 
 STOPPING = {"until", "keep_at_least", "pause"}  # runs of one start may differ in these, which `tune` does not search
 NOT_CROSSED = {"out", "seed", "fast", "goal", *PLAIN, "optimizer"}
@@ -182,7 +184,7 @@ def run(
                     prepared,
                     of,
                     own,
-                    Keeps(own / ENTRY, about(of, prepared.metrics, prepared.before.records), secrets_of(of)),
+                    Keeps(own / ENTRY, about(of, prepared), secrets_of(of)),
                     resume=joins,
                 )
                 bar.update()
@@ -239,7 +241,7 @@ def secrets_of(of: Resolved) -> Sequence[str] | None:
     return runs.texts_of(of.task) if of.config.private else None
 
 
-def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def about(of: Resolved, prepared: Prepared) -> dict[str, Any]:
     """What results.json says about a run's task and the model before unlearning."""
     task = of.task
     return {
@@ -249,9 +251,9 @@ def about(of: Resolved, metrics: Mapping[str, Metric], records: Sequence[Mapping
         "followed": task.followed,
         "curves": dict(task.curves),
         "scores": dict(task.scores),
-        "metrics": {name: metric._asdict() for name, metric in metrics.items()},
-        "counts": general.counts(task, metrics, records),
-        "notes": list(task.notes),
+        "metrics": {name: metric._asdict() for name, metric in prepared.metrics.items()},
+        "counts": general.counts(task, prepared.metrics, prepared.before.records),
+        "notes": [*task.notes, *prepared.notes],
         "plane": list(task.plane) if task.plane else None,
     }
 

@@ -266,7 +266,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
         value = getattr(config, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{key} must be a share from 0 to 1, but is {value}")
-    if config.until is not None and "forget" not in tasks.find(config.task or "files").curves:
+    if config.until is not None and config.task is not None and "forget" not in tasks.find(config.task).curves:
         raise UserError(f"until: the task {config.task!r} does not follow what is forgotten; leave it out")
     if (config.until, config.keep_at_least) != (None, None) and not config.curve_points:
         raise UserError("curve_points 0: until and keep_at_least look at the points of the curve; give one or more")

@@ -12,7 +12,7 @@
                "merging": {"unmerged" or "merged" or "merged_bf16" or "merged_nf4": {name: number or null}},
                "finite": bool, "skipped_steps": {objective: int}, "collapse": [str],
                "verdict": str, "stopped": str or null,
-               "curve": [{"step": int, name: number}], "losses": [{"step": int, …}],
+               "curve": [{"step": int, name: number or null}], "losses": [{"step": int, …}],
                "samples": [{"set", "question", "answer", "before", "after"}],
                "environment": {"python", "platform", "versions", …}, "scored_in": str, "seconds": number,
                "watching_seconds": number, "step_seconds": number, "optimizer_state_bytes": int,
@@ -35,7 +35,8 @@ a run of many has `counts` of its own where those of the runs differ. Where seve
 cluster, `effective_counts` has how many independent ones tell as much (`dualoptim.evaluation.shares`); intervals are
 made for these. It lacks a share whose questions are all independent. `verdict` is the result in a sentence, empty for
 tasks that have none; `stopped` says why a run with a goal or a floor ended and which point remains; `notes` what else a
-reader should know. `curve` has the values of what `followed` names, for each of `curves`. `scored_in` is the precision
+reader should know. `curve` has the values of what `followed` names, for each of `curves`, null for one of which nothing
+could be asked. `scored_in` is the precision
 of all scores, "fp32" or "bf16" autocast.
 
 A run with `attacks` has their numbers beside the task's. Their samples are in sets that begin with "attack_", and the

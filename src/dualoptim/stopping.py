@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .evaluation import digits
+from .tasks import Task
 
 LOOKS = 2  # checks in a row that are at the goal, with the share WELL kept of what was kept before, end a run
 WELL = 0.95
@@ -29,28 +30,32 @@ class Best(TrainerCallback, ExportableState):
     Points are compared by, in this order: whether they are above the floor; how little is left of what is to be
     forgotten (within the goal, all are equal); whether the check before was at the goal, too; how much is kept. The
     first point is the model before training. Where nothing is to be forgotten, the latest point above the floor is the
-    best. All of this state is saved in checkpoints and restored on resume.
+    best. Where nothing is asked of what is to be kept, or the model could do none of it, every point counts as above
+    the floor, and forgetting alone decides. All of this state is saved in checkpoints and restored on resume.
 
     Args:
         model: copies of its trainable parameters are held in main memory.
-        start: the first point, {"forget": what is left, "retain": what is kept, …}, each 0 to 1.
+        start: the first point, {"forget": what is left, "retain": what is kept, …}, each 0 to 1, or None in all points
+            if nothing is asked.
         until: the goal: what may be left; None for none.
         keep_at_least: the floor, as a share of what is kept at the start; None for none.
         checks: how many points are checked if the run takes all of its steps.
         kept: the values of a point that are to be kept; the one that fell most counts.
+        left: what a share "forget" of a point is, in words.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        start: dict[str, float],
+        start: Mapping[str, float | None],
         until: float | None,
         keep_at_least: float | None,
         checks: int,
         kept: Sequence[str] = ("retain",),
+        left: str = Task.left,
     ) -> None:
         self.model, self.until, self.keep_at_least = model, until, keep_at_least
-        self.start, self.names = dict(start), tuple(kept)
+        self.start, self.names, self.left = dict(start), tuple(kept), left
         self.floor = keep_at_least or 0.0
         self.step, self.point, self.reason = 0, dict(start), "all steps were taken"
         self.settled = self.at_goal = 0
@@ -78,25 +83,31 @@ class Best(TrainerCallback, ExportableState):
         """Take the best point's weights from a checkpoint."""
         self.weights = load_file(folder / HELD)
 
-    def reached(self, point: dict[str, float]) -> bool:
+    def reached(self, point: Mapping[str, float | None]) -> bool:
         """Whether a point is at the goal."""
-        return self.until is not None and self._is_little(point["forget"])
+        left = point.get("forget")
+        return left is not None and self._is_little(left)
 
     def _is_little(self, left: float) -> bool:
         return self.until is not None and left <= self.until
 
-    def share(self, point: dict[str, float]) -> float:
-        """The share of its value at the start that a point keeps: the lowest among all that is to be kept."""
-        return min((point[name] / self.start[name] for name in self.names if self.start[name] > 0), default=1.0)
+    def share(self, point: Mapping[str, float | None]) -> float | None:
+        """The share of its value at the start that a point keeps: the lowest among all that is to be kept.
 
-    def kept(self, point: dict[str, float]) -> bool:
+        None where there was nothing to keep at the start.
+        """
+        values = ((self.start[name], point[name]) for name in self.names)
+        return min((now / first for first, now in values if first and now is not None), default=None)
+
+    def kept(self, point: Mapping[str, float | None]) -> bool:
         """Whether a point is above the floor."""
-        return self._is_enough(self.share(point))
+        share = self.share(point)
+        return share is None or self._is_enough(share)
 
     def _is_enough(self, share: float) -> bool:
         return share >= self.floor - 1e-9
 
-    def look(self, step: int, point: dict[str, float], control: Any) -> None:
+    def look(self, step: int, point: Mapping[str, float | None], control: Any) -> None:
         """Take a measured point into account."""
         self.at_goal = self.at_goal + 1 if self.reached(point) else 0
         rank = self._rank(step, point)
@@ -105,7 +116,8 @@ class Best(TrainerCallback, ExportableState):
         self.broken = 0 if self.kept(point) else self.broken + 1
         # What is kept still recovers as the learning rate falls. So a run ends early only where nearly all is kept and
         # a second check agrees: the checking questions are few, and simpler than what people ask.
-        well = self.reached(point) and self.share(point) >= max(self.floor, WELL)
+        share = self.share(point)
+        well = self.reached(point) and (share is None or share >= max(self.floor, WELL))
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"
@@ -119,10 +131,10 @@ class Best(TrainerCallback, ExportableState):
         control.should_training_stop = True
         control.should_save = False  # a run would go on from a checkpoint made here
 
-    def _rank(self, step: int, point: dict[str, float]) -> tuple[Any, ...]:
-        if "forget" not in point:
+    def _rank(self, step: int, point: Mapping[str, float | None]) -> tuple[Any, ...]:
+        if (left := point.get("forget")) is None:
             return (self.kept(point), step)
-        return self.kept(point), -max(point["forget"], self.until or 0.0), self.at_goal >= LOOKS, self.share(point)
+        return self.kept(point), -max(left, self.until or 0.0), self.at_goal >= LOOKS, self.share(point) or 0.0
 
     @torch.no_grad()
     def restore(self) -> str:
@@ -130,13 +142,18 @@ class Best(TrainerCallback, ExportableState):
         for name, p in self.model.named_parameters():
             if name in self.weights:
                 p.copy_(self.weights[name])
-        kept = f"{digits.beside(self.share(self.point), self._is_enough)} kept"
-        if "forget" in self.point:
-            left = digits.beside(self.point["forget"], self._is_little)
-            kept = f"{left} left of what is to be forgotten, {kept}"
+        left, share = self.point.get("forget"), self.share(self.point)
+        shares = [
+            *([f"{digits.beside(left, self._is_little)} {self.left}"] if left is not None else []),
+            *([f"{digits.beside(share, self._is_enough)} kept"] if share is not None else []),
+        ]
+        found = [f"{', '.join(shares)} on the checking questions"] if shares else []
+        found += ["nothing to forget was asked"] if left is None and self.until is not None else []
+        found += ["nothing to keep was asked"] if share is None else []
         where = f"step {self.step}" if self.step else "the model as it was"
-        said = f"{self.reason[0].upper()}{self.reason[1:]}; what remains is {where} ({kept} on the checking questions)"
-        if self.until is not None and not self.reached(self.point):
-            said += f". The goal of at most {digits.given(self.until)} left was not reached"
-            said += f" while keeping {digits.given(self.keep_at_least)}" if self.keep_at_least is not None else ""
+        said = f"{self.reason[0].upper()}{self.reason[1:]}; what remains is {where} ({'; '.join(found)})"
+        if self.until is not None and left is not None and not self._is_little(left):
+            said += f". The goal of at most {digits.given(self.until)} {self.left.partition(' of ')[0]} was not reached"
+            floor = self.keep_at_least if share is not None else None
+            said += f" while keeping {digits.given(floor)}" if floor is not None else ""
         return said + "."

@@ -286,7 +286,7 @@ def run(
                     written(folder / SPACE, _space_text(search.space))
                 runs.write_settings(folder, configs, {}, [trials.name(method, number)])
                 of, own = trials.begun(method, number)
-                about = grid.about(of, prepared.metrics, prepared.before.records)
+                about = grid.about(of, prepared)
                 train(
                     prepared,
                     of,

@@ -30,7 +30,7 @@ from .config import RunConfig, without_place
 from .data import Row
 from .device import device_and_precision, scored_in, scoring_in, settled
 from .errors import UserError
-from .evaluation import attacks, general, probes
+from .evaluation import attacks, digits, general, probes
 from .evaluation.ability import Ability
 from .evaluation.collapse import collapse
 from .evaluation.numbers import Metric
@@ -92,13 +92,13 @@ class Prepared:
     reference: PreTrainedModel | None  # the model as it is, where a loss needs all of its logits
     before: Scores
     retrained: Records | None  # of a model that never saw the rows to forget
-    start: dict[str, float]  # the curves' values before training
+    start: dict[str, float | None]  # the curves' values before training
     ability: Ability | None  # general ability, watched where keep_at_least sets a floor and the task watches none
     left: dict[str, float]  # mean negative log-likelihood of each objective's rows, for the ratio "loss"
 
     metrics: Mapping[str, Metric]
     alternates: dict[str, list[Row]]  # rows with alternates, for objectives whose loss needs them
-    notes: list[str]  # on the alternates, for readers of the results
+    notes: list[str]  # on the checks during training and the alternates, for readers of the results
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -119,19 +119,37 @@ def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
     model = load_model(start, **_loading(config)).to(device).requires_grad_(False)
     records = with_more(config, task, model, tokenizer, task.prepare(model, tokenizer), config.attacks)
     numbers, metrics = general.scored(task, records, gold)
-    curve, ability = task.follow(model, tokenizer), None
+    curve, ability = dict(task.follow(model, tokenizer)), None
     if config.keep_at_least is not None and not task.watches_ability:
         watched = Ability(model, tokenizer)
         ability = watched if watched.measures else None
-        if not (ability or set(task.kept) & set(curve)):
-            raise UserError("keep_at_least: the model can do nothing yet that could be lost; leave it out")
         curve |= {ABILITY: 1.0} if ability else {}
+    checks = _nothing_asked(config, task, curve)
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
     others, notes = alternates.of_run(
         resolved.losses, task.objectives, model, tokenizer, max_length=config.max_length, kept=kept
     )
-    return Prepared(start, reference, Scores(*numbers, records), gold, curve, ability, left, metrics, others, notes)
+    before = Scores(*numbers, records)
+    return Prepared(start, reference, before, gold, curve, ability, left, metrics, others, checks + notes)
+
+
+def _nothing_asked(config: RunConfig, task: Task, curve: Mapping[str, float | None]) -> list[str]:
+    """Refuse a goal or a floor that no check could decide; a sentence where the floor of your own rows is one.
+
+    They have a floor by default, and forgetting alone may decide.
+    """
+    if config.until is not None and curve.get("forget") is None:
+        raise UserError("until: nothing that is to be forgotten can be asked during training; leave it out, and pause")
+    if config.keep_at_least is None or any(curve.get(name) for name in (*task.kept, ABILITY)):
+        return []
+    if not task.watches_ability:
+        raise UserError("keep_at_least: the model can do nothing yet that could be lost; leave it out")
+    return [
+        f"The floor of {digits.given(config.keep_at_least)} kept (--keep-at-least) has no effect: the model answered "
+        "no included fact and no row of --retain before, so nothing that is to be kept is asked during training; give "
+        "rows in --retain that it answers."
+    ]
 
 
 def _loading(config: RunConfig) -> dict[str, Any]:
@@ -229,10 +247,10 @@ def train(
     best = None
     if config.until is not None or config.keep_at_least is not None:
         kept = [name for name in (*task.kept, ABILITY) if name in prepared.start]
-        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points), kept)
+        best = Best(model, prepared.start, config.until, config.keep_at_least, len(points), kept, task.left)
     paused: set[str] = set()  # what the watch pauses, the trainer skips
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, float | None]:
         able = {ABILITY: prepared.ability(model)} if prepared.ability else {}
         return {**task.follow(model, tokenizer), **able}
 

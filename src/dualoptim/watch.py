@@ -31,13 +31,13 @@ class Watch(TrainerCallback, ExportableState):
     def __init__(
         self,
         points: Sequence[int],
-        measure: Callable[[], dict[str, float]],
+        measure: Callable[[], dict[str, float | None]],
         bar: tqdm,
         best: Best | None,
         paused: set[str] | None,
     ) -> None:
         self.points, self.measure, self.bar, self.best, self.paused = set(points), measure, bar, best, paused
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []  # what `measure` gave, each with its step
         self.step_seconds: list[float] = []
         self.began = 0.0
         self.seconds = 0.0  # of training, without the curve

@@ -170,6 +170,17 @@ def not_computed(results: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in why.items()]
 
 
+def curve_titles(results: Mapping[str, Any]) -> Mapping[str, str]:
+    """The titles of what is followed during training, by its names in a curve."""
+    titles: Mapping[str, str] = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
+    return titles
+
+
+def is_followed(entry: Mapping[str, Any], name: str) -> bool:
+    """Whether a run's curve has a value of that name."""
+    return any(point[name] is not None for point in entry["curve"])
+
+
 def not_shown(results: Mapping[str, Any]) -> list[str]:
     """What the page lacks, and why: numbers that could not be computed, and pictures of what was not measured."""
     entries, said = results["runs"], not_computed(results)
@@ -181,6 +192,10 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
         said.append("What was forgotten against what was kept: no two numbers of the task stand for them.")
     if all(len(entry["curve"]) < 2 for entry in entries):
         said.append("During training: the curve was measured at its start alone (curve_points 0).")
+    if none := [
+        title for name, title in curve_titles(results).items() if not any(is_followed(entry, name) for entry in entries)
+    ]:
+        said.append(f"During training: {', '.join(none)}, of which nothing could be asked.")
     if none := [label(entry, results) for entry in entries if not entry.get("diagnostics")]:
         said.append(
             f"Conflict by layer: {', '.join(none)}; it is read off the states of DualOptim+ and DualOptim alone."

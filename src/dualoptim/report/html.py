@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..folder import written
 from . import pictures, points
 from .entries import columns, label, starts, subject
-from .findings import headline, not_shown, remarks, seen, verdict
+from .findings import curve_titles, headline, is_followed, not_shown, remarks, seen, verdict
 from .tables import ATTACKS, attacks, cost, details, merging, over_seeds, rows, turned
 
 
@@ -103,7 +103,7 @@ def chapter(results: Mapping[str, Any]) -> str:
 
 def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the task follows over the steps, for each start, a title and an SVG each; none if it was measured once."""
-    titles = results.get("curves", {"forget": "To forget ↓", "retain": "To keep ↑"})
+    titles = curve_titles(results)
     look, made = pictures.looks(results), []
     if all(len(entry["curve"]) < 2 for entry in results["runs"]):
         return []
@@ -111,7 +111,10 @@ def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines = [
             (look[e["method"]], [at["step"] for at in e["curve"]], [at[name] for at in e["curve"]])
             for e in start.entries
+            if is_followed(e, name)
         ]
+        if not lines:
+            continue
         whose = f"{title}, {start.name}" if start.name else title
         made.append((whose, pictures.curve(lines, f"{whose}: {results['followed']} over the optimizer steps.")))
     return made

@@ -137,10 +137,10 @@ def asking(row: Row) -> Row:
 
 
 def checking(row: Row) -> list[Row]:
-    """The wordings of a row that decide when to stop."""
+    """The wordings of a row that decide when to stop; the row as it is given where it has no other."""
     asked = asking(row)
     found = reword.wordings(asked, reword.TEXT_CHECKED if is_text(asked.prompt) else reword.CHECKED)
-    return _unmeasured(found, [row])
+    return _unmeasured(found, [row]) or [asked]
 
 
 def to_train(rows: Sequence[Row], goal: str) -> list[Row]:

@@ -36,7 +36,8 @@ class Task(ABC):
     """The interface of a task to the rest of the package."""
 
     name: ClassVar[str]
-    followed: ClassVar[str]  # what `follow` measures, in words
+    followed: str  # what `follow` measures, in words
+    left = "left of what is to be forgotten"  # what a share of the curve "forget" is, in words
     # The curves that `follow` gives, with their titles.
     curves: Mapping[str, str] = {"forget": "To forget ↓", "retain": "To keep ↑"}
     kept: Sequence[str] = ("retain",)  # those of the curves that should not fall
@@ -70,8 +71,8 @@ class Task(ABC):
         """The numbers from records, and from those of a model that never saw the rows to forget, if there is one."""
 
     @abstractmethod
-    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
-        """A number that is cheap to measure, 0 to 1, for each of `curves`."""
+    def follow(self, model: nn.Module, tokenizer: Any) -> Mapping[str, float | None]:
+        """A number that is cheap to measure, 0 to 1, for each of `curves`; None at every point if nothing is asked."""
 
     @staticmethod
     def verdict(before: Sequence[Record], after: Sequence[Record]) -> str:

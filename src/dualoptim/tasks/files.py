@@ -94,7 +94,6 @@ class Files(Task):
 
     name = "files"
     plane = ("forget_probability", "nearby_answered")
-    followed = "left, or kept, of the checking questions"
     watches_ability = True
     of_run = ("refusals",)
     metrics: Mapping[str, Metric] = {
@@ -199,10 +198,31 @@ class Files(Task):
             "retain": self.trained or [row.whole for row in kept] or ready,
         }
 
+    # To refuse is more than not to answer, so that what it leaves is no share of what was known.
+
+    @property
+    def left(self) -> str:  # type: ignore[override]
+        """As the goal counts it."""
+        return "not refused" if self.goal == "refuse" else Task.left
+
+    @property
+    def followed(self) -> str:  # type: ignore[override]
+        """As the goal counts it."""
+        return f"{self.left.partition(' of ')[0]}, or kept, of the checking questions"
+
+    @property
+    def curves(self) -> Mapping[str, str]:  # type: ignore[override]
+        """As the goal counts them."""
+        return {**Task.curves, **({"forget": "Not refused ↓"} if self.goal == "refuse" else {})}
+
     @property
     def tuned_on(self) -> str:  # type: ignore[override]
-        """The questions that decide when to stop: they are neither trained on nor measured."""
-        if not (self.checked.get("forget") and self.checked.get("retain")):
+        """The questions that decide when to stop, where these are neither trained on nor measured."""
+        forget, retain = self.checked.get("forget"), self.checked.get("retain")
+        if not (forget and retain):
+            return ""
+        checks = [*forget, *retain]
+        if len(self._untrained(checks, self.scored, self.held_out)) < len(checks):
             return ""
         return (
             "Settings were chosen by wordings of the rows to forget, and by questions near and far from them, that are "
@@ -224,8 +244,14 @@ class Files(Task):
         return {
             "forget": self.checked.get("forget") or self.objectives["forget"],
             "retain": self.objectives["retain"],
-            "held_out": self.checked.get("retain") or held_out or self.passages,  # the passages are always there
+            # The passages are always there.
+            "held_out": self._untrained(self.checked.get("retain", ())) or held_out or self.passages,
         }
+
+    def _untrained(self, rows: Sequence[Row], *others: Sequence[Row]) -> list[Row]:
+        """Those of some rows whose prompts nobody trains on, and that are not among others either."""
+        taken = {reword.prompt_words(row.prompt) for each in (*self.objectives.values(), *others) for row in each}
+        return [row for row in rows if reword.prompt_words(row.prompt) not in taken]
 
     def _touches(self, row: Row) -> bool:
         """Whether a row asks for, or tells, what is to be forgotten."""
@@ -288,9 +314,11 @@ class Files(Task):
             # Beside many rows of --retain, steps would hardly meet the others.
             retain += others * max(1, round(GENERAL / (1 - GENERAL) * len(self.trained) / max(1, len(others))))
         self.objectives = {"forget": to_train(known, self.goal), "retain": retain or self.objectives["retain"]}
+        if not self.checked["retain"]:
+            self.checked["retain"] = self._kept_rows(model, tokenizer)
         records = self.score(model, tokenizer)
         self._before = None
-        if self.goal == "erase" and self.checked["forget"]:
+        if self.goal == "erase":
             self.level = self._stated(model, tokenizer)
         return records
 
@@ -430,6 +458,25 @@ class Files(Task):
             for row, right in zip(self.held_out, held, strict=True)
         ]
         return [*mixed, *near[len(own) :], *own[len(near) :]], far
+
+    def _kept_rows(self, model: nn.Module, tokenizer: Any) -> list[Row]:
+        """Rows of --retain that the model answers, to decide when to stop where it knows no included fact: those held
+        out, or else those trained on."""
+        what = "held-out rows of --retain, which are measured, too"
+        found = [row for row in self.held_out if row.fields["known"] and not self._touches(row)]
+        if not found:
+            what = "rows of --retain, which are trained on, too"
+            few = random.Random(0).sample(self.trained, min(PROBE, len(self.trained)))
+            asks = [asking(row) for row in few if not self._touches(row)]
+            right = self._gives(model, tokenizer, asks, "What does the model know?")
+            found = [row for row, is_right in zip(asks, right, strict=True) if is_right]
+        found = random.Random(0).sample(found, min(FOLLOWED, len(found)))
+        if found:
+            self.notes.append(
+                "No included fact that the model knows is left to check by, so what is kept is checked during training "
+                f"on {len(found)} {what}."
+            )
+        return found
 
     def _known(self, model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> list[Row]:
         """The rows that the model answers, with its own reply as the answer.
@@ -589,18 +636,14 @@ class Files(Task):
             ],
         )
 
-    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+    def follow(self, model: nn.Module, tokenizer: Any) -> Mapping[str, float | None]:
         forget, retain = self.checked["forget"], self.checked["retain"]
-        shares = {"forget": 0.0, "retain": 1.0}
-        if forget and self.goal == "refuse":
-            replies = self._asked(model, tokenizer, forget, None)
-            asked = zip(forget, replies, strict=True)
-            shares["forget"] = fmean(not declines(row, reply, self.refusals) for row, reply in asked)
-        elif forget:
-            shares["forget"] = min(1.0, self._stated(model, tokenizer) / max(self.level, 1e-9))
-        if retain:
-            shares["retain"] = fmean(self._gives(model, tokenizer, retain, None))
-        return shares
+        if self.goal == "refuse":
+            asked = zip(forget, self._asked(model, tokenizer, forget, None), strict=True)
+            left = fmean(not declines(row, reply, self.refusals) for row, reply in asked)
+        else:
+            left = min(1.0, self._stated(model, tokenizer) / max(self.level, 1e-9))
+        return {"forget": left, "retain": mean(self._gives(model, tokenizer, retain, None))}
 
     def _stated(self, model: nn.Module, tokenizer: Any) -> float:
         """The mean probability of the answers to the questions that decide when to stop."""
