@@ -712,7 +712,7 @@ def test_a_private_runs_own_words_and_numbers_stay_though_they_are_answers_to_fo
         (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run("--save-model", "false", "--private", "true", "--until", "0.5", "--keep-at-least", "0.1") == 0
     (entry,) = results(place)["runs"]
-    assert "left of what is to be forgotten" in entry["stopped"]
+    assert "(100% not refused on the checking questions; nothing to keep was asked)" in entry["stopped"]
     assert entry["verdict"]
     for path in (place / "out").iterdir():
         if path.is_file():
