@@ -195,13 +195,13 @@ class Muse(Task):
         )
         return Numbers({name: computed.numbers[name] for name in Muse.metrics}, computed.missing)
 
-    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
+    def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float | None]:
         few = scoring.FOLLOWED_ROWS
         found = {
             "forget": self._continued(model, tokenizer, few, None),
             "retain": self._answered(model, tokenizer, "retain", few, None),
         }
-        return {name: mean([r["rouge_l_f1"] for r in part]) or 0.0 for name, part in found.items()}
+        return {name: mean([r["rouge_l_f1"] for r in part]) for name, part in found.items()}
 
     def _continued(self, model: nn.Module, tokenizer: Any, count: int, progress: str | None) -> list[dict[str, Any]]:
         """How the model continues passages, compared with as many tokens of the true continuation."""
