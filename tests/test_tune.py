@@ -97,6 +97,9 @@ def test_a_search_leaves_a_front_and_a_recipe_that_runs_and_goes_on_where_it_was
         name: entry["run"]["after"] for name, entry in first.items()
     }
     assert Path("out/recipe.yaml").read_text(encoding="utf-8") == text
+    assert search("--resume", trials=1) == 0  # fewer than there are
+    assert (runs.read_results("out")["planned"], len(trials())) == (4, 4)
+    assert "All 4 runs are finished." in Path("out/report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert search("--resume", space={**SPACE, "lr": [1e-3, 1e-2]}) == 2
     assert "another space" in capsys.readouterr().err
@@ -276,6 +279,25 @@ def test_a_search_that_cannot_be_is_told(space: dict[str, Any], how: dict[str, A
         tune.planned(GIVEN, space, **how)
 
 
+def test_what_a_trial_does_not_measure_is_left_to_the_recipe_and_checked_before() -> None:
+    asked = {"attacks": ["leak", "relearn"], "relearn_lr": 1e-3}
+    search = tune.planned({**GIVEN, **asked}, SPACE)
+    for trial in search.trials_of.values():
+        assert (trial.attacks, trial.relearn_lr, trial.fast) == ([], None, True)
+    (trial, *_) = search.trials_of.values()
+    recipe = yaml.safe_load(tune.recipe(search.config, trial, {"lr": 1e-2}, []))
+    assert recipe.items() >= asked.items()
+    tune.checked(search, resume=False, overwrite=False, inputs=None)  # where fast runs refuse attacks
+    for wrong, words in (
+        ({"attacks": ["leek"]}, "did you mean 'leak'"),
+        ({"relearn_lr": 1e-3}, "relearn is not asked for"),
+        ({"probes": ["rwkuu"]}, "did you mean 'rwku'"),
+        ({"probe_limit": 3}, "there are no questions to ask"),
+    ):
+        with pytest.raises(UserError, match=words):
+            tune.planned({**GIVEN, **wrong}, SPACE)
+
+
 def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"install dualoptim\[tune\]"):
@@ -317,6 +339,11 @@ def test_every_method_is_compared_by_as_many_trials_and_minutes_end_whole_rounds
     for name, seconds in (("a-trial001-seed0", 20.0), ("a-trial002-seed0", 10.0), ("b-trial001-seed0", 5.0)):
         found.done[name], found.seconds[name] = None, seconds  # type: ignore[assignment]
     assert list(found.missing()) == [(2, "B")]
+    assert found.planned() == 4
+    for most, planned in ((1, 3), (3, 6), (None, None)):
+        found.search = found.search._replace(trials=most)
+        assert found.planned() == planned
+    found.search = found.search._replace(trials=2)
     assert found.round_takes() == 25.0
     assert found.compared() == ["a-trial001-seed0", "b-trial001-seed0"]
     assert [tune._is_over(found.search, seconds, 25.0) for seconds in (34.0, 36.0)] == [False, True]

@@ -277,7 +277,7 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
             "score_bf16 false: weights in bf16 are computed with in bf16, in scoring too; leave it out, or bf16_weights"
         )
     adapters.check_settings(config, training=training)
-    _check_attacks(config)
+    check_attacks(config)
     if training:
         _check_thrift(config)
     if config.pause and config.until is None:
@@ -299,7 +299,7 @@ def _not_finite(value: Any) -> float | None:
     return next((bad for bad in each if bad is not None), None)
 
 
-def _check_attacks(config: RunConfig) -> None:
+def check_attacks(config: RunConfig) -> None:
     """Refuse unknown attacks, and those that this machine or the weights do not allow."""
     attacks.check(config.attacks)
     if config.fast and config.attacks:

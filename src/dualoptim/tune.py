@@ -32,9 +32,10 @@ from . import goals, grid, ranks, report, runs, tasks
 from .config import ALONE, GOALS_OWN, MAIN, NO_MULTIPLIER, PLAIN, READ_BY, RunConfig, to_give, typed
 from .device import settled
 from .errors import UserError, one_line, unknown
+from .evaluation import general, probes
 from .folder import ENTRY, PAGE, RECIPE, RESULTS, SEARCH, SPACE, check_kind, clear, emptied, owned, written
 from .folder import check as check_folder
-from .resolve import methods_of
+from .resolve import check_attacks, methods_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
 from .starts import OF_TRAINING
@@ -47,7 +48,8 @@ WORST = (1.0, 0.0)  # what is left to forget, and kept, where the weights were n
 # Settings by which a trial leaves out parts of a run; the recipe has them as they were given.
 QUICK: dict[str, Any] = {
     "fast": True, "save_model": False, "curve_points": 0, "save_every": 0, "report_to": "none", "lm_eval": [],
-    "lm_eval_limit": None, "retrained": None,
+    "lm_eval_limit": None, "attacks": [], "relearn_lr": None, "probes": [], "probes_dir": None, "probe_subjects": [],
+    "probe_limit": None, "retrained": None,
 }  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def planned(
 
     Raises:
         UserError: optuna is missing; a setting that is not known, cannot be searched or has no values; a budget that is
-            not positive; a task without metrics of what is forgotten and kept.
+            not positive; a task without metrics of what is forgotten and kept; attacks, probes or tasks of lm_eval that
+            the recipe's run would refuse.
     """
     _optuna()
     for what, value in (("trials", trials), ("minutes", minutes)):
@@ -133,6 +136,10 @@ def planned(
     config = goals.filled(given, basis)
     watches = config.until is not None or config.keep_at_least is not None
     trial = config.replace(**{**QUICK, **({"curve_points": config.curve_points} if watches else {})})
+    check_attacks(config)
+    if config.lm_eval:
+        general.check(config.lm_eval)
+    probes.read(config)
     trial, rows = _on_other_rows(trial, tune_on)
     task = tasks.load(trial)
     if task.plane is None:
@@ -270,10 +277,9 @@ def run(
             _check_space(folder, search.space)
             trials.read()
         began -= sum(trials.seconds.values())  # what was spent before this process counts as well
-        most = search.trials * len(configs) if search.trials is not None else None
         with (
             ranks.saving(lambda: _chosen(search, folder, trials)),
-            tqdm(total=most, initial=len(trials.done), unit="trial", disable=None) as bar,
+            tqdm(total=trials.planned(), initial=len(trials.done), unit="trial", disable=None) as bar,
         ):
             prepared = None
             for number, method in trials.missing():
@@ -381,6 +387,11 @@ class _Trials:
         names = (self.name(method, number) for number in itertools.count(1))
         return list(itertools.takewhile(self.done.__contains__, names))
 
+    def planned(self) -> int | None:
+        """How many trials there are in the end, those beyond the budget from earlier too; None without a number."""
+        most = self.search.trials
+        return None if most is None else sum(max(most, len(self.of(method))) for method in self.search.trials_of)
+
     def begun(self, method: str, number: int) -> tuple[Resolved, Path]:
         """A method's next trial, and its folder."""
         own = self.folder / self.name(method, number)
@@ -481,9 +492,9 @@ def _chosen(search: Search, folder: Path, trials: _Trials) -> dict[str, Any]:
     sentences[0] += " " + "; ".join(
         f"{results['metrics'][key]['label']} {before[key]:.3f} → {report.text(after[key], '.3f')}" for key in plane
     ) + "."  # fmt: skip
-    known = search.minutes is None and search.trials is not None
+    known = trials.planned() if search.minutes is None else None
     results |= {
-        "planned": (search.trials or 0) * len(search.trials_of) if known else len(entries),
+        "planned": len(entries) if known is None else known,
         "chosen": {"method": of.config.method, "settings": settings, "score": scores[best]},
         "notes": [*sentences, *results["notes"]],
     }
