@@ -33,9 +33,10 @@ from dualoptim.certify import certificate, evidence, measured, shown, signing
 from dualoptim.certify.certificate import DIFFERS, NOT_THERE, OK, Check, certify, verify
 from dualoptim.config import SHOWN, RunConfig
 from dualoptim.errors import UserError
-from dualoptim.evaluation import metrics
+from dualoptim.evaluation import metrics, probes
 from dualoptim.evaluation.numbers import METRICS, Drawn, unlearning
 from dualoptim.tasks.facts import Facts
+from dualoptim.tasks.muse import Muse
 
 from . import tiny
 
@@ -1070,6 +1071,15 @@ def test_a_run_that_was_just_made_has_a_record_without_doubts(
     assert set(said["data"]) == {"forget", "retain"}
     lines = {"records.jsonl", "forget.jsonl", "retain.jsonl"}
     assert set(said["files"]) == lines | {"env.json", "report.html", "config.resolved.yaml"}
+
+
+@pytest.mark.parametrize(("number", "attack"), [("rwku_forget_level3", "prompting"), ("verbatim", "extraction")])
+def test_what_a_benchmark_or_a_task_attacks_with_is_not_said_to_be_not_run(number: str, attack: str) -> None:
+    assert number in {**probes.METRICS, **Muse.metrics}
+    said = {number: {"before": {"value": 0.4}, "after": {"value": 0.1}, "why": None}}
+    done, not_done = measured.attacks(said)
+    assert {name: each["numbers"] for name, each in done.items()} == {attack: {number: {"before": 0.4, "after": 0.1}}}
+    assert attack not in not_done
 
 
 def test_importing_it_loads_no_torch() -> None:

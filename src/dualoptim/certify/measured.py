@@ -35,14 +35,17 @@ ATTACKS = {
         r"sampled_answered|leak_at_\d+",
     ),
     "likelihood": ("the answer's probability when the model is made to say it", r"(forget|whole)(_\w+)?_probability"),
-    "extraction": ("how much of an answer the model completes by itself", r"extraction_strength|exact_memori[sz]ation"),
+    "extraction": (
+        "how much of an answer or a text the model completes by itself",
+        r"extraction_strength|exact_memori[sz]ation|verbatim",
+    ),
     "membership": ("whether rows can be told from rows never seen", r"auc_\w+|privacy_leakage"),
     "relearning": ("training on the rows again", r"\w*relearn\w*"),
     "quantization": ("rounding the weights to few bits", r"(bits8|nf4)_\w+|\w*quanti[sz]\w*"),
     "paraphrase": ("questions reworded by another model, or in other languages", r"\w*paraphras\w*"),
     "prompting": (
         "prompts that talk the model out of refusing, or begin its answer",
-        r"prefix_\w+|\w*(jailbreak|prefill)\w*",
+        r"prefix_\w+|rwku_forget_level3|\w*(jailbreak|prefill)\w*",
     ),
     "probing": ("reading answers from hidden states", r"\w*prob(e|ing)_\w*"),
 }
