@@ -500,7 +500,7 @@ def test_a_model_taught_before_is_given(run: Path, key: Path, tmp_path: Path) ->
 def several(tmp_path: Path) -> Path:
     folder = tmp_path / "runs"
     entries = [
-        write_run(folder / f"{slug}-seed{seed}", method, seed)
+        {**write_run(folder / f"{slug}-seed{seed}", method, seed), "environment": {"threads": seed}}
         for method, slug in (("DualOptim", "dualoptim"), ("DualOptim+", "dualoptim-plus"))
         for seed in (0, 1)
     ]
