@@ -301,7 +301,7 @@ def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
     with monkeypatch.context() as patch:
         patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
         assert compare(*whole, grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 2
-    assert "make room and go on with --resume" in capsys.readouterr().err
+    assert "by making room, and go on with --resume" in capsys.readouterr().err
     ((name, entry),) = ends().items()
     assert not Path("out", RESULTS).exists()  # no run is finished
     assert compare(*whole, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0

@@ -290,7 +290,8 @@ def samples(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     An attack that failed has no set after.
     """
     shown = []
-    after = after or [{**record, "reply": ""} for record in before]  # the model could not be asked
+    if not after:  # the model could not be asked
+        after = [{**record, "reply": ""} for record in before if "reply" in record]
     for name in dict.fromkeys(record["set"] for record in after if "reply" in record):
         of_set = ([record for record in records if record["set"] == name] for records in (before, after))
         pairs = list(zip(*of_set, strict=True))

@@ -323,7 +323,7 @@ class CEU(Loss):
         """Which of the N labeled tokens come after the skipped ones."""
         labels = learnt(batch["labels"])
         starts = batch.get("answer_starts", labels.int().argmax(1) + 1)
-        at = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+        at = torch.ones_like(labels, dtype=torch.int64).cumsum(1)  # index of each token in the sequence
         return (at >= starts[:, None] + self.skip_first)[labels]
 
 

@@ -3,8 +3,8 @@
 from .console import terminal
 from .entries import ARROWS, Start, asked, columns, head, interval, label, setting_text, starts, text
 from .findings import brought_back, headline, not_computed, not_shown, remarks, seen, verdict, verdicts
-from .html import MADE, chapter, check_file, curves, page, write
-from .pictures import heat_map, looks
+from .html import MADE, chapter, check_file, curves, heat_map, page, write
+from .pictures import looks
 from .tables import against_alone, attacks, cost, details, merging, over_seeds, rows, turned
 
 __all__ = [

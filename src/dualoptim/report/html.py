@@ -89,9 +89,7 @@ def chapter(results: Mapping[str, Any]) -> str:
         not_shown=not_shown(results),
         curves=curves(results),
         heat_maps=[
-            (label(e, results), drawn, e["seed"] == entries[0]["seed"])
-            for e in entries
-            if (drawn := pictures.heat_map(e.get("diagnostics")))
+            (label(e, results), drawn, e["seed"] == entries[0]["seed"]) for e in entries if (drawn := heat_map(e))
         ],
         labels=[label(entry, results) for entry in entries],
         of_runs=of_runs,
@@ -118,6 +116,11 @@ def curves(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         whose = f"{title}, {start.name}" if start.name else title
         made.append((whose, pictures.curve(lines, f"{whose}: {results['followed']} over the optimizer steps.")))
     return made
+
+
+def heat_map(entry: Mapping[str, Any]) -> str:
+    """The conflict between objectives, layer by layer, as SVG; empty where it was not measured."""
+    return pictures.heat_map(entry.get("diagnostics"))
 
 
 def _questions(results: Mapping[str, Any]) -> list[dict[str, Any]]:
