@@ -37,7 +37,7 @@ Entry = Mapping[str, Any]
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
 # Each list is a command of its own, so that a rate can be added where the best is the lowest or the highest.
 RATES = {
-    "real_world": [[1e-6], [3e-6], [1e-5, 3e-5]],  # docs/log.md has 1e-4 and 3e-4, behind by this aim
+    "real_world": [[3e-6, 1e-5, 3e-5, 1e-4]],  # at 1e-6 next to nothing was forgotten: docs/log.md
     "safety": [[1e-5], [3e-5, 1e-4, 3e-4]],
     "multitask": [[3e-4, 6e-4, 1.2e-3]],  # 1e-4 was behind 3e-4 with every method: docs/log.md
 }
@@ -95,21 +95,28 @@ DRAWN = {
 READING = "\n## Reading\n"
 
 
-def forgetting_and_keeping(after: Mapping[str, Any]) -> float:
-    """Harmonic mean of what is forgotten of the known, neighbors kept, and other facts kept; 0 to 1."""
-    forgotten = 1 - after["forget_known_rouge_l"]
-    kept = {name: after[name] for name in ("held_out_rouge_l", "facts_accuracy")}
-    return harmonic_mean({"forgotten": forgotten, **kept}) or 0.0
+def forgetting_and_keeping(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """Harmonic mean of what is lost of the known answers, and what is left of neighbors and other facts; 0 to 1.
+
+    Each relative to before, answers by their probability: they are what the model itself said, and the overlap of its
+    replies with them falls with any change of the weights, far from forgetting (docs/log.md, 2026-11-30).
+    """
+    left = {
+        name: min(1.0, after[name] / before[name])
+        for name in ("forget_known_probability", "held_out_probability", "facts_accuracy")
+    }
+    return harmonic_mean({**left, "forget_known_probability": 1 - left["forget_known_probability"]}) or 0.0
 
 
-# What a method's learning rate is chosen by: in words, and of the numbers after training.
-AIMS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+# What a method's learning rate is chosen by: in words, and of the numbers before and after training.
+AIMS: dict[str, tuple[str, Callable[[Mapping[str, Any], Mapping[str, Any]], float]]] = {
     "real_world": (
-        "the harmonic mean of 1 − ROUGE-L (known and to forget), ROUGE-L (neighbors held out) and other facts",
+        "the harmonic mean of 1 − probability (known and to forget), probability (neighbors held out) and other "
+        "facts, each relative to before and at most 1,",
         forgetting_and_keeping,
     ),
-    "safety": ("balance", lambda after: float(after["balance"])),
-    "multitask": ("average", lambda after: float(after["average"])),
+    "safety": ("balance", lambda before, after: float(after["balance"])),
+    "multitask": ("average", lambda before, after: float(after["average"])),
 }
 
 
@@ -200,7 +207,7 @@ def tuned(family: str, data_dir: str, methods: Sequence[str], at_once: int) -> d
             if objective := entry["config"]["alone"]:
                 own.setdefault(rate, []).append(entry["after"][results["scores"][objective]])
             else:
-                found[entry["method"]][rate] = aim(entry["after"])
+                found[entry["method"]][rate] = aim(entry["before"], entry["after"])
         if own:
             found.setdefault(ALONE, {}).update({rate: statistics.fmean(scores) for rate, scores in own.items()})
     return found
