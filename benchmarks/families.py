@@ -241,6 +241,19 @@ def table(results: Mapping[str, Any]) -> list[str]:
     return [*lines, "| training | | " + " | ".join(seconds) + " |", "| states | | " + " | ".join(states) + " |"]
 
 
+def by_seed(family: str, results: Mapping[str, Any]) -> list[str]:
+    """What each method's rate is chosen by, on the seeds that are reported."""
+    _, aim = AIMS[family]
+    mixed = [entry for entry in results["runs"] if not entry["config"]["alone"]]
+    seeds = sorted({entry["seed"] for entry in mixed})
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |", "|---|" + "--:|" * (len(seeds) + 1)]
+    for method, several in by_method(mixed).items():
+        reached = {entry["seed"]: aim(entry["before"], entry["after"]) for entry in several}
+        cells = [f"{reached[seed]:.3f}" for seed in seeds]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {statistics.fmean(reached.values()):.3f} |")
+    return lines
+
+
 def against_alone(results: Mapping[str, Any]) -> list[str]:
     """How each method's scores differ from those of training on each objective alone, seed by seed."""
     scores = results["scores"]
@@ -287,6 +300,10 @@ def page(
         f"highest on seed {TUNING_SEED}{eight}.",
         "",
         *table(results),
+        "",
+        f"By the aim alone, {AIMS[family][0].rstrip(',')}:",
+        "",
+        *by_seed(family, results),
         "",
         "## Learning rates",
         "",

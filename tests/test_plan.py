@@ -70,7 +70,7 @@ def held(config: Any, setting: plan.Setting) -> int:
     ids, wanted = torch.zeros(3, 40, dtype=torch.long), torch.zeros(60, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0  # as rows of several lengths have it, which takes another way through attention
-    with plan._Held() as seen:
+    with plan.Held() as seen:
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.weights == "float32" and setting.bf16):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=20).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted)
@@ -117,7 +117,7 @@ def held_with(losses: list[Loss], config: Any, rows: list[tuple[int, tuple[int, 
         {**batch(loss, n, *size), "idk": batch(loss, n, *replaced)}
         for loss, (n, size, replaced) in zip(losses, rows, strict=True)
     ]
-    with plan._Held() as seen:
+    with plan.Held() as seen:
         total = torch.zeros(())
         for loss, each in zip(losses, batches, strict=True):
             total = total + loss(model, each, before)
@@ -167,7 +167,7 @@ def test_a_runs_passes_are_of_its_losses_and_of_the_refusals_that_they_train_on(
     told = ["--model", "model", *ROWS, "--general", "false", "--refusals", "say.txt", *given.split()]
     (of,) = resolve([arguments.config_of(arguments.parse(arguments.parser("unlearn"), told))])
     refused = {name: of.refusals for name, loss in of.losses.items() if loss.needs_idk and not loss.needs_alternates}
-    passes = plan._passes(of, ObjectiveRows(of.task.objectives, refused, of.tokenizer, 512))
+    passes = plan.passes(of, ObjectiveRows(of.task.objectives, refused, of.tokenizer, 512))
     assert {(type(part.loss).__name__, part.rows) for one in passes for part in one} == expected
     assert {len(one) for one in passes} == {2 if "joint" in given else 1}
     end, refusal = 1, len(of.refusals[1])  # tokens; each is a letter
