@@ -37,7 +37,7 @@ from dualoptim.losses import LOSSES
 from dualoptim.optim import DualOptimPlus
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
-from dualoptim.unlearn import _Watch
+from dualoptim.watch import Watch
 
 PAGE = Path(__file__).with_suffix(".md")
 RECORD = Path("runs/soak.json")
@@ -117,7 +117,7 @@ def soak(steps: int, *, objects: bool, bf16: bool) -> dict[str, Any]:
             rows = {"forget": forget, "retain": retain}
             return {name: mean(negative_log_likelihoods(model, tokenizer, each)) or 0.0 for name, each in rows.items()}
 
-        watch = _Watch(range(0, steps + 1, 100), measure, Bar(), None, None)  # type: ignore[arg-type]
+        watch = Watch(range(0, steps + 1, 100), measure, Bar(), None, None)  # type: ignore[arg-type]
         trainer = UnlearnTrainer(
             model,
             TrainingArguments(

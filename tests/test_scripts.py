@@ -1,0 +1,55 @@
+"""Benchmarks and examples: what they take from the package is there, though few of them run in the tests."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+
+
+def lacking(text: str) -> list[str]:
+    """The names that a script takes from `dualoptim`, or from a module of it, and that are not there."""
+    tree, modules, found = ast.parse(text), dict[str, ModuleType](), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "dualoptim":
+                    modules[name.asname or name.name] = importlib.import_module(name.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dualoptim":
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                value = getattr(module, name.name, None)
+                if value is None:
+                    try:
+                        value = importlib.import_module(f"{node.module}.{name.name}")
+                    except ModuleNotFoundError:
+                        found.append(f"{node.module}.{name.name}")
+                if isinstance(value, ModuleType):
+                    modules[name.asname or name.name] = value
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            module = modules[node.value.id]
+            if not hasattr(module, node.attr):
+                found.append(f"{module.__name__}.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_what_a_script_takes_from_the_package_is_there(path: Path) -> None:
+    assert lacking(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_name_that_has_moved_is_found() -> None:
+    assert (
+        lacking("from dualoptim.watch import Watch\nfrom dualoptim import runs, losses as of\nof.NPO, runs.slug") == []
+    )
+    assert lacking("from dualoptim.unlearn import _Watch\nfrom dualoptim import plan as p\np.size_texts()") == [
+        "dualoptim.unlearn._Watch",
+        "dualoptim.plan.size_texts",
+    ]
