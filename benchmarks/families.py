@@ -37,7 +37,7 @@ Entry = Mapping[str, Any]
 FAMILIES = {"real_world": "real_world_smollm2", "safety": "safety_smollm2", "multitask": "multitask_smollm2"}
 # Each list is a command of its own, so that a rate can be added where the best is the lowest or the highest.
 RATES = {
-    "real_world": [[3e-6, 1e-5, 3e-5, 1e-4]],  # at 1e-6 next to nothing was forgotten: docs/log.md
+    "real_world": [[3e-6, 1e-5, 3e-5, 1e-4], [3e-4]],  # at 1e-6 next to nothing was forgotten: docs/log.md
     "safety": [[1e-5], [3e-5, 1e-4, 3e-4]],
     "multitask": [[3e-4, 6e-4, 1.2e-3]],  # 1e-4 was behind 3e-4 with every method: docs/log.md
 }
