@@ -34,10 +34,10 @@ from dualoptim.data import question
 from dualoptim.evaluation.numbers import mean
 from dualoptim.evaluation.scoring import negative_log_likelihoods
 from dualoptim.losses import LOSSES
+from dualoptim.one_run.watch import Watch
 from dualoptim.optim import DualOptimPlus
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
-from dualoptim.watch import Watch
 
 PAGE = Path(__file__).with_suffix(".md")
 RECORD = Path("runs/soak.json")

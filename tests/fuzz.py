@@ -27,7 +27,7 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-from dualoptim import DualOptim, DualOptimPlus, cli, models, unlearn
+from dualoptim import DualOptim, DualOptimPlus, cli, models, resolved, unlearn
 from dualoptim.command_line import arguments, recipe_files
 from dualoptim.config import RunConfig
 from dualoptim.errors import UserError
@@ -625,7 +625,7 @@ def try_command_line(place: Place, case: list[str]) -> Outcome:
 
     def evaluated(config: RunConfig, base: str | None = None) -> Any:
         for each in (config, *([config.replace(model=base)] if base else [])):
-            unlearn.resolve_all([each])
+            resolved.resolve([each])
         raise UserError("resolved, and not scored")
 
     before = tree(place.folder)

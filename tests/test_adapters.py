@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3Config, TrainingArguments
 
-from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved, unlearn
+from dualoptim import UnlearnTrainer, adapters, cli, models, report, resolve, resolved
 from dualoptim.config import RunConfig
 from dualoptim.data import question
 from dualoptim.device import scoring_in
@@ -28,6 +28,7 @@ from dualoptim.identity import fingerprint
 from dualoptim.losses import LOSSES, sequence_log_probs
 from dualoptim.losses.base import hidden_states
 from dualoptim.memorise import memorised
+from dualoptim.one_run import prepared, train
 from dualoptim.schedule import by_turns
 from dualoptim.trainer import Objective
 from dualoptim.training.reference import AtStart
@@ -633,7 +634,7 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, torch.dtype]] = []
-    load, loss, score = unlearn.load_model, UnlearnTrainer.compute_loss, scoring.score
+    load, loss, score = train.load_model, UnlearnTrainer.compute_loss, scoring.score
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
@@ -651,7 +652,8 @@ def test_layers_in_4_bits_compute_in_the_precision_of_what_is_done(
         saw("scoring", model)
         return score(model, *args, **kwargs)
 
-    monkeypatch.setattr(unlearn, "load_model", loaded)
+    monkeypatch.setattr(train, "load_model", loaded)
+    monkeypatch.setattr(prepared, "load_model", loaded)
     monkeypatch.setattr(UnlearnTrainer, "compute_loss", trained)
     monkeypatch.setattr(scoring, "score", scored)
     own = ["--bf16", "true", "--merge", "false", "--save-model", "false", "--out", "out"]  # scores are in fp32

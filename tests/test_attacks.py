@@ -26,7 +26,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from dualoptim import adapters, cli, report, resolve, resolved, runs, unlearn
+from dualoptim import adapters, cli, report, resolve, resolved, runs
 from dualoptim.certify import measured
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, collate, encode, question
@@ -35,6 +35,7 @@ from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, metrics, relearning, scoring
 from dualoptim.fast import ByProbability
 from dualoptim.losses import labelled
+from dualoptim.one_run.prepared import with_more
 from dualoptim.tasks import Task
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
@@ -265,7 +266,7 @@ def test_the_rate_of_relearning_is_that_of_the_config(fast: None, monkeypatch: p
     task, model, tokenizer = stub(), tiny.model(), tiny.tokenizer()
     config = RunConfig(task="rows.py", attacks=["relearn"])
     for given in (config, config.replace(relearn_lr=0.5)):
-        unlearn.with_more(given, task, model, tokenizer, [], given.attacks)
+        with_more(given, task, model, tokenizer, [], given.attacks)
     assert rates == [None, 0.5]
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import cli, resolve, runs, tasks, unlearn
+from dualoptim import cli, resolve, runs, tasks
 from dualoptim.build import LEAST_PROBABILITY, build
 from dualoptim.config import ALONE, METHODS, RunConfig
 from dualoptim.data import question
 from dualoptim.errors import UserError
 from dualoptim.evaluation import scoring
+from dualoptim.one_run import train
 from dualoptim.tasks.multitask import SCORES, Multitask, final_number
 from dualoptim.tasks.real_world import RealWorld, knows
 from dualoptim.tasks.safety import Safety, instructions
@@ -500,8 +501,8 @@ def test_a_tasks_own_weights_and_losses_count_unless_the_config_gives_others(
     weighed = EXAMPLE.replace("    losses = {", "    weights = {'polite': 3.0, 'facts': 0.5}\n    losses = {")
     (place / "mine.py").write_text(weighed.replace('"facts": "GD"', '"facts": __import__("dualoptim").losses.ME()'))
     given = []
-    made = unlearn.UnlearnTrainer
-    monkeypatch.setattr(unlearn, "UnlearnTrainer", lambda *a, **k: given.append(k["objectives"]) or made(*a, **k))
+    made = train.UnlearnTrainer
+    monkeypatch.setattr(train, "UnlearnTrainer", lambda *a, **k: given.append(k["objectives"]) or made(*a, **k))
     options = ["--task", "mine.py", "--task-args", '{"rows": 8, "scored": 4}', "--ratio", "1:1", *SMALL]
     assert cli.main(["unlearn", *options, "--weights", "{polite: 2}"]) == 0
     assert {name: (o.weight, type(o.loss).__name__) for name, o in given[0].items()} == {

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import cli, device, folder, models, report, runs, unlearn
+from dualoptim import UnlearnTrainer, cli, device, folder, models, report, runs, unlearn
 from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
 from dualoptim.data import question
@@ -468,7 +468,7 @@ def test_killed_and_resumed_is_never_stopped(
                 "--until", "0.0", "--keep-at-least", "0.01"]  # fmt: skip
     assert run(*settings) == 0
     whole, weights = results(place)["runs"][0], load_file(place / "out" / "model" / "model.safetensors")
-    train = unlearn.UnlearnTrainer.training_step
+    train = UnlearnTrainer.training_step
     steps: list[int] = []
 
     def killed(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -477,7 +477,7 @@ def test_killed_and_resumed_is_never_stopped(
             raise _Killed
         return train(self, *arguments, **options)
 
-    monkeypatch.setattr(unlearn.UnlearnTrainer, "training_step", killed)
+    monkeypatch.setattr(UnlearnTrainer, "training_step", killed)
     with pytest.raises(_Killed):
         run(*settings, "--overwrite")
     assert not (place / "out" / "results.json").exists()
@@ -592,7 +592,7 @@ def test_weights_that_are_no_numbers_are_no_result(run: Run, place: Path, capsys
 def test_finite_weights_that_compute_nothing_finite_are_no_result(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, fast: list[str]
 ) -> None:
-    train = unlearn.UnlearnTrainer.train
+    train = UnlearnTrainer.train
 
     def overflowing(self: Any, *args: Any, **kwargs: Any) -> Any:
         done = train(self, *args, **kwargs)
@@ -601,7 +601,7 @@ def test_finite_weights_that_compute_nothing_finite_are_no_result(
             head.copy_(head.sign() * 3e38)
         return done
 
-    monkeypatch.setattr(unlearn.UnlearnTrainer, "train", overflowing)
+    monkeypatch.setattr(UnlearnTrainer, "train", overflowing)
     assert run("--until", "null", "--keep-at-least", "null", *fast) == 3
     (entry,) = results(place)["runs"]
     assert entry["finite"] is False
@@ -610,12 +610,12 @@ def test_finite_weights_that_compute_nothing_finite_are_no_result(
 
 
 def test_steps_that_were_skipped_are_told(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = unlearn.UnlearnTrainer.compute_loss
+    loss = UnlearnTrainer.compute_loss
 
     def broken(self: Any, *arguments: Any, **options: Any) -> Any:
         return loss(self, *arguments, **options) * (float("nan") if self.state.global_step == 1 else 1.0)
 
-    monkeypatch.setattr(unlearn.UnlearnTrainer, "compute_loss", broken)
+    monkeypatch.setattr(UnlearnTrainer, "compute_loss", broken)
     assert run("--save-model", "false", "--log-every", "1") == 0
     found = results(place)
     assert sum(found["runs"][0]["skipped_steps"].values()) == 1

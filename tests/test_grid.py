@@ -348,7 +348,7 @@ def test_a_run_of_a_grid_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyP
         if steps == [1, 2, 3]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("dualoptim.watch.Watch.on_step_end", ended)
+    monkeypatch.setattr("dualoptim.one_run.watch.Watch.on_step_end", ended)
     options = ["--steps", "4", "--save-every", "2"]
     assert compare(*options, grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 130
     assert compare(*options, "--resume", grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 0
@@ -467,7 +467,7 @@ def test_what_went_wrong_names_the_settings_of_its_run_and_its_record_has_no_oth
     from dualoptim.certify.certificate import DIFFERS, certify, verify
 
     fell = iter([[], ["it says nothing"]])
-    monkeypatch.setattr(unlearn, "collapse", lambda *_: next(fell))
+    monkeypatch.setattr("dualoptim.one_run.train.collapse", lambda *_: next(fell))
     assert compare(grid={"lr": [1e-6, 1e-2]}, methods=["Alternating AdamW"]) == 0
     (said,) = (note for note in runs.read_results("out")["notes"] if "fell apart" in note)
     assert said == "Alternating AdamW, seed 0, lr 0.01: the model fell apart: it says nothing."

@@ -21,7 +21,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import cli, goals, report, resolve, tasks, unlearn
+from dualoptim import cli, goals, report, resolve, tasks
 from dualoptim.command_line.arguments import EVALUATION_FIELDS
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, parse_row, question, read_rows
@@ -29,6 +29,8 @@ from dualoptim.errors import UserError
 from dualoptim.evaluation import attacks, scoring
 from dualoptim.evaluation.verdict import Kept, verdict
 from dualoptim.evaluation.words import places
+from dualoptim.one_run.prepared import nothing_asked
+from dualoptim.one_run.stopping import Best
 from dualoptim.rows import reword
 from dualoptim.rows.own_rows import (
     TEXT_REFUSALS,
@@ -45,7 +47,6 @@ from dualoptim.rows.own_rows import (
     unread,
 )
 from dualoptim.rows.reword import plain
-from dualoptim.stopping import Best
 from dualoptim.tasks import files
 from dualoptim.tasks.facts import Facts
 from dualoptim.tasks.files import Files
@@ -1032,15 +1033,15 @@ def test_where_nothing_of_what_is_followed_was_asked_its_number_is_absent(
     followed = task.follow(tiny.model(), tiny.tokenizer())
     assert followed["forget"] is not None
     assert followed["retain"] is None
-    (said,) = unlearn._nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, followed)
+    (said,) = nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, followed)
     assert said.startswith("The floor of 80% kept (--keep-at-least) has no effect: the model answered no included fact")
-    assert unlearn._nothing_asked(RunConfig(until=0.05), task, followed) == []
-    assert unlearn._nothing_asked(RunConfig(keep_at_least=0.8), task, {"forget": 1.0, "retain": 0.5}) == []
+    assert nothing_asked(RunConfig(until=0.05), task, followed) == []
+    assert nothing_asked(RunConfig(keep_at_least=0.8), task, {"forget": 1.0, "retain": 0.5}) == []
     with pytest.raises(UserError, match=r"^until: nothing that is to be forgotten can be asked"):
-        unlearn._nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, {"forget": None, "retain": 0.5})
+        nothing_asked(RunConfig(until=0.05, keep_at_least=0.8), task, {"forget": None, "retain": 0.5})
     other = tasks.load(RunConfig(task="facts"))
     with pytest.raises(UserError, match=r"^keep_at_least: the model can do nothing yet that could be lost"):
-        unlearn._nothing_asked(RunConfig(keep_at_least=0.8), other, {"forget": 1.0, "retain": 0.0})
+        nothing_asked(RunConfig(keep_at_least=0.8), other, {"forget": 1.0, "retain": 0.0})
 
 
 @pytest.mark.parametrize(("knows", "said"), [("held", "held-out rows"), ("trained", "rows of --retain, which are tr")])

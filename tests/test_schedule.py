@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dualoptim import resolve, unlearn
+from dualoptim import resolve
 from dualoptim.config import RunConfig
+from dualoptim.one_run import train
 from dualoptim.schedule import by_turns, jointly, parse_ratio
 
 
@@ -66,10 +67,10 @@ def test_settings_that_are_equal_make_up_for_the_schedule() -> None:
     config = RunConfig(task="facts", lr_scales="equal", base_weights="equal")
     made: Any = SimpleNamespace(config=config, optimizer=resolve.optimizer_of(config, ["forget", "retain"]))
     turns = by_turns({"forget": 1, "retain": 2}, 4, 9)
-    cls, arguments = unlearn._optimizer(made, turns)
+    cls, arguments = train._optimizer(made, turns)
     assert arguments["lr_scales"] == arguments["base_weights"] == {"forget": 1.5, "retain": 0.75}
     (group,) = cls([nn.Parameter(torch.zeros(1))], **arguments).param_groups
     assert group["lr_scales"] == {"forget": 1.5, "retain": 0.75}
     config = config.replace(lr_scales={"forget": 2.0}, base_weights={})
     made = SimpleNamespace(config=config, optimizer=resolve.optimizer_of(config, ["forget", "retain"]))
-    assert unlearn._optimizer(made, turns)[1]["lr_scales"] == {"forget": 2.0}
+    assert train._optimizer(made, turns)[1]["lr_scales"] == {"forget": 2.0}

@@ -29,7 +29,7 @@ from transformers import (
     WhisperConfig,
 )
 
-from dualoptim import cli, device, unlearn
+from dualoptim import cli, device
 from dualoptim.cached import cached
 from dualoptim.config import RunConfig
 from dualoptim.data import Row, encode, question
@@ -46,6 +46,7 @@ from dualoptim.evaluation.scoring import (
 )
 from dualoptim.identity import identity
 from dualoptim.models import positions, rope_switch
+from dualoptim.one_run.prepared import score_retrained
 
 from . import tiny
 
@@ -269,7 +270,7 @@ def test_a_retrained_model_is_loaded_as_the_runs_own(tmp_path: Path) -> None:
         of: Any = SimpleNamespace(
             config=config, task=task, tokenizer=tiny.tokenizer(), retrained=SimpleNamespace(place=lambda: where)
         )
-        assert unlearn._retrained(of) == [{"dtype": dtype}]
+        assert score_retrained(of) == [{"dtype": dtype}]
 
 
 # Gradients

@@ -47,7 +47,7 @@ def test_what_a_script_takes_from_the_package_is_there(path: Path) -> None:
 
 def test_a_name_that_has_moved_is_found() -> None:
     assert (
-        lacking("from dualoptim.watch import Watch\nfrom dualoptim import runs, losses as of\nof.NPO, runs.slug") == []
+        lacking("from dualoptim.grid import Shard\nfrom dualoptim import runs, losses as of\nof.NPO, runs.slug") == []
     )
     assert lacking("from dualoptim.unlearn import _Watch\nfrom dualoptim import plan as p\np.size_texts()") == [
         "dualoptim.unlearn._Watch",

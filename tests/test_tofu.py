@@ -113,7 +113,7 @@ def tofu_names() -> list[str]:
 
 def test_what_went_wrong_names_its_part(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fell = iter([[], ["it says nothing"]])
-    monkeypatch.setattr(unlearn, "collapse", lambda *_: next(fell))
+    monkeypatch.setattr("dualoptim.one_run.train.collapse", lambda *_: next(fell))
     assert run("unlearn", "--model", "model", "--data-dir", "tofu", task={"part": [1, 2]}) == 0
     notes = [note for note in runs.read_results("out")["notes"] if "fell apart" in note]
     assert notes == ["DualOptim+, seed 0, part 2: the model fell apart: it says nothing."]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .evaluation import digits
-from .tasks import Task
+from ..evaluation import digits
+from ..tasks import Task
 
 LOOKS = 2  # checks in a row that are at the goal, with the share WELL kept of what was kept before, end a run
 WELL = 0.95
