@@ -791,7 +791,7 @@ def test_a_start_that_is_computed_from_the_bases_weights_is_an_adapter_as_others
         assert run("unlearn", *arguments, "--dry-run", model="start") == 0
 
 
-@pytest.mark.parametrize("fails", ["merging", "scoring", "the adapter's file"])
+@pytest.mark.parametrize("fails", ["merging", "scoring", "rounding", "the adapter's file"])
 def test_what_fails_after_training_leaves_the_numbers(
     fails: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -809,7 +809,8 @@ def test_what_fails_after_training_leaves_the_numbers(
             monkeypatch.setattr(whole, "forward", fail)
         return whole
 
-    monkeypatch.setattr(adapters, *(("save", fail) if fails == "the adapter's file" else ("merged", failing)))
+    how = {"the adapter's file": ("save", fail), "rounding": ("rounded", fail)}
+    monkeypatch.setattr(adapters, *how.get(fails, ("merged", failing)))
     assert run("unlearn", *settings) == 2
     said = capsys.readouterr().err
     assert "(out of memory); the numbers" in said
