@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.families import forgetting_and_keeping
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
 
@@ -53,3 +55,14 @@ def test_a_name_that_has_moved_is_found() -> None:
         "dualoptim.unlearn._Watch",
         "dualoptim.plan.size_texts",
     ]
+
+
+def test_the_rates_for_real_people_are_chosen_by_what_is_lost_and_left_relative_to_before() -> None:
+    before = {"forget_known_probability": 0.4, "held_out_probability": 0.5, "facts_accuracy": 0.8}
+    assert forgetting_and_keeping(before, before) == 0
+    assert forgetting_and_keeping(before, {**before, "forget_known_probability": 0.5}) == 0
+    half = {**before, "forget_known_probability": 0.2}
+    assert forgetting_and_keeping(before, half) == pytest.approx(3 / (1 / 0.5 + 1 + 1))
+    assert forgetting_and_keeping(before, {**half, "held_out_probability": 0.9}) == pytest.approx(0.75)
+    less = {**half, "held_out_probability": 0.125, "facts_accuracy": 0.4}
+    assert forgetting_and_keeping(before, less) == pytest.approx(3 / (2 + 4 + 2))
