@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from benchmarks.families import forgetting_and_keeping
 
 ROOT = Path(__file__).parents[1]
