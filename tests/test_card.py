@@ -113,6 +113,15 @@ def test_a_private_card_names_no_file_and_an_adapters_has_its_own_numbers() -> N
     assert "| 25% (11–47) |" in merged
 
 
+def test_a_card_of_what_forgot_nothing_does_not_speak_of_unlearning() -> None:
+    made, entry = results()
+    text = card.of({**made, "forgets": False}, entry, "model")
+    assert front_matter(text)["tags"] == ["dualoptim"]
+    assert "trained with DualOptim+\n" in text
+    assert "unlearned" not in text
+    assert "deleted" not in text
+
+
 @pytest.mark.parametrize("private", [False, True])
 def test_a_card_has_no_folder_and_no_subject_of_the_questions_that_were_asked(private: bool) -> None:
     folder = "/home/jane/clients"

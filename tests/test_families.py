@@ -61,6 +61,7 @@ def test_every_family_runs_from_one_command_and_its_numbers_come_from_its_record
     assert all(f"{name}: " in shown for name in names)
     assert cli.main(["compare", *options, "--methods", '["Joint AdamW", "DualOptim+"]']) == 0
     found = results(place)
+    assert found["forgets"] == ("forget" in names)
     assert [list(entry["curve"][0]) for entry in found["runs"]] == [["step", *names]] * 2
     for entry in found["runs"]:
         assert set(entry["before"]) == set(entry["after"]) == set(found["metrics"])
@@ -509,6 +510,7 @@ def test_a_tasks_own_weights_and_losses_count_unless_the_config_gives_others(
         "polite": (2.0, "GD"),
         "facts": (0.5, "ME"),
     }
+    assert results(place)["forgets"], "by a loss of an objective of any name"
 
 
 def test_the_documented_task_of_ones_own_is_the_example_and_runs(

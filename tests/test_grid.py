@@ -452,6 +452,7 @@ def test_runs_that_measure_different_things_are_on_one_page(capsys: pytest.Captu
     assert one["not_computed"] == {"held_out_probability": "this run's settings do not ask for it"}
     assert other["after"]["held_out_probability"] is not None
     assert results["plane"] is None
+    assert results["forgets"]
     assert any("different metrics of what is forgotten and kept" in note for note in results["notes"])
     assert compare("--resume", grid={"task_args": [less, HELD_OUT]}, methods=["DualOptim+"]) == 0
     assert cli.main(["report", "out"]) == 0

@@ -217,6 +217,126 @@ def test_several_runs_have_one_sentence_at_the_top(forget: Any, keep: Any, seeds
     assert (said in report.page(made)) or not said
 
 
+REFUSED = {
+    "over_refusal": {"label": "harmless, refused", "better": "lower", "format": ".0%"},
+    "refusal_rate": {"label": "harmful, refused", "better": "higher", "format": ".0%"},
+}
+
+
+def refusing(over: list[float], refused: list[float], forgets: bool | None = False) -> dict[str, Any]:
+    """Results of a task as `safety`, or of an earlier version, which do not say whether it forgets."""
+    made = results(over_refusal=over, refusal_rate=refused)
+    for entry in made["runs"]:
+        entry["curve"] = [{"step": step, "safe": 0.5, "helpful": 0.5} for step in (0, 2)]
+    made |= {"metrics": REFUSED, "plane": list(REFUSED), "curves": {"safe": "Safe ↑", "helpful": "Helpful ↑"}}
+    made |= {} if forgets is None else {"forgets": forgets}
+    made["counts"] = dict.fromkeys(REFUSED, 50)
+    made["points"] = points_of([(e, {}, Path()) for e in made["runs"]], made["plane"], made["counts"], REFUSED)
+    return made
+
+
+BOTH = 'both "harmless, refused" ↓ and "harmful, refused" ↑'
+
+
+@pytest.mark.parametrize(
+    ("over", "refused", "said"),
+    [
+        ([0.1, 0.3], [0.9, 0.8], f"A is at least as good as B in {BOTH}, on one seed."),
+        ([0.1, 0.3], [0.8, 0.9], f"None of A and B beats another in {BOTH}, on one seed."),
+        ([0.1, 0.3, 0.4], [0.8, 0.9, 0.9], f"Nothing beats A and B in {BOTH}, on one seed; C is beaten in both."),
+    ],
+)
+@pytest.mark.parametrize("forgets", [False, None])
+def test_of_a_task_that_forgets_nothing_the_page_names_its_two_numbers(
+    over: list[float], refused: list[float], said: str, forgets: bool | None
+) -> None:
+    made = refusing(over, refused, forgets)
+    assert misfit(made) is None
+    assert report.headline(made) == said
+    where = 'Up and left is better: "harmless, refused" ↓ and "harmful, refused" ↑. On the dashed line'
+    assert report_points.how_to_read(made).startswith(where)
+    every = {**made, "planned": len(over), "grid": {}}
+    assert f"On the front (●) is what no other point beats: as good in {BOTH}, or better." in report_points.remarks(
+        every
+    )
+    assert "Attacks: nothing was to be forgotten that could come back." in report.not_shown(made)
+    for shown, title in ((made, "What each objective came to"), (every, "What each point came to")):
+        page = report.page(shown)
+        assert f"<h1>{title}</h1>" in page
+        assert "<h2>harmless, refused ↓ against harmful, refused ↑</h2>" in page
+        assert not re.findall(r"forgotten against|what was kept|forgetting|forgets", page)
+    assert report.not_shown({**made, "plane": None})[0].startswith("One number against another: the task names no two")
+
+
+def test_a_task_forgets_whatever_it_follows_if_its_results_say_so() -> None:
+    made = refusing([0.1, 0.3], [0.9, 0.8], forgets=True)
+    assert report.headline(made) == "A forgets and keeps at least as much as B, on one seed."
+    assert "<h1>What was forgotten, and what was kept</h1>" in report.page(made)
+
+
+@pytest.mark.parametrize(
+    ("across", "up", "way", "front"),
+    [
+        ("higher", "higher", "Up and right is better", [False, True, True]),
+        ("higher", "lower", "Down and right is better", [False, False, True]),
+        ("chance", "neither", "Better is", [False, True, False]),
+    ],
+)
+def test_the_plane_has_the_ways_of_its_metrics(across: str, up: str, way: str, front: list[bool]) -> None:
+    metrics = {"x": {"better": across, "label": "x"}, "y": {"better": up, "label": "y"}}
+    made = results(x=[0.1, 0.4, 0.8], y=[0.8, 0.9, 0.7]) | {"metrics": metrics, "plane": ["x", "y"], "forgets": False}
+    made["points"] = points_of([(entry, {}, Path()) for entry in made["runs"]], ["x", "y"], {}, metrics)
+    assert [point["front"] for point in made["points"]] == front
+    assert report_points.how_to_read(made).startswith(f"{way}: ")
+
+
+LEAKAGE = {"label": "leakage", "better": "zero", "format": ".2f"}
+
+
+def leaking(better: str = "zero", **by_seed: list[float]) -> dict[str, Any]:
+    """Results of methods, each with a metric's value for every seed."""
+    made = results(leakage=[0.0])
+    made["metrics"] = {"leakage": {**LEAKAGE, "better": better}}
+    made["runs"] = [
+        {**made["runs"][0], "method": method, "seed": seed, "after": {"leakage": value}}
+        for method, values in by_seed.items()
+        for seed, value in enumerate(values)
+    ]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("better", "by_seed", "said"),
+    [
+        ("zero", {"A": [5.0], "B": [-5.0]}, "all are equally near to 0 (A 5.00, B -5.00)."),
+        ("zero", {"A": [5.0], "B": [5.0]}, "5.00 for all."),
+        ("zero", {"A": [5.0], "B": [-5.001], "C": [7.0]}, "A and B are nearest to 0 (A 5.00, B -5.00, C 7.00)."),
+        ("zero", {"A": [-50.0, 50.0], "B": [4.0, 6.0]}, "B is nearest to 0 (A 50.00 away, B 5.00 away)."),
+        ("zero", {"A": [-50.0, 50.0], "B": [4.0, 60.0]},
+         "B is nearest to 0; not told apart over seeds: A (A 50.00 away, B 32.00 away)."),
+        ("zero", {"A": [-5.0, 5.0], "B": [5.0, 5.0]}, "5.00 away for all."),
+        ("chance", {"A": [0.25, 0.75], "B": [0.6, 0.6]}, "B is nearest to 0.5 (A 0.25 away, B 0.10 away)."),
+        ("chance", {"A": [0.25], "B": [0.75]}, "all are equally near to 0.5 (A 0.25, B 0.75)."),
+    ],
+)  # fmt: skip
+def test_what_is_best_near_a_number_is_compared_by_distances(better: str, by_seed: Any, said: str) -> None:
+    assert report.seen(leaking(better, **by_seed))[0] == f"Leakage: {said}"
+
+
+def test_shares_best_at_chance_are_told_apart_by_their_distances_from_it() -> None:
+    made = leaking("chance", A=[0.25], B=[0.76]) | {"counts": {"leakage": 1000}}
+    assert report.seen(made)[0] == "Leakage: A is nearest to 0.5; not told apart on 1000 questions: B (A 0.25, B 0.76)."
+
+
+def test_the_front_is_of_mean_distances_where_a_number_is_best() -> None:
+    made = leaking(A=[-50.0, 50.0], B=[4.0, 6.0])
+    for entry in made["runs"]:
+        entry["after"]["kept"] = 0.5
+    metrics = {"leakage": LEAKAGE, "kept": {**LEAKAGE, "better": "higher"}}
+    found = points_of([(entry, {}, Path()) for entry in made["runs"]], ["leakage", "kept"], {}, metrics)
+    assert [point["front"] for point in found] == [False, True]
+
+
 def of_two_models() -> dict[str, Any]:
     """Results of a grid: the methods A and B from each of two models, whose numbers before differ."""
     made = results(forget_accuracy=[0.25, 0.5], perplexity=[9.0, 8.0])

@@ -32,7 +32,7 @@ from .evaluation import general
 from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
 from .points import points_of
-from .report import card
+from .report import aims, card
 from .resolve import changes_of
 from .resolved import Resolved
 from .resolved import resolve as resolve_all
@@ -248,6 +248,7 @@ def about(of: Resolved, prepared: Prepared) -> dict[str, Any]:
         "task": task.name,
         "model": of.config.model,
         "private": of.config.private,
+        "forgets": of.forgets,
         "followed": task.followed,
         "curves": dict(task.curves),
         "scores": dict(task.scores),
@@ -310,6 +311,7 @@ def results_of(folder: Path, resolved: Mapping[str, Resolved], grid: Mapping[str
              for name, entry in zip(done, entries, strict=True)],
             about["plane"],
             about["counts"],
+            about["metrics"],
         ),
         "runs": entries,
     }  # fmt: skip
@@ -328,12 +330,15 @@ def together(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     planes = list(dict.fromkeys(json.dumps(about["plane"]) for about in abouts))
     notes = list(dict.fromkeys(note for about in abouts for note in about["notes"]))
+    forgets = any(map(aims.forgets, abouts))
     if len(planes) > 1:
         pairs = "; ".join(" and ".join(json.loads(plane) or ["none"]) for plane in planes)
-        notes.append(f"Runs have different metrics of what is forgotten and kept ({pairs}), so no picture has all.")
+        what = "of what is forgotten and kept" if forgets else "to be compared by"
+        notes.append(f"Runs have different metrics {what} ({pairs}), so no picture has all.")
     return {
         **first,
         "private": any(about["private"] for about in abouts),
+        "forgets": forgets,
         "metrics": {name: metric for about in abouts for name, metric in about["metrics"].items()},
         **{key: same(key) for key in ("counts", "curves", "scores")},
         "notes": notes,

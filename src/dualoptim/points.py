@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import starts
+from .evaluation.better import away
 from .evaluation.shares import LEVEL, wilson
 from .folder import RECORDS
 from .reading import json_lines
@@ -33,53 +34,66 @@ Clusters = Mapping[Any, tuple[float, int]]
 
 
 def points_of(
-    found: Sequence[Run], plane: Sequence[str] | None, counts: Mapping[str, int] | None = None
+    found: Sequence[Run],
+    plane: Sequence[str] | None,
+    counts: Mapping[str, int] | None = None,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The points of runs, in the order of the first of each.
 
     Args:
         found: runs, each with its settings in the grid.
-        plane: the metrics of what is forgotten, where less is better, and of what is kept; None for none.
+        plane: the two metrics that points are compared by, such as of what is forgotten and of what is kept; None for
+            none.
         counts: metric → the number of questions, for metrics that are shares.
+        metrics: metric → "better", which way it is; by default, less of the first and more of the second is.
 
     Returns:
         For each point ``method``, ``settings``, ``seeds``, ``values`` (metric → mean over seeds, None where one has
         none), ``by_seed`` (metric of the plane → values), ``intervals`` (metric of the plane → [low, high], where it is
         a share, its rows were scored one by one, or there are several seeds), ``seconds`` (mean), ``bytes`` of the
-        optimizer's states, and ``front``: whether no other point of the same start beats it.
+        optimizer's states, and ``front``: whether no other point of the same start beats it, in the mean over seeds of
+        how far each is from the best.
     """
     groups: dict[str, list[Run]] = {}
     for run in found:
         groups.setdefault(json.dumps([run[0]["method"], run[1]]), []).append(run)
     made = [_point(group, plane or (), counts or {}) for group in groups.values()]
     if plane:
+        known = {name: metric["better"] for name, metric in (metrics or {}).items()}
+        ways = [(name, known.get(name, way)) for name, way in zip(plane, ("lower", "higher"), strict=True)]
         of_start: dict[str, list[dict[str, Any]]] = {}  # what forgets other rows, or another model, is no rival
         for group, point in zip(groups.values(), made, strict=True):
             of_start.setdefault(starts.key(group[0][0]), []).append(point)
         for rivals in of_start.values():
-            at = [tuple(point["values"].get(name) for name in plane) for point in rivals]
+            at = [tuple(_lacking(point["by_seed"][name], way) for name, way in ways) for point in rivals]
             for point, on in zip(rivals, front(at), strict=True):
                 point["front"] = on
     return made
 
 
 def front(points: Sequence[tuple[float | None, ...]]) -> list[bool]:
-    """Which (forget, keep) points no other beats: none is as good in both and better in one.
+    """Which points no other beats: none is as good in both numbers, of which less is better, and better in one.
 
-    >>> front([(0.1, 0.9), (0.2, 0.8), (0.3, 0.95), (None, 1.0)])
+    >>> front([(0.1, -0.9), (0.2, -0.8), (0.3, -0.95), (None, -1.0)])
     [True, False, True, False]
     """
 
     def beaten(one: tuple[float | None, ...]) -> bool:
-        forget, keep = one
-        if forget is None or keep is None:
+        x, y = one
+        if x is None or y is None:
             return True
         return any(
-            f is not None and k is not None and f <= forget and k >= keep and (f, k) != (forget, keep)
-            for f, k in points
+            other_x is not None and other_y is not None and other_x <= x and other_y <= y and (other_x, other_y) != one
+            for other_x, other_y in points
         )
 
     return [not beaten(one) for one in points]
+
+
+def _lacking(values: Sequence[float | None], better: str) -> float | None:
+    """How much is lacking to the best of a metric, in the mean over seeds: of ±50 about a best of 0, it is 50."""
+    return _mean([None if value is None else away(better, value) for value in values])
 
 
 def _point(group: Sequence[Run], plane: Sequence[str], counts: Mapping[str, int]) -> dict[str, Any]:

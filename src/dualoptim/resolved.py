@@ -105,6 +105,11 @@ class Resolved:
         return replace(self, config=config, losses=losses, optimizer=optimizer)
 
     @property
+    def forgets(self) -> bool:
+        """Whether an objective is to forget, by its name or by its loss."""
+        return "forget" in self.losses or any(loss.role == "forget" for loss in self.losses.values())
+
+    @property
     def needs_second_model(self) -> bool:
         """Whether a frozen copy of the model stays in memory, for losses that need all of its logits."""
         whole = not self.adapted and self.config.train is None  # else the trained part is copied

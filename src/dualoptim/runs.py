@@ -2,8 +2,8 @@
 
 `results.json`, schema 1::
 
-    {"schema": 1, "task": str, "model": str, "private": bool, "followed": str, "curves": {name: title},
-     "scores": {objective: metric},
+    {"schema": 1, "task": str, "model": str, "private": bool, "forgets": bool, "followed": str,
+     "curves": {name: title}, "scores": {objective: metric},
      "metrics": {name: {"label", "better", "format"}}, "counts": {name: int}, "notes": [str],
      "plane": [name, name] or null, "points": [{…}],
      "runs": [{"method": str, "seed": int, "config": {…}, "files": {setting: hash}, "fingerprints": {name: hash},
@@ -18,12 +18,13 @@
                "watching_seconds": number, "step_seconds": number, "optimizer_state_bytes": int,
                "peak_memory_bytes": int}]}
 
-"plane" names the metrics of what is forgotten and of what is kept, and "points" has a point for each method and
-setting, as `dualoptim.points` makes them. Runs may have several starts (`dualoptim.starts`), each with numbers `before`
-of its own; "task" and "model" are then those of the first. The results of many runs (`dualoptim.grid`) also have
-"planned" (how many), "plan" (their "methods" and "seeds", and the settings that "varied", as a goal chose them for
-each run) and "grid" (setting → values); those of a search (`dualoptim.tune`) also have "chosen": the "method",
-"settings" and "score" of the trial in its recipe.
+"forgets" says whether an objective is to forget. "plane" names the two metrics that runs are compared by, such as of
+what is forgotten and of what is kept, and "points" has a point for each method and setting, as `dualoptim.points` makes
+them. Runs may have several starts (`dualoptim.starts`), each with numbers `before` of its own; "task" and "model" are
+then those of the first. The results of many runs (`dualoptim.grid`) also have "planned" (how many), "plan" (their
+"methods" and "seeds", and the settings that "varied", as a goal chose them for each run) and "grid" (setting → values);
+those of a search (`dualoptim.tune`) also have "chosen": the "method", "settings" and "score" of the trial in its
+recipe.
 
 A run of one of several parts has "part" as well. `before` and `after` hold the task's numbers under the names in
 `metrics`, null for those in `not_computed`. records.jsonl holds the samples that they were computed from, with "when"

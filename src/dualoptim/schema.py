@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .evaluation.better import WAYS
+
 
 def unlike(value: Any, form: Any, where: str = "it") -> str | None:
     """The first place where a value, of lists and mappings, does not match a form; None if it matches.
@@ -69,7 +71,7 @@ def _format_such_as_3f(value: Any) -> bool:
 
 
 def _direction(value: Any) -> bool:
-    return value in ("lower", "higher", "zero", "chance", "neither")
+    return value in WAYS
 
 
 def _flag(value: Any) -> bool:
@@ -111,7 +113,7 @@ FORM: dict[str, Any] = {
     "curves?": {"*": text}, "scores?": {"*": text}, "counts?": {"*": count},
     "plane?": _pair_of_names_or_nothing, "points?": [POINT], "planned?": count,
     "plan?": {"methods": [_name], "seeds": [count]}, "grid?": {"*": _anything},
-    "chosen?": {"method": _name, "settings": {"*": _anything}}, "private?": _flag,
+    "chosen?": {"method": _name, "settings": {"*": _anything}}, "private?": _flag, "forgets?": _flag,
 }  # fmt: skip
 NAMES = tuple(name.rstrip("?") for name in FORM)
 

@@ -168,6 +168,7 @@ def _side_by_side(
         "task": task.name,
         "model": config.model,
         "private": config.private,
+        "forgets": resolved[0].forgets,
         "followed": task.followed,
         "curves": {**task.curves, **({ABILITY: "What it could before ↑"} if prepared.ability else {})},
         "scores": dict(task.scores),
@@ -185,7 +186,7 @@ def _side_by_side(
         results["runs"].sort(key=lambda entry: order.index(without_place(entry["config"])))
         results["notes"] = [*told, *runs.troubles(results["runs"])]
         found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
-        results["points"] = points_of(found, results["plane"], results["counts"])
+        results["points"] = points_of(found, results["plane"], results["counts"], results["metrics"])
         runs.write_json(folder / RESULTS, results)
         return card.beside(results, own)
 

@@ -17,10 +17,12 @@ from ..certify import evidence, shown
 from ..config import to_give
 from ..folder import ADAPTER, CARD, MODEL
 from ..reading import HUB
+from . import aims
 
-LIMITS = (
-    "The numbers below are what was measured, on the samples and by the means that they name. They do not show that "
-    "anything was deleted: other wordings, other attacks or further training may bring back what was to be forgotten."
+LIMITS = "The numbers below are what was measured, on the samples and by the means that they name."
+OF_FORGETTING = (
+    " They do not show that anything was deleted: other wordings, other attacks or further training may bring back "
+    "what was to be forgotten."
 )
 NEEDS_CACHE = (
     "Its base model was made for the run and is only in the cache of the machine that ran it, so the adapter is of use "
@@ -41,7 +43,8 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
 
     config, private = entry["config"], bool(results.get("private") or entry["config"].get("private"))
     base = base_of(config)
-    facts = metadata(base, kind, config["model"])
+    forgets = aims.forgets(results)
+    facts = metadata(base, kind, config["model"], forgets)
     name = base or shown.setting("model", config["model"], private)
     task = shown.setting("task", results["task"], private)
     verdict = shown.sentence(entry.get("verdict") or "", config, private)
@@ -51,13 +54,13 @@ def of(results: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> str:
     how = {ADAPTER: "An adapter (PEFT) for", MODEL: "Made of"}[kind]
     parts = [
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
-        f"# {name.rpartition('/')[2]}, unlearned with {entry['method']}",
+        f"# {name.rpartition('/')[2]}, {'unlearned' if forgets else 'trained'} with {entry['method']}",
         f"{how} `{name}`{', with the adapter that was trained merged into it' if merged else ''}, by "
         f"dualoptim on the task `{task}`, seed {entry['seed']}"
         f"{', part {}'.format(entry['part']) if 'part' in entry else ''}. {verdict}".rstrip(),
         *([NEEDS_CACHE] if kind == ADAPTER and models.base_is_cached(config) else []),
         "## What was measured",
-        LIMITS,
+        LIMITS + (OF_FORGETTING if forgets else ""),
         _table(is_one, entry, kind),
         *[f"- {note}" for note in notes],
     ]
@@ -97,14 +100,14 @@ def base_of(config: Mapping[str, Any]) -> str | None:
     return name if HUB.fullmatch(name) and not name.startswith((".", "/")) and not Path(name).exists() else None
 
 
-def metadata(base: str | None, kind: str, model: str) -> dict[str, Any]:
+def metadata(base: str | None, kind: str, model: str, forgets: bool) -> dict[str, Any]:
     """The metadata that the hub reads from a card; the license is the start model's, if its card names one."""
     relation = "adapter" if kind == ADAPTER else "finetune"
     return {
         **({"base_model": base, "base_model_relation": relation} if base else {}),
         "library_name": "peft" if kind == ADAPTER else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["unlearning", "machine-unlearning", "dualoptim"],
+        "tags": [*(["unlearning", "machine-unlearning"] if forgets else []), "dualoptim"],
         "license": license_of(model),
     }
 

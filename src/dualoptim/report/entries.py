@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from .. import starts as of_starts
 from ..evaluation import digits
+from ..evaluation.better import TARGETS
 from ..evaluation.shares import wilson
 from ..points import effective
 
-ARROWS = {"lower": "↓", "higher": "↑", "zero": "→ 0", "chance": "→ 0.5", "neither": ""}
+ARROWS = {"lower": "↓", "higher": "↑", "neither": "", **{way: f"→ {best:g}" for way, best in TARGETS.items()}}
 
 
 def label(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:

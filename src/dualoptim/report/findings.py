@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from ..evaluation.better import TARGETS, away
 from ..points import effective
+from . import aims
 from .entries import asked, label, starts, text
 from .points import by_start, named
 from .tables import MERGING, attacks
@@ -39,12 +41,13 @@ def headline(results: Mapping[str, Any], most: int = 5) -> str:
     Args:
         most: how many are named.
     """
-    said = [(start.name, _compared(points, results.get("plane") or (), most)) for start, points in by_start(results)]
+    said = [(start.name, _compared(points, results, most)) for start, points in by_start(results)]
     return " ".join(f"{name[0].upper()}{name[1:]}: {text}" if name else text for name, text in said if text)
 
 
-def _compared(points: Sequence[Mapping[str, Any]], plane: Sequence[str], most: int) -> str:
+def _compared(points: Sequence[Mapping[str, Any]], results: Mapping[str, Any], most: int) -> str:
     """Which points of one start no other beats, in a sentence; empty for fewer than two."""
+    plane = results.get("plane")
     points = [point for point in points if plane and None not in [point["values"].get(key) for key in plane]]
     if len(points) < 2:
         return ""
@@ -62,11 +65,11 @@ def _compared(points: Sequence[Mapping[str, Any]], plane: Sequence[str], most: i
     seeds = max(len(point["seeds"]) for point in points)
     over = f"by the means of {seeds} seeds" if seeds > 1 else "on one seed"
     if not beaten:
-        return f"None of {listed(first)} beats another in both forgetting and keeping, {over}."
+        return f"None of {listed(first)} beats another in {aims.both(results)}, {over}."
     if len(first) == 1:
-        return f"{listed(first)} forgets and keeps at least as much as {listed(beaten)}, {over}."
+        return f"{aims.is_ahead(results, listed(first), listed(beaten))}, {over}."
     lost = f"{listed(beaten)} {'is' if len(beaten) == 1 else 'are'} beaten in both"
-    return f"Nothing beats {listed(first)} in both forgetting and keeping, {over}; {lost}."
+    return f"Nothing beats {listed(first)} in {aims.both(results)}, {over}; {lost}."
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
@@ -100,7 +103,8 @@ def seen(results: Mapping[str, Any]) -> list[str]:
 
     Shares of n questions are compared as two proportions, of as many independent questions as tell as much: a
     difference below twice its standard error does not count. Other metrics are ranked without a test. With several
-    seeds, methods are compared by their means, and are not told apart where the ranges of their seeds overlap.
+    seeds, methods are compared by their means, and are not told apart where the ranges of their seeds overlap. What is
+    best near a number is compared by the distances from it, those of each seed.
     """
     entries = results["runs"]
     if len(entries) < 2 or len(starts(results)) > 1:
@@ -116,19 +120,28 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             or any(value is None or math.isnan(value) for each in of.values() for value in each)
         ):
             continue
+        better, form = metric["better"], metric["format"]
         values = {method: fmean(each) for method, each in of.items()}
-        word, key = _BEST[metric["better"]]
-        best = min(values.values(), key=key)
-        shown = {method: text(value, metric["format"]) for method, value in values.items()}
-        first = [method for method in values if shown[method] == text(best, metric["format"])]
+        lacking = {method: [away(better, value) for value in each] for method, each in of.items()}
+        means = {method: fmean(each) for method, each in lacking.items()}
+        best = min(means, key=means.__getitem__)
+        compared = {method: text(value, form) for method, value in (means if better in TARGETS else values).items()}
+        first = [method for method in values if compared[method] == compared[best]]
+        shown = {method: text(value, form) for method, value in values.items()}
+        if better in TARGETS and not one_seed:
+            shown = {method: f"{distance} away" for method, distance in compared.items()}
+        listed = ", ".join(f"{method} {value}" for method, value in shown.items())
         sentence = f"{metric['label'][0].upper()}{metric['label'][1:]}: "
         if len(first) == len(values):
-            said.append(f"{sentence}{shown[first[0]]} for all.")
+            alike = len({*shown.values()}) == 1
+            equal = f"{shown[best]} for all" if alike else f"all are equally near to {TARGETS[better]:g} ({listed})"
+            said.append(f"{sentence}{equal}.")
             continue
-        sentence += f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} {word}"
+        sentence += f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} {_BEST[better]}"
         rest = [method for method in values if method not in first]
         if not one_seed:
-            close = [m for m in rest if any(min(of[m]) <= max(of[f]) and min(of[f]) <= max(of[m]) for f in first)]
+            ends = {method: (min(each), max(each)) for method, each in lacking.items()}
+            close = [m for m in rest if any(ends[m][0] <= ends[f][1] and ends[f][0] <= ends[m][1] for f in first)]
             sentence += f"; not told apart over seeds: {', '.join(close)}" if close else ""
         elif n := results.get("counts", {}).get(name):
             tell = {entry["method"]: effective(entry, name, n) for entry in entries}
@@ -136,21 +149,16 @@ def seen(results: Mapping[str, Any]) -> list[str]:
             close = [
                 method
                 for method in rest
-                if abs(values[method] - best) < 2 * _spread(values[method], best, min(tell[method], least))
+                if means[method] - means[best] < 2 * _spread(values[method], values[best], min(tell[method], least))
             ]
             sentence += f"; not told apart on {n} questions: {', '.join(close)}" if close else ", and alone there"
-        said.append(f"{sentence} ({', '.join(f'{method} {value}' for method, value in shown.items())}).")
+        said.append(f"{sentence} ({listed}).")
     if one_seed:
         said.append("One seed: another seed moves every number, and no method is better for a lead within that noise.")
     return said
 
 
-_BEST: dict[str, tuple[str, Callable[[float], float]]] = {
-    "lower": ("lowest", lambda value: value),
-    "higher": ("highest", lambda value: -value),
-    "zero": ("nearest to 0", abs),
-    "chance": ("nearest to 0.5", lambda value: abs(value - 0.5)),
-}
+_BEST = {"lower": "lowest", "higher": "highest", **{way: f"nearest to {best:g}" for way, best in TARGETS.items()}}
 
 
 def _spread(a: float, b: float, n: float) -> float:
@@ -187,9 +195,9 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
     if (count := len(starts(results))) > 1:
         said.append(f"Findings: there are {count} starts, and runs of different starts are not compared.")
     if any("part" in entry for entry in entries):
-        said.append("What was forgotten against what was kept: parts forget different rows.")
+        said.append(f"{aims.against(results)}: parts have different rows.")
     elif not results.get("plane"):
-        said.append("What was forgotten against what was kept: no two numbers of the task stand for them.")
+        said.append(f"{aims.against(results)}: the task names no two numbers to compare runs by.")
     if all(len(entry["curve"]) < 2 for entry in entries):
         said.append("During training: the curve was measured at its start alone (curve_points 0).")
     if none := [
@@ -202,7 +210,9 @@ def not_shown(results: Mapping[str, Any]) -> list[str]:
         )
     if results.get("private"):
         said.append("Answers before and after: the run is private, and no file of it holds a text of rows or replies.")
-    if not attacks(results) and not any(entry["config"].get("attacks") for entry in entries):
+    if not aims.forgets(results):
+        said.append("Attacks: nothing was to be forgotten that could come back.")
+    elif not attacks(results) and not any(entry["config"].get("attacks") for entry in entries):
         said.append("Attacks: none was asked for; --attacks '[relearn, leak]' tells whether the forgotten comes back.")
     if len({entry["seed"] for entry in entries}) < 2:
         said.append("Spread over seeds: there is one seed; dualoptim compare --seeds '[0, 1, 2]' has three.")

@@ -12,7 +12,7 @@ from typing import Any
 from ..command_line import rerun
 from ..errors import UserError
 from ..folder import written
-from . import pictures, points
+from . import aims, pictures, points
 from .entries import columns, label, starts, subject
 from .findings import curve_titles, headline, is_followed, not_shown, remarks, seen, verdict
 from .tables import ATTACKS, attacks, cost, details, merging, over_seeds, rows, turned
@@ -39,6 +39,8 @@ def chapter(results: Mapping[str, Any]) -> str:
     entries, look, (task, model) = results["runs"], pictures.looks(results), subject(results)
     every = {
         "results": results,
+        "title": aims.title(results),
+        "against": aims.against(results),
         "task": task,
         "model": model,
         "seeds": list(dict.fromkeys(entry["seed"] for entry in entries)),
@@ -55,7 +57,6 @@ def chapter(results: Mapping[str, Any]) -> str:
         of_rows = [(None, *some) for _, some in points.by_start(results)]
         return _render(
             "points.html.jinja",
-            title="What was forgotten, and what was kept" if results["plane"] else "What each point came to",
             heads=heads,
             body=body,
             marks=[look.get(point["method"]) if point else None for some in of_rows for point in some],
@@ -68,10 +69,8 @@ def chapter(results: Mapping[str, Any]) -> str:
     of_runs = [look[entry["method"]] for entry in entries]
     marks = [look[of.entry["method"]] if of.entry else None for of in side_by_side]
     is_turned = heads is not numbers[0]
-    forgets = "forget" in results.get("curves", {"forget": ""})
     return _render(
         "chapter.html.jinja",
-        title="What was forgotten, and what was kept" if forgets else "What each objective came to",
         heads=heads,
         body=body,
         columns=[None, *marks] if is_turned else [],

@@ -117,12 +117,12 @@ def plane(
     before: Mapping[str, float | None],
     chosen: Mapping[str, float | None] | None = None,
 ) -> str:
-    """What was forgotten against what was kept: a mark for each point, small ones for seeds, the front as a line.
+    """The plane: a mark for each point, small ones for seeds, the front as a line.
 
     Args:
         points: as `dualoptim.points` makes them.
         looks: method → look.
-        axes_of: (metric, label) of what is forgotten and of what is kept.
+        axes_of: (metric, label) of what is across and of what is up.
         before: the numbers of the model before unlearning.
         chosen: the numbers of the point that a search chose.
     """

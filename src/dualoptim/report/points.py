@@ -1,4 +1,4 @@
-"""The page and table of many runs: a point for each method and setting, what it forgot against what it kept."""
+"""The page and table of many runs: a point for each method and setting, in the plane of two numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import runs
 from .. import starts as of_starts
-from . import entries, pictures
+from . import aims, entries, pictures
 
 MOST_SHOWN = 60  # rows of the terminal's table; the page and results.json have all
 
@@ -84,7 +84,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         )
     if results.get("plane"):
         rivals = "point of its start" if len(starts) > 1 else "point"
-        said.append(f"On the front (●) is what no other {rivals} beats: as much forgotten and as much kept, or more.")
+        said.append(f"On the front (●) is what no other {rivals} beats: {aims.beats(results)}.")
     return [*said, *results.get("notes", ())]
 
 
@@ -104,7 +104,7 @@ def how_to_read(results: Mapping[str, Any]) -> str:
     spread = _of_intervals(results)
     return " ".join(
         [
-            "Up and left is better: less of what is to be forgotten, more of what is kept.",
+            aims.where(results),
             "On the dashed line, the front, is what no other point beats.",
             *([f"Whiskers are 95 % intervals, {spread}."] if spread else []),
             *(["Small dots are the seeds."] if several else []),
@@ -113,7 +113,7 @@ def how_to_read(results: Mapping[str, Any]) -> str:
 
 
 def planes(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was forgotten against what was kept: for each start its name, and an SVG.
+    """The two numbers of the plane against each other: for each start its name, and an SVG.
 
     It has marks for points, small ones for seeds, and the front as a line.
     """

@@ -53,7 +53,8 @@ class Task(ABC):
     stage = "part"  # the argument that says which of `stages` a task is
     retained: Sequence[Row] | None = None  # what a retrained model was trained on; None where the task has none
     reply_tokens = REPLY_TOKENS  # room that a reply to its rows has at least, with and without an attack
-    plane: tuple[str, str] | None = None  # the metrics of what is forgotten and of what is kept, to compare runs by
+    # The two metrics to compare runs by: of what is forgotten and of what is kept, or where nothing is, any two.
+    plane: tuple[str, str] | None = None
 
     tuned_on = ""  # a sentence on rows in `quick` that no run is measured by; final after `prepare`
 
