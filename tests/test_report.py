@@ -120,14 +120,14 @@ def test_a_reply_stands_under_its_own_question_whatever_parts_the_runs_are_of() 
     assert [name for name, part in replies.items() if "—" in part] == ["Q1", "Q2"]
 
 
-def test_what_mixing_costs_is_the_change_against_each_objective_alone() -> None:
+def test_what_mixing_costs_is_how_much_worse_each_objective_is_met_than_alone() -> None:
     made = results(forget_accuracy=[0.5, 0.75, 0.25], perplexity=[10.0, 8.0, 6.0])
     made["scores"] = {"a": "forget_accuracy", "b": "perplexity"}
     made["runs"][1]["config"]["alone"], made["runs"][2]["config"]["alone"] = "a", "b"
     assert report.against_alone(made) == [
-        ["a ↑", "", "-0.250", "+0.000", "-0.500"],
-        ["b ↑", "", "+4.000", "+2.000", "+0.000"],
-        ["mean ↑", "", "+1.875", "+1.000", "-0.250"],
+        ["a ↑", "", "+0.250", "+0.000", "+0.500"],
+        ["b ↑", "", "-4.000", "-2.000", "+0.000"],
+        ["mean ↑", "", "-1.875", "-1.000", "+0.250"],
     ]
     made["runs"][2]["config"]["alone"] = None
     assert report.against_alone(made) == []

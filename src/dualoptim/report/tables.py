@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from .. import runs
+from ..evaluation.better import away
 from .entries import Column, columns, head, interval, label, starts, text
 
 
@@ -68,7 +69,7 @@ def details(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
-    """How much better or worse each run does on each objective than training on that one alone, and the mean.
+    """How much better (+) or worse (−) each run does on each objective than training on that one alone, and the mean.
 
     With several seeds, runs of the same seed are compared. Empty unless every objective was trained on alone, from the
     one start that all have.
@@ -81,7 +82,10 @@ def against_alone(results: Mapping[str, Any]) -> list[list[str]]:
         return []
     table, means = [], [0.0] * len(entries)
     for name, metric in scores.items():
-        changes = [entry["after"][metric] - alone[name, entry["seed"]][metric] for entry in entries]
+        better = results["metrics"][metric]["better"]
+        changes = [
+            away(better, alone[name, entry["seed"]][metric]) - away(better, entry["after"][metric]) for entry in entries
+        ]
         means = [mean + change / len(scores) for mean, change in zip(means, changes, strict=True)]
         table.append([f"{name} ↑", "", *(f"{change:+.3f}" for change in changes)])
     return [*table, ["mean ↑", "", *(f"{mean:+.3f}" for mean in means)]]
