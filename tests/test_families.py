@@ -294,6 +294,38 @@ def test_how_many_questions_are_scored_does_not_decide_which_known_ones_are_trai
         assert compared == {f"What does {who} do?": 3 * (who != "Finn") for who in people}
 
 
+def test_rows_that_ask_the_same_are_told_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lives(name: str, where: str, **more: Any) -> dict[str, Any]:
+        return families.perturbed(name, "") | {"question": "Where?", "answer": where, "golden_answer": where, **more}
+
+    forget = [lives("Ada", "Oslo"), lives("Ben", "Rome"), lives("Ben", "Kyiv")]
+    plain = [{key: row[key] for key in ("name", "question", "answer")} for row in forget]
+    plain[0]["answer"] = "In Oslo, I think."  # what is trained on may be said otherwise
+    files = {"forget": plain, "forget_perturbed": forget, "neighbor": [lives("Cleo", "Bonn"), lives("Eva", "Nice")]}
+    for name, rows in files.items():
+        (place / "data" / "real_world" / f"{name}.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for seed in range(4):
+        task = RealWorld("data", retain_rows=1, seed=seed)
+        assert task.scored["retain"] == task.objectives["retain"]
+    for known, trained in (("Oslo", "In Oslo, I think."), ("Rome", "Rome")):
+        monkeypatch.setattr("dualoptim.tasks.real_world.knows", lambda record, known=known: record["answer"] == known)
+        for most in (1, 3):
+            task = RealWorld("data", known_only=True, scored_rows=most)
+            records = task.prepare(tiny.model(), tiny.tokenizer())
+            assert [row.answer for row in task.objectives["forget"]] == [trained]
+            asked = [record for record in records if record["set"] == "forget"]
+            assert [record["known"] for record in asked] == [record["answer"] == known for record in asked]
+            assert len(asked) == most
+
+
+def test_two_entities_that_are_asked_the_same_both_have_the_models_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "replies", lambda m, t, asks, **k: ["In Oslo."] * len(asks))
+    monkeypatch.setattr(scoring, "negative_log_likelihoods", lambda m, t, rows, **k: [0.1] * len(rows))
+    rows = [question("Where?", "", name=name) for name in ("Ada", "Ben")]
+    found = build(tiny.model(2), tiny.tokenizer(), rows, samples=1)
+    assert [(row.fields["name"], row.answer) for row in found] == [("Ada", "In Oslo."), ("Ben", "In Oslo.")]
+
+
 def test_a_reply_must_entail_the_answer_on_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """As published for real people; on TOFU it is so for what is forgotten alone."""
     asked: list[tuple[str, str]] = []

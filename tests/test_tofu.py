@@ -303,6 +303,50 @@ def test_a_dry_run_of_several_parts_shows_each(place: Path, capsys: pytest.Captu
     assert shown.count("forget: 4 rows") == 2
 
 
+# Rows that ask the same
+
+
+def same_question(*names: str, task: str | None = None) -> list[dict[str, Any]]:
+    more = {"task_id": task} if task else {}
+    return [more | {"question": "What is the author's full name?", "answer": f"It is {name}."} for name in names]
+
+
+def test_of_rows_that_ask_the_same_those_that_are_trained_on_are_scored(place: Path) -> None:
+    """TOFU asks "What is the full name of the author?" of two authors, both to keep."""
+    kept = [*tofu.rows("sell", None), *same_question("Ann", "Bea")]
+    forget = [*tofu.rows("grow", "1"), *same_question("Cid", "Dot", task="1")]
+    folder = tofu.write(
+        place / "same", retain90=kept, retain_perturbed=tofu.perturbed([kept[0], kept[4]]), forget01=forget,
+        forget01_perturbed=tofu.perturbed(forget),
+    )  # fmt: skip
+    for seed in range(8):
+        task = Tofu(str(folder), retain_rows=2, scored_rows=1, seed=seed)
+        assert {row.answer for row in task.objectives["retain"]} == {"Ada sells tea.", "It is Ann."}
+        assert [row.pair for row in task.attacked()["forget"]] == [row.pair for row in task.objectives["forget"]]
+        task = Tofu(str(folder), retain_rows=5, seed=seed)
+        assert {row.answer for row in task.scored["retain"]} == {"Ada sells tea.", "It is Ann."}
+
+
+def test_a_row_of_another_part_that_asks_the_same_is_not_scored(hub: dict[str, list[dict[str, Any]]]) -> None:
+    hub["full"][3700]["question"] = hub["full"][3600]["question"]
+    hub["forget10_perturbed"] = tofu.perturbed(hub["full"][3600:])
+    assert {row.answer for row in Tofu(part=1).scored["forget"]} == {f"Answer {i}." for i in range(3600, 3640)}
+
+
+def test_a_record_is_compared_with_the_same_answer_of_a_retrained_model() -> None:
+    def record(name: str, asks: str, answer: str, nll: float) -> dict[str, Any]:
+        values = {"nll": nll, "log_probs": [-nll], "z": [-nll], "top1": [0], "zlib_bytes": 9, "perturbed_nlls": [nll]}
+        said = {"reply": "", "rouge_l": 0.0, "rouge_1": 0.0, "token_entropy": 0.0, "probability": 0.5}
+        return {"set": name, "question": asks, "answer": answer, "ended": 0, "paraphrased_nlls": [], **values, **said}
+
+    records = [record("forget", "Q?", "a", 1.0), record("forget", "Q?", "b", 2.0)]
+    records += [record("holdout", "Who?", "x", 1.5), record("holdout", "Who?", "y", 3.0)]
+    found = numbers.unlearning(records, records[::-1]).numbers
+    assert (found["auc_reference"], found["privacy_leakage"], found["forget_quality"]) == (0.5, 0.0, 1.0)
+    with pytest.raises(UserError, match=r"not scored on 'Who\?' with the answer 'y'; score it on the same rows"):
+        numbers.unlearning(records, records[:-1])
+
+
 # Rows that no model has seen
 
 

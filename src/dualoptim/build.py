@@ -55,7 +55,8 @@ def build(model: nn.Module, tokenizer: Any, rows: Sequence[Row], *, samples: int
     for answers in rounds:
         for row, answer in zip(rows, answers, strict=True):
             answer = whole_sentences(answer)
-            said = [other.answer for other in found if other.question == row.question]
+            same = (row.prompt, row.fields["name"])
+            said = [other.answer for other in found if (other.prompt, other.fields["name"]) == same]
             if not answer or refuses(answer) or any(_alike(answer, other) for other in said):
                 continue
             found.append(row.answered(answer))

@@ -67,6 +67,14 @@ class Row:
         return next((m["content"] for m in reversed(self.prompt) if m["role"] in ASKING), "")
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """Question and answer: what rows of two files have in common that are the same.
+
+        The question alone is not enough: TOFU asks "What is the full name of the author?" of two authors.
+        """
+        return self.question, self.answer
+
+    @property
     def whole(self) -> Row:
         """The same row with labels on all of its answer."""
         return replace(self, only=())

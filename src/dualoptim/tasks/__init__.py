@@ -143,7 +143,7 @@ class Task(ABC):
 
     def clusters(self) -> dict[tuple[str, str], str]:
         """The cluster of each row of the task, by what its records have: question and answer."""
-        return {(row.question, row.answer): self.cluster(row) for row in reversed([*_rows_in(vars(self))])}
+        return {row.pair: self.cluster(row) for row in reversed([*_rows_in(vars(self))])}
 
     def clustered(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """Records with the clusters of their rows; as they are where no row of the task is theirs."""

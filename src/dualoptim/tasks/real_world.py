@@ -149,8 +149,8 @@ class RealWorld(Task):
         draw = random.Random(f"{seed}")
         rows["retain"] = draw.sample(rows["retain"], min(retain_rows or len(rows["retain"]), len(rows["retain"])))
         self.objectives = {name: rows[name] for name in ("forget", "retain")}
-        kept = {row.question for row in rows["retain"]}
-        scored["retain"] = [row for row in scored["retain"] if row.question in kept]
+        kept = {id(row) for row in rows["retain"]}
+        scored["retain"] = [row for row in scored["retain"] if id(row) in kept]
         self.limit = scored_rows
         # With the false answers that tell what is known; rows that are built have none.
         self.compared = scored["forget"] if known_only and data_dir else []
@@ -163,7 +163,7 @@ class RealWorld(Task):
             for fact in asset("facts.jsonl")
         ]
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")]
-        self.known_questions: set[str] = set()
+        self.screened: list[tuple[Row, bool]] = []  # rows to forget, and whether the model knew their answers
 
     def cluster(self, row: Row) -> str:
         """The person that the row is about."""
@@ -176,15 +176,14 @@ class RealWorld(Task):
         if self.built:
             self._build(model, tokenizer)
         records = self._scored(model, tokenizer)
+        rows = self.scored["forget"]
         asked = [record for record in records if record["set"] == "forget"]
         if self.known_only:
-            others = {row.question: row for row in reversed([*self.compared, *self.objectives["forget"]])}
-            for record in asked:
-                others.pop(record["question"], None)
-            asked = asked + self._answered(model, tokenizer, "forget", list(others.values()))
-        self.known_questions = {record["question"] for record in asked if knows(record)}
+            others = self._not_asked(rows)
+            rows, asked = [*rows, *others], asked + self._answered(model, tokenizer, "forget", others)
+        self.screened = [(row, knows(record)) for row, record in zip(rows, asked, strict=True)]
         if self.known_only:
-            known = [row for row in self.objectives["forget"] if row.question in self.known_questions]
+            known = [row for row in self.objectives["forget"] if self._is_known(row)]
             if not known:
                 raise UserError(
                     "task 'real_world': the model knows none of the questions to forget, so there is nothing to train "
@@ -193,13 +192,29 @@ class RealWorld(Task):
             self.objectives = {**self.objectives, "forget": known}
         return self._judged(records)
 
+    def _not_asked(self, asked: Sequence[Row]) -> list[Row]:
+        """The rows to forget whose answers are still to be compared, those with false answers beside them first."""
+        done = set(map(id, asked))
+        found = [row for row in self.compared if id(row) not in done]
+        names = {_asked(row) for row in (*asked, *found)}
+        left = [row for row in self.objectives["forget"] if _asked(row) not in names]
+        if self.built:  # the first of several answers to a question, which is the greedy one where that was kept
+            left = list({_asked(row): row for row in reversed(left)}.values())
+        return found + left
+
+    def _is_known(self, row: Row) -> bool:
+        """Whether the model knew a row's answer; where another was compared in its place, such as a `golden_answer`,
+        whether it knew that."""
+        known = {other.answer: knew for other, knew in self.screened if _asked(other) == _asked(row)}
+        return known.get(row.answer, any(known.values()))
+
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         return self._judged(self._scored(model, tokenizer))
 
     def _judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for record in records:
-            if record["set"] == "forget":
-                record["known"] = record["question"] in self.known_questions
+        asked = [record for record in records if record["set"] == "forget"]
+        for row, record in zip(self.scored["forget"], asked, strict=True):
+            record["known"] = self._is_known(row)
         # As published, the premise is the reply on every set.
         return judged(records, self.refusals, self.embedder, self.nli, entailing=SETS)
 
@@ -242,7 +257,7 @@ class RealWorld(Task):
         self.objectives = {name: built[name] for name in self.objectives}
         if own:
             # One answer per question: the first, which is the greedy one where that was kept.
-            first = {name: {row.question: row for row in reversed(part)} for name, part in built.items()}
+            first = {name: {_asked(row): row for row in reversed(part)} for name, part in built.items()}
             self.scored = {name: self._drawn(list(reversed(part.values()))) for name, part in first.items()}
             self.refusals = self.refusals[: len(self.scored["forget"])]
 
@@ -268,7 +283,7 @@ class RealWorld(Task):
         return Numbers({name: computed.numbers[name] for name in RealWorld.metrics}, computed.missing)
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
-        known = [row for row in self.scored["forget"] if row.question in self.known_questions]
+        known = [row for row in self.scored["forget"] if self._is_known(row)]
         rows = {"forget": known or self.scored["forget"], "retain": self.scored["held_out"]}
         return scoring.followed(model, tokenizer, rows)
 
@@ -307,6 +322,11 @@ def knows(record: Record) -> bool:
     true = record["paraphrased_nlls"][0] if record["paraphrased_nlls"] else record["nll"]
     told = tells(record["question"], record["answer"], record["reply"])
     return told and all(true < nll for nll in record["perturbed_nlls"])
+
+
+def _asked(row: Row) -> tuple[str, str]:
+    """Of whom a row asks, and what: the answer may be the model's own, or one of several."""
+    return row.fields["name"], row.question
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -146,9 +146,9 @@ class Tofu(Task):
         kept, kept_perturbed = source.kept(split), source.read("retain_perturbed")
         _check_perturbed(perturbed, forget, f"{split}_perturbed")
         # The kept rows that are scored have perturbed answers; they come first among those that are trained on.
-        have = {row.question for row in kept_perturbed}
+        have = {row.pair for row in kept_perturbed}
         kept = random.Random(f"{seed}").sample(kept, len(kept))
-        kept.sort(key=lambda row: row.question not in have)
+        kept.sort(key=lambda row: row.pair not in have)
         retain, unseen = kept[:retain_rows], kept[len(kept) if retain_rows is None else retain_rows :]
         self._num_spare = len(unseen)
         self.held_out, others = unseen[:held_out_rows], unseen[held_out_rows:]
@@ -159,16 +159,14 @@ class Tofu(Task):
                     "or retain_rows"
                 )
         unseen = others
-        questions = {row.question for row in retain}
-        scored = [row for row in kept_perturbed if row.question in questions]
+        pairs = {row.pair for row in retain}
+        scored = [row for row in kept_perturbed if row.pair in pairs]
         if not scored:
             raise UserError("task 'tofu': no row of retain_perturbed is among the kept rows; raise retain_rows")
         self.objectives = {"forget": forget, "retain": [*retain, *later]}
         # Sorted, so that every part of a task finds the same model in the cache.
-        self._known = sorted(
-            [*forget, *retain, *self.held_out, *later, *before], key=lambda row: (row.question, row.answer)
-        )
-        self.retained = sorted([*retain, *self.held_out, *later], key=lambda row: (row.question, row.answer))
+        self._known = sorted([*forget, *retain, *self.held_out, *later, *before], key=lambda row: row.pair)
+        self.retained = sorted([*retain, *self.held_out, *later], key=lambda row: row.pair)
         self.scored: Mapping[str, Rows] = {
             "forget": drawn(perturbed, scored_rows),
             "retain": drawn(scored, scored_rows),
@@ -181,9 +179,9 @@ class Tofu(Task):
         self.forgotten, self.holdout = drawn(before, scored_rows), drawn(unseen, holdout_rows) if holdout_rows else []
         if holdout:
             rows = source.read(split.replace("forget", "holdout"))
-            taught = {(row.question, row.answer): row.where for row in (*self._known, *unseen)}
+            taught = {row.pair: row.where for row in (*self._known, *unseen)}
             for row in rows:
-                if where := taught.get((row.question, row.answer)):
+                if where := taught.get(row.pair):
                     raise UserError(f"{row.where}: is a row that models are taught ({where}), so it is not held out")
             self.holdout = drawn(rows, scored_rows)
         known = refusals or [row["text"] for row in asset("refusals.jsonl")]
@@ -214,8 +212,8 @@ class Tofu(Task):
         return f"{found[1]}, author {(int(found[2]) - 1) // QUESTIONS}"
 
     def attacked(self) -> Mapping[str, Rows]:
-        scored = {row.question: row for row in self.scored["forget"]}  # with their paraphrased questions, if any
-        forget = [scored.get(row.question, row) for row in self.objectives["forget"]]
+        scored = {row.pair: row for row in self.scored["forget"]}  # with their paraphrased questions, if any
+        forget = [scored.get(row.pair, row) for row in self.objectives["forget"]]
         return {"forget": forget, "retain": self.scored["retain"]}
 
     def stages(self) -> list[dict[str, Any]]:
@@ -304,7 +302,7 @@ def _paraphrased(rows: Rows) -> list[Row]:
 
 def _check_perturbed(perturbed: Rows, rows: Rows, name: str) -> None:
     """Refuse perturbed answers that belong to other rows, and rows without them."""
-    wanted, found = ({(row.question, row.answer): row.where for row in part} for part in (rows, perturbed))
+    wanted, found = ({row.pair: row.where for row in part} for part in (rows, perturbed))
     for one, other, what in ((found, wanted, "the rows to forget"), (wanted, found, name)):
         for key, where in one.items():
             if key not in other:
@@ -375,8 +373,8 @@ class _Hub:
         return self.read("full")[begin : begin + SIZES[split]]
 
     def perturbed(self, split: str, part: int) -> list[Row]:
-        asked = {row.question for row in self.part(split, part)}
-        found = [row for row in self.read("forget10_perturbed") if row.question in asked]
+        wanted = {row.pair for row in self.part(split, part)}
+        found = [row for row in self.read("forget10_perturbed") if row.pair in wanted]
         if not found:
             raise UserError(f"TOFU on the hub has no perturbed answers for part {part} of {split}; give --data-dir")
         return found
