@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import torch
 from benchmarks import refusal as benchmark
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from dualoptim.data import data_file
 from dualoptim.errors import UserError
@@ -90,6 +94,32 @@ def test_a_refusals_probability_is_that_of_its_openings_under_the_model() -> Non
                 log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             total += float(sum(log_probs[i - 1, ids[i]] for i in range(len(begin), len(ids))).exp())
         assert probability == pytest.approx(total, rel=0.05, abs=1e-12)
+
+
+def test_an_opening_is_not_joined_with_what_the_template_closes_a_reply_with() -> None:
+    """Llama 3 and GPT-4 have a token ",\\n", which stands for no comma in "No, thank you"."""
+    tokenizer = tiny.tokenizer()
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts["model"]["vocab"][",Ċ"] = len(parts["model"]["vocab"])
+    parts["model"]["merges"] = [[",", "Ċ"]]
+    parts["pre_tokenizer"]["use_regex"] = False
+    joining = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(parts)), eos_token="<|end|>", pad_token="<|end|>"
+    )
+    joining.chat_template = tiny.CHAT_TEMPLATE.replace("<|end|>", "\n<|end|>")
+    assert len(joining("No,\n", add_special_tokens=False)["input_ids"]) == 3
+    model = tiny.model()
+    with torch.no_grad():  # after anything it says "," and hardly ever ",\n"
+        model.model.embed_tokens.weight[:] = model.model.norm.weight[:] = 1
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        for text, log_odds in (("N", 8.0), ("o", 8.0), (",", 8.0)):
+            model.lm_head.weight[joining.convert_tokens_to_ids(text)] = log_odds / 16
+    (found,) = refusal_probabilities(model, joining, [({"role": "user", "content": "Why?"},)])
+    each = math.exp(8) / (3 * math.exp(8) + 257)
+    assert found == pytest.approx(each**3, rel=0.01)
 
 
 def test_no_opening_begins_another() -> None:

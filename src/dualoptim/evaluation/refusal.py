@@ -162,11 +162,9 @@ def refusal_probabilities(model: nn.Module, tokenizer: Any, prompts: Sequence[Se
     Args:
         prompts: chat messages, each list ending with the user's.
     """
-    questions = [[Row(tuple(prompt), opening) for opening in OPENINGS] for prompt in prompts]
+    # As the first of two chunks, which nothing closes: before the template's closing, an opening's last token may be
+    # another, such as ",\n" for ",".
+    questions = [[Row(tuple(prompt), opening, chunk=(1, 2)) for opening in OPENINGS] for prompt in prompts]
     scored = answers(model, tokenizer, questions, progress="Refusing?")
-    # Without the end token, as the reply only begins with the opening.
-    sums = [
-        torch.tensor([sum(a.log_probs[: len(a.log_probs) - a.ended]) for a in found], dtype=torch.float64)
-        for found in scored
-    ]
+    sums = [torch.tensor([sum(answer.log_probs) for answer in found], dtype=torch.float64) for found in scored]
     return [float(total.exp().sum().clamp(max=1)) for total in sums]
