@@ -54,6 +54,18 @@ def test_what_fell_apart_is_named() -> None:
     assert collapse([], [], (None, None), [{"loss/forget": 1.0}, {"loss/forget": 40.0}], ["retain"]) == []
 
 
+def test_a_fifth_more_of_broken_replies_is_reported_whatever_their_number() -> None:
+    def said(old: int, new: int, count: int) -> list[str]:
+        before, after = (replies(*["no " * 20] * some, *[GOOD] * (count - some)) for some in (old, new))
+        return collapse(before, after, (None, None), [], [])
+
+    for count in range(5, 41, 5):
+        for old in range(count - count // 5 + 1):
+            new = old + count // 5
+            assert said(old, new, count) == [f"{new} of {count} replies repeat themselves, {old} did before"]
+            assert not said(old, new - 1, count)
+
+
 def test_a_model_that_repeated_itself_before_did_not_fall_apart() -> None:
     same = replies(*["no " * 20] * 10)
     assert collapse(same, same, (None, None), [], []) == []

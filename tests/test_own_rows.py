@@ -1149,6 +1149,35 @@ def test_the_verdict_tells_hidden_from_gone_and_what_was_lost() -> None:
     assert "perplexity rose from 60.0 to 70.0" in said(perplexity=70.0)
 
 
+def test_what_a_limit_just_allows_is_kept_whatever_the_number_of_rows() -> None:
+    """In floats, 16 of 40 are more than 14 of 40 and 5 points, and 17 of 29 are less than 85 % of 20."""
+
+    def lost(before: float, after: float, key: str) -> bool:
+        return "too much was lost" in said(was={key: before}, **{key: after})
+
+    for count in range(20, 201, 20):
+        for old in range(count - count // 20):
+            new = old + count // 20
+            assert not lost(old / count, new / count, "harmless_refused"), (old, new, count)
+            assert lost(old / count, (new + 1) / count, "harmless_refused"), (old, new, count)
+    for count in range(20, 120):
+        for key, hundredths in (("near", 85), ("far", 95)):
+            for old in range(20, count + 1, 20):
+                new = old * hundredths // 100
+                assert not lost(old / count, new / count, key), (old, new, count)
+                assert lost(old / count, (new - 1) / count, key), (old, new, count)
+    assert not lost(60.0, 63.0, "perplexity")
+    assert "gone" in said(was={"p": 0.7}, p=0.14)
+
+
+def test_a_point_exactly_at_the_goal_or_the_floor_is_at_it() -> None:
+    left, start = 0.1 + 0.2, 9 / 40
+    kept = 0.95 * 9 / 40
+    assert left > 0.3
+    assert kept / start < 0.95
+    assert looked(0.3, 0.95, (left, kept), (left, kept), start=start)[2] == [False, True]
+
+
 def test_the_verdict_tells_what_is_still_answered_as_given() -> None:
     assert said(told=0.0, given=1.0, p=0.5).startswith(
         "Forgotten on all 10 rewordings, but it still answers 4 of 4 rows as given; the answer itself is still there"

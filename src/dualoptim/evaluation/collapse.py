@@ -8,6 +8,7 @@ from typing import Any
 
 import regex
 
+from .digits import at_least
 from .words import ALONE, words
 
 LONG = 12  # fewest words of a reply that can count as repeating itself
@@ -59,7 +60,7 @@ def collapse(
     was, now = ([r["reply"] for r in records if "reply" in r] for records in (before, after))
     for what, tells in (("repeat themselves", repeats), ("say nothing", lambda reply: not words(reply))):
         old, new = sum(map(tells, was)), sum(map(tells, now))
-        if now and new / len(now) >= MANY + old / max(len(was), 1):
+        if now and at_least(new / len(now), MANY + old / max(len(was), 1)):
             found.append(f"{new} of {len(now)} replies {what}, {old} did before")
     first, last = perplexity
     if first and last is not None and not last < TIMES * first:

@@ -1,9 +1,28 @@
-"""Numbers as they are shown."""
+"""Numbers as they are shown, and as they are compared with a limit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from decimal import Decimal
+
+
+def below(value: float, limit: float) -> bool:
+    """Whether a number is less than a limit by more than what computing the two has rounded; False for NaN.
+
+    >>> 16 / 40 > 14 / 40 + 0.05, below(14 / 40 + 0.05, 16 / 40), below(14 / 40 + 0.05, 17 / 40)
+    (True, False, True)
+    """
+    return value < limit and not _same(value, limit)
+
+
+def at_least(value: float, limit: float) -> bool:
+    """Whether a number is a limit or more, or less by what computing the two has rounded; False for NaN."""
+    return value >= limit or _same(value, limit)
+
+
+def _same(value: float, limit: float) -> bool:
+    return math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def text(value: float, spec: str) -> str:

@@ -89,7 +89,7 @@ class Best(TrainerCallback, ExportableState):
         return left is not None and self._is_little(left)
 
     def _is_little(self, left: float) -> bool:
-        return self.until is not None and left <= self.until
+        return self.until is not None and digits.at_least(self.until, left)
 
     def share(self, point: Mapping[str, float | None]) -> float | None:
         """The share of its value at the start that a point keeps: the lowest among all that is to be kept.
@@ -105,7 +105,7 @@ class Best(TrainerCallback, ExportableState):
         return share is None or self._is_enough(share)
 
     def _is_enough(self, share: float) -> bool:
-        return share >= self.floor - 1e-9
+        return digits.at_least(share, self.floor)
 
     def look(self, step: int, point: Mapping[str, float | None], control: Any) -> None:
         """Take a measured point into account."""
@@ -117,7 +117,7 @@ class Best(TrainerCallback, ExportableState):
         # What is kept still recovers as the learning rate falls. So a run ends early only where nearly all is kept and
         # a second check agrees: the checking questions are few, and simpler than what people ask.
         share = self.share(point)
-        well = self.reached(point) and (share is None or share >= max(self.floor, WELL))
+        well = self.reached(point) and (share is None or digits.at_least(share, max(self.floor, WELL)))
         self.settled = self.settled + 1 if well else 0
         if self.settled == LOOKS:
             self.reason = f"the goal was reached at step {step}"
@@ -134,7 +134,8 @@ class Best(TrainerCallback, ExportableState):
     def _rank(self, step: int, point: Mapping[str, float | None]) -> tuple[Any, ...]:
         if (left := point.get("forget")) is None:
             return (self.kept(point), step)
-        return self.kept(point), -max(left, self.until or 0.0), self.at_goal >= LOOKS, self.share(point) or 0.0
+        more = 0.0 if self._is_little(left) else left
+        return self.kept(point), -more, self.at_goal >= LOOKS, self.share(point) or 0.0
 
     @torch.no_grad()
     def restore(self) -> str:
