@@ -30,7 +30,7 @@ SAID = (
     "?", "x\u0301", "straße12", "12/13", "13",
     "A", "a", "I", "Will", "The Who", "our", "I'm", "Ana's", "l'eau", "twenty-five", "25", "one",
     "one hundred and five", "105", "-5", "5", "10 g", "10g", "1.80m", "1.80 m", "0.50", "0.5", "4-2-7-1", "4271",
-    "03/05/1990", "5 March 1990",
+    "03/05/1990", "5 March 1990", "$5", "5 €", "5 euros", "5%", "A+", "A-", "C++", "C#", "n > 5", "n<5",
 )  # fmt: skip
 ASKS = (
     "Where", "does", "Ana", "Bo", "live", "work", "in", "Lima", "the", "house",

@@ -301,6 +301,55 @@ def test_what_is_accepted_may_have_its_numbers_and_dates_in_another_way(accepted
 
 
 @pytest.mark.parametrize(
+    ("answer", "reply", "given", "with_accepted"),
+    [
+        ("£5", "$5", False, False),
+        ("£5", "£5", True, True),
+        ("$5", "5 US dollars", True, True),
+        ("$5", "It costs 5.", True, False),  # as without "dollars"
+        ("5 €", "5 $", False, False),
+        ("5 €", "€5", True, True),
+        ("5 €", "five euros", True, True),
+        ("5 €", "5,00 €", True, True),
+        ("1.5 million €", "EUR 1,500,000", True, True),
+        ("5%", "5 euros", False, False),
+        ("5%", "5 percent", True, True),
+        ("5%", "5 per cent, or 5 euros", True, True),
+        ("5%", "\uff15\uff05", True, True),
+        ("0-", "0+", False, False),
+        ("0-", "0\u2212", True, True),
+        ("0-", "0 negative", True, True),
+        ("n > 5", "n < 5", False, False),
+        ("n > 5", "n>5", True, True),
+        ("n > 5", "n is more than 5", True, True),
+        ("n ≥ 5", "n >= 5", True, True),
+        ("A+", "A-", False, False),
+        ("A+", "A", False, False),
+        ("A+", "**A+**", True, True),
+        ("A+", "Not A-, but A+.", True, True),
+        ("B-", "B+", False, False),
+        ("AB-", "AB\u2013", True, True),
+        ("C++", "C#", False, False),
+        ("C++", "C++11", False, False),
+        ("C#", "`C#`", True, True),
+        ("pre- and post-war", "the pre-war and post-war years", True, False),
+        ("12 °C", "12 °C", True, True),
+        ("12 °C", "12 %", False, False),
+        ("5", "5 %", True, True),
+    ],
+)
+def test_the_signs_beside_an_answers_words_must_be_the_replys(
+    answer: str, reply: str, given: bool, with_accepted: bool
+) -> None:
+    for row, right in (
+        (question("What do you know?", answer), given),
+        (question("What do you know?", f"So: {answer}", accepted=[answer]), with_accepted),
+    ):
+        assert gives(row, reply) is right
+        assert bool(list(Answers([row]).given_in(reply))) is right
+
+
+@pytest.mark.parametrize(
     ("asked", "answer", "reply", "given"),
     [
         *(

@@ -26,6 +26,7 @@ from ..evaluation.numbers_written import (
     written,
 )
 from ..evaluation.words import ALONE, BLANKLESS, folded, pieces, places, stands_in, whole_words
+from . import signs
 from .function_words import BLANKLESS as CARRY_NOTHING
 from .reword import all_words, common_names, content_words, names
 
@@ -84,6 +85,8 @@ def told(new: New, reply: Said) -> bool:
         return stands_in(reply.reply, new.answer)
     said = reply.numbered
     told = _told_words(new.words, reply)
+    for word in signs.others(new.answer, reply.reply):
+        told -= all_words(word) | {word.upper()}  # common words that are names are in capital letters
     told_dates = {day for day in new.dates if _told_date(day, said)}
     share = len(told) + len(told_dates) + sum(part in said for part in new.parts)
     half = KNOWN * (len(new.words) + len(new.dates) + len(new.parts))
@@ -141,7 +144,7 @@ def contains(part: str, reply: Said) -> bool:
     numbers or dates alone in any way that `tells` knows. A single common word must be a name: "A", "Will"."""
     alone = _alone(part)
     if alone.name:
-        return alone.name <= reply.words
+        return alone.name <= reply.words and not signs.others(part, reply.reply, whole=True)
     if stands_in(reply.numbered, alone.numbered):
         return True
     other = alone.in_words or any(f"minus{word}" in reply.words for word in alone.words)
@@ -151,6 +154,7 @@ def contains(part: str, reply: Said) -> bool:
     return bool(alone.words or alone.dates) and (
         alone.words <= _told_words(alone.words, reply)
         and all(any(same_date(day, other) for other in given) for day in alone.dates)
+        and not signs.others(part, reply.reply, whole=True)
     )
 
 
