@@ -224,10 +224,51 @@ def test_multitasks_average_is_over_the_objectives_there_are() -> None:
         ("That is 16-3", 3.0),
         ("none", None),
         ("7 #### ", None),
+        ("#### 1,234", 1234.0),
+        ("#### .50", 0.5),
+        ("It costs $.50.", 0.5),
+        ("#### -.5", -0.5),
+        ("So... .5", 0.5),
+        ("so...5", 5.0),
+        ("#### 5 000 apples", 5000.0),
+        ("#### 5\u202f000\u202f000,", 5_000_000.0),
+        ("#### 5{,}000", 5000.0),
+        ("#### 5,\\!000.25", 5000.25),
+        ("1'000", 1000.0),
+        ("1\u2019000", 1000.0),
+        ("#### 1e3", 1000.0),
+        ("#### 1.5E-2", 0.015),
+        ("#### 3eggs", 3.0),
+        ("5 or 6,7", 7.0),
+        ("It is 5 0000", 0.0),
+        ("12345 678", 678.0),
+        ("1,234.", 1234.0),
     ],
 )
 def test_the_final_number_is_read_as_gsm8k_writes_it(text: str, number: float | None) -> None:
     assert final_number(text) == number
+
+
+def test_a_short_answer_leaves_room_to_reckon_and_the_curve_has_as_much(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies to "#### 7" were cut off after eight tokens, before the number."""
+    limits: list[int] = []
+
+    def replies(model: Any, tokenizer: Any, asks: Any, *, max_new_tokens: int, **more: Any) -> list[str]:
+        limits.append(max_new_tokens)
+        return ["#### 7"] * len(asks)
+
+    monkeypatch.setattr(scoring, "replies", replies)
+    monkeypatch.setattr("dualoptim.tasks.multitask.FOLLOWED", 1)
+    tests = [{"question": f"{i} and 1?", "answer": f"{'a' * 20 * i}#### {i + 1}"} for i in range(4)]
+    families.write(place / "data", gsm8k_test=tests)
+    for of, most in ((["arithmetic"], None), (["instructions"], 24)):
+        task, model, tokenizer = Multitask("data", of=of), tiny.model(), tiny.tokenizer()
+        task.score(model, tokenizer)
+        task.follow(model, tokenizer)
+        assert limits == [most or scoring.reply_limit(tokenizer, task.asked[of[0]])] * 2
+        limits.clear()
 
 
 def record(**changed: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Multitask(Task):
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         records = []
         for name, rows in self.asked.items():
-            records += _scored(model, tokenizer, name, rows, f"Asking, {name}")
+            records += _scored(model, tokenizer, name, rows, _limit(tokenizer, name, rows), f"Asking, {name}")
             records += scoring.text_records(model, tokenizer, self.read[name], f"{name}_answers")
         return records + scoring.text_records(model, tokenizer, self.passages, "passages")
 
@@ -125,17 +125,24 @@ class Multitask(Task):
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         return {
-            name: fmean(r["score"] for r in _scored(model, tokenizer, name, rows[:FOLLOWED], None))
+            name: fmean(
+                r["score"]
+                for r in _scored(model, tokenizer, name, rows[:FOLLOWED], _limit(tokenizer, name, rows), None)
+            )
             for name, rows in self.asked.items()
         }
 
 
+def _limit(tokenizer: Any, name: str, rows: Sequence[Row]) -> int:
+    """The most tokens of replies to an objective's rows."""
+    fixed = {"safety": REPLY_TOKENS, "facts": FACT_TOKENS}  # of safety, some rows have no answer
+    return fixed[name] if name in fixed else scoring.reply_limit(tokenizer, rows)
+
+
 def _scored(
-    model: nn.Module, tokenizer: Any, name: str, rows: Sequence[Row], progress: str | None
+    model: nn.Module, tokenizer: Any, name: str, rows: Sequence[Row], limit: int, progress: str | None
 ) -> list[dict[str, Any]]:
     """The model's replies to rows of one objective, each with a score from 0 to 1."""
-    longest = max(len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"])
-    limit = {"safety": REPLY_TOKENS, "facts": FACT_TOKENS}.get(name, longest * 5 // 4)
     given = scoring.replies(model, tokenizer, [row.prompt for row in rows], max_new_tokens=limit, progress=progress)
     return [
         {"set": name, "question": row.question, "answer": row.answer, "reply": reply, "score": score(name, reply, row)}
@@ -154,15 +161,31 @@ def score(objective: str, reply: str, row: Row) -> float:
     return float(metrics.contains_answer(reply, row.fields["accepted"]))
 
 
+_NUMBER = re.compile(
+    r"""
+    (?:(?<!\d)-)?  # the minus of 20-7 is no sign
+    (?:
+      (?:[1-9]\d{0,2}(?P<by>,\\!|,|\{,\}|\\,|['\u2019\ \u00a0\u2009\u202f])\d{3}(?:(?P=by)\d{3})*(?!\d|(?P=by)\d)|\d+)
+      (?:\.\d+)?
+      | (?<![\w.])\.\d+
+    )
+    (?:[eE][+-]?\d+(?!\w))?
+    """,
+    re.VERBOSE,
+)
+
+
 def final_number(text: str) -> float | None:
     """The first number after the last "####"; without "####", the last number; None where there is none.
+
+    Thousands may be apart by a comma (in LaTeX also {,}), an apostrophe or a space.
 
     >>> final_number("3 + 4 = 7. #### 1,007 in 2 days"), final_number("20 - 7.50 is $12.50."), final_number("Seven.")
     (1007.0, 12.5, None)
     """
     _, marked, rest = text.rpartition("####")
-    found = re.findall(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?", rest.replace("\u2212", "-"))  # the minus of 20-7 is no sign
-    return float(found[0 if marked else -1].replace(",", "")) if found else None
+    found = [match[0] for match in _NUMBER.finditer(rest.replace("\u2212", "-"))]
+    return float(re.sub(r"[^\d.eE+-]", "", found[0 if marked else -1])) if found else None
 
 
 class _Sets(NamedTuple):
