@@ -341,9 +341,10 @@ def test_a_record_is_compared_with_the_same_answer_of_a_retrained_model() -> Non
 
     records = [record("forget", "Q?", "a", 1.0), record("forget", "Q?", "b", 2.0)]
     records += [record("holdout", "Who?", "x", 1.5), record("holdout", "Who?", "y", 3.0)]
-    found = numbers.unlearning(records, records[::-1]).numbers
+    others = [{"set": "notes", "missing": {}}, *records[::-1]]
+    found = numbers.unlearning(records, others).numbers
     assert (found["auc_reference"], found["privacy_leakage"], found["forget_quality"]) == (0.5, 0.0, 1.0)
-    with pytest.raises(UserError, match=r"not scored on 'Who\?' with the answer 'y'; score it on the same rows"):
+    with pytest.raises(UserError, match=r"not scored on 'Who\?' with the same answer; score it on the same rows"):
         numbers.unlearning(records, records[:-1])
 
 

@@ -362,7 +362,8 @@ def lacks(records: Sequence[Record], key: str, notes: Mapping[str, str]) -> str 
 def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[Record] | None, put: Put) -> None:
     """Numbers that compare with rows that were never seen, or with a model that never saw the rows to forget."""
     forget, holdout = sets.get("forget", []), sets.get("holdout", [])
-    gold = {(r["set"], r["question"], r["answer"]): r for r in retrained or ()}
+    compared = (r for r in retrained or () if r["set"] in ("forget", "holdout"))
+    gold = {(r["set"], r["question"], r["answer"]): r for r in compared}
     no_model = None if retrained else "no model retrained without the forget set was given (retrained)"
     unseen = None if holdout else "no rows that the model never saw were given (task_args.holdout or holdout_rows)"
 
@@ -370,7 +371,7 @@ def _beside_retrained(sets: Mapping[str, Sequence[Record]], retrained: Sequence[
         found = []
         for r in records:
             if (same := gold.get((r["set"], r["question"], r["answer"]))) is None:
-                asked = f"{r['question']!r} with the answer {r['answer']!r}"
+                asked = f"{r['question']!r} with the same answer"
                 raise UserError(f"the retrained model was not scored on {asked}; score it on the same rows")
             found.append(same)
         return found
