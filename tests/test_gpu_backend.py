@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dualoptim import DualOptimPlus
 from dualoptim.optim import state
 from dualoptim.optim.backends import Item, plain
+from dualoptim.optim.parts import Lines
 from dualoptim.optim.rule import Coefficients, Moments, coefficients
 
 ROOT = Path(__file__).parents[1]
 # Partial blocks and programs, whole ones, rows of several blocks, and none at all.
 SHAPES = ((10, 500), (4, 256), (7,), (0, 5), (16, 16), (3, 683), (2, 768))
-CHECKS = ("kinds", "stochastic_rounding", "proceed", "finite", "optimizer", "waiting", "unaligned")
+CHECKS = ("kinds", "stochastic_rounding", "parts", "proceed", "finite", "optimizer", "waiting", "unaligned")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -148,6 +149,39 @@ def check_stochastic_rounding() -> None:
     gpu.step(mine, rows, torch.full_like(seeds, -1))
     plain.step(yours, rows, torch.full_like(seeds, -1))
     assert all(torch.equal(one.param, other.param) for one, other in zip(mine, yours, strict=True))
+
+
+def check_parts() -> None:
+    """Ranks' parts are rounded as their elements of the whole are."""
+    from dualoptim.optim.backends import gpu
+
+    of_parts(gpu.step)
+
+
+def of_parts(step) -> None:
+    """Steps columns of a parameter in one piece and by a rank's part; the arithmetic before the rounding is exact."""
+    [whole] = items(torch.bfloat16, torch.bfloat16, 32, 0, shapes=((6, 600),))
+    for tensor in (whole.grad, *whole.delta):
+        tensor.zero_()
+    rows = rows_of(1, quantised=False, base=False, lr=2.0**-15, weight_decay=5.0)
+    pieces = tuple(Lines(600 * row + at, n, n, 1) for row in range(3) for at, n in ((0, 33), (293, 100)))
+    for columns, lines in (
+        (slice(0, 300), (Lines(0, 300, 600, 3),)),
+        (slice(300, 600), (Lines(0, 300, 600, 3),)),
+        (slice(599, 600), (Lines(0, 1, 600, 3),)),
+        ([*range(7, 40), *range(300, 400)], pieces),
+    ):
+        held = torch.arange(3600, device="cpu").view(6, 600)[2:5, columns].flatten()
+
+        def part(tensor: Tensor, columns=columns) -> Tensor:
+            return tensor[2:5, columns].contiguous()
+
+        mine = Item(part(whole.param), part(whole.grad), Moments(*map(part, whole.delta)), None, lines)
+        expected = copied(whole)
+        seed = 2**32 - 2000
+        plain.step([expected], rows, torch.tensor([seed]))
+        step([mine], rows, torch.tensor([(seed + int(held[0])) % 2**32]))
+        assert torch.equal(mine.param, part(expected.param))
 
 
 def check_proceed() -> None:

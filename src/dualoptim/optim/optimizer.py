@@ -21,7 +21,8 @@ from .backends.plain import hashed
 from .backends.tables import on_device
 from .loading import Loaded, prepared
 from .memory import Candidate, Entry, Keys, entries, keys_of, overlapping
-from .ranks import Verdict, agreed, all_probed, several
+from .parts import WHOLE, is_copied, place_of
+from .ranks import Verdict, agreed, all_probed, members, several
 from .rule import Moments, coefficients
 from .state import (
     BASE,
@@ -30,9 +31,9 @@ from .state import (
     DELTA_STEP,
     STEP,
     bits_of,
+    bits_unless_split,
     code_of,
     counter,
-    first_element,
     has_values,
     kept,
     local,
@@ -90,8 +91,8 @@ class DualOptimPlus(Optimizer):
             to retain.
         base_bits: bits in which the base's moments are kept: 32, or 8 with one fp32 scale for 256 elements of a row.
             They stay in 32 bits for parameters of one dimension, in fp64, or sharded along a dimension other than the
-            first. Parameters of one dimension, unless they are sharded, may have 8 in a group with ``flat=True``, which
-            is for matrices that DeepSpeed's ZeRO flattens.
+            first, of which a warning tells. Parameters of one dimension, unless they are sharded, may have 8 in a group
+            with ``flat=True``, which is for matrices that DeepSpeed's ZeRO flattens.
         delta_bits: the same for the deltas' moments.
         max_update: bound on \|m / (√v + ε)\|, the update before the learning rate. Default 1.0: the two terms of v may
             cancel, and without a bound, updates of thousands of learning rates were measured. None is the published
@@ -327,7 +328,9 @@ class DualOptimPlus(Optimizer):
         """Whether every rank takes the step, too. None: this one refuses it."""
         if not several(self.process_group) or (ready and not any(each.real for each in ready)):
             return bool(finite) if finite is None else finite
-        seed = self.seed if any(map(_rounded_as_its_copies, ready)) else None
+        at_random = [each.param for each in ready if _rounded_at_random(each)]
+        ranks = members(self.process_group) if at_random else ()
+        seed = self.seed if any(is_copied(param, ranks) for param in at_random) else None
         answer, self._verdict = agreed(finite, self._device(), self.process_group, objective, seed)
         return answer
 
@@ -382,13 +385,14 @@ class DualOptimPlus(Optimizer):
         """Whether this is a first step on zeros, by which torch.distributed.checkpoint or DeepSpeed makes the state.
 
         Args:
-            by_rate: only if it is at a learning rate of 0 as well, which torch.distributed.checkpoint sets.
+            by_rate: only if it is at a learning rate of 0 as well, which torch.distributed.checkpoint sets, also for
+                gradients without values.
         """
         begun = any(STEP in own for own in self.state.values())  # other entries may be others'
         if begun or (by_rate and any(float(group["lr"]) for group in self.param_groups)):
             return False
         grads = list(self._local_gradients())
-        return bool(grads) and not any(has_values(grad) and grad.any() for grad in grads)
+        return bool(grads) and not any(grad.any() if has_values(grad) else not by_rate for grad in grads)
 
     def _make_states(self) -> None:
         for param, group in self._parameters():
@@ -400,8 +404,7 @@ class DualOptimPlus(Optimizer):
 
         torch.distributed.checkpoint sets the learning rate to 0, and may be called on one rank alone.
         """
-        real = any(has_values(grad) for grad in self._local_gradients())
-        return real and several(self.process_group) and any(float(group["lr"]) for group in self.param_groups)
+        return several(self.process_group) and any(float(group["lr"]) for group in self.param_groups)
 
     def _local_gradients(self) -> Iterator[Tensor]:
         for param, _ in self._parameters():
@@ -473,7 +476,7 @@ class DualOptimPlus(Optimizer):
         count = of(DELTA_STEP, objective)
         like = counter(ready[0].param)
         for own in states:
-            for name in (STEP, count):
+            for name in (STEP, count) if real else ():
                 value = own[name]
                 if type(value) is not type(like) or value.dtype is not like.dtype or value.device != like.device:
                     own[name] = like.clone().copy_(torch.as_tensor(value, device="cpu"))  # moved or cast by others
@@ -487,11 +490,10 @@ class DualOptimPlus(Optimizer):
             moments = each.moments
             if len(moments) < (2 if each.group["base_betas"] is None else 4):  # made just now
                 moments = [local(kept(own, key.moment)) for key in _keys(objective, each.group)]
-            items.append(
-                Item(each.theta, each.grad, Moments(*moments[:2]), Moments(*moments[2:]) if moments[2:] else None)
-            )
-            by_chance = each.param.dtype is torch.bfloat16 and each.group["stochastic_rounding"]
-            offsets.append(first_element(each.param) if by_chance else -1)
+            base = Moments(*moments[2:]) if moments[2:] else None
+            place = place_of(each.param) if _rounded_at_random(each) else WHOLE
+            items.append(Item(each.theta, each.grad, Moments(*moments[:2]), base, place.lines))
+            offsets.append(place.first if _rounded_at_random(each) else -1)
         quantised = tuple(
             isinstance(item.delta[0], dict) or isinstance(item.base and item.base[0], dict) for item in items
         )
@@ -546,8 +548,21 @@ class DualOptimPlus(Optimizer):
                 first, second = DELTA if kind in DELTA else BASE
                 other = (second if kind == first else first) + slash + objective  # the pair's other; same bits
                 bits = 32 if other in own else 8 if f"{CODES}/{other}" in own else bits_of(param, group, name)
+                if bits > bits_unless_split(param, group, name) and other not in own:
+                    self._warn_of_32_bits()
                 state.keep(own, name, state.zeros(param, bits, code_of(name, with_base=with_base)))
         return own
+
+    _warned_of_32_bits = False
+
+    def _warn_of_32_bits(self) -> None:
+        if not self._warned_of_32_bits:
+            self._warned_of_32_bits = True
+            warnings.warn(
+                "moments of parameters whose rows are split among ranks, as by Shard(1), are kept in 32 bits in place "
+                "of 8; shard along dimension 0 to keep them in 8",
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the counts of skipped steps in each group. The groups' mappings are copies."""
@@ -686,11 +701,8 @@ def _unscaled(ready: Sequence[Entry], scale: Tensor) -> list[Entry]:
     return divided
 
 
-def _rounded_as_its_copies(each: Entry) -> bool:
-    """Whether a parameter is rounded at random, and other ranks may hold copies of it: it is not split over all."""
-    by_chance = each.param.dtype is torch.bfloat16 and each.group["stochastic_rounding"]
-    placements = getattr(each.param, "placements", None)
-    return by_chance and not (placements and all(place.is_shard() for place in placements))
+def _rounded_at_random(each: Entry) -> bool:
+    return each.param.dtype is torch.bfloat16 and bool(each.group["stochastic_rounding"])
 
 
 def _keys(objective: str, group: Mapping[str, Any]) -> tuple[Keys, ...]:

@@ -54,6 +54,11 @@ def several(group: Any) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
+def members(group: Any) -> tuple[int, ...]:
+    """The ranks that step together."""
+    return tuple(dist.get_process_group_ranks(group))
+
+
 def agreed(
     finite: bool | Tensor | None, device: torch.device, group: Any, objective: str | None, seed: int | None
 ) -> tuple[bool | Tensor, Verdict | None]:

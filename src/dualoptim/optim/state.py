@@ -22,7 +22,6 @@ divided by its root. Of the powers 1, 2 and 4 and the published dynamic map, thi
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -30,6 +29,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .parts import split_dimensions
 
 BLOCK = 256
 SMALLEST = torch.finfo(torch.float32).tiny  # a smaller scale's inverse may overflow, so its block gets zeros
@@ -163,14 +164,20 @@ def stored_bits(stored: Stored) -> int:
 
 def bits_of(param: Tensor, group: Mapping[str, Any], key: str) -> int:
     """In how many bits a parameter's moment is to be kept."""
+    return 32 if rows_are_split(param) else bits_unless_split(param, group, key)
+
+
+def bits_unless_split(param: Tensor, group: Mapping[str, Any], key: str) -> int:
+    """The same, if no row of the parameter were split among ranks."""
     small = (param.ndim < 2 and not group["flat"]) or param.numel() < group["min_8bit_size"]
-    # Whole rows, as a rank's scales are a part of the whole's then; one dimension is one row, which ranks would share.
-    by_rows = all(
-        place.is_replicate() or (place.is_shard(0) and param.ndim > 1) for place in getattr(param, "placements", ())
-    )
-    if small or not by_rows or param.dtype == torch.float64:
+    if small or param.dtype == torch.float64:
         return 32
     return int(group["base_bits" if key in BASE else "delta_bits"])
+
+
+def rows_are_split(param: Tensor) -> bool:
+    """Whether ranks share a row, and so its blocks: else a rank's scales are a part of the whole's."""
+    return bool(split_dimensions(param) - ({0} if param.ndim > 1 else set()))
 
 
 def nbytes(param: Tensor, bits: int) -> int:
@@ -190,20 +197,6 @@ def local(tensor: Any) -> Any:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor holds numbers: not on the meta device, nor if it is a fake tensor."""
     return tensor.device.type != "meta" and not isinstance(tensor, torch._subclasses.FakeTensor)
-
-
-def first_element(param: Any) -> int:
-    """The index, in the whole parameter, of the first element of its part on this rank."""
-    if not hasattr(param, "to_local"):
-        return 0
-    return _first_row(param.shape, param.device_mesh, param.placements) * math.prod(param.shape[1:])
-
-
-@functools.lru_cache(maxsize=10_000)
-def _first_row(shape: torch.Size, mesh: Any, placements: Any) -> int:
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return int(compute_local_shape_and_global_offset(shape, mesh, placements)[1][0]) if shape else 0
 
 
 def dequantise(codes: Tensor, scales: Tensor, map: Code) -> Tensor:

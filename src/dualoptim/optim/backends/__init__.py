@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..parts import Lines
 from ..rule import Moments
+from ..state import rows_of
 
 NAMES = ("plain", "compiled", "gpu")
 FASTEST = {"cpu": "compiled", "cuda": "gpu"}
@@ -31,6 +33,19 @@ class Item(NamedTuple):
     grad: Tensor
     delta: Moments  # of `state.Stored`
     base: Moments | None
+    lines: tuple[Lines, ...] = ()  # of a rank's part: where in the whole parameter it lies, for stochastic rounding
+
+
+def rows(item: Item) -> tuple[int, int] | None:
+    """The elements of a row, which a kernel's blocks do not cross, and its distance to the next in the whole parameter.
+
+    None if a kernel, which knows one such pair, cannot step the item: it is stepped by `plain`.
+    """
+    in_8_bits = any(isinstance(moment, dict) for moment in (*item.delta, *(item.base or ())))
+    if item.lines:
+        return None if in_8_bits or len(item.lines) > 1 else (item.lines[0].length, item.lines[0].stride)
+    length = rows_of(item.param)[1] if in_8_bits else item.param.numel()
+    return length, length
 
 
 @functools.cache

@@ -26,8 +26,8 @@ from torch import Tensor
 from ...cache import cache_dir
 from ...errors import UserError
 from ..rule import Coefficients
-from ..state import SIGNED, UNSIGNED, rows_of, stored_bits
-from . import Item, plain
+from ..state import SIGNED, UNSIGNED, stored_bits
+from . import Item, plain, rows
 from .source import CPP, code_lines, rule_lines
 
 SUPPORTED = {torch.float32: "float", torch.bfloat16: "bf16"}  # other parameters step by `plain`
@@ -72,24 +72,27 @@ def finite(grads: Sequence[Tensor]) -> bool:
 
 def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor) -> None:
     """As `plain.step`."""
-    kinds: dict[Kind, list[int]] = defaultdict(list)
-    for i, item in enumerate(items):
+    kinds: dict[Kind | None, list[int]] = defaultdict(list)
+    in_rows = [rows(item) for item in items]
+    for i, (item, found) in enumerate(zip(items, in_rows, strict=True)):
         base_bits = 0 if item.base is None else stored_bits(item.base[0])
-        kinds[item.param.dtype, item.grad.dtype, stored_bits(item.delta[0]), base_bits].append(i)
-    kernels = {kind: kernel_of(kind) for kind in kinds}  # compiled before anything is written
+        bits = stored_bits(item.delta[0]), base_bits
+        kinds[(item.param.dtype, item.grad.dtype, *bits) if found else None].append(i)
+    kernels = {kind: None if kind is None else kernel_of(kind) for kind in kinds}  # compiled before anything is written
     for kind, indices in kinds.items():
-        some, rows, their_seeds = [items[i] for i in indices], coefficients[indices], seeds[indices]
+        some, numbers, their_seeds = [items[i] for i in indices], coefficients[indices], seeds[indices]
         kernel = kernels[kind]
         if kernel is None:
-            plain.step(some, rows, their_seeds)
+            plain.step(some, numbers, their_seeds)
             continue
         pointers = [pointer for item in some for pointer in _pointers(item)]
-        in_rows = 8 in kind[2:]
-        rounded = rows.float()
+        lengths, strides = zip(*(in_rows[i] for i in indices), strict=True)
+        rounded = numbers.float()
         kernel.step(
             (ctypes.c_void_p * len(pointers))(*pointers),
             (ctypes.c_int64 * len(some))(*(item.param.numel() for item in some)),
-            (ctypes.c_int64 * len(some))(*(rows_of(item.param)[1] if in_rows else item.param.numel() for item in some)),
+            (ctypes.c_int64 * len(some))(*lengths),
+            (ctypes.c_int64 * len(some))(*strides),
             their_seeds.data_ptr(),
             rounded.data_ptr(),
             len(some),
@@ -171,7 +174,7 @@ def library(kind: Kind) -> ctypes.CDLL:
         refusal = "" if made.is_file() else _compile(path, tuning, text, made)
         if not refusal:
             kernel = ctypes.CDLL(str(made))
-            kernel.step.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64, ctypes.c_int]
+            kernel.step.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64, ctypes.c_int]
             kernel.step.restype = None
             kernel.largest.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_int]
             kernel.largest.restype = ctypes.c_float

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..rule import Coefficients, Moments
-from ..state import BLOCK, precision, rows_of, stored_bits
-from . import Item, plain
+from ..state import BLOCK, precision, stored_bits
+from . import Item, plain, rows
 from .tables import on_device
 
 SUPPORTED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # others step by `plain`
@@ -73,14 +73,14 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
     kinds: dict[Kind, list[tuple[int, ...]]] = defaultdict(list)
     others = []
     for i, item in enumerate(items):
-        if item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
+        found = rows(item)
+        if found is None or item.param.dtype not in SUPPORTED or item.grad.dtype not in SUPPORTED:
             others.append(i)
         elif item.param.numel():
             delta_bits, base_bits = stored_bits(item.delta[0]), 0 if item.base is None else stored_bits(item.base[0])
-            numel = item.param.numel()
-            row = (*_addresses(item), numel, rows_of(item.param)[1] if 8 in (delta_bits, base_bits) else numel)
+            row = (*_addresses(item), item.param.numel(), found[0])
             aligned = functools.reduce(operator.or_, row) % 16 == 0
-            kinds[item.param.dtype, item.grad.dtype, delta_bits, base_bits, aligned].append((*row, i))
+            kinds[item.param.dtype, item.grad.dtype, delta_bits, base_bits, aligned].append((*row, found[1], i))
     if others and (proceed is None or bool(proceed)):
         plain.step([items[i] for i in others], coefficients[others], seeds[others])
     if kinds:
@@ -88,20 +88,20 @@ def step(items: Sequence[Item], coefficients: Tensor, seeds: Tensor, proceed: Te
         flag = on_device((True,), torch.bool, device) if proceed is None else proceed
         # Triton launches on the current device; the interpreter has none.
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            for kind, rows in kinds.items():
-                _launch(kind, rows, coefficients, seeds, flag)
+            for kind, table in kinds.items():
+                _launch(kind, table, coefficients, seeds, flag)
 
 
-def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], coefficients: Tensor, seeds: Tensor, proceed: Tensor) -> None:
+def _launch(kind: Kind, table: Sequence[tuple[int, ...]], coefficients: Tensor, seeds: Tensor, proceed: Tensor) -> None:
     import triton.language as tl  # here, as this module must load without Triton, too
 
     from . import gpu_kernel
 
     param, grad, delta_bits, base_bits, aligned = kind
-    programs = tuple(-(-(numel // length) * -(-length // BLOCK) // BLOCKS) for *_, numel, length, _ in rows)
+    programs = tuple(-(-(numel // length) * -(-length // BLOCK) // BLOCKS) for *_, numel, length, _, _ in table)
     numbers: list[int] = []
     first = 0
-    for row, count in zip(rows, programs, strict=True):
+    for row, count in zip(table, programs, strict=True):
         numbers += (*row, first)
         first += count
     device = coefficients.device

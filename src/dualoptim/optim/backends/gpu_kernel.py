@@ -19,8 +19,9 @@ from ..state import SIGNED, UNSIGNED
 from .source import TRITON, code_lines, rule_lines
 
 # The columns of a tensor's row in the table, in gpu.py's order: param, grad, the four moments (delta, base), their four
-# scales, the number of elements, that of a row, the row of its coefficients and its first program.
-WIDTH = 14
+# scales, the number of elements, that of a row, from a row to the next in the whole parameter, the row of its
+# coefficients and its first program.
+WIDTH = 15
 
 
 # Functions that the dialect calls
@@ -164,9 +165,9 @@ def write(
 
 
 @triton.jit
-def to_bf16(values, offsets, seed):
+def to_bf16(values, in_whole, seed):
     """fp32 → bf16, to the nearest, ties to even, or stochastically, as `plain.stochastically_rounded`."""
-    x = (offsets + seed).to(tl.uint32)
+    x = (in_whole + seed).to(tl.uint32)
     x = (x ^ (x >> 16)) * tl.full((), 0x7FEB352D, tl.uint32)
     x = (x ^ (x >> 15)) * tl.full((), 0x846CA68B, tl.uint32)
     noise = (x ^ (x >> 16)) & 0xFFFF
@@ -202,8 +203,8 @@ def step_block(
     length = tl.load(at + 11)
     if ALIGNED:
         length = tl.multiple_of(length, 16)
-    place = tl.load(at + 12)
-    rows = (program - tl.load(at + 13)) * BLOCKS + tl.arange(0, BLOCKS)[:, None]  # of the scales, one for each block
+    place = tl.load(at + 13)
+    rows = (program - tl.load(at + 14)) * BLOCKS + tl.arange(0, BLOCKS)[:, None]  # of the scales, one for each block
     per_row = (length + 255) // 256
     row = rows // per_row
     columns = (rows - row * per_row) * 256 + tl.arange(0, 256)[None, :]
@@ -231,6 +232,7 @@ def step_block(
     write(mean, at + 2, at + 6, offsets, mask, rows, rows_mask, DELTA_BITS, True, ALIGNED)
     write(square, at + 3, at + 7, offsets, mask, rows, rows_mask, DELTA_BITS, BASE_BITS != 0, ALIGNED)
     if tl.bfloat16 == PARAM:
-        tl.store(theta, to_bf16(param, offsets, tl.load(seeds + place)), mask=mask)
+        in_whole = row * tl.load(at + 12) + columns
+        tl.store(theta, to_bf16(param, in_whole, tl.load(seeds + place)), mask=mask)
     else:
         tl.store(theta, param.to(PARAM), mask=mask)

@@ -16,8 +16,9 @@ namespace {
 
 constexpr int64_t BLOCK = DELTA_BITS == 8 || BASE_BITS == 8 ? 256 : 4096;  // 256 is one scale's
 struct bf16 { std::uint16_t bits; };
-// A block's first element and its place among all blocks of its tensor, which do not cross the tensor's rows.
-struct Block { int64_t first, place; };
+// A block's first element, its place among all blocks of its tensor, which do not cross the tensor's rows, and where its
+// first element lies in the whole parameter, of which the tensor may be a rank's part, counted from the tensor's first.
+struct Block { int64_t first, place, in_whole; };
 
 inline float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
@@ -145,7 +146,7 @@ void update_block(void* const* at, Block block, int64_t n, int64_t seed, const f
   Moment<Unsigned, BASE_BITS> base_square(at[BASE_SQUARE], at[BASE_SQUARE_SCALES], block, n);
   $coefficients
   const bool by_chance = seed >= 0;
-  const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block.first);
+  const uint32_t first = static_cast<uint32_t>(seed) + static_cast<uint32_t>(block.in_whole);
 #pragma omp simd simdlen(16)
   for (int64_t i = 0; i < n; i++) {
     const float param = load(theta, i), grad = load(gradient, i);
@@ -169,7 +170,8 @@ uint32_t magnitude(const bf16* p, int64_t i) { return static_cast<uint32_t>(p[i]
 
 // Calls work(tensor, block, elements) for every block of every tensor, an even share of all blocks on each thread.
 template <class Work>
-void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, int threads, Work work) {
+void for_blocks(const int64_t* numels, const int64_t* lengths, const int64_t* strides, int64_t count, int threads,
+                Work work) {
   const auto in_row = [&](int64_t k) { return (lengths[k] + BLOCK - 1) / BLOCK; };
   const auto in_tensor = [&](int64_t k) { return numels[k] ? numels[k] / lengths[k] * in_row(k) : 0; };
   int64_t total = 0;
@@ -183,7 +185,8 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
       const int64_t blocks = in_tensor(tensor), per_row = in_row(tensor), length = lengths[tensor];
       for (; next < std::min(end, before + blocks); next++) {
         const int64_t place = next - before, row = place / per_row, start = (place - row * per_row) * BLOCK;
-        work(tensor, Block{row * length + start, place}, std::min(BLOCK, length - start));
+        work(tensor, Block{row * length + start, place, row * strides[tensor] + start},
+             std::min(BLOCK, length - start));
       }
       before += blocks;
     }
@@ -194,11 +197,11 @@ void for_blocks(const int64_t* numels, const int64_t* lengths, int64_t count, in
 
 extern "C" {
 
-// `pointers` (count, POINTERS), `numels` (count,), `lengths` (count,) of a row, `seeds` (count,; −1 to round to the
-// nearest), `coefficients` (count, 16).
-void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, const int64_t* seeds,
-          const float* coefficients, int64_t count, int threads) {
-  for_blocks(numels, lengths, count, threads, [&](int64_t tensor, Block block, int64_t n) {
+// `pointers` (count, POINTERS), `numels` (count,), `lengths` (count,) of a row, `strides` (count,) from a row to the next
+// in the whole parameter, `seeds` (count,; −1 to round to the nearest), `coefficients` (count, 16).
+void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, const int64_t* strides,
+          const int64_t* seeds, const float* coefficients, int64_t count, int threads) {
+  for_blocks(numels, lengths, strides, count, threads, [&](int64_t tensor, Block block, int64_t n) {
     update_block(pointers + tensor * POINTERS, block, n, seeds[tensor], coefficients + tensor * NUM_COEFFICIENTS);
   });
 }
@@ -206,7 +209,7 @@ void step(void* const* pointers, const int64_t* numels, const int64_t* lengths, 
 // The largest magnitude among all gradients, by their bits: those of an infinity or a NaN are larger than any number's.
 float largest(void* const* gradients, const int64_t* numels, int64_t count, int threads) {
   std::atomic<uint32_t> found{0};
-  for_blocks(numels, numels, count, threads, [&](int64_t tensor, Block block, int64_t n) {
+  for_blocks(numels, numels, numels, count, threads, [&](int64_t tensor, Block block, int64_t n) {
     const GRAD* gradient = static_cast<const GRAD*>(gradients[tensor]) + block.first;
     uint32_t here = 0;
 #pragma omp simd reduction(max : here)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from .. import state
+from ..parts import Lines, in_whole
 from ..rule import Coefficients, Moments
 from ..state import Code, Stored, code_of
 from . import Item
@@ -70,7 +71,7 @@ def flattened(item: Item) -> Item:
         return stored.view(-1)
 
     delta, base = Moments(*map(flat, item.delta)), item.base and Moments(*map(flat, item.base))
-    return Item(item.param.detach().view(-1), item.grad.detach().view(-1), delta, base)
+    return Item(item.param.detach().view(-1), item.grad.detach().view(-1), delta, base, item.lines)
 
 
 def _slices(item: Item, size: int) -> Iterator[tuple[int, int]]:
@@ -108,7 +109,7 @@ def _step_slice(item: Item, c: Coefficients, seed: int, start: int, end: int, bu
         registers[operation.result] = operation.function(*arguments, **named)
     new_param, *fresh = [registers[i] for i in results]
     if seed >= 0:
-        new_param = stochastically_rounded(new_param, seed, start)
+        new_param = stochastically_rounded(new_param, seed, start, item.lines)
     if new_param.data_ptr() != param.data_ptr():
         param.copy_(new_param)
     for (moment, code), new in zip(stored, fresh, strict=True):
@@ -189,12 +190,15 @@ def _part(stored: dict[str, Tensor], start: int, end: int) -> tuple[Tensor, Tens
     return stored["codes"][rows, first : last + 1], stored["scales"][rows, blocks]
 
 
-def stochastically_rounded(values: Tensor, seed: int, start: int) -> Tensor:
+def stochastically_rounded(values: Tensor, seed: int, start: int, lines: tuple[Lines, ...] = ()) -> Tensor:
     """fp32 values rounded to bf16: 16 random bits are added and the lower 16 bits cut, which keeps the mean.
 
-    The random bits are a hash of the element's index and the seed: the same whatever the backend and the slices.
+    The random bits are a hash of the element's index in the whole parameter and the seed: the same whatever the
+    backend, the slices and the ranks' parts.
     """
     index = torch.arange(start, start + len(values), dtype=torch.int64, device=values.device)
+    if lines:
+        index = in_whole(index, lines)
     noise = hashed(index + seed) & 0xFFFF
     bits = values.view(torch.int32).long() & 0xFFFFFFFF
     finite = (bits & 0x7F800000) != 0x7F800000
