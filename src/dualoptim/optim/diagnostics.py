@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from . import state
 from .optimizer import multi_objective
+from .parts import place_of
 from .rule import FLOOR
 from .state import BASE, CODES, DELTA, DELTA_STEP, STEP, Stored, code_of, kept, local, of
 
-Entry = tuple[Tensor, dict[str, Any], Mapping[str, Any]]  # a parameter, its state, its group
+Key = tuple[str, int]  # of a rank's part: the parameter's name, and the index of its first element in the whole
+Entry = tuple[Key, Tensor, dict[str, Any], Mapping[str, Any]]  # a part, its parameter, that one's state and group
 Sums = dict[tuple[str, ...], float]  # key: the quantity summed and its objectives
 BLOCKS, WIDTH = 8, 256  # blocks read from each tensor, and coordinates in each
 
@@ -76,14 +79,16 @@ def diagnostics(
             own = optimizer.state.get(param)
             if own:
                 layer = layer_of[names[id(param)]] if id(param) in names else f"parameter {index}"
-                layers.setdefault(layer, []).append((param, own, group))
+                key = (names.get(id(param), str(index)), place_of(param).first)
+                layers.setdefault(layer, []).append((key, param, own, group))
             index += 1
-    distributed = any(hasattr(param, "to_local") for entries in layers.values() for param, _, _ in entries)
-    ranks = dist.get_world_size(optimizer.process_group) if distributed else 1
-    sums = {layer: _sums(entries, optimizer.objectives, ranks) for layer, entries in layers.items()}
+    distributed = any(hasattr(param, "to_local") for entries in layers.values() for _, param, _, _ in entries)
+    # A part of which several ranks have copies is added up once: each of them adds its share.
+    keys = [key for entries in layers.values() for key, param, _, _ in entries if local(param).numel()]
+    copies = Counter(itertools.chain(*_gathered(keys, optimizer.process_group)) if distributed else keys)
+    sums = {layer: _sums(entries, optimizer.objectives, copies) for layer, entries in layers.items()}
     if distributed:
-        parts: list[Any] = [None] * ranks
-        dist.all_gather_object(parts, sums, group=optimizer.process_group)
+        parts = _gathered(sums, optimizer.process_group)
         sums = {layer: _added(part.get(layer, {}) for part in parts) for layer in sums}
     sums["all"] = _added(sums.values())
     return {layer: _measures(part) for layer, part in sums.items() if part}
@@ -98,12 +103,11 @@ def _added(parts: Iterable[Sums]) -> Sums:
     return total
 
 
-def _copies(param: Any, ranks: int) -> int:
-    """How many ranks hold each element of a parameter; all of them if it is not distributed."""
-    if not hasattr(param, "to_local"):
-        return ranks
-    sizes = (param.device_mesh.size(i) for i, place in enumerate(param.placements) if not place.is_shard())
-    return math.prod(sizes)
+def _gathered(value: Any, group: Any) -> list[Any]:
+    """What each rank has."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def _layers(names: Iterable[str]) -> dict[str, str]:
@@ -122,19 +126,19 @@ def _layers(names: Iterable[str]) -> dict[str, str]:
     return {name: layer if len(meant[layer]) == 1 else whole[name] for name, layer in short.items()}
 
 
-def _sums(entries: list[Entry], objectives: tuple[str, ...], ranks: int) -> Sums:
+def _sums(entries: list[Entry], objectives: tuple[str, ...], copies: Mapping[Key, int]) -> Sums:
     """The sums over a layer's coordinates that the measures are computed from."""
     parts: dict[tuple[str, ...], list[Tensor]] = {}
 
     def add(*key: str, value: Tensor) -> None:
         parts.setdefault(key, []).append(value.double())
 
-    for param, own, group in entries:
+    for part, param, own, group in entries:
         with_base = group["base_betas"] is not None
         # No elements on this rank, or a state that was made without a step, as torch.distributed.checkpoint makes it.
         if not local(param).numel() or not int(own.get(STEP, 0)):
             continue
-        scale = local(param).numel() / min(local(param).numel(), _sampled(local(param))) / _copies(param, ranks)
+        scale = local(param).numel() / min(local(param).numel(), _sampled(local(param))) / copies[part]
 
         def read(
             key: str, beta: float, steps: Tensor, own: Mapping[str, Any] = own, with_base: bool = with_base
