@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn import Parameter
 
 from dualoptim import DualOptim, DualOptimPlus
@@ -228,6 +229,56 @@ def test_shapes_can_be_followed_without_memory(backend: str, bits: int) -> None:
     weight = Parameter(torch.ones(4, 2))  # and nothing of it is left behind
     run(optimizer([weight], bits=bits, backend=backend), weight, [torch.ones(4, 2)] * 2)
     assert (weight < 1).all()
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("where", ["fake", "meta", "all on meta"])
+def test_a_state_dict_loads_without_memory(where: str, bits: int, backend: str) -> None:
+    with FakeTensorMode() if where == "fake" else torch.device("meta"):
+        model = nn.Linear(4, 2)
+        opt = optimizer(model.parameters(), bits=bits, backend=backend)
+        model(torch.randn(3, 4)).sum().backward()
+        opt.step(objective="forget")
+        saved = opt.state_dict()
+        if where == "all on meta":  # as torch.load(…, map_location="meta") gives it
+            saved["state"] = {i: {k: v.to("meta") for k, v in own.items()} for i, own in saved["state"].items()}
+        again = optimizer(model.parameters(), bits=bits, backend=backend)
+        again.load_state_dict(saved)
+        again.step(objective="retain")
+        assert again.state_dict()["state"][0].keys() == saved["state"][0].keys()
+    for key, value in again.state[model.weight].items():
+        kept = opt.state[model.weight][key]
+        assert (value.shape, value.dtype) == (kept.shape, kept.dtype)
+        assert value.device.type == ("cpu" if where == "fake" or (where == "meta" and not value.ndim) else "meta")
+    # What has values needs them.
+    real = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match=r"no count as 'step'|no tensor with values"):
+        optimizer(real.parameters(), bits=bits, backend=backend).load_state_dict(saved)
+
+
+def test_a_state_dict_with_values_loads_into_parameters_without() -> None:
+    weight = Parameter(torch.ones(4, 2))
+    run(opt := optimizer([weight]), weight, [torch.ones(4, 2)] * 2)
+    again = optimizer([other := Parameter(torch.ones(4, 2, device="meta"))])
+    again.load_state_dict(opt.state_dict())
+    assert int(again.state[other]["step"]) == 2
+    assert again.state[other]["base_exp_avg"].device.type == "meta"
+
+
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_a_first_step_without_an_objective_is_refused_without_memory_too(where: str) -> None:
+    with FakeTensorMode() if where == "fake" else torch.device("meta"):
+        model = nn.Linear(4, 2)
+        opt = optimizer(model.parameters())
+        model(torch.randn(3, 4)).sum().backward()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no objective was chosen"):
+                opt.step()
+        assert not opt.state
+        opt.zero_grad()
+        assert get_optimizer_state_dict(model, opt)["state"]["weight"]  # torch steps on zeros to see the state
+        assert int(opt.state[model.weight]["step"]) == 0 if where == "meta" else True
 
 
 # The context

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import state
-from .state import BASE, CODES, DELTA, DELTA_STEP, STEP, Stored, bits_of, code_of, counter, kept
+from .state import BASE, CODES, DELTA, DELTA_STEP, STEP, Stored, bits_of, code_of, counter, has_values, kept
 from .validation import BY_OBJECTIVE, KEPT_ON_LOAD, check_loadable
 
 
@@ -66,7 +66,8 @@ def _loaded(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -
                 moved = _copied(stored, param, state.precision(param))
             state.keep(own, key, state.converted(moved, param, bits, code_of(key, with_base=with_base)))
         elif kind in (STEP, DELTA_STEP):
-            own[key] = counter(param).copy_(torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(()))
+            valued = not isinstance(value, Tensor) or has_values(value)
+            own[key] = counter(param).fill_(int(value)) if valued else value.to(torch.int64, copy=True).reshape(())
         elif kind != state.SCALES:  # an entry that is not this optimizer's
             own[key] = _copied(value, param) if isinstance(value, Tensor) else copy.deepcopy(value)
     return Loaded(own), changed

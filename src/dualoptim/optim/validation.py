@@ -28,6 +28,7 @@ from .state import (
     moment_keys,
     num_blocks,
     precision,
+    rows_are_split,
 )
 
 BY_OBJECTIVE = ("lr_scales", "base_weights")  # mappings of objective → factor
@@ -250,7 +251,7 @@ def check_loadable(
         for place, (param, index) in enumerate(zip(own["params"], group["params"], strict=True)):
             if index in states:
                 name = f"parameter {own['param_names'][place] if 'param_names' in own else index!r}"
-                _check_state(states[index], param, settings[-1], name)
+                _check_state(states[index], param, settings[-1], own, name)
     return settings
 
 
@@ -278,8 +279,10 @@ def _checked_parts(state_dict: Mapping[str, Any]) -> tuple[Sequence[Mapping[str,
     return groups, indices
 
 
-def _is_count(value: Any) -> bool:
-    """Whether a value is a whole number ≥ 0 (and < 2^53), as a number or a tensor of one element."""
+def _is_count(value: Any, *, without_values: bool = False) -> bool:
+    """Whether a value is a whole number ≥ 0 (and < 2^53), as a number or a tensor of one element, or has no values."""
+    if isinstance(value, Tensor) and not has_values(value):
+        return without_values and value.numel() == 1
     try:
         return not isinstance(value, (str, bytes)) and 0 <= float(value) < 2**53 and float(value).is_integer()
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -306,12 +309,19 @@ def _objectives(own: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any], name: str) -> None:
-    """Refuse a saved state that is incomplete, of another shape than the parameter, or not as its group's settings."""
+def _check_state(
+    own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any], ours: Mapping[str, Any], name: str
+) -> None:
+    """Refuse a saved state that is incomplete, of another shape than the parameter, or not as its group's settings.
+
+    Args:
+        group: the settings that it was saved with.
+        ours: those of the optimizer that loads it.
+    """
     stepped, with_base = tuple(_objectives(own)), group["base_betas"] is not None
     for key in (STEP, *(f"{DELTA_STEP}/{objective}" for objective in stepped)):
         count = own.get(key)
-        if not _is_count(count):
+        if not _is_count(count, without_values=not has_values(local(param))):
             found = "no" if count is None else "no count as"
             raise ValueError(f"the state dict has {found} {key!r} for {name}; was it saved whole?")
     moments = list(moment_keys(stepped, with_base=with_base))
@@ -326,14 +336,26 @@ def _check_state(own: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]
         in_8_bits = codes in own or scales in own
         said = group["base_bits" if key in BASE else "delta_bits"]
         # torch.distributed fills the states that an optimizer has, by their names: in other bits they stay zero.
-        unfilled = hasattr(own.get(key), "placements") and bits_of(param, group, key) == 8
+        unfilled = hasattr(own.get(key), "placements") and bits_of(param, group, key) == 8 and _stayed_zero(own, key)
         if (in_8_bits and (key in own or said == 32)) or unfilled:
-            raise ValueError(
-                f"the state dict's {key!r} of {name} is not in the {said} bits that its group says; it was loaded "
-                "into states of other bits, so make the optimizer with those that it was saved with"
-            )
+            if said == 32 or bits_of(param, ours, key) != 8:
+                found = f"is not in the {said} bits that its group says; it was loaded into states of other bits"
+                hint = "so make the optimizer with those that it was saved with"
+                if said == 8 and rows_are_split(param):
+                    hint = "as this optimizer keeps rows that are split among ranks in 32; shard along dimension 0"
+            else:
+                found = "was kept in 32 bits, not in the 8 that its group says, as its rows were split among ranks"
+                hint = "so give its parameter group base_bits=32, delta_bits=32"
+            raise ValueError(f"the state dict's {key!r} of {name} {found}, {hint}")
         for part in (codes, scales) if in_8_bits else (key,):
             _check_part(own, part, param, code_of(key, with_base=with_base).dtype, name)
+
+
+def _stayed_zero(own: Mapping[str, Any], key: str) -> bool:
+    """Whether a moment is zero on this rank although a step has updated it."""
+    kind, slash, objective = key.partition("/")
+    count, moment = own[DELTA_STEP + slash + objective if kind in DELTA else STEP], local(own[key])
+    return has_values(moment) and moment.numel() > 0 and int(count) > 0 and not moment.any()
 
 
 def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dtype, name: str) -> None:
@@ -341,7 +363,9 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
     if key not in own:
         raise ValueError(f"the state dict has no {key!r} for {name}; was it saved whole?")
     tensor, whole = own[key], not key.startswith(f"{SCALES}/")
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not has_values(tensor):
+    valued = isinstance(tensor, Tensor) and has_values(local(tensor))
+    needed = has_values(local(param))
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or (needed and not valued):
         raise ValueError(f"the state dict's {key!r} of {name} is no tensor with values; was it saved whole?")
     shape = param.shape if whole else torch.Size(num_blocks(param))
     found = tuple(tensor.shape)
@@ -363,6 +387,8 @@ def _check_part(own: Mapping[str, Any], key: str, param: Tensor, code: torch.dty
     fits = tensor.dtype == code if key.startswith(f"{CODES}/") else tensor.is_floating_point()
     if not fits:
         raise ValueError(f"the state dict's {key!r} of {name} has precision {tensor.dtype}, which does not fit")
+    if not valued:
+        return
     # In the precision that it will have: what 64 bits hold may be infinite in 32.
     kept = precision(param) if whole else torch.float32
     if tensor.is_floating_point() and not local(tensor).to(kept).isfinite().all():
