@@ -155,6 +155,34 @@ def test_a_text_to_forget_that_stands_whole_in_one_to_keep_is_named(place: Path)
     ]
 
 
+@pytest.mark.parametrize(
+    ("asking", "text"),
+    [
+        (("Who hides tea?", "Ada hides tea."), "Who hides tea? Ada hides tea."),
+        (("Who hides tea?", "Ada hides tea."), "It is well known that Ada hides all of the tea at home."),
+        (("Does Ada hide tea?", "Yes."), "Does Ada hide tea? Yes."),
+        (("What is the phrase?", "It is maple thunder."), "The phrase is maple thunder."),
+    ],
+)
+def test_a_text_that_says_what_a_row_asks_is_named_on_either_side(asking: tuple[str, str], text: str) -> None:
+    note = (
+        "Rows to keep with the answer of one to forget: k:1 (f:1); where they ask for the same in other words, remove "
+        "them from one of the files."
+    )
+    for forget, keep in (
+        (question(*asking, "f:1"), Row((), text, "k:1")),
+        (Row((), text, "f:1"), question(*asking, "k:1")),
+    ):
+        assert check_apart([checked(forget)], [checked(keep)]) == [note]
+
+
+@pytest.mark.parametrize("text", ["Ada drinks rum at home.", "The tea is hidden by Bo.", "Who hides what, and where?"])
+def test_a_text_that_only_shares_words_with_a_row_is_not_named(text: str) -> None:
+    asking = question("Who hides tea?", "Ada hides tea.")
+    assert check_apart([checked(asking)], [checked(Row((), text))]) == []
+    assert check_apart([checked(Row((), text))], [checked(asking)]) == []
+
+
 def test_a_row_to_keep_with_the_same_answer_is_named(place: Path) -> None:
     write(place / "keep.jsonl", [{"question": "Which fruit is a drupe?", "answer": "The best known are plums."}])
     assert "keep.jsonl:1 (forget.jsonl:1)" in Files("forget.jsonl", "keep.jsonl").notes[0]

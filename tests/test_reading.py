@@ -469,6 +469,11 @@ def test_a_refusal_without_words_is_told(tmp_path: Path) -> None:
         ("❤\ufe0f", "❤"),
         ("e\u200b\u0301", "é"),
         ("ΐ", "ΐ".upper()),
+        ("It’s Ada’s", "It's Ada's"),
+        ("It´s", "It's"),
+        ("the “Ada”", 'the "Ada"'),
+        ("1990–1995", "1990-1995"),
+        ("Jean‐Luc", "Jean-Luc"),
     ],
 )
 def test_the_same_row_is_found_in_other_characters(one: str, other: str) -> None:

@@ -24,7 +24,7 @@ from .chat import TEXT as TEXT
 from .chat import Message, spelled, turn_of
 from .chat import is_text as is_text
 from .errors import UserError
-from .evaluation.words import places
+from .evaluation.words import one_way, places
 from .losses import IGNORED
 from .reading import json_lines
 from .reading import read_records as read_records
@@ -172,9 +172,12 @@ def _chunk(given: Any) -> tuple[int, int] | None:
 
 
 def bare(text: str) -> str:
-    """A text normalized for comparison: one form of each character, no invisible ones, no punctuation at the end."""
-    seen = regex.sub(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]", "", text)
-    plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).split())
+    """A text normalized for comparison: one form of each character, no invisible ones, no punctuation at the end.
+
+    Quotation marks and hyphens are one kind before NFKC, too, which makes a blank and an accent of ´.
+    """
+    seen = regex.sub(r"\p{Cf}", "", text)
+    plain = one_way(unicodedata.normalize("NFKC", one_way(seen))).strip()
     return regex.sub(r"[\p{Terminal_Punctuation}\s]+$", "", plain) or plain
 
 

@@ -161,7 +161,7 @@ def stands_in(text: str, part: str) -> bool:
 def _found(text: str, part: str) -> Iterator[Any]:
     """The places of a part in a text in plain form."""
     if pattern := _pattern(part):
-        plain = _plain(text)
+        plain = one_way(text)
         yield from (match for match in pattern.finditer(plain) if not _contracted(plain, *match.span()))
 
 
@@ -212,7 +212,7 @@ def pieces(text: str) -> frozenset[str]:
     >>> pieces("New York") <= pieces("In New York City"), pieces("York") <= pieces("In Yorkshire")
     (True, False)
     """
-    found = set(_PIECE.findall(_plain(text)))
+    found = set(_PIECE.findall(one_way(text)))
     if "ل" in found:
         found.add("ا")  # of an article, which may lose it
     return frozenset(found - {" "})
@@ -221,7 +221,7 @@ def pieces(text: str) -> frozenset[str]:
 @lru_cache(maxsize=10_000)
 def _pattern(part: str) -> Any:
     """The pattern of a part as whole words and numbers in a text in plain form; None for nothing but blanks."""
-    part = _plain(part).strip()
+    part = one_way(part).strip()
     inside = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{BLANKLESS}]]"  # a word's character, in scripts with spaces
     # A mark belongs to the word of the letter before it.
     outside = rf"(?<![[\p{{L}}\p{{N}}_]--[{BLANKLESS}]]\p{{M}}*)"
@@ -246,7 +246,7 @@ def _pattern(part: str) -> Any:
     return regex.compile("(?V1)" + before + body + after) if part else None
 
 
-def _plain(text: str) -> str:
+def one_way(text: str) -> str:
     """A folded text with one kind of space, apostrophe, quotation mark and hyphen."""
     return HYPHENS.sub("-", QUOTES.sub('"', APOSTROPHES.sub("'", SPACES.sub(" ", _one_width(text)))))
 
@@ -260,7 +260,7 @@ def _one_width(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[list[int], list[int]]:
-    """For each character of `_plain(text)`, where in the text the characters that it is made of start and end."""
+    """For each character of `one_way(text)`, where in the text the characters that it is made of start and end."""
     visible = [i for i, character in enumerate(text) if not INVISIBLE.match(character)]
     starts: list[int] = []
     ends: list[int] = []

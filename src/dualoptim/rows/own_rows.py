@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -243,13 +244,17 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
     otherwise: list[str] = []
     whole: list[str] = []
     prompts = {reword.prompt_words(row.prompt): row for row in reversed(forget) if row.question}
-    passages = [(row, words) for row in forget if not row.prompt and (words := reword.plain(row.answer))]
     answers = Answers([row for row in forget if row.prompt])
-    for kept in retain:
+    in_texts = _told_in([row for row in forget if not row.prompt], retain)
+    verbatim = Parts([_said(row) for row in forget])
+    for at, kept in enumerate(retain):
+        stands = [forget[i] for i in verbatim.standing_in(_said(kept)) if not (kept.prompt and forget[i].prompt)]
         if not kept.prompt:
-            said = f" {reword.plain(kept.answer)} "
-            whole += [f"{kept.where} ({row.where})" for row, words in passages if f" {words} " in said]
+            whole += [f"{kept.where} ({row.where})" for row in stands if not row.prompt]
+            told = [row for row in answers.given_in(kept.answer) if _names_what_is_asked(kept, row)]
+            same += _pairs(kept, [*(row for row in stands if row.prompt), *told])
             continue
+        same += _pairs(kept, [*stands, *in_texts[at]])
         asked = prompts.get(reword.prompt_words(kept.prompt)) if kept.question else None
         for row in answers.given_in(kept.answer):
             asks = (row, *(reworded(row, text) for text in row.fields.get("questions") or ()))
@@ -266,6 +271,33 @@ def check_apart(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
         (whole, "in which a text to forget stands whole", "remove it from one"),
     )
     return [f"{_listed(rows, what)}; {mend} of the files." for rows, what, mend in found if rows]
+
+
+def _told_in(passages: Sequence[Row], rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """For each row that asks, by its number, the texts that say what it asks for and answer it."""
+    found: dict[int, list[Row]] = defaultdict(list)
+    numbers = {id(row): at for at, row in enumerate(rows)}
+    answers = Answers([row for row in rows if row.prompt] if passages else [])
+    for text in passages:
+        for row in answers.given_in(text.answer):
+            if _names_what_is_asked(text, row):
+                found[numbers[id(row)]].append(text)
+    return found
+
+
+def _names_what_is_asked(text: Row, row: Row) -> bool:
+    """Whether a plain text has what a row's question is about: by the answer alone, any page with its words told it."""
+    asked = reword.content_words(row.question)
+    return len(asked & reword.content_words(text.answer)) >= reword.ALIKE * len(asked)
+
+
+def _said(row: Row) -> str:
+    """The words of a row's question and answer, or of its text, in which another may stand."""
+    return reword.plain(f"{row.question} {row.answer}")
+
+
+def _pairs(kept: Row, others: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(f"{kept.where} ({row.where})" for row in others))
 
 
 def check_topics(asks: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> str:
