@@ -490,6 +490,56 @@ def test_killed_and_resumed_is_never_stopped(
     assert not list((place / "out").rglob("*.partial/*"))
 
 
+def full_for(*names: str) -> Callable[[Path, str], None]:
+    """A writer to a disk that has no room for files of these names."""
+
+    def writes(path: Path, text: str) -> None:
+        if path.name in names:
+            raise OSError(28, "No space left on device", str(path))
+        folder.written(path, text)
+
+    return writes
+
+
+def test_numbers_are_there_without_room_for_the_records_and_the_run_is_not_finished(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("dualoptim.runs.written", full_for("records.jsonl"))
+        assert run("--save-model", "false") == 2
+    assert "records.jsonl: could not be written (No space left on device); the run's numbers are kept" in errors(capsys)
+    (entry,) = results(place)["runs"]
+    assert (place / "out" / "report.html").exists()
+    assert run("--save-model", "false", "--resume") == 0
+    assert results(place)["runs"][0]["after"] == entry["after"]
+    assert (place / "out" / "records.jsonl").exists()
+
+
+def test_records_make_room_for_the_numbers(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def writes(path: Path, text: str) -> None:
+        full = path.name == "results.json" and (place / "out" / "records.jsonl").exists()
+        full_for(*["results.json"] if full else [])(path, text)
+
+    monkeypatch.setattr("dualoptim.runs.written", writes)
+    assert run("--save-model", "false") == 2
+    assert "the run's numbers are kept" in errors(capsys)
+    assert len(results(place)["runs"]) == 1
+    assert not (place / "out" / "records.jsonl").exists()
+
+
+def test_numbers_that_cannot_be_written_are_shown(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dualoptim.runs.written", full_for("records.jsonl", "results.json"))
+    assert run() == 2
+    said = capsys.readouterr()
+    assert "p(answer)" in said.out
+    assert "results.json: could not be written (No space left on device), so the numbers stand above alone" in said.err
+    assert not (place / "out" / "results.json").exists()
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("contained shared tensors")])
 def test_numbers_are_there_before_the_model(
     error: Exception, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

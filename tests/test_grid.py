@@ -312,6 +312,22 @@ def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
     assert "lr: 0.001" in card
 
 
+def test_numbers_of_a_run_that_cannot_be_written_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        if path.name in (ENTRY, RECORDS):
+            raise OSError(28, "No space left on device", str(path))
+        folder.written(path, text)
+
+    monkeypatch.setattr(runs, "written", full)
+    assert compare(grid={"lr": [1e-3]}, methods=["DualOptim+"]) == 2
+    said = capsys.readouterr()
+    assert "p(answer)" in said.out
+    assert "run.json: could not be written (No space left on device), so the numbers stand above alone" in said.err
+    assert ends() == {}
+
+
 def test_a_folder_is_begun_or_emptied_once_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

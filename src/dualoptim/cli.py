@@ -292,10 +292,9 @@ def _evaluate(parsed: Namespace) -> None:
         numbers, missing = general.scored(task, records, gold)[0]
         scores[when] = {"numbers": numbers, "missing": runs.redacted(secrets, missing), "records": kept(records)}
     scores["retrained"] = {"records": kept(gold)} if gold else None
+    _print_numbers(task, models.get("before"), models["after"], gold)  # first: the disk may be full
     if parsed.scores:
         runs.write_json(Path(parsed.scores), scores)
-    _print_numbers(task, models.get("before"), models["after"], gold)
-    if parsed.scores:
         print(f"Every sample: {parsed.scores}")
 
 

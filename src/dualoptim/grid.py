@@ -29,8 +29,9 @@ from .command_line import rerun
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation import general
-from .folder import ENTRY, GRID, PAGE, RESULTS, check_kind, clear, emptied, owned
+from .folder import ENTRY, GRID, PAGE, RECORDS, RESULTS, check_kind, clear, emptied, owned
 from .folder import check as check_folder
+from .one_run.keeping import write_numbers
 from .points import points_of
 from .report import aims, card
 from .resolve import changes_of
@@ -231,9 +232,10 @@ class Keeps:
     def __call__(self, entry: dict[str, Any]) -> dict[str, str] | None:
         """Write the entry; the cards of its models."""
         said = runs.without(self.secrets, {**self.about, "run": entry})
-        runs.write_json(self.path, said)
         own = said["run"]
-        return card.beside({**said, "notes": [*said["notes"], *runs.troubles([own])], "runs": [own]}, own)
+        alone = {**said, "notes": [*said["notes"], *runs.troubles([own])], "runs": [own]}
+        write_numbers(self.path, said, alone, self.path.with_name(RECORDS))
+        return card.beside(alone, own)
 
 
 def secrets_of(of: Resolved) -> Sequence[str] | None:
@@ -271,7 +273,7 @@ def _finished(folder: Path, resolved: Mapping[str, Resolved]) -> dict[str, dict[
         if not path.is_file():
             continue
         entry = runs.read_entry(path, of.identity)
-        if runs.has_models(entry["run"], of, folder / name):
+        if runs.is_whole(entry["run"], of, folder / name):
             found[name] = entry
     return found
 

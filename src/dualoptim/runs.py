@@ -183,15 +183,16 @@ def check_same(entry: Mapping[str, Any], identity: Mapping[str, str], out: Path)
         )
 
 
-def has_models(entry: Mapping[str, Any], of: Resolved, *places: Path) -> bool:
-    """Whether the models that a run saves, which are written after its entry, are there; else it is not finished.
+def is_whole(entry: Mapping[str, Any], of: Resolved, *places: Path) -> bool:
+    """Whether a run's records, and the models that it saves, which are written after its entry, are there.
 
-    A run whose weights are not finite saves none.
+    Else it is not finished. A run whose weights are not finite saves no model.
 
     Args:
         places: the folders that may hold them.
     """
-    return not entry.get("finite", True) or all(any((place / name).is_dir() for place in places) for name in of.saved)
+    names = [RECORDS, *(of.saved if entry.get("finite", True) else ())]
+    return all(any((place / name).exists() for place in places) for name in names)
 
 
 def troubles(entries: Sequence[Mapping[str, Any]], grid: Iterable[str] = ()) -> list[str]:

@@ -17,10 +17,11 @@ from .cached import without_cache
 from .config import RunConfig, without_place
 from .device import device_and_precision, scored_in, scoring_in, settled
 from .evaluation import general
-from .folder import ADAPTER, MODEL, PAGE, PARTS, RESULTS, RUNS, check_kind, clear, emptied, move_own, owned
+from .folder import ADAPTER, MODEL, PAGE, PARTS, RECORDS, RESULTS, RUNS, check_kind, clear, emptied, move_own, owned
 from .folder import check as check_folder
 from .grid import complete, together
 from .models import load_model
+from .one_run.keeping import write_numbers
 from .one_run.prepared import ABILITY, Prepared, Records, loading, prepare, score_retrained, with_more
 from .one_run.train import train
 from .points import Run, points_of
@@ -131,7 +132,7 @@ def _side_by_side(
         return [
             entry
             for entry, of in (runs.finished(folder, resolved) if resume else [])
-            if runs.has_models(entry, of, *places(of))
+            if runs.is_whole(entry, of, *places(of))
         ]
 
     finished = ranks.of_first(taken_over)
@@ -187,7 +188,8 @@ def _side_by_side(
         results["notes"] = [*told, *runs.troubles(results["runs"])]
         found: list[Run] = [(run, {}, own_folder(run["method"], run["seed"])) for run in results["runs"]]
         results["points"] = points_of(found, results["plane"], results["counts"], results["metrics"])
-        runs.write_json(folder / RESULTS, results)
+        own_place = own_folder(entry["method"], entry["seed"])
+        write_numbers(folder / RESULTS, results, results, own_place / RECORDS)
         return card.beside(results, own)
 
     def show() -> None:
@@ -201,7 +203,7 @@ def _side_by_side(
             clear(own)
         with ranks.saving(show):
             train(prepared, of, own, keep, resume=resume)
-        show()
+        ranks.of_first(show)
     return ranks.of_first(lambda: runs.read_results(folder))
 
 

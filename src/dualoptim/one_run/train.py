@@ -32,6 +32,7 @@ from ..schedule import Turn, equal_weights
 from ..trainer import Objective, UnlearnTrainer
 from ..training import reporting
 from ..training.combine import RULES
+from .keeping import with_records
 from .prepared import ABILITY, Prepared, Scores, loading, with_more
 from .stopping import Best
 from .watch import Watch, bytes_of, peak_memory, points_in
@@ -52,7 +53,8 @@ def train(
     Args:
         folder: the run's own folder, for checkpoints, the model and records.jsonl.
         keep: called with the run's entry of results.json once everything is scored, before the model is written, which
-            takes the most disk space; returns the model cards by the names of their folders, or None.
+            takes the most disk space, and by the first rank alone; returns the model cards by the names of their
+            folders, or None.
     """
     config, task, tokenizer = resolved.config, resolved.task, resolved.tokenizer
     device, _ = device_and_precision()
@@ -66,31 +68,33 @@ def train(
         numbers, why = prepared.before.numbers, "the model's numbers are not finite after training"
         trained.scores = Scores(dict.fromkeys(numbers), dict.fromkeys(numbers, why), [])
     before, after = prepared.before, trained.scores
-    runs.write_records(folder / RECORDS, before.records, after.records, prepared.retrained, private=config.private)
     effective = {when: task.effective_counts(scores.records) for when, scores in (("before", before), ("after", after))}
     perplexities = before.numbers.get("perplexity"), after.numbers.get("perplexity")
-    cards = keep(
-        {
-            "method": config.method,
-            "seed": config.seed,
-            "config": config.as_dict(),
-            "files": dict(resolved.files),
-            "fingerprints": {**resolved.fingerprints, **prepared.fingerprints},
-            "before": before.numbers,
-            "after": after.numbers,
-            "not_computed": after.missing,
-            **({"effective_counts": effective} if any(effective.values()) else {}),
-            **({"merging": trained.merging} if trained.merging else {}),
-            "finite": finite,
-            "verdict": task.verdict(before.records, after.records) if finite else "",
-            "collapse": collapse(before.records, after.records, perplexities, trained.steps["losses"], task.kept),
-            **trained.steps,
-            "samples": runs.samples(before.records, after.records),
-            "environment": runs.environment(),
-            "scored_in": scored_in(),
-            "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
-        }
-    )
+    entry = {
+        "method": config.method,
+        "seed": config.seed,
+        "config": config.as_dict(),
+        "files": dict(resolved.files),
+        "fingerprints": {**resolved.fingerprints, **prepared.fingerprints},
+        "before": before.numbers,
+        "after": after.numbers,
+        "not_computed": after.missing,
+        **({"effective_counts": effective} if any(effective.values()) else {}),
+        **({"merging": trained.merging} if trained.merging else {}),
+        "finite": finite,
+        "verdict": task.verdict(before.records, after.records) if finite else "",
+        "collapse": collapse(before.records, after.records, perplexities, trained.steps["losses"], task.kept),
+        **trained.steps,
+        "samples": runs.samples(before.records, after.records),
+        "environment": runs.environment(),
+        "scored_in": scored_in(),
+        "peak_memory_bytes": max(ranks.gathered(peak_memory(device))),
+    }
+
+    def write() -> None:
+        runs.write_records(folder / RECORDS, before.records, after.records, prepared.retrained, private=config.private)
+
+    cards = ranks.of_first(lambda: with_records(folder, write, lambda: keep(entry)))
     if cards and (folder / ADAPTER).is_dir():
         written(folder / ADAPTER / CARD, cards[ADAPTER])
     if trained.failed is not None:
