@@ -189,14 +189,14 @@ def test_dry_run_marks_every_run_of_labels_by_itself(capsys: pytest.CaptureFixtu
 
 
 def test_evaluate_shows_its_numbers_before_it_writes_them(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("dualoptim.runs.written", full)
     rows = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--general", "false"]
-    assert cli.main(["evaluate", "--model", "model", *rows, "--scores", "s.json"]) == 2
+    assert cli.main(["evaluate", "--model", str(model), *rows, "--scores", "s.json"]) == 2
     said = capsys.readouterr()
     assert "perplexity" in said.out
     assert "No space left on device (s.json)" in said.err

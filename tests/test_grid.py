@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dualoptim import cli, fast, folder, grid, points, report, runs, starts, tasks, unlearn
 from dualoptim import tiny as tiny_tier
@@ -310,6 +310,51 @@ def test_a_run_whose_model_could_not_be_written_is_not_finished_and_done_again(
     card = Path("out", name, "model", "README.md").read_text(encoding="utf-8")
     assert "unlearned with DualOptim+" in card
     assert "lr: 0.001" in card
+
+
+@pytest.mark.parametrize(
+    ("other", "methods"), [(["--steps", "3"], METHODS), ([], [*METHODS, "DualOptim"])], ids=["settings", "runs"]
+)
+def test_a_shard_that_begins_while_another_has_other_runs_is_refused(
+    other: list[str], methods: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare, statuses = unlearn.prepare, []
+
+    def during(*arguments: Any) -> Any:
+        monkeypatch.setattr(unlearn, "prepare", prepare)
+        made = prepare(*arguments)
+        statuses.append(compare("--shard", "2/2", *other, methods=methods))
+        return made
+
+    monkeypatch.setattr(unlearn, "prepare", during)
+    assert compare("--shard", "1/2") == 2
+    assert statuses == [0]
+    assert "out out: holds a run with other settings (" in capsys.readouterr().err
+    first = runs.read_results("out")
+    assert first["runs"]
+    assert {entry["method"] for entry in first["runs"]} <= set(methods)
+    assert first["planned"] == len(methods)
+
+
+def test_a_run_is_not_added_to_a_plan_at_which_another_shard_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--shard", "1/2") == 0
+    more = [*METHODS, "DualOptim"]
+    with FileLock(Path("out", f"{LOCK}-1-of-2")):
+        assert compare("--shard", "2/2", methods=more) == 2
+    assert "out out: holds a run with other settings (" in capsys.readouterr().err
+    assert compare("--shard", "2/2", methods=more) == 0
+
+
+def test_shards_gather_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    results_of = grid.results_of
+
+    def alone(*arguments: Any) -> Any:
+        with pytest.raises(Timeout), FileLock(Path("out", folder.TURN), timeout=0):
+            pass
+        return results_of(*arguments)
+
+    monkeypatch.setattr(grid, "results_of", alone)
+    assert compare("--shard", "1/2") == 0
 
 
 def test_numbers_of_a_run_that_cannot_be_written_are_shown(

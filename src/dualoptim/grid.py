@@ -29,7 +29,7 @@ from .command_line import rerun
 from .config import PLAIN, READ_BY, RunConfig, typed
 from .errors import UserError, unknown
 from .evaluation import general
-from .folder import ENTRY, GRID, PAGE, RECORDS, RESULTS, check_kind, clear, emptied, owned
+from .folder import ENTRY, GRID, PAGE, RECORDS, RESULTS, check_kind, clear, emptied, others_at_work, owned, turn
 from .folder import check as check_folder
 from .one_run.keeping import write_numbers
 from .points import points_of
@@ -149,15 +149,35 @@ def run(
     place = f"{shard.number}-of-{shard.of}" if shard is not None else None
     with owned(out, read, resume=joins, overwrite=overwrite, share=place) as folder, ExitStack() as told:
         begun = False  # nothing is written, or removed, before the first model is loaded
-        if not overwrite:
-            ranks.of_first(lambda: runs.check_begun(folder, configs))
         names = list(resolved)
+
+        def check() -> None:
+            runs.check_begun(folder, configs, lambda: others_at_work(folder, place))
+
+        def begin() -> None:
+            """Another shard may have begun with other settings since they were checked."""
+            with turn(folder, place):
+                if overwrite:
+                    emptied(folder)
+                check()
+                runs.write_settings(folder, configs, {}, names)
+
+        def gathered() -> dict[str, Any]:
+            """Entries that another shard writes while they are read would be missing, and its page replaced."""
+            if overwrite and not begun:
+                return {}
+            with turn(folder, place):
+                check()
+                return _gathered(folder, resolved, grid)
+
+        if not overwrite:
+            ranks.of_first(check)
         mine = names if shard is None else names[shard.number - 1 :: shard.of]
         done: dict[str, Any] = {} if overwrite else ranks.of_first(lambda: _finished(folder, resolved))
         missing = [name for name in mine if name not in done]
         # A run that fails, on whichever rank, leaves a page of those before it.
         with (
-            ranks.saving(lambda: None if overwrite and not begun else _gathered(folder, resolved, grid)),
+            ranks.saving(gathered),
             tqdm(total=len(mine), initial=len(mine) - len(missing), unit="run", disable=None) as bar,
         ):
             prepared, start, task = None, None, None
@@ -170,9 +190,7 @@ def run(
                     task = copy.deepcopy(of.task)  # `prepare` changes it by what the model knows, once per start
                     prepared = prepare(dataclasses.replace(of, task=task))
                 if not begun:
-                    if overwrite:
-                        emptied(folder)
-                    runs.write_settings(folder, configs, {}, names)
+                    ranks.of_first(begin)
                     begun = True
                 assert prepared is not None
                 assert task is not None
@@ -189,7 +207,7 @@ def run(
                     resume=joins,
                 )
                 bar.update()
-        return ranks.of_first(lambda: _gathered(folder, resolved, grid))
+        return ranks.of_first(gathered)
 
 
 def checked(

@@ -71,7 +71,7 @@ import math
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,12 @@ SCHEMA = 1
 PRECISIONS = {"bf16": "trained", "score_bf16": "scored"}  # settings that the machine decides where none is given
 
 
-def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
+def check_begun(out: Path, configs: Sequence[RunConfig], at_work: Callable[[], bool] = lambda: False) -> None:
     """Refuse to resume in a folder that was started with other settings.
+
+    Args:
+        at_work: whether others work at the folder's plan right now, to which no run is added then: they would not know
+            of it.
 
     Raises:
         UserError: the first setting that differs.
@@ -117,21 +121,29 @@ def check_begun(out: Path, configs: Sequence[RunConfig]) -> None:
     for other in begun:
         if other not in mine:
             nearest = min(mine, key=lambda one: sum(one[key] != other.get(key) for key in one))
-            differing = (key for key in nearest if key not in other or nearest[key] != other[key])
-            differ = [*differing] or [min(other, default="")]
-            given = [other.get(key) for key in differ]
-            if {*differ} <= {*PRECISIONS} and any(all(value is each for value in given) for each in (True, False)):
-                there, here = ("bf16", "fp32") if other[differ[0]] else ("fp32", "bf16")
-                raise UserError(
-                    f"out {out}: holds a run that was {' and '.join(PRECISIONS[key] for key in differ)} in {there}, "
-                    f"and here it would be in {here}, as the machine decides where it is not given; add "
-                    f"{' '.join(options({key: other[key] for key in differ}))}, or give another folder"
-                )
-            key = differ[0]
-            raise UserError(
-                f"out {out}: holds a run with other settings ({key}: {other.get(key)} there, {nearest.get(key)} here); "
-                "give another folder, or --overwrite"
-            )
+            raise _other_settings(out, other, nearest)
+    added = [one for one in mine if one not in begun]
+    if added and begun and at_work():
+        nearest = min(begun, key=lambda other: sum(added[0][key] != other.get(key) for key in added[0]))
+        raise _other_settings(out, nearest, added[0])
+
+
+def _other_settings(out: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> UserError:
+    """The error for a run of a folder and the one to do there that is nearest to it."""
+    differ = [key for key in here if key not in there or here[key] != there[key]] or [min(there, default="")]
+    given = [there.get(key) for key in differ]
+    if {*differ} <= {*PRECISIONS} and any(all(value is each for value in given) for each in (True, False)):
+        was, now = ("bf16", "fp32") if there[differ[0]] else ("fp32", "bf16")
+        return UserError(
+            f"out {out}: holds a run that was {' and '.join(PRECISIONS[key] for key in differ)} in {was}, "
+            f"and here it would be in {now}, as the machine decides where it is not given; add "
+            f"{' '.join(options({key: there[key] for key in differ}))}, or give another folder"
+        )
+    key = differ[0]
+    return UserError(
+        f"out {out}: holds a run with other settings ({key}: {there.get(key)} there, {here.get(key)} here); "
+        "give another folder, or --overwrite"
+    )
 
 
 def begun_alone(out: Path) -> dict[str, Any] | None:
