@@ -281,6 +281,9 @@ MISTAKES = {
     "a loss's value": (["--forget-loss", "NPO", "--forget-loss-args", "{beta: 0}"], "beta must be > 0"),
     "an unknown optimizer": (["--optimizer", "DualOptim++"], "unknown optimizer 'DualOptim++'; did you mean"),
     "a learning rate": (["--lr", "-1"], "lr must be at least 0"),
+    "a learning rate of nothing": (["--lr", "0"], "lr is 0, so nothing would be learned"),
+    "a weight below nothing": (["--weights", "{forget: -1}"], "weights: that of 'forget' is -1, which would turn its"),
+    "a bound below nothing": (["--retain-bound", "-1"], "retain_bound must be at least 0, but is -1"),
     "a word for a number": (["--lr", "fast"], "lr"),
     "an unknown option": (["--learning-rate", "1"], "unknown option '--learning-rate'"),
     "an unknown objective": (["--lr-scales", "{froget: 2}"], "lr_scales names 'froget'"),
@@ -289,6 +292,7 @@ MISTAKES = {
     "a ratio of other digits": (["--ratio", "1:²"], "the ratio must be 2 whole numbers"),
     "a ratio without end": (["--ratio", "1:9999999"], "of six digits at most"),
     "steps without end": (["--steps", "1000000000000"], "steps times batch_size must be at most 10000000"),
+    "steps of many digits": (["--steps", "9" * 20], "steps times batch_size must be at most 10000000"),
     "no batch": (["--batch-size", "0"], "batch_size must be at least 1"),
     "points without end": (["--curve-points", "1000000000000"], "curve_points must be at most 10000000"),
     "a folder of data for files": (["--data-dir", "."], "data_dir is for a --task"),
@@ -617,6 +621,14 @@ def test_without_the_extra_one_sentence_says_what_to_install(absent: str) -> Non
         assert done.stderr == f"dualoptim: error: the command line {installs}\n"
     else:
         assert f"0 UnlearnTrainer {installs}\n" in done.stdout
+
+
+@pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "exec('raise KeyboardInterrupt')"])
+def test_an_interrupt_while_modules_are_imported_stops_as_later(source: str, tmp_path: Path) -> None:
+    (tmp_path / "jsonargparse.py").write_text(source)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from dualoptim.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "env"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "dualoptim: stopped\n")
 
 
 def unread(buffering: int = 1) -> Any:

@@ -18,6 +18,7 @@ import pytest
 from dualoptim.command_line import recipe_files
 from dualoptim.data import Row, check_objectives, encode, parse_row, question, read_rows
 from dualoptim.errors import UserError
+from dualoptim.models import read_template
 from dualoptim.reading import read_lines
 
 from . import tiny
@@ -100,6 +101,21 @@ def test_a_pipe_is_read_once_and_serves_again(tmp_path: Path) -> None:
     writer.join()
     assert read_rows(pipe) == rows
     assert len(rows) == 1
+
+
+def test_a_recipe_and_a_template_may_come_through_a_pipe(tmp_path: Path) -> None:
+    import os
+
+    def piped(name: str, text: str) -> str:
+        os.mkfifo(tmp_path / name)
+        threading.Thread(target=lambda: (tmp_path / name).write_text(text, encoding="utf-8"), daemon=True).start()
+        return str(tmp_path / name)
+
+    recipe = piped("recipe", "steps: 7\n")
+    assert recipe_files.find_recipe(recipe) == Path(recipe)
+    assert recipe_files.recipe_arguments(Path(recipe), {"steps"}) == ["--steps=7"]
+    template = piped("template", "{{ messages }}")
+    assert [read_template(template) for _ in range(2)] == ["{{ messages }}"] * 2
 
 
 def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -508,6 +524,9 @@ def test_recipes_mean_what_they_say(tmp_path: Path, text: str, key: str, value: 
     [(b"lr: 1e-3\nsteps: 3\nlr: 1e-4\n", r"r\.yaml:3: broken YAML; 'lr' stands twice"),
      ("out: é".encode("latin-1"), "is not UTF-8 text"), (b"lr: !!binary aGk=\n", "lr is b'hi', of which no setting"),
      (b"weights:\n  forget: 1\n  forget: 2\n", r"r\.yaml:3: broken YAML; 'forget' stands twice"),
+     (b"memorise: true\nmemorize: false\n",
+      r"r\.yaml:2: broken YAML; 'memorize', also spelled 'memorise', stands twice; remove one"),
+     (b"memorize_args: {lr: 1e-3}\nmemorise_args: {epochs: 3}\n", r"r\.yaml:2: .* stands twice; remove one"),
      (b"weights: &w {forget: *w}", "weights is .*, of which no setting"),
      (b"lr: \0", r"not allowed in .*, position 4$"),
      (b"steps: !!int x", "what is tagged as int is none"), (b"bf16: !!bool maybe", "what is tagged as bool is none"),

@@ -34,7 +34,9 @@ OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own
 # What tells that a folder's other files are a run's, so it is removed last.
 KNOWN_BY = {ENVIRONMENT, FOLDERS, SETTINGS, SAVED}
 TURN = f"{LOCK}-turn"  # held for a moment, by the shard whose turn it is to read and write what all of them share
-_LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+|-turn)?")  # one for a folder, or one for each shard and their turns
+_LOCKS = re.compile(
+    rf"{re.escape(LOCK)}(-\d+-of-\d+|-turn)?"
+)  # one for a folder, or one for each shard and their turns
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
 # What is written into a folder of a run: by transformers and PEFT, by the trackers, by the Trainer.
@@ -227,7 +229,9 @@ def _owned(
         # A run shares it with no shard. A shard shares it with others of as many: 1/2 and 1/3 have runs in common.
         others = f"-of-{share.rpartition('-')[2]}" if share is not None else None
         for path in folder.glob(f"{LOCK}*"):
-            if path.name not in (Path(lock.lock_file).name, TURN) and (others is None or not path.name.endswith(others)):
+            if path.name not in (Path(lock.lock_file).name, TURN) and (
+                others is None or not path.name.endswith(others)
+            ):
                 with FileLock(path, timeout=0):
                     pass
     except Timeout:

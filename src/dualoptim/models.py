@@ -24,13 +24,14 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from . import adapters
+from . import adapters, ranks
 from .cache import cache_dir
 from .cached import made_once
 from .checkpoints import sha256
 from .device import device_and_precision
 from .errors import UserError, unknown
 from .hashes import digest, of_tokenizer
+from .reading import whole
 from .training.causal import check_causal
 
 SMOLLM2 = "smollm2"
@@ -110,13 +111,14 @@ def _with_tokenizer(model: str) -> str:
     return _base(model, base)
 
 
+@ranks.by_first  # a pipe can be read once
 def read_template(given: str) -> str:
     """The text of a chat template, by file or by the name of an included one."""
     own = _included()
     try:
         if given in own and not Path(given).is_file():
             return own[given].read_text(encoding="utf-8")
-        return Path(given).read_text(encoding="utf-8-sig")
+        return whole(given).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "it is not UTF-8 text")
         raise UserError(

@@ -143,10 +143,7 @@ def _json(text: str, path: str) -> list[tuple[Any, str]]:
 @ranks.by_first  # a pipe can be read once
 def _bytes(path: str) -> bytes:
     try:
-        if Path(path).is_file() or not Path(path).exists() or Path(path).is_dir():
-            data = Path(path).read_bytes()
-        else:
-            data = _piped(path)
+        data = whole(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -166,9 +163,22 @@ def _bytes(path: str) -> bytes:
     return data
 
 
+def whole(path: str | Path) -> bytes:
+    """A file's bytes; those of a pipe, which can be read once, are kept.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _piped(str(path)) if is_pipe(path) else Path(path).read_bytes()
+
+
+def is_pipe(path: str | Path) -> bool:
+    """Whether a path is that of a pipe, such as a shell makes of `<(command)`, and no file's or folder's."""
+    return Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir())
+
+
 @lru_cache(maxsize=16)
 def _piped(path: str) -> bytes:
-    """What comes through a pipe, which can be read once."""
     return Path(path).read_bytes()
 
 

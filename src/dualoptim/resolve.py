@@ -223,6 +223,7 @@ def changes_of(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) 
 LEAST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "max_length": 1, "lm_eval_limit": 1, "seed": 0, "save_every": 0,
     "probe_limit": 1, "curve_points": 0, "lora_rank": 0, "max_grad_norm": 0.0, "lr": 0.0, "weight_decay": 0.0,
+    "retain_bound": 0.0,
 }  # fmt: skip
 MOST = {"curve_points": 10**7, "lora_rank": 10**6, "max_length": 10**9, "log_every": 10**9, "save_every": 10**9}
 MOST_SEQUENCES = 10**7  # of a run, whose schedule is made beforehand
@@ -245,20 +246,27 @@ def check_alone(config: RunConfig, *, training: bool = True) -> None:
     for key, value in config.as_dict().items():
         if (bad := _not_finite(value)) is not None:
             raise UserError(f"{key} must have finite numbers, but has {bad}; give another, or leave it out")
+    for name, weight in config.weights.items():
+        if weight < 0:
+            raise UserError(
+                f"weights: that of {name!r} is {weight:g}, which would turn its loss around; give one of at least 0"
+            )
+    if config.steps * config.batch_size > MOST_SEQUENCES:  # before what a goal makes of the steps
+        raise UserError(f"steps times batch_size must be at most {MOST_SEQUENCES}; give fewer steps, or smaller ones")
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and value < least:
             raise UserError(f"{key} must be at least {least:g}, but is {value}")
         if value is not None and value > MOST.get(key, math.inf):
             raise UserError(f"{key} must be at most {MOST[key]}, but is {value}")
-    if config.steps * config.batch_size > MOST_SEQUENCES:
-        raise UserError(f"steps times batch_size must be at most {MOST_SEQUENCES}; give fewer steps, or smaller ones")
     if config.micro_batch_size is not None and not 1 <= config.micro_batch_size <= config.batch_size:
         raise UserError(
             f"micro_batch_size must be 1 to batch_size {config.batch_size}, but is {config.micro_batch_size}"
         )
     if config.seed >= 2**32:
         raise UserError(f"seed must be below 2 to the power of 32, but is {config.seed}")
+    if config.lr == 0:
+        raise UserError("lr is 0, so nothing would be learned; give one > 0")
     if config.eps <= 0:
         raise UserError(f"eps must be > 0, or a coordinate without a gradient divides 0 by 0, but is {config.eps}")
     reporting.check([config.report_to])

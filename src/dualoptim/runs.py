@@ -87,7 +87,7 @@ from .evaluation.words import replaced
 from .folder import ENVIRONMENT, FOLDERS, SETTINGS, folders_of, written
 from .folder import RECORDS as RECORDS
 from .folder import RESULTS as RESULTS
-from .reading import parse_json
+from .reading import parse_json, read_text, whole
 from .rows.quoting import PRIVATE, Quoting
 from .schema import misfit, misfit_of_one
 
@@ -469,8 +469,8 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[
     path = Path(path)
     if path.is_dir():
         path = _records_in(path)
-    if path.is_file() and path.read_bytes().startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
-        scores = read_json(path)
+    if path.exists() and whole(path).startswith((b"{\n", b"{\r\n")):  # records.jsonl has an object a line
+        scores = parse_json(read_text(path), str(path))
         try:
             found = {w: scores[w]["records"] for w in ("before", "after", "retrained") if scores.get(w)}
             return {"task": scores["task"]}, found

@@ -365,7 +365,8 @@ def _check_data(
     places = {role: path for role, _, path in evidence.inputs(config, said["run"]["private"])}
     for role, value in given.items():
         if value is not None and not Path(value).is_file():
-            raise UserError(f"{role} {value}: there is no such file; give the one that the run read")
+            what = "is no file" if Path(value).exists() else "there is no such file"
+            raise UserError(f"{role} {value}: {what}; give the one that the run read")
         if value is not None:
             places[role] = Path(value)
     checks = [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
+from ..reading import whole
 
 if TYPE_CHECKING:  # an optional package that only signing needs
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -172,7 +173,7 @@ def opened(path: str | Path) -> Envelope:
         UserError: it is not an envelope with one signature, or holds another type of payload.
     """
     try:
-        data = Path(path).read_bytes()
+        data = whole(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of dualoptim certify") from None
     found = parsed(data, str(path))

@@ -31,7 +31,7 @@ from ..config import (
 )
 from ..errors import UserError, check_encoding, unknown
 from . import usage
-from .recipe_files import Loader, find_recipe, recipe_arguments
+from .recipe_files import Loader, find_recipe, one_spelling, recipe_arguments
 
 COMMANDS = {
     "quickstart": "forget the capitals of Europe in SmolLM2-135M, three optimizers side by side",
@@ -232,7 +232,7 @@ def _add_records(made: ArgumentParser, command: str) -> None:
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse the recipe's settings and then the command line's, so that the latter win; of `ENTRIES`, entry by entry."""
     known = [option for action in parser._actions for option in action.option_strings]
-    arguments = [re.sub(r"^--memorize\b", "--memorise", argument) for argument in arguments]  # spelled either way
+    arguments = [one_spelling(argument) if argument.startswith("--") else argument for argument in arguments]
     for argument in arguments:
         name = argument.split("=")[0].split(".")[0]
         if name.startswith("--") and name not in known:

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
+from .. import ranks
 from ..config import RunConfig, kinds
 from ..errors import UserError, unknown
+from ..reading import is_pipe, whole
 
 RECIPE_KEYS = [*(field.name for field in dataclasses.fields(RunConfig)), "methods", "seeds", "grid", "space"]
 _NOT_MEANT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
@@ -27,9 +29,19 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
+def one_spelling(name: str) -> str:
+    """The name of a setting or of its option, which may also be spelled the American way.
+
+    >>> one_spelling("memorize_args"), one_spelling("--memorize")
+    ('memorise_args', '--memorise')
+    """
+    return re.sub(r"^(-*)memorize(?![^\W_])", r"\1memorise", name)
+
+
+@ranks.by_first  # as only it has the pipe of a shell
 def find_recipe(name: str) -> Path:
     """The file of a recipe, by path or by the name of an included one."""
-    if Path(name).is_file():
+    if Path(name).is_file() or is_pipe(name):
         return Path(name)
     own = {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
     if name in own:
@@ -57,13 +69,15 @@ class Loader(yaml.SafeLoader):
             ) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for key, _ in node.value:
-            if isinstance(key.value, str) and key.value in seen:
+            name = one_spelling(str(key.value))
+            if isinstance(key.value, str) and name in seen:
+                also = f", also spelled {seen[name]!r}," if seen[name] != key.value else ""
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands twice; remove one", key.start_mark
+                    None, None, f"{key.value!r}{also} stands twice; remove one", key.start_mark
                 )
-            seen.add(str(key.value))
+            seen[name] = str(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -91,6 +105,11 @@ Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 Loader.add_constructor("tag:yaml.org,2002:str", _text)
 
 
+@ranks.by_first
+def _bytes(path: Path) -> bytes:
+    return whole(path)
+
+
 def recipe_arguments(path: Path, known: set[str]) -> list[str]:
     """A recipe's settings as `--name=value`.
 
@@ -101,7 +120,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
         UserError: YAML that cannot be read, a key that no command has, or a setting without a value.
     """
     try:
-        loader = Loader(path.read_text(encoding="utf-8-sig"))
+        loader = Loader(_bytes(path).decode("utf-8-sig"))
         node: Any = loader.get_single_node()
         settings = loader.construct_document(node) if node else None
     except UnicodeDecodeError as error:
@@ -117,7 +136,7 @@ def recipe_arguments(path: Path, known: set[str]) -> list[str]:
     nodes = {key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
     arguments = []
     for given, value in settings.items():
-        key = re.sub("^memorize", "memorise", given) if isinstance(given, str) else given
+        key = one_spelling(given) if isinstance(given, str) else given
         if key not in RECIPE_KEYS:
             raise unknown("recipe key", key, RECIPE_KEYS, str(path), "dualoptim compare --help lists all settings")
         if key not in known:
