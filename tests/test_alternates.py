@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualoptim import checkpoints, cli, runs
+from dualoptim import checkpoints, cli, runs, unlearn
 from dualoptim.config import RunConfig
 from dualoptim.data import ObjectiveRows, Plan, Row, question, read_rows
 from dualoptim.errors import UserError
@@ -210,6 +210,62 @@ def test_a_run_writes_them_down_and_takes_them_up_again(place: Path) -> None:
     assert run("--resume") == 0
     path.rename(place / "mine.jsonl")  # what a run wrote down is rows of one's own
     assert [row.fields["alternates"] for row in read_rows("mine.jsonl")] == found[:3]
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_alternates_of_other_inputs_or_settings_are_made_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:  # killed before its first checkpoint
+        patched.setattr(unlearn, "train", stopped)
+        assert run() == 130
+    shutil.rmtree(place / "cache")
+    begun = place / "out" / alternates.FILE
+    rows = said(place / "out")
+    for row in rows:
+        row["alternates"] = ["Of the file."]
+    begun.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def found(model: str = "model", **settings: Any) -> list[list[str]]:
+        arguments = {**ALTPO["forget_loss_args"], **settings}
+        config = RunConfig(model=model, task="letters.py", forget_loss="AltPO", forget_loss_args=arguments)
+        (resolved,) = resolve([config])
+        return [row.fields["alternates"] for row in prepare(resolved, begun).alternates["forget"]]
+
+    kept = [["Of the file."]] * 4
+    assert found() == kept
+    for settings in ({"alternates": 2}, {"temperature": 0.5}, {"seed": 1}):
+        assert not any(texts == kept[0] for texts in found(**settings)), settings
+    other = tiny.model()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    other.save_pretrained("other")
+    tiny.tokenizer().save_pretrained("other")
+    assert not any(texts == kept[0] for texts in found("other"))
+    # A line that lacks them, or does not say what they were made of, is made anew as well.
+    del rows[0]["alternates"], rows[1]["made_of"]
+    rows[2]["alternates"] = "Of the file."
+    begun.write_text("\n".join(json.dumps(row) for row in rows))
+    assert [texts == kept[0] for texts in found()] == [False, False, False, True]
+
+
+def test_a_run_killed_before_its_first_checkpoint_trains_on_the_alternates_of_the_model_that_it_has(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(unlearn, "train", stopped)
+        assert run() == 130
+    before = said(place / "out")
+    other = tiny.model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    other.save_pretrained("model")
+    assert run("--resume") == 0
+    assert run("--out", "new") == 0
+    assert said(place / "out") == said(place / "new")
+    assert [row["alternates"] for row in said(place / "out")] != [row["alternates"] for row in before]
 
 
 def test_a_run_moves_its_multiplier_as_pdus_authors_do(place: Path) -> None:

@@ -153,7 +153,9 @@ def _side_by_side(
     begin()
     said = dict(task.objectives) if task.built else {}  # rows in the model's own words
     if prepared.alternates:
-        said[Path(alternates.FILE).stem] = [row for rows in prepared.alternates.values() for row in rows]
+        said[Path(alternates.FILE).stem] = alternates.to_write(
+            prepared.alternates, missing[0].losses, missing[0].identity
+        )
     said = {} if config.private else said
     own_folders = [own_folder(of.config.method, of.config.seed) for of in resolved]
     made = [own.name for own in own_folders if own != folder]

@@ -81,8 +81,9 @@ def prepare(resolved: Resolved, kept: Path | None = None) -> Prepared:
     reference = model if resolved.needs_second_model else None
     left = _left_to_learn(task, model, tokenizer) if config.ratio == "loss" else {}
     others, notes = alternates.of_run(
-        resolved.losses, task.objectives, model, tokenizer, max_length=config.max_length, kept=kept
-    )
+        resolved.losses, task.objectives, model, tokenizer,
+        max_length=config.max_length, kept=kept, inputs=resolved.identity,
+    )  # fmt: skip
     before = Scores(*numbers, records)
     return Prepared(start, reference, before, gold, curve, ability, left, metrics, others, checks + notes)
 

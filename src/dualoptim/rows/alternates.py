@@ -1,6 +1,7 @@
 """Other answers to the questions to forget, made up by the model itself: what AltPO prefers to the true ones.
 
-They are made once, by the model before unlearning. A run writes them beside its results, and a resumed run reuses them.
+They are made once, by the model before unlearning. A run writes them beside its results, with what they were made of,
+and a resumed run reuses those that were made of the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from ..device import seeded
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.refusal import refuses
+from ..hashes import digest
 from ..identity import identity
 from ..losses import Loss
 from . import reword
 from .quoting import Quoting
 
 FILE = "alternates.jsonl"
+MADE_OF = "made_of"  # a row's key in that file: the hash of what its alternates were made of
 TOKENS = 200  # at most in an answer; as AltPO's authors have it for TOFU
 ANOTHER = """Question: {question}
 Answer: {answer}
@@ -101,30 +104,55 @@ def of_run(
     *,
     max_length: int,
     kept: Path | None,
+    inputs: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows, with alternates, of each objective whose loss needs them, and notes for readers of the results.
 
     Args:
-        kept: file of alternates that an earlier, unfinished run may have written; None for a new run.
+        kept: file of alternates that an earlier, unfinished run may have written; None for a new run. Those that were
+            made of other inputs or settings are made anew.
+        inputs: the run's fingerprints, as `dualoptim.resolved.Resolved.identity` has them.
     """
     before: dict[Any, Any] = {}
     if kept is not None and ranks.of_first(kept.is_file):
-        before = {_key(row): row.fields["alternates"] for row in ranks.of_first(lambda: read_rows(kept))}
+        for row in ranks.of_first(lambda: read_rows(kept)):
+            texts = row.fields.get("alternates")
+            if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+                before[row.fields.get(MADE_OF), *_key(row)] = texts
     found, notes = {}, []
     needing: dict[str, Any] = {name: loss for name, loss in losses.items() if loss.needs_alternates}
     for name, loss in needing.items():
+        made_of = _made_of(inputs, loss)
         given = [
-            replace(row, fields={**row.fields, "alternates": before[_key(row)]}) if _key(row) in before else row
+            replace(row, fields={**row.fields, "alternates": before[key]})
+            if (key := (made_of, *_key(row))) in before
+            else row
             for row in objectives[name]
         ]
-        settings = {"samples": loss.alternates, "temperature": loss.temperature, "seed": loss.seed}
-        rows = found[name] = alternates(model, tokenizer, given, **settings, max_length=max_length)
+        rows = found[name] = alternates(model, tokenizer, given, **_settings(loss), max_length=max_length)
         lacking = [row.where for row in rows if not row.fields["alternates"]]
         count = sum(len(row.fields["alternates"]) for row in rows)
         notes.append(f"{count} other answers of the model's own stand against those of {len(rows)} rows to {name}.")
         if lacking:
             notes.append(_lacking(lacking))
     return found, notes
+
+
+def to_write(found: Mapping[str, Sequence[Row]], losses: Mapping[str, Loss], inputs: Mapping[str, str]) -> list[Row]:
+    """The rows that `of_run` found, as a run writes them: each says what its alternates were made of."""
+    return [
+        replace(row, fields={**row.fields, MADE_OF: _made_of(inputs, losses[name])})
+        for name, rows in found.items()
+        for row in rows
+    ]
+
+
+def _made_of(inputs: Mapping[str, str] | None, loss: Any) -> str:
+    return digest([inputs, _settings(loss)])
+
+
+def _settings(loss: Any) -> dict[str, Any]:
+    return {"samples": loss.alternates, "temperature": loss.temperature, "seed": loss.seed}
 
 
 def _lacking(rows: Sequence[str]) -> str:
