@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from dualoptim import UnlearnTrainer, cli, device, folder, models, report, runs, unlearn
+from dualoptim import UnlearnTrainer, checkpoints, cli, device, folder, models, report, runs, unlearn
 from dualoptim.cached import made_once
 from dualoptim.config import RunConfig
 from dualoptim.data import question
@@ -440,6 +440,7 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
             lambda: save_file({k: v + 1e-6 for k, v in weights.items()}, place / "model" / "model.safetensors"),
             "start model",
         ),
+        (lambda: _edit(place / "model" / "generation_config.json", '"eos_token_id": 0', '"eos_token_id": [0, 3]'), ENDS),
     ):
         before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
         change()
@@ -448,6 +449,34 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
         for path, content in before.items():
             path.write_bytes(content)
     assert run("--save-model", "false", "--resume") == 0
+
+
+ENDS = "set of end tokens"
+
+
+def test_a_run_of_an_earlier_version_knows_no_end_tokens_and_is_gone_on_with(run: Run, place: Path) -> None:
+    assert run("--save-model", "false") == 0
+    said = results(place)
+    del said["runs"][0]["fingerprints"][checkpoints.ENDS]
+    (place / "out" / "results.json").write_text(json.dumps(said))
+    _edit(place / "model" / "generation_config.json", '"eos_token_id": 0', '"eos_token_id": [0, 3]')
+    assert run("--save-model", "false", "--resume") == 0
+    assert results(place)["runs"] == said["runs"]
+
+
+def test_end_tokens_count_where_a_file_names_others_than_the_configuration(tmp_path: Path) -> None:
+    folder, file = str(tiny.save(tmp_path)), tmp_path / "generation_config.json"
+    said = json.loads(file.read_text())
+    hashed = models.hash_of(folder)
+    for ends, found in ((0, []), ([0], []), ([0, 3], [0, 3]), (3, [3])):
+        file.write_text(json.dumps({**said, "eos_token_id": ends}))
+        assert models.ends_of(folder) == found
+        assert models.hash_of(folder) == hashed, "so that what the cache keeps of it is found"
+    for damaged in ("{", None):  # transformers takes those of the configuration then
+        file.write_text(damaged) if damaged else file.unlink()
+        assert models.ends_of(folder) == []
+        loaded = models.load_model(folder)
+        assert loaded.generation_config.eos_token_id == 0
 
 
 def _edit(path: Path, old: str, new: str) -> None:

@@ -28,6 +28,7 @@ FROZEN, REFERENCE = "set of frozen weights", "reference model"
 MIXED, WEIGHTS = "mixed precision", "precision of trained weights"
 MEMORIZED = "precision_of_memorizing"
 TASK_FILE = "task_file"  # of a task of your own
+ENDS = "set_of_end_tokens"
 # Fingerprints that some engines and earlier versions do not write: without one, a run is not compared by it.
 MAY_LACK = {
     FROZEN,
@@ -36,6 +37,7 @@ MAY_LACK = {
     WEIGHTS,
     MEMORIZED,
     TASK_FILE,
+    ENDS,
     "combine",
     "sam_rho",
     "max_grad_norm",

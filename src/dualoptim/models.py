@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -47,6 +48,14 @@ _TOKENIZERS = {  # model published without a tokenizer → the model whose token
     },
 }
 
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 # What configurations call the number of positions; MPT's is also the number of distances that its ALiBi has.
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_target_positions")
 
@@ -74,6 +83,13 @@ def load_tokenizer(model: str, chat_template: str | None = None) -> PreTrainedTo
     if chat_template is not None:
         use_template(tokenizer, chat_template)
     return tokenizer
+
+
+def has_tokenizer(model: str) -> bool:
+    """Whether there is a tokenizer beside a model, or beside the base of an adapter that has none of its own."""
+    place = source(_with_tokenizer(model))
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return any(cached_file(place, name, **missing) is not None for name in _TOKENIZER_FILES)
 
 
 def use_template(tokenizer: Any, given: str) -> None:
@@ -282,7 +298,10 @@ def merged(model: str) -> str:
         tokenizer.save_pretrained(place)
         copy_processor(model, place)
 
-    return str(made_once(cache_dir() / "merged" / digest([hash_of(model), of_tokenizer(tokenizer)])[:16], merge))
+    made_of: list[Any] = [hash_of(model), of_tokenizer(tokenizer)]
+    if ends := ends_of(model):  # which the merged model keeps
+        made_of.append(ends)
+    return str(made_once(cache_dir() / "merged" / digest(made_of)[:16], merge))
 
 
 def _check_files(model: str, folder: Path) -> None:
@@ -358,7 +377,10 @@ def trains_in_bf16(model: str) -> bool:
 
 
 def hash_of(model: str) -> str:
-    """A hash of a model's files, weights and configuration; for a model on the hub, the commit."""
+    """A hash of a model's files, weights and configuration; for a model on the hub, the commit.
+
+    What else makes its replies is in its tokenizer, its chat template and `ends_of`.
+    """
     if (base := adapters.base_of(model)) is not None:
         folder = adapters.folder_of(model)
         own = _hash_of_files(folder) if Path(model).is_dir() else folder.name  # the commit
@@ -376,6 +398,26 @@ def _hash_of_files(folder: Path) -> str:
     named = ("config.json", adapters.CONFIG)
     files = [file for file in sorted(folder.iterdir()) if file.name in named or file.suffix in WEIGHTS]
     return hashlib.sha256("".join(f"{file.name} {sha256(file)} " for file in files).encode()).hexdigest()
+
+
+def ends_of(model: str) -> list[int]:
+    """The end tokens of replies that a model's generation_config.json names, where these are not those of config.json.
+
+    Empty where `hash_of` tells all: without such a file, for a model on the hub, and for the included one.
+    """
+    if (base := adapters.base_of(model)) is not None:
+        return ends_of(_base(model, base))
+    if model == SMOLLM2 or not (folder := Path(source(model))).is_dir():
+        return []
+    try:
+        named = _as_list(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
+    except OSError:  # there is none that can be read, and so transformers makes one
+        return []
+    return named if named != _as_list(GenerationConfig.from_model_config(load_config(model)).eos_token_id) else []
+
+
+def _as_list(ends: int | list[int] | None) -> list[int]:
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def text_config(model: Any) -> Any:

@@ -8,6 +8,7 @@ written. `--dry-run` does this and prints the result.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from . import __version__, adapters, tasks, tiny
 from . import resolve as names
 from .chat import prompt_ids
-from .checkpoints import MEMORIZED, TASK_FILE, sha256
+from .checkpoints import ENDS, MEMORIZED, TASK_FILE, sha256
 from .config import RunConfig, typed
 from .data import Row, encode, is_text, longest, texts
 from .device import device_and_precision, settled
@@ -30,7 +31,17 @@ from .folder import ADAPTER, MODEL
 from .hashes import digest, of_tokenizer
 from .losses import Loss
 from .memorise import Settings, memorised
-from .models import hash_of, load_config, load_tokenizer, merged, positions, use_template, without_weights
+from .models import (
+    ends_of,
+    has_tokenizer,
+    hash_of,
+    load_config,
+    load_tokenizer,
+    merged,
+    positions,
+    use_template,
+    without_weights,
+)
 from .rows import alternates
 from .rows.forms import text_of
 from .schedule import Turn
@@ -75,8 +86,8 @@ class Resolved:
         relearning: the same for the attack relearn; empty if it is not asked for.
         files: setting → SHA-256 of the file that it names, if that is a local file.
         fingerprints: hashes of the rows and measures, the file of a task of your own, refusals, questions of probes,
-            files of lm_eval's tasks, template, tokenizer, start and retrained model, and the packages' versions;
-            where rows are memorized first, the precision of that.
+            files of lm_eval's tasks, template, tokenizer, start and retrained model, their end tokens, and the
+            packages' versions; where rows are memorized first, the precision of that.
     """
 
     config: RunConfig
@@ -128,11 +139,12 @@ class Resolved:
         return {name: value for name, value in self.fingerprints.items() if name != "versions"}
 
 
-def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Resolved]:
+def resolve(configs: Sequence[RunConfig], *, training: bool = True, task: Task | None = None) -> list[Resolved]:
     """Resolve configs that share one task and one start.
 
     Args:
         training: whether models are trained, which needs more memory than scoring, and rows of `max_length` at most.
+        task: the configs', where it has been read; None to read it.
 
     Raises:
         UserError: anything that is wrong with the configs, the rows, the model, memory or disk.
@@ -140,7 +152,8 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     configs = [settled(config) for config in configs]
     for config in configs:
         names.check_alone(config, training=training)
-    first, task = configs[0], tasks.load(configs[0])  # rows, files and model are read once for all
+    first = configs[0]  # rows, files and model are read once for all
+    task = tasks.load(first) if task is None else task
     for config in configs:
         names.check_with(config, task)
     tokenizer, model = _described(first, task)
@@ -149,6 +162,8 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
     adapted = bool(first.lora_rank) or hasattr(model, "peft_config")
     vocabulary = _vocabulary(first, model)
     start, retrained = _origins(first, task, tokenizer)
+    _check_retrained(first, task, tokenizer)
+    named = [first.model] * (first.model != tiny.TINY) + [first.retrained] * (first.retrained not in (None, "make"))
     refusals, own = names.refusals_of(first), general.files_of(first.lm_eval)
     fingerprints = {
         "task": digest(task.contents()),
@@ -161,6 +176,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True) -> list[Reso
         **({MEMORIZED: "bf16" if device_and_precision()[1] else "fp32"} if first.memorise else {}),
         "start_model": start.fingerprint,
         **({"retrained_model": retrained.fingerprint} if retrained else {}),
+        ENDS: digest([ends_of(name) for name in named if name]),
         "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
     }
     files = {name: sha256(Path(given)) for name, given in first.inputs.items() if given and Path(given).is_file()}
@@ -264,6 +280,65 @@ def _described(config: RunConfig, task: Task) -> tuple[Any, nn.Module]:
 def _vocabulary(config: RunConfig, model: Any) -> int:
     described = model.config if config.model == tiny.TINY else load_config(config.model)
     return int(described.get_text_config().vocab_size)
+
+
+def beside(resolved: Resolved, model: str) -> Resolved:
+    """Another model that is scored on the rows of a resolved one, with its own tokenizer, by which they are checked.
+
+    Raises:
+        UserError: as `resolve`; there is a retrained model as well, which both are compared with token by token.
+    """
+    config = resolved.config.replace(model=model, memorise=False, memorise_args={}, retrained=None)
+    (other,) = resolve([config], training=False, task=resolved.task)
+    if same_tokens(resolved.task, resolved.tokenizer, other.tokenizer):
+        return replace(other, tokenizer=resolved.tokenizer)
+    if resolved.retrained is not None:
+        raise UserError(
+            f"{model} does not read the rows as the same tokens as {resolved.config.model}, by its tokenizer or its "
+            "chat template, and both would be compared with the retrained model token by token; leave out --base or "
+            "--retrained"
+        )
+    warnings.warn(
+        f"{resolved.config.model} and {model} do not read rows as the same tokens, so each is scored with its own "
+        "tokenizer; what is counted by the token, such as probabilities and perplexity, does not compare the two",
+        stacklevel=2,
+    )
+    return other
+
+
+def same_tokens(task: Task, one: Any, other: Any) -> bool:
+    """Whether two tokenizers have the same vocabulary and make the same tokens of a task's rows, chat template and all.
+
+    What else they may differ in, such as the token that they pad with, changes nothing.
+    """
+    if _written_by(one) == _written_by(other):
+        return True
+    rows = [row for part in task.objectives.values() for row in part]
+    return one.get_vocab() == other.get_vocab() and all(
+        encode(row, one, ANY_LENGTH) == encode(row, other, ANY_LENGTH) for row in rows
+    )
+
+
+def _written_by(tokenizer: Any) -> list[Any]:
+    return [of_tokenizer(tokenizer), getattr(tokenizer, "chat_template", None)]
+
+
+def _check_retrained(config: RunConfig, task: Task, tokenizer: Any) -> None:
+    """Refuse a retrained model that does not read the rows as the model does: tokens of the two are compared.
+
+    One without a tokenizer or a chat template of its own is given the model's.
+    """
+    if config.retrained in (None, "make") or not has_tokenizer(config.retrained):
+        return
+    own = load_tokenizer(config.retrained, config.chat_template)
+    if not getattr(own, "chat_template", None):
+        own.chat_template = getattr(tokenizer, "chat_template", None)
+    if not same_tokens(task, tokenizer, own):
+        raise UserError(
+            f"retrained {config.retrained}: does not read the rows as the same tokens as the model {config.model}, by "
+            "its tokenizer or its chat template, and the two are compared token by token; give one that was made from "
+            "the same model, or, where only the template differs, --chat-template FILE"
+        )
 
 
 def _origins(config: RunConfig, task: Task, tokenizer: Any) -> tuple[Origin, Origin | None]:

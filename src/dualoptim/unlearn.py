@@ -26,7 +26,7 @@ from .one_run.prepared import ABILITY, Prepared, Records, loading, prepare, scor
 from .one_run.train import train
 from .points import Run, points_of
 from .report import card
-from .resolved import Origin, Resolved
+from .resolved import Resolved, beside
 from .resolved import resolve as resolve_all
 from .rows import alternates
 from .tasks import Task
@@ -90,23 +90,22 @@ def evaluate(config: RunConfig, base: str | None = None) -> tuple[Task, dict[str
 
 def _evaluated(config: RunConfig, base: str | None) -> tuple[Task, dict[str, Records], Records | None]:
     (resolved,) = resolve_all([config], training=False)
-    task, tokenizer = resolved.task, resolved.tokenizer
-    first_of = resolved
-    if base:
-        (first_of,) = resolve_all([config.replace(model=base, memorise=False, memorise_args={})], training=False)
+    task = resolved.task
+    first_of = beside(resolved, base) if base else resolved
     device, _ = device_and_precision()
 
-    def loaded(origin: Origin) -> Any:
-        return load_model(origin.place(), **loading(config)).to(device).requires_grad_(False)
+    def loaded(of: Resolved) -> tuple[Any, Any]:
+        model = load_model(of.start.place(), **loading(config)).to(device).requires_grad_(False)
+        return model, of.tokenizer
 
     gold = score_retrained(resolved)
-    first = loaded(first_of.start)
-    before = with_more(config, task, first, tokenizer, task.prepare(first, tokenizer), config.attacks)
+    first = loaded(first_of)
+    before = with_more(config, task, *first, task.prepare(*first), config.attacks)
     if not base:
         return task, {"after": before}, gold
     del first
-    second = loaded(resolved.start)
-    after = with_more(config, task, second, tokenizer, task.score(second, tokenizer), config.attacks, before)
+    second = loaded(resolved)
+    after = with_more(config, task, *second, task.score(*second), config.attacks, before)
     return task, {"before": before, "after": after}, gold
 
 

@@ -118,7 +118,7 @@ def of_run(
         for row in ranks.of_first(lambda: read_rows(kept)):
             texts = row.fields.get("alternates")
             if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-                before[row.fields.get(MADE_OF), *_key(row)] = texts
+                before[(row.fields.get(MADE_OF), *_key(row))] = texts
     found, notes = {}, []
     needing: dict[str, Any] = {name: loss for name, loss in losses.items() if loss.needs_alternates}
     for name, loss in needing.items():

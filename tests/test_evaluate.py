@@ -1,0 +1,136 @@
+"""Models that are scored beside one another: a base, a retrained model, and which tokens they read rows as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from dualoptim import cli, unlearn
+from dualoptim.one_run import prepared
+
+from . import tiny, tofu
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and rows to forget and to keep, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "model")
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCD"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error, after the progress bars of what a test saves."""
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("dualoptim: error: ")
+    return line
+
+
+def save_with_other_numbers(folder: Path) -> None:
+    """The tests' model with its tokens numbered otherwise, and some more of them: as text, it says the same."""
+    model, numbers = tiny.model(), torch.randperm(260, generator=torch.Generator().manual_seed(0))
+    table = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    table["model"]["vocab"] = {token: int(numbers[i]) for token, i in table["model"]["vocab"].items()}
+    for token in table["added_tokens"]:
+        token["id"] = int(numbers[token["id"]])
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(table)), eos_token="<|end|>", pad_token="<|end|>"
+    )
+    other.chat_template = tiny.CHAT_TEMPLATE
+    with torch.no_grad():
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            weight[numbers] = weight.clone()
+    model.generation_config.eos_token_id = model.config.eos_token_id = int(numbers[0])
+    model.save_pretrained(folder)
+    other.save_pretrained(folder)
+
+
+def numbers(scores: dict[str, Any]) -> dict[str, float]:
+    return {name: number for name, number in scores["numbers"].items() if number is not None}
+
+
+def replies(scores: dict[str, Any]) -> list[str]:
+    """How they begin, as rounding may tell near ties apart; without those that are drawn by the tokens' numbers."""
+    return [record["reply"][:10] for record in scores["records"] if "reply" in record and record["set"] != "sampled"]
+
+
+def test_a_base_is_scored_with_its_own_tokenizer(place: Path) -> None:
+    save_with_other_numbers(place / "other")
+    command = ["evaluate", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--scores"]
+    assert cli.main([*command, "alone.json", "--model", "model"]) == 0
+    with pytest.warns(UserWarning, match="model and other do not read rows as the same tokens, so each is scored"):
+        assert cli.main([*command, "both.json", "--model", "model", "--base", "other"]) == 0
+    alone, both = (json.loads((place / name).read_text()) for name in ("alone.json", "both.json"))
+    for when in ("before", "after"):
+        assert numbers(both[when]) == pytest.approx(numbers(alone["after"]), rel=1e-5)
+        assert replies(both[when]) == replies(alone["after"])
+    # With fewer tokens than the model's tokenizer has, of which the rows hold one.
+    bigger = tiny.tokenizer()
+    bigger.add_tokens(["tea"])
+    model = tiny.model()
+    model.resize_token_embeddings(len(bigger))
+    model.save_pretrained("bigger")
+    bigger.save_pretrained("bigger")
+    with pytest.warns(UserWarning, match="bigger and model do not read rows as the same tokens"):
+        assert cli.main([*command, "third.json", "--model", "bigger", "--base", "model"]) == 0
+    third = json.loads((place / "third.json").read_text())
+    assert numbers(third["before"]) == pytest.approx(numbers(alone["after"]), rel=1e-5)
+
+
+def test_a_base_of_the_same_tokens_is_scored_without_a_warning(place: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = "<|user|>"  # which no row is read by
+    tiny.model(1).save_pretrained("other")
+    tokenizer.save_pretrained("other")
+    command = ["evaluate", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl"]
+    assert cli.main([*command, "--base", "other"]) == 0
+
+
+def test_a_base_for_whose_tokenizer_the_rows_are_too_long_is_refused_before_it_is_loaded(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlearn, "load_model", None)
+    tiny.save(place / "short")
+    config = json.loads((place / "short/config.json").read_text())
+    (place / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 24}))
+    command = ["evaluate", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl"]
+    assert cli.main([*command, "--base", "short"]) == 2
+    assert "forget.jsonl:1: the row has" in told(capsys)
+
+
+def test_a_retrained_model_of_other_tokens_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tofu.write(place / "tofu")
+    save_with_other_numbers(place / "other")
+    arguments = {"data_dir": "tofu", "split": "forget01", "scored_rows": 1}
+    command = ["evaluate", "--model", "model", "--task", "tofu", "--task-args", json.dumps(arguments)]
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "load_model", None)
+        assert cli.main([*command, "--retrained", "other"]) == 2
+        assert "retrained other: does not read the rows as the same tokens as the model model" in told(capsys)
+        # Nor is a base of other tokens compared with a retrained model.
+        assert cli.main([*command, "--retrained", "model", "--base", "other"]) == 2
+        assert "other does not read the rows as the same tokens as model" in told(capsys)
+        template = place / "other" / "chat_template.jinja"
+        tiny.save(place / "other")
+        template.write_text(template.read_text().replace("<|user|>", "<|system|>").replace("{{ m.role }}", "user"))
+        assert cli.main([*command, "--retrained", "other"]) == 2
+        assert "where only the template differs, --chat-template FILE" in told(capsys)
+    assert cli.main([*command, "--retrained", "other", "--chat-template", "model/chat_template.jinja"]) == 0
+    # Without a template, or a tokenizer, of its own it is given the model's.
+    template.unlink()
+    assert cli.main([*command, "--retrained", "other"]) == 0
+    for path in (place / "other").glob("tokenizer*"):
+        path.unlink()
+    assert cli.main([*command, "--retrained", "other"]) == 0
