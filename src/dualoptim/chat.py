@@ -45,6 +45,7 @@ class Turn(NamedTuple):
     strips: bool  # whether the template strips blanks from an answer's ends
     reserved: tuple[str, ...]  # control tokens that are text where a message or an answer spells them
     cuts: tuple[int, ...]  # positions in the prompt, one inside each such token that is text
+    opens: int = 0  # where plain text begins that is to be read as if nothing came before it
 
     def cuts_of(self, answer: str) -> list[int]:
         """Positions in an answer, one inside each control token that it spells."""
@@ -71,15 +72,26 @@ def turn_of(tokenizer: Any, prompt: Sequence[Message], where: str = "") -> Turn:
     special = special_tokens(tokenizer)
     if is_text(prompt):
         said = _broken("".join(m["content"] for m in prompt), special)
-        text = (tokenizer.bos_token or tokenizer.eos_token) + said
+        first = tokenizer.bos_token or tokenizer.eos_token
+        text = first + said
         eos = tokenizer.eos_token
-        return Turn(text.replace(BREAK, ""), "", eos, eos, False, special, tuple(_cuts(text)))
+        opens = 0 if _reads_on(tokenizer, first) else len(first)
+        return Turn(text.replace(BREAK, ""), "", eos, eos, False, special, tuple(_cuts(text)), opens)
     said = f"{where}: " if where else ""
     template = _template(tokenizer, said)
     try:
         return _turn(tokenizer, template, special, tuple(tuple(message.items()) for message in prompt))
     except _RefusedError as refused:
         raise UserError(f"{said}the chat template of {name} {refused}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _reads_on(tokenizer: Any, first: str) -> bool:
+    """Whether text after the written first token has the tokens that a tokenizer gives it alone.
+
+    Not so for Metaspace with `prepend_scheme="first"`, which puts a blank before what is first and before nothing else.
+    """
+    return _ids(tokenizer, f"{first}a") == [*_ids(tokenizer, first), *_ids(tokenizer, "a")]
 
 
 def _template(tokenizer: Any, said: str) -> str:
@@ -291,17 +303,18 @@ class Spelled(NamedTuple):
     spans: list[tuple[int, int]] | None
 
 
-def spelled(tokenizer: Any, text: str, cuts: Sequence[int] = (), *, goes_on: bool = False) -> Spelled:
+def spelled(tokenizer: Any, text: str, cuts: Sequence[int] = (), *, goes_on: bool = False, opens: int = 0) -> Spelled:
     """A text as tokens, none of which spans a cut.
 
     Args:
         cuts: positions in the text.
         goes_on: whether other text comes before it, so that the blank that some tokenizers add at the start is wrong.
+        opens: as in `Turn`.
     """
     ids: list[int] = []
     spans: list[tuple[int, int]] | None = []
-    for start, end in itertools.pairwise([0, *cuts, len(text)]):
-        piece = _piece(tokenizer, text[start:end], goes_on or start > 0)
+    for start, end in itertools.pairwise([0, *([opens] if opens else []), *cuts, len(text)]):
+        piece = _piece(tokenizer, text[start:end], goes_on or start > opens)
         ids += piece.ids
         spans = (
             None
@@ -334,7 +347,7 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], where: str = "", begun
         begun: the beginning of the answer, which the model continues.
     """
     turn = turn_of(tokenizer, prompt, where)
-    return spelled(tokenizer, turn.prompt + (turn.lead + begun if begun else ""), turn.cuts).ids
+    return spelled(tokenizer, turn.prompt + (turn.lead + begun if begun else ""), turn.cuts, opens=turn.opens).ids
 
 
 def reply_of(tokenizer: Any, ids: Sequence[int], turn: Turn, ends: Sequence[int]) -> str:

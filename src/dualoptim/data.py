@@ -6,6 +6,7 @@ A row is a prompt and an answer, read from JSON lines of ``question``/``answer``
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import unicodedata
@@ -104,6 +105,16 @@ def asset(name: str) -> list[dict[str, Any]]:
     """The JSON lines of a file that comes with the package."""
     text = resources.files("dualoptim").joinpath("assets", name).read_text(encoding="utf-8")
     return json_lines(text)
+
+
+@functools.cache
+def _assets() -> frozenset[str]:
+    return frozenset(file.name for file in resources.files("dualoptim").joinpath("assets").iterdir())
+
+
+def is_included(row: Row) -> bool:
+    """Whether a row comes with the package, so that nobody can shorten it."""
+    return row.where in _assets()
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -232,8 +243,9 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
     answer = row.answer.strip() if turn.strips else row.answer
     begun, told_apart = turn.prompt + turn.lead, turn.cuts_of(answer)
     text = begun + answer + (turn.closing if row.ends else "")
-    ids, spans = spelled(tokenizer, text, [*turn.cuts, *(len(begun) + cut for cut in told_apart)])
-    asked = spelled(tokenizer, turn.prompt, turn.cuts).ids
+    cuts = [*turn.cuts, *(len(begun) + cut for cut in told_apart)]
+    ids, spans = spelled(tokenizer, text, cuts, opens=turn.opens)
+    asked = spelled(tokenizer, turn.prompt, turn.cuts, opens=turn.opens).ids
     if ids[: len(asked)] != asked:  # a token spans prompt and answer; the prompt alone is tokenized without it
         shift = len(turn.prompt)
         rest = spelled(tokenizer, text[shift:], [len(turn.lead) + cut for cut in told_apart], goes_on=True)
@@ -246,7 +258,9 @@ def encode(row: Row, tokenizer: Any, max_length: int, positions: int | None = No
             if most == max_length
             else ("the model's positions, of which there are", "shorten the row")
         )
-        if is_text(row.prompt):
+        if is_included(row):
+            mend = "raise max_length" if most == max_length else "take a model with more of them"
+        elif is_text(row.prompt):
             mend += ", or give --chunk, which cuts plain text into chunks"
         raise UserError(
             f"{row.where}: the row has {len(ids)} tokens and {what} {most} would cut its answer off; {mend}"

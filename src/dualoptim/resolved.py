@@ -23,7 +23,7 @@ from . import resolve as names
 from .chat import prompt_ids
 from .checkpoints import ENDS, MEMORIZED, TASK_FILE, sha256
 from .config import RunConfig, typed
-from .data import Row, encode, is_text, longest, texts
+from .data import Row, encode, is_included, is_text, longest, texts
 from .device import device_and_precision, settled
 from .errors import UserError
 from .evaluation import general, probes
@@ -213,6 +213,7 @@ def resolve(configs: Sequence[RunConfig], *, training: bool = True, task: Task |
 
 
 ANY_LENGTH = 2**31
+ROOM_TO_ASK = 40  # tokens for the words that a wording adds to a question, and for a reply
 
 
 def check_rows(
@@ -227,6 +228,9 @@ def check_rows(
         trained: the runs of these rows that train, each of whose losses has to count something of every row.
     """
     tokenizer = resolved.tokenizer
+    for row in tasks.rows_in(getattr(resolved.task, "held_out", ())):  # which are scored
+        if not is_included(row):
+            encode(row, tokenizer, ANY_LENGTH, room)
     refusal = resolved.refusals[longest(resolved.refusals, tokenizer)]
     for name, rows in resolved.task.objectives.items():
         refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
@@ -245,6 +249,20 @@ def check_rows(
                 replacing = [text_of(row.fields, "instead", row.where)]
             for text in replacing or [refusal]:
                 encode(row.answered(text), tokenizer, max_length, room)
+    _check_included(resolved, room)
+
+
+def _check_included(resolved: Resolved, room: int) -> None:
+    """Refuse a model with too few positions for the included questions; included passages are then left out."""
+    asked = [row for row in tasks.rows_in(vars(resolved.task)) if is_included(row) and not is_text(row.prompt)]
+    if not asked or not getattr(resolved.tokenizer, "chat_template", None):  # without one they are not asked
+        return
+    longest = max(asked, key=lambda row: len(row.question))
+    if (tokens := len(prompt_ids(resolved.tokenizer, longest.prompt)) + ROOM_TO_ASK) > room:
+        raise UserError(
+            f"model {resolved.config.model}: has {room} positions, and to ask the included questions takes up to "
+            f"{tokens}, with a few words before them and a reply; take a model with more positions"
+        )
 
 
 def _check_alternates(row: Row, tokenizer: Any, room: int) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ..chat import prompt_ids
 from ..data import Row, asset, question
+from ..models import positions
 from . import metrics, scoring
 
 ASKED = 32  # facts asked, drawn once from the included ones
@@ -35,12 +37,16 @@ class Ability:
         rows = [question(f["question"], "", accepted=[f["answer"], *f["aliases"]]) for f in facts]
         if not getattr(tokenizer, "chat_template", None):
             rows = []
+        room = positions(model)
+        rows = [row for row in rows if len(prompt_ids(tokenizer, row.prompt)) < room]
         right = self._answered(model, rows)
         self.facts = [row for row, known in zip(rows, right, strict=True) if known]
         if len(self.facts) < LEAST:
             self.facts = []
         self.passages = [Row((), row["text"], "passages.jsonl") for row in asset("passages.jsonl")[:PASSAGES]]
-        self.perplexity = self._perplexity(model)
+        if not scoring.reads(model, tokenizer, self.passages):
+            self.passages = []
+        self.perplexity = self._perplexity(model) if self.passages else math.inf
         most, share = SPEAKS
         if self.perplexity > min(most, share * len(tokenizer)):  # a change of it would mean nothing
             self.passages = []

@@ -219,6 +219,15 @@ def _mean_of(records: Sequence[Record], key: str) -> float | None:
     return mean([record[key] for record in records])
 
 
+NO_PASSAGES = "the included passages were not read: the model has too few positions for the longest"
+
+
+def perplexity(records: Sequence[Record]) -> float | None:
+    """The perplexity on the included passages among records; None where they were not read."""
+    passages = [r for r in records if r["set"] == "passages"]
+    return metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]) if passages else None
+
+
 class Computed:
     """Numbers as they are computed from records, and for each that cannot be computed, why.
 
@@ -246,6 +255,11 @@ class Computed:
         if self.numbers[name] is None:
             self.missing[name] = reason or "some of what it is made of was not computed"
 
+    def put_perplexity(self) -> None:
+        """Compute the perplexity on the included passages, where the model read them."""
+        passages = self.sets.get("passages", [])
+        self.put("perplexity", partial(perplexity, passages), None if passages else NO_PASSAGES)
+
     def aggregate(
         self, name: str, compute: Callable[[Mapping[str, float | None]], float | None], parts: Sequence[str]
     ) -> None:
@@ -270,7 +284,7 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
         not_asked = None if part else "no paraphrased questions were asked (paraphrased_question in the task's files)"
         for key in ("probability", "rouge_l"):
             put(f"{asked}_{key}", partial(_mean_of, part, key), not_asked)
-    forget, passages = sets.get("forget", []), sets.get("passages", [])
+    forget = sets.get("forget", [])
     put("forget_idk_entailment", lambda: entailed(forget, "idk_"), lacks(forget, "idk_entailment", notes))
     no_forget = None if forget else "the set forget has no records"
     no_false = None if all(r.get("perturbed_nlls") for r in forget) else "the rows have no false answers beside them"
@@ -283,11 +297,7 @@ def unlearning(records: Sequence[Record], retrained: Sequence[Record] | None = N
     ):
         for key in ("probability", "rouge_l"):
             put(f"{name}_{key}", partial(_mean_of, sets.get(name, []), key), None if sets.get(name) else none)
-    put(
-        "perplexity",
-        lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
-        None if passages else "no passages were read",
-    )
+    computed.put_perplexity()
     put("extraction_strength", lambda: mean([_extraction_strength(r) for r in forget]))
     put("exact_memorisation", lambda: mean([_exact_memorisation(r) for r in forget]))
     _beside_retrained(sets, retrained, put)

@@ -307,6 +307,20 @@ def text_records(model: nn.Module, tokenizer: Any, rows: Sequence[Row], name: st
     ]
 
 
+def passage_records(model: nn.Module, tokenizer: Any, passages: Sequence[Row]) -> list[dict[str, Any]]:
+    """As `text_records`, of the included passages; none where the model has too few positions for one of them.
+
+    On the others alone, perplexity would be that of other texts.
+    """
+    return text_records(model, tokenizer, passages, "passages") if reads(model, tokenizer, passages) else []
+
+
+def reads(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> bool:
+    """Whether a model has positions enough for each of some rows."""
+    room = positions(model)
+    return all(len(encode(row, tokenizer, MAX_LENGTH).input_ids) <= room for row in rows)
+
+
 def token_counts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
     """How many tokens each row's answer and its end token have."""
     return [sum(label != IGNORED for label in encode(row, tokenizer, MAX_LENGTH).labels) for row in rows]

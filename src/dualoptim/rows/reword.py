@@ -17,13 +17,14 @@ from typing import Any
 import regex
 from torch import nn
 
-from ..chat import TEXT, Message
+from ..chat import TEXT, Message, prompt_ids
 from ..data import ASKING, Row, reworded
 from ..device import seeded
 from ..evaluation import scoring
 from ..evaluation.numbers_written import numbered
 from ..evaluation.words import ALONE, APOSTROPHES, BLANKLESS, folded, normal, places, stands_in, stem, words
 from ..evaluation.words import whole_words as whole_words
+from ..models import positions
 from .function_words import WORDS
 
 TRAINED = ("{}", "{}", "{} Answer in one sentence.", "Please answer this question: {}", "Do you know {indirect}?")
@@ -284,7 +285,7 @@ def written(
     """Questions that the model itself writes for each row's question, following `examples`.
 
     Left out is what is not a single question, or has the words of the row's own or of an earlier one in the same order.
-    A small model writes few that are of use.
+    A small model writes few that are of use, and one with few positions none.
 
     Args:
         samples: how often each question is put to the model, at temperature 1.
@@ -299,6 +300,8 @@ def written(
     ]
     prompts = [(*shown, {"role": "user", "content": row.question}) for row in rows]
     found: list[list[str]] = [[] for _ in rows]
+    if max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts) >= positions(model):
+        return found
     with seeded(seed):
         given = scoring.replies(
             model, tokenizer, [p for p in prompts for _ in range(samples)], max_new_tokens=QUESTION_TOKENS,

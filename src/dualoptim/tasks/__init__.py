@@ -143,7 +143,7 @@ class Task(ABC):
 
     def clusters(self) -> dict[tuple[str, str], str]:
         """The cluster of each row of the task, by what its records have: question and answer."""
-        return {row.pair: self.cluster(row) for row in reversed([*_rows_in(vars(self))])}
+        return {row.pair: self.cluster(row) for row in reversed([*rows_in(vars(self))])}
 
     def clustered(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """Records with the clusters of their rows; as they are where no row of the task is theirs."""
@@ -183,14 +183,15 @@ def not_trained_on(rows: Sequence[Row], objectives: Mapping[str, Sequence[Row]],
     return found
 
 
-def _rows_in(value: Any) -> Iterator[Row]:
+def rows_in(value: Any) -> Iterator[Row]:
+    """The rows that a value, its mappings and its lists hold."""
     if isinstance(value, Row):
         yield value
     elif isinstance(value, Mapping):
-        yield from _rows_in(list(value.values()))
+        yield from rows_in(list(value.values()))
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _rows_in(each)
+            yield from rows_in(each)
 
 
 def kinds() -> dict[str, type[Task]]:

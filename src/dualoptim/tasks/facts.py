@@ -21,7 +21,7 @@ from ..cached import cached
 from ..data import Row, asset, question
 from ..errors import UserError
 from ..evaluation import metrics, scoring
-from ..evaluation.numbers import Metric, Numbers, Record, mean
+from ..evaluation.numbers import NO_PASSAGES, Metric, Numbers, Record, mean, perplexity
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept, reworded, verdict
 from ..identity import identity
@@ -130,14 +130,15 @@ class Facts(Task):
         numbers: dict[str, float | None] = {}
         for name in ("forget", "retain", "unseen"):
             numbers[f"{name}_accuracy"] = mean([r["right"] for r in records if r["set"] == name])
-        passages = [r for r in records if r["set"] == "passages"]
-        numbers["perplexity"] = metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages])
+        numbers["perplexity"] = perplexity(records)
         stated = [metrics.probability(r["nll"]) for r in records if r["set"] == "forget_statements"]
         numbers["forget_probability"] = mean(stated)
         numbers["harmless_refused"] = mean([float(r["refused"]) for r in records if r["set"] == "harmless"])
         nothing = [metrics.probability(r["nll"]) for r in records if r["set"] == "unknown"]
         numbers["unknown_probability"] = mean(nothing)
-        return Numbers(numbers, {name: "no fact of the set is known" for name, n in numbers.items() if n is None})
+        why = {"perplexity": NO_PASSAGES}
+        none = "no fact of the set is known"
+        return Numbers(numbers, {name: why.get(name, none) for name, n in numbers.items() if n is None})
 
     @classmethod
     def verdict(cls, before: Sequence[Record], after: Sequence[Record]) -> str:
@@ -182,7 +183,7 @@ class Facts(Task):
             }
             for row, reply in zip(self.harmless, given, strict=True)
         ]
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def _asked(

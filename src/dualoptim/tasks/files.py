@@ -30,7 +30,7 @@ from ..device import seeded
 from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation import verdict as verdicts
-from ..evaluation.numbers import Metric, Numbers, Record, mean, told
+from ..evaluation.numbers import NO_PASSAGES, Metric, Numbers, Record, mean, perplexity, told
 from ..evaluation.refusal import evades, says_one_of
 from ..evaluation.verdict import FAR_KEPT, NEAR_KEPT, Kept
 from ..identity import identity
@@ -545,7 +545,7 @@ class Files(Task):
         ):
             given = self._asked(model, tokenizer, rows, f"Asking, {name}")
             records += [self._record(row, name, reply) for row, reply in zip(rows, given, strict=True)]
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     def attacked(self) -> Mapping[str, Sequence[Row]]:
         forget = []
@@ -574,7 +574,6 @@ class Files(Task):
         forget = [r for r in sets.get("forget", []) if r["known"]]
         retain = sets.get("retain", [])
         nearby = [*(r for r in retain if r["known"]), *sets.get("neighbors", [])]
-        passages = sets.get("passages", [])
         untold = any(r["probability"] is None for r in forget)
 
         def share(part: Sequence[Record], key: str) -> float | None:
@@ -588,7 +587,7 @@ class Files(Task):
             "nearby_answered": share(nearby, "gives"),
             "facts_answered": share(sets.get("facts", []), "gives"),
             "harmless_refused": share(sets.get("harmless", []), "refused"),
-            "perplexity": metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
+            "perplexity": perplexity(records),
             "unknown_probability": share(sets.get("unknown", []), "probability"),
             "extraction_strength": mean([metrics.extraction_strength(told(r, "top1")) for r in forget]),
             "forget_refused": share(forget, "refused"),
@@ -603,6 +602,7 @@ class Files(Task):
             "facts_refused": share(sets.get("facts", []), "refused"),
         }
         why = {
+            "perplexity": NO_PASSAGES,
             "unknown_probability": "no question has a name or a longer word that an invented one could replace",
             "retain_answered": "the model knew none of the rows held out, or there are none",
             "retain_probability": "no row was held out of --retain",

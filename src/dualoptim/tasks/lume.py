@@ -175,7 +175,7 @@ class Lume(Task):
                 records += scored
         for name, rows in (("members", self.members), ("non_members", self.non_members)):
             records += scoring.text_records(model, tokenizer, rows, name) if rows else []
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
@@ -199,12 +199,7 @@ class Lume(Task):
         _membership(computed)
         mmlu = [r["value"] for r in records if r["set"] == general.SET and (r["task"], r["metric"]) == ("mmlu", "acc")]
         put("mmlu", lambda: mmlu[0], None if mmlu else "MMLU was not asked for (lm_eval: [mmlu])")
-        passages = computed.sets.get("passages", [])
-        put(
-            "perplexity",
-            lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
-            None if passages else "no passages were read",
-        )
+        computed.put_perplexity()
         computed.aggregate("task_aggregate", task_aggregate, TWELVE)
         computed.aggregate("lume_score", lambda n: mean([n[part] or 0.0 for part in SCORE_PARTS]), SCORE_PARTS)
         return Numbers({name: computed.numbers[name] for name in Lume.metrics}, computed.missing)

@@ -18,7 +18,7 @@ from torch import nn
 from ..data import Row, asset, data_file, question, read_rows
 from ..errors import UserError, unknown
 from ..evaluation import metrics, scoring
-from ..evaluation.numbers import Metric, Numbers, Record, mean
+from ..evaluation.numbers import NO_PASSAGES, Metric, Numbers, Record, mean, perplexity
 from ..evaluation.refusal import refuses
 from . import Task, not_trained_on
 from .safety import HARMFUL, REPLY_TOKENS, general_rows, instructions, safety_rows
@@ -108,20 +108,21 @@ class Multitask(Task):
         for name, rows in self.asked.items():
             records += _scored(model, tokenizer, name, rows, _limit(tokenizer, name, rows), f"Asking, {name}")
             records += scoring.text_records(model, tokenizer, self.read[name], f"{name}_answers")
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
-        passages = [r for r in records if r["set"] == "passages"]
         scores = {name: mean([r["score"] for r in records if r["set"] == name]) for name in SCORES}
         present = [score for score in scores.values() if score is not None]
         numbers: dict[str, float | None] = {"average": mean(present)}
         numbers |= {f"{name}_score": score for name, score in scores.items()}
-        numbers["perplexity"] = metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages])
+        numbers["perplexity"] = perplexity(records)
         for name in SCORES:
             nlls = [r["nll"] for r in records if r["set"] == f"{name}_answers"]
             numbers[f"{name}_probability"] = mean([metrics.probability(nll) for nll in nlls])
-        return Numbers(numbers, {name: "it is not among `of`" for name, number in numbers.items() if number is None})
+        why = {"perplexity": NO_PASSAGES}
+        none = "it is not among `of`"
+        return Numbers(numbers, {name: why.get(name, none) for name, number in numbers.items() if number is None})
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         return {

@@ -163,7 +163,7 @@ class Muse(Task):
         for side, asked in self.questions.items():
             records += self._answered(model, tokenizer, side, len(asked), f"Asking, {side}")
         records += self._attacked(model, tokenizer)
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         texts = [[row.answer for row in rows] for rows in self.texts.values()]
@@ -187,12 +187,7 @@ class Muse(Task):
             lambda: metrics.privacy_leakage(area(sets), area(gold)),
             None if retrained else "no model retrained without the texts to forget was given (retrained)",
         )
-        passages = sets.get("passages", [])
-        put(
-            "perplexity",
-            lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
-            None if passages else "no passages were read",
-        )
+        computed.put_perplexity()
         return Numbers({name: computed.numbers[name] for name in Muse.metrics}, computed.missing)
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float | None]:

@@ -233,7 +233,7 @@ class RealWorld(Task):
             records.append(
                 {"set": "facts", "question": row.question, "answer": row.answer, "said": reply, "right": right}
             )
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def _answered(model: nn.Module, tokenizer: Any, name: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -268,13 +268,9 @@ class RealWorld(Task):
         sets["forget_known"] = [record for record in sets.get("forget", []) if record["known"]]
         for name in SETS:
             six_metrics(name, sets.get(name, []), computed.notes, put)
-        facts, passages = sets.get("facts", []), sets.get("passages", [])
+        facts = sets.get("facts", [])
         put("facts_accuracy", lambda: mean([float(r["right"]) for r in facts]), None if facts else "none were asked")
-        put(
-            "perplexity",
-            lambda: metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
-            None if passages else "no passages were read",
-        )
+        computed.put_perplexity()
         without = [key for key in _UTILITY if not key.endswith("entailment")]
         computed.aggregate("model_utility", lambda n: harmonic_mean({key: n[key] for key in _UTILITY}), _UTILITY)
         computed.aggregate("utility_without_entailment", lambda n: harmonic_mean({k: n[k] for k in without}), without)

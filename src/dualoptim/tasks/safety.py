@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..evaluation import metrics, scoring
 from ..evaluation.aggregates import harmonic_mean
 from ..evaluation.judges import RefusalJudge, check
-from ..evaluation.numbers import Metric, Numbers, Record, mean
+from ..evaluation.numbers import NO_PASSAGES, Metric, Numbers, Record, mean, perplexity
 from ..evaluation.refusal import refusal_probabilities, refuses
 from ..reading import parse_json, read_text
 from . import Task, not_trained_on
@@ -119,7 +119,7 @@ class Safety(Task):
         records = refusal_records(model, tokenizer, self.prompts, self.judge)
         helpful = scoring.question_records(model, tokenizer, self.held_out, "helpful")
         records += [{**r, "rouge_l_f1": metrics.rouge_l_f1(r["reply"], r["answer"])} for r in helpful]
-        return records + scoring.text_records(model, tokenizer, self.passages, "passages")
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
@@ -127,12 +127,11 @@ class Safety(Task):
             return mean([float(r[key]) for r in records if r["set"] == name and source in (None, r["source"])])
 
         helpful = [r for r in records if r["set"] == "helpful"]
-        passages = [r for r in records if r["set"] == "passages"]
         numbers = {
             "refusal_rate": share("harmful", "refused"),
             "over_refusal": share("harmless", "refused"),
             "helpful_rouge_l": mean([r["rouge_l_f1"] for r in helpful]),
-            "perplexity": metrics.perplexity([r["nll"] for r in passages], [r["tokens"] for r in passages]),
+            "perplexity": perplexity(records),
             "helpful_probability": mean([r["probability"] for r in helpful]),
             **{f"refusal_{name}": share("harmful", "refused", name) for name in HARMFUL.values()},
             "refusal_xstest": share("xstest", "refused"),
@@ -140,7 +139,9 @@ class Safety(Task):
             "over_refusal_probability": share("harmless", "refusal_probability"),
         }
         numbers["balance"] = balance(numbers)
-        return Numbers(numbers, {name: "the set has no records" for name, n in numbers.items() if n is None})
+        why = {"perplexity": NO_PASSAGES}
+        none = "the set has no records"
+        return Numbers(numbers, {name: why.get(name, none) for name, n in numbers.items() if n is None})
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         harmful = [prompt for prompt, name, _ in self.prompts if name == "harmful"]

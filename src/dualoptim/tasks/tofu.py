@@ -22,7 +22,7 @@ from ..errors import UserError, unknown
 from ..evaluation import numbers
 from ..evaluation.judges import check
 from ..evaluation.numbers import Metric, Numbers, Record
-from ..evaluation.scoring import followed, gradient_norms, question_records, text_records
+from ..evaluation.scoring import followed, gradient_norms, passage_records, question_records
 from ..identity import identity
 from ..reading import hub_records
 from ..rows.forms import check_texts
@@ -260,7 +260,7 @@ class Tofu(Task):
             for record in records:
                 if record["set"] in ("forget", "holdout"):
                     record["gradient_norm"] = next(norms)
-        return records + text_records(model, tokenizer, self.passages, "passages")
+        return records + passage_records(model, tokenizer, self.passages)
 
     def score_retrained(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
         rows = self.scored["forget"]

@@ -20,7 +20,7 @@ from torch import nn
 from ..data import Row, asset
 from ..errors import UserError, unknown
 from ..evaluation import general, metrics, scoring
-from ..evaluation.numbers import Metric, Numbers, Record
+from ..evaluation.numbers import NO_PASSAGES, Metric, Numbers, Record
 from ..models import load_tokenizer
 from ..reading import file_of, hub_rows, read_lines, read_text
 from ..rows import chunks
@@ -119,8 +119,9 @@ class Wmdp(Task):
         return self.score(model, tokenizer)
 
     def score(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Any]]:
-        sets = {**self.held_out, "passages": self.passages}
-        return [r for name, rows in sets.items() for r in scoring.text_records(model, tokenizer, rows, name)]
+        sets = self.held_out.items()
+        records = [r for name, rows in sets for r in scoring.text_records(model, tokenizer, rows, name)]
+        return records + scoring.passage_records(model, tokenizer, self.passages)
 
     @staticmethod
     def numbers(records: Sequence[Record], retrained: Sequence[Record] | None = None) -> Numbers:
@@ -136,6 +137,7 @@ class Wmdp(Task):
             "retain_perplexity": perplexity("retain"),
         }
         why = {name: NOT_ASKED if name.endswith("_acc") else "the set has no records" for name in numbers}
+        why["perplexity"] = NO_PASSAGES
         return Numbers(numbers, {name: why[name] for name, number in numbers.items() if number is None})
 
     def follow(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
