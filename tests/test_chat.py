@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from dualoptim import cli
-from dualoptim.chat import end_ids, turn_of
+from dualoptim.chat import end_ids, prompt_ids, turn_of
 from dualoptim.data import IGNORED, ObjectiveRows, Row, collate, encode, pad_id, question
 from dualoptim.errors import UserError
 from dualoptim.evaluation.scoring import question_records, replies
@@ -665,3 +665,30 @@ def test_positions_beyond_the_models_are_found_before_the_run(
     assert cli.main(["unlearn", *told, "--general", "false", "--steps", "2", "--out", "out"]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_plain_text_begins_with_the_tokens_that_the_tokenizer_itself_gives_it(scheme: str) -> None:
+    pieces = ["<unk>", "<s>", "</s>", "▁", "c", "a", "t", "s", "<", ">", "/", "▁c", "▁ca", "▁cat"]
+    merges = [("▁", "c"), ("▁c", "a"), ("▁ca", "t")]
+    split = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    split.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=True)
+    split.add_special_tokens(["<unk>", "<s>", "</s>"])
+    split.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=split, bos_token="<s>", eos_token="</s>")
+
+    def tokens(row: Row) -> list[str]:
+        return tokenizer.convert_ids_to_tokens(encode(row, tokenizer, 64).input_ids)
+
+    own = tokenizer.convert_ids_to_tokens(tokenizer("cat sat")["input_ids"])
+    assert own[1] == ("c" if scheme == "never" else "▁cat")
+    assert tokens(Row((), "cat sat", "x:1")) == [*own, "</s>"]
+    assert tokens(Row(({"role": "text", "content": "cat"},), " sat", "x:1")) == [*own, "</s>"]
+    prompt = prompt_ids(tokenizer, [{"role": "text", "content": "cat sat"}])
+    assert tokenizer.convert_ids_to_tokens(prompt) == own
+    # What spells a token is text, and goes on after it.
+    spelt = tokens(Row((), "cat <s>cat", "x:1"))
+    assert spelt[: len(own[:2])] == own[:2]
+    assert spelt.count("<s>") == 1
+    labels = [label for label in encode(Row((), "cat sat", "x:1"), tokenizer, 64).labels if label != IGNORED]
+    assert tokenizer.convert_ids_to_tokens(labels) == [*own[1:], "</s>"]
