@@ -228,9 +228,6 @@ def check_rows(
         trained: the runs of these rows that train, each of whose losses has to count something of every row.
     """
     tokenizer = resolved.tokenizer
-    for row in tasks.rows_in(getattr(resolved.task, "held_out", ())):  # which are scored
-        if not is_included(row):
-            encode(row, tokenizer, ANY_LENGTH, room)
     refusal = resolved.refusals[longest(resolved.refusals, tokenizer)]
     for name, rows in resolved.task.objectives.items():
         refused, others = resolved.losses[name].needs_idk, resolved.losses[name].needs_alternates
@@ -249,6 +246,9 @@ def check_rows(
                 replacing = [text_of(row.fields, "instead", row.where)]
             for text in replacing or [refusal]:
                 encode(row.answered(text), tokenizer, max_length, room)
+    for row in tasks.rows_in(getattr(resolved.task, "held_out", ())):  # which are scored
+        if not is_included(row):
+            encode(row, tokenizer, ANY_LENGTH, room)
     _check_included(resolved, room)
 
 

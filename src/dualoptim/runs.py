@@ -55,11 +55,11 @@ is counted from the state tensors; `peak_memory_bytes` is the process's resident
 of allocated memory).
 
 `files` are the SHA-256 of the files that settings name; `fingerprints` those of a run's inputs: rows and measures, the
-file of a task of your own, refusals, questions of probes, template, tokenizer and start model, AltPO's alternates, and
-the packages' versions. If `finite` is false, the model's numbers were not after training, and nothing was measured.
-`collapse` says how a model fell apart. `environment` is that of the process that ended the run; env.json is of the
-latest process that ran something in the folder, whichever run it was. The files of a `private` run hold no text of rows
-or replies: hashes in records.jsonl, no samples.
+file of a task of your own, refusals, questions of probes, template, tokenizer, start model and its end tokens, AltPO's
+alternates, and the packages' versions. If `finite` is false, the model's numbers were not after training, and nothing
+was measured. `collapse` says how a model fell apart. `environment` is that of the process that ended the run; env.json
+is of the latest process that ran something in the folder, whichever run it was. The files of a `private` run hold no
+text of rows or replies: hashes in records.jsonl, no samples.
 """
 
 from __future__ import annotations
