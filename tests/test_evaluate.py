@@ -175,7 +175,7 @@ def test_perplexity_is_not_computed_where_the_included_passages_do_not_fit(goal:
         ),
         (
             ["--forget", "forget.jsonl", "--retain", "retain.jsonl"],
-            r"model model: has 96 positions, and to ask the included questions takes up to 1\d\d, .*; take a model with",
+            r"model model: has 96 positions, and to ask the included questions takes up to 1\d\d, .*; take a model",
         ),
     ],
 )
