@@ -1097,7 +1097,7 @@ def test_resamples_compute_each_records_scores_once_and_no_tests(monkeypatch: py
 
     def records() -> list[dict[str, Any]]:
         return [
-            {"set": name, "question": f"{name} {i}", "nll": draw.random(), "zlib_bytes": 9, "ended": 0,
+            {"set": name, "question": f"{name} {i}", "answer": "A.", "nll": draw.random(), "zlib_bytes": 9, "ended": 0,
              **{key: draw.random() for key in ("probability", "rouge_l", "rouge_1", "token_entropy")},
              **{key: [draw.gauss(0, 1) for _ in range(6)] for key in ("log_probs", "z", "perturbed_nlls")},
              "top1": [draw.randrange(2) for _ in range(6)]}
