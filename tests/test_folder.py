@@ -595,7 +595,7 @@ def test_numbers_are_there_before_the_model(
     ("bound", "said"),
     [
         (300, "File too large ("),
-        (20_000, "out/results.json: could not be written (File too large), so the numbers stand"),
+        (20_000, "out/results.json: could not be written (File too large), so the numbers"),
     ],
 )
 def test_a_file_is_written_whole_or_not_at_all(
