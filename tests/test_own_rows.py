@@ -1319,6 +1319,14 @@ def test_shares_have_wilson_intervals() -> None:
 # The whole path
 
 
+def test_the_dry_run_says_what_the_run_will_say_of_the_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place / "one.jsonl", [{"question": "Who hides tea?", "answer": "Ada hides tea."}])
+    write(place / "other.jsonl", [{"text": "Who hides tea? Ada hides tea."}, *rows("Cleo", "Dora")])
+    model = str(tiny.save(place / "model"))
+    assert cli.main(["unlearn", "--model", model, "--forget", "one.jsonl", "--retain", "other.jsonl", "--dry-run"]) == 0
+    assert "Rows to keep with the answer of one to forget: other.jsonl:1 (one.jsonl:1)" in capsys.readouterr().out
+
+
 def test_unlearn_on_ones_own_rows_says_what_it_chose_and_what_came_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,8 @@ def show_resolved(several: Sequence[Resolved]) -> None:
     for name, part in rows.items():
         lengths = [len(tokens.input_ids) for tokens in dataset.tokens[name]]
         print(f"{name}: {len(part)} rows of {min(lengths)} to {max(lengths)} tokens")
+    for note in task.notes:  # as when the run begins
+        print(note)
     for of in several:
         each, turns = of.config, of.turns()
         begins = ", ".join("+".join(f"{n} {name}" for name, n in turn.items()) for turn in turns[:SHOWN_TURNS])
