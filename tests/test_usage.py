@@ -223,11 +223,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model and rows to forget and to keep, which is also the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALOPTIM_CACHE", str(tmp_path / "cache"))
-    tiny.save(tmp_path / "model")
-    for name, verb in (("forget", "hides"), ("retain", "likes")):
-        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in "ABCDEFGHIJ"]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return tmp_path
+    return tiny.with_rows(tmp_path, "ABCDEFGHIJ")
 
 
 INIT = ["init", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "model"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +68,14 @@ def longrope(switch: int) -> Phi3ForCausalLM:
 def save(folder: Path) -> Path:
     model().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def with_rows(folder: Path, people: Iterable[str]) -> Path:
+    """A folder with a model and rows to forget and to keep, one about each of these people."""
+    save(folder / "model")
+    names = list(people)
+    for name, verb in (("forget", "hides"), ("retain", "likes")):
+        rows = [{"question": f"What does {who} {verb[:-1]}?", "answer": f"{who} {verb} tea."} for who in names]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder

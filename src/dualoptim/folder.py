@@ -34,9 +34,8 @@ OWN = (RECORDS, MODEL, ADAPTER, CHECKPOINTS, LOGS, SAVED, RECORD)  # a run's own
 # What tells that a folder's other files are a run's, so it is removed last.
 KNOWN_BY = {ENVIRONMENT, FOLDERS, SETTINGS, SAVED}
 TURN = f"{LOCK}-turn"  # held for a moment, by the shard whose turn it is to read and write what all of them share
-_LOCKS = re.compile(
-    rf"{re.escape(LOCK)}(-\d+-of-\d+|-turn)?"
-)  # one for a folder, or one for each shard and their turns
+# One for a folder, or one for each shard and one for their turns.
+_LOCKS = re.compile(rf"{re.escape(LOCK)}(-\d+-of-\d+|-turn)?")
 # What is being written. A file's name has a hash of the host's name and the process's number: shards may share a file.
 _PARTIAL = re.compile(r"(?P<of>.+?)(\.[0-9a-f]{8}-[0-9]+)?\.partial")
 # What is written into a folder of a run: by transformers and PEFT, by the trackers, by the Trainer.
